@@ -1,0 +1,43 @@
+"""Cross-architecture knowledge distillation for efficient neural rankers, on Hugging Face.
+
+Paper: Hofstätter et al. 2020, https://arxiv.org/abs/2010.02666. Importing the package registers its models with the
+transformers Auto classes and does nothing else: every other public name is imported on first use (PEP 562).
+"""
+
+from importlib import import_module as _import_module
+
+from .models import BertCat, BertCatConfig, BertDot, BertDotConfig, load_ranker
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. `losses` is public as a module.
+_LAZY = {
+    "BM25Index": "retrieval.bm25",
+    "Ranker": "ranker",
+    "RankingTrainer": "training.trainer",
+    "RankingTrainingArguments": "training.arguments",
+    "RerankingEvaluator": "evaluation.rerank",
+    "Run": "data.formats",
+    "TextStore": "data.texts",
+    "evaluate_run": "evaluation.metrics",
+    "load_teacher_scores": "data.triples",
+    "read_qrels": "data.formats",
+    "read_run": "data.formats",
+    "sample_triples": "data.triples",
+    "write_qrels": "data.formats",
+    "write_run": "data.formats",
+}
+
+__all__ = ["BertCat", "BertCatConfig", "BertDot", "BertDotConfig", "load_ranker", "losses", *_LAZY]
+
+
+def __getattr__(name: str) -> object:
+    if name == "losses":
+        return _import_module(".losses", __name__)
+    if name in _LAZY:
+        return getattr(_import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

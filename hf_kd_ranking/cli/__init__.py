@@ -1,0 +1,40 @@
+"""The command line: `hf-kd-ranking VERB`, `python -m hf_kd_ranking VERB`."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+
+from . import demo, train
+
+# What the package raises about its input; anything else is a failure and keeps its traceback.
+BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
+
+app = typer.Typer(help="Distil fast passage rankers from slow ones.", no_args_is_help=True, add_completion=False)
+app.command("demo")(demo.demo)
+app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
+
+
+@contextmanager
+def exit_on_bad_input() -> Iterator[None]:
+    """Turn bad input into one line on standard error and exit status 2; HF_KD_RANKING_TRACEBACK=1 keeps the traceback."""
+    try:
+        yield
+    except BAD_INPUT as error:
+        if os.environ.get("HF_KD_RANKING_TRACEBACK") == "1":
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"error: {' '.join(str(message).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Run the command line."""
+    with exit_on_bad_input():
+        app(standalone_mode=True)

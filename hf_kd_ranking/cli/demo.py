@@ -1,0 +1,18 @@
+"""`hf-kd-ranking demo`: the paper's idea on docstrings, without a network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of everything the demo makes; a second run goes on there.")] = Path(
+        "demo_output"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each student.")] = 1,
+) -> None:
+    """Distil a BERT_DOT student from a BERT_CAT teacher on the docstrings of the installed packages."""
+    from ..demo.experiment import run_demo  # only here: other verbs need none of it
+
+    run_demo(output, seeds=seeds)

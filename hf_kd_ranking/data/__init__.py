@@ -1,0 +1,1 @@
+"""From files of ids, texts and teacher scores to batches."""

@@ -1,0 +1,307 @@
+"""What is read and written: runs and qrels (TREC text), and below them lines, JSON lines, TSV columns, Arrow files.
+
+Readers name file and line in every error; writers give a file its name only when it is complete.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+
+# ---- Runs and qrels --------------------------------------------------------------------------------------------------
+
+
+class Run(dict[str, list[tuple[str, float]]]):
+    """A ranking per query: query_id -> [(doc_id, score)], best first. BM25, rerankers and indexes all produce it."""
+
+    def top(self, k: int) -> "Run":
+        """The first k documents of every query."""
+        return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
+
+    @classmethod
+    def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
+        """Group scored pairs by query and sort by falling score; ties keep the order given."""
+        run = cls()
+        for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
+            run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
+        for ranking in run.values():
+            ranking.sort(key=lambda scored: -scored[1])
+        return run
+
+
+def read_run(path: str | os.PathLike) -> Run:
+    """Read a TREC run file (`query_id Q0 doc_id rank score tag`); the scores give the order, ties by rank in the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, a document
+            listed twice for a query; for an empty file.
+    """
+    path = existing_file(path, "run")
+    run = Run()
+    seen: set[tuple[str, str]] = set()
+    for line, (query_id, _, doc_id, _, score, _) in _trec_lines(path, 6, "query_id Q0 doc_id rank score tag"):
+        if (query_id, doc_id) in seen:
+            raise ValueError(f"{path} line {line}: document {doc_id!r} stands twice in the ranking of {query_id!r}.")
+        seen.add((query_id, doc_id))
+        run.setdefault(query_id, []).append((doc_id, _number(path, line, "score", score, float)))
+    for ranking in run.values():
+        ranking.sort(key=lambda scored: -scored[1])
+    return run
+
+
+def write_run(
+    run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
+) -> None:
+    """Write a TREC run file, ranks from 1; it appears under its name only when it is complete.
+
+    Raises:
+        ValueError: if an id or the tag holds white space, which the format cannot carry.
+    """
+    with writing(path) as file:
+        for query_id, ranking in run.items():
+            for rank, (doc_id, score) in enumerate(ranking, start=1):
+                _check_no_space(query_id, doc_id, tag)
+                # repr of a float is the shortest text that reads back as the same float
+                file.write(f"{query_id} Q0 {doc_id} {rank} {float(score)!r} {tag}\n")
+
+
+def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
+    """Read TREC relevance judgments (`query_id 0 doc_id grade`): query_id -> {doc_id: grade}, grades kept as they are.
+
+    BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file and line, for a wrong number of columns, a grade that is no integer, two different
+            grades for one pair; for an empty file.
+    """
+    path = existing_file(path, "qrels")
+    with path.open(encoding="utf-8") as file:
+        is_beir = file.readline().split() == ["query-id", "corpus-id", "score"]
+    width, layout = (3, "query-id corpus-id score") if is_beir else (4, "query_id 0 doc_id grade")
+    qrels: dict[str, dict[str, int]] = {}
+    for line, fields in _trec_lines(path, width, layout):
+        if is_beir and line == 1:
+            continue
+        query_id, doc_id, grade = fields[0], fields[-2], _number(path, line, "grade", fields[-1], int)
+        if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
+            raise ValueError(f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one.")
+    return qrels
+
+
+def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
+    """Write TREC relevance judgments.
+
+    Raises:
+        ValueError: if an id holds white space, which the format cannot carry.
+    """
+    with writing(path) as file:
+        for query_id, grades in qrels.items():
+            for doc_id, grade in grades.items():
+                _check_no_space(query_id, doc_id)
+                file.write(f"{query_id} 0 {doc_id} {grade}\n")
+
+
+def _trec_lines(path: Path, width: int, layout: str) -> Iterator[tuple[int, list[str]]]:
+    empty = True
+    for line, text in read_lines(path):
+        fields = text.split()
+        if not fields:
+            continue
+        if len(fields) != width:
+            raise ValueError(f"{path} line {line}: needed {width} columns ({layout}), got {len(fields)}: {text[:80]!r}.")
+        empty = False
+        yield line, fields
+    if empty:
+        raise ValueError(f"{path} is empty; needed lines of {layout}.")
+
+
+def _number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise ValueError(f"{path} line {line}: {name} must be a finite {kind.__name__}, got {text!r}.")
+    return value
+
+
+def _check_no_space(*names: str) -> None:
+    for name in names:
+        if not name or any(character.isspace() for character in name):
+            raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def existing_file(path: str | os.PathLike, what: str) -> Path:
+    """The path of a file that must be there and hold something.
+
+    Raises:
+        FileNotFoundError: if it is not there, or is a folder.
+        ValueError: if it is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"The {what} file {path} {kind}; give the path of the file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"The {what} file {path} is empty.")
+    return path
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file with their numbers, from 1; a byte order mark is dropped.
+
+    Raises:
+        ValueError: with file and line, for bytes that are no UTF-8.
+    """
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            try:
+                yield line, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is no UTF-8; convert "
+                    "the file first, for example with iconv."
+                ) from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    """Objects of a JSON-lines file with their line numbers; blank lines are passed over.
+
+    Raises:
+        ValueError: with file and line, for what is no JSON object.
+    """
+    for line, text in read_lines(path):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} line {line}: no JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} line {line}: needed a JSON object, got {type(value).__name__}.")
+        yield line, value
+
+
+def read_tsv(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    """Stream the columns of a TSV file without header or quoting, in batches of a few megabytes.
+
+    Raises:
+        ValueError: with file and line, for a wrong number of columns, what is no finite number in a column of
+            numbers, bad UTF-8.
+    """
+    try:
+        reader = pa.csv.open_csv(
+            path,
+            read_options=pa.csv.ReadOptions(column_names=list(types), block_size=1 << 23),
+            parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=True),
+            convert_options=pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
+        )
+        for batch in reader:
+            if not all(_is_finite(column) for column in batch.columns):
+                raise pa.ArrowInvalid("a number is not finite")
+            yield batch
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        _raise_with_line(path, types)
+        raise ValueError(f"{path} is not readable as {len(types)} tab-separated columns: {error}") from None
+
+
+def _is_finite(column: pa.Array) -> bool:
+    return not pa.types.is_floating(column.type) or bool(pc.all(pc.is_finite(column)).as_py())
+
+
+def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
+    """Find what the fast reader stumbled over, line by line, and raise about it."""
+    for line, text in read_lines(path):
+        fields = text.split("\t")
+        if text and len(fields) != len(types):
+            raise ValueError(
+                f"{path} line {line}: needed {len(types)} tab-separated columns ({', '.join(types)}), got "
+                f"{len(fields)}: {text[:80]!r}."
+            )
+        for (name, kind), field in zip(types.items(), fields, strict=bool(text)):
+            if pa.types.is_floating(kind):
+                _number(path, line, name, field, float)
+
+
+def nth_line(path: Path, row: int) -> int:
+    """The line of a file on which its row stands, counted from 0 and without blank lines."""
+    lines = (line for line, text in read_lines(path) if text.strip())
+    return next(itertools.islice(lines, row, None))
+
+
+def is_plain_integer(text: str) -> bool:
+    """True where the text is an integer of 64 bits in its only plain spelling, so that an int id loses nothing."""
+    return text.lstrip("-").isdigit() and len(text) < 19 and str(int(text)) == text
+
+
+def is_integer_ids(ids: pa.Array) -> bool:
+    """True where every id of a string array is a plain integer, see `is_plain_integer`."""
+    if pa.types.is_integer(ids.type):
+        return True
+    return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())
+
+
+def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None) -> Path:
+    """Where what is built from a file is kept: it depends on the file's path, size and modification time."""
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{kind}|1"
+    root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking"
+    return root / f"{path.stem}-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes its name when the block ends well, and is gone when it does not."""
+    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not folder.is_dir():  # another process may have built the same
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator:
+    """A UTF-8 text file that takes its name when the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
+    """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    first = next((batch for batch in batches if len(batch)), None)
+    if first is None:
+        raise ValueError(f"{source} holds no rows.")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)

@@ -1,0 +1,187 @@
+"""Teacher rows: loaded from the published files as a memory-mapped table, and sampled from candidates.
+
+A row is the published five columns `pos_score neg_score query_id pos_id neg_id` (tab separated, no header), or a list
+`query_id, doc_ids, teacher_scores` (JSON lines, Parquet) with one length for the whole file. In memory both are an
+Arrow table on disk (`datasets.Dataset`): 40 million rows cost no resident memory.
+"""
+
+import os
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from .formats import (
+    Run,
+    building,
+    cache_folder,
+    existing_file,
+    is_integer_ids,
+    is_plain_integer,
+    nth_line,
+    read_jsonl,
+    read_tsv,
+    write_arrow,
+)
+
+TEACHER_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
+LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")
+MARGIN_COLUMNS = ("query_id", "positive_id", "negative_id", "score")
+_MARGINS_ONLY = "margins only"
+
+
+# ---- Loading ---------------------------------------------------------------------------------------------------------
+
+def load_teacher_scores(
+    path_or_dataset: str | os.PathLike | datasets.Dataset, cache_dir: str | os.PathLike | None = None
+) -> datasets.Dataset:
+    """Load teacher scores as a memory-mapped table of ids and scores.
+
+    Args:
+        path_or_dataset: the published five-column TSV; a `.jsonl` or `.parquet` file with the columns of a pair row
+            or of a list row; or a `datasets.Dataset` with such columns. A data set with only margins
+            (`query_id, positive_id, negative_id, score`) becomes pos_score = margin, neg_score = 0 and is marked,
+            see `has_only_margins`.
+        cache_dir: where the Arrow file built from a TSV or JSONL file is kept; None is the cache of `datasets`. It is
+            built once for a file's path, size and modification time.
+
+    Returns:
+        Columns `pos_score, neg_score` (float32), `query_id, pos_id, neg_id`; or `query_id, doc_ids, teacher_scores`.
+        Ids are int64 where all ids of the file are plain integers (`str(int(x)) == x`), else strings.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, bad UTF-8,
+            ragged lists, an empty file; or for a data set without the columns.
+    """
+    if isinstance(path_or_dataset, datasets.Dataset):
+        return _check_columns(path_or_dataset, "the data set")
+    path = existing_file(path_or_dataset, "teacher scores")
+    if path.suffix == ".parquet":
+        return _check_columns(datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir), str(path))
+    folder = cache_folder(path, "scores", cache_dir)
+    if not folder.is_dir():
+        with building(folder) as temporary:
+            batches = _read_lists(path) if path.suffix in (".jsonl", ".json") else _read_pairs(path)
+            write_arrow(temporary / "scores.arrow", batches, str(path))
+    dataset = datasets.Dataset.from_file(str(folder / "scores.arrow"))
+    dataset.info.description = str(path)
+    return _check_columns(dataset, str(path))
+
+
+def has_only_margins(dataset: datasets.Dataset) -> bool:
+    """Say whether teacher rows came from a source of margins, so that single scores mean nothing."""
+    return dataset.info.description.startswith(_MARGINS_ONLY)
+
+
+def row_name(dataset: datasets.Dataset, row: int) -> str:
+    """Name a row of teacher scores as its user knows it: file and line where it came from a file."""
+    source = Path(dataset.info.description)
+    return f"{source} line {nth_line(source, row)}" if source.is_file() else f"row {row} of the teacher scores"
+
+
+def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
+    columns = set(dataset.column_names)
+    if len(dataset) == 0:
+        raise ValueError(f"{source} holds no teacher rows; at least one is needed.")
+    if columns >= set(TEACHER_COLUMNS) or columns >= set(LIST_COLUMNS):
+        return dataset
+    if columns >= set(MARGIN_COLUMNS):
+        dataset = dataset.rename_columns({"positive_id": "pos_id", "negative_id": "neg_id", "score": "pos_score"})
+        dataset = dataset.add_column("neg_score", np.zeros(len(dataset), dtype=np.float32))
+        dataset.info.description = f"{_MARGINS_ONLY}: {source}"
+        return dataset
+    raise ValueError(
+        f"{source} has the columns {', '.join(dataset.column_names)}; teacher rows need {', '.join(TEACHER_COLUMNS)} "
+        f"or {', '.join(LIST_COLUMNS)} (or margins: {', '.join(MARGIN_COLUMNS)})."
+    )
+
+
+def _read_pairs(path: Path) -> Iterator[pa.RecordBatch]:
+    types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
+    types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
+    are_integers = all(
+        is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
+    )
+    for batch in read_tsv(path, types):
+        ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
+        yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
+
+
+def _read_lists(path: Path, rows_per_batch: int = 10_000) -> Iterator[pa.RecordBatch]:
+    rows: list[dict] = []
+    length = None
+    are_integers = all(is_plain_integer(str(i)) for _, row in read_jsonl(path) for i in _ids_of(row))
+    convert = int if are_integers else str
+    for line, row in read_jsonl(path):
+        if missing := [name for name in LIST_COLUMNS if name not in row]:
+            raise ValueError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
+        scores, ids = row["teacher_scores"], row["doc_ids"]
+        length = len(ids) if length is None else length
+        if not len(scores) == len(ids) == length or length < 2:
+            raise ValueError(
+                f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores, where the file's lists have "
+                f"{length}; all lists must have one length of at least 2. Cut or drop the odd ones first."
+            )
+        if not np.isfinite(np.asarray(scores, dtype=np.float32)).all():
+            raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
+        rows.append(
+            {"query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in ids], "teacher_scores": scores}
+        )
+        if len(rows) == rows_per_batch:
+            yield _list_batch(rows, are_integers)
+            rows = []
+    if rows:
+        yield _list_batch(rows, are_integers)
+
+
+def _list_batch(rows: list[dict], are_integers: bool) -> pa.RecordBatch:
+    kind = pa.int64() if are_integers else pa.string()
+    fields = [("query_id", kind), ("doc_ids", pa.list_(kind)), ("teacher_scores", pa.list_(pa.float32()))]
+    return pa.RecordBatch.from_pylist(rows, schema=pa.schema(fields))
+
+
+def _ids_of(row: dict) -> list:
+    return [row.get("query_id", ""), *row.get("doc_ids", [])]
+
+
+# ---- Sampling --------------------------------------------------------------------------------------------------------
+
+
+def sample_triples(
+    run: Run, qrels: Mapping[str, Mapping[str, int]], per_query: int = 1, minimum_grade: int = 1, seed: int = 42
+) -> datasets.Dataset:
+    """Sample (query, positive, negative) ids: a judged positive, and a candidate of the run that is not one.
+
+    Args:
+        run: candidates, for example BM25's; hard negatives come from here.
+        qrels: query_id -> {doc_id: grade}.
+        per_query: triples a query; fewer where it has fewer distinct ones.
+        minimum_grade: judged relevant from this grade on.
+        seed: of the sampling, which depends on nothing else.
+
+    Returns:
+        Columns `query_id, pos_id, neg_id` (strings), in the run's order of queries. Queries without a positive or
+        without a negative give no row.
+
+    Raises:
+        ValueError: if no query gives a triple.
+    """
+    rows: list[tuple[str, str, str]] = []
+    for query_id, ranking in run.items():
+        positives = [doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade >= minimum_grade]
+        negatives = [doc_id for doc_id, _ in ranking if doc_id not in set(positives)]
+        pairs = len(positives) * len(negatives)
+        rng = random.Random(f"{seed} {query_id}")
+        for pair in rng.sample(range(pairs), min(per_query, pairs)):
+            positive, negative = divmod(pair, len(negatives))
+            rows.append((query_id, positives[positive], negatives[negative]))
+    if not rows:
+        raise ValueError(
+            f"No triple: none of the {len(run)} queries of the run has both a document of grade >= {minimum_grade} in "
+            "the qrels and another candidate; do run and qrels use the same query ids?"
+        )
+    return datasets.Dataset.from_dict(dict(zip(("query_id", "pos_id", "neg_id"), zip(*rows, strict=True), strict=True)))

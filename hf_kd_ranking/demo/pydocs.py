@@ -1,0 +1,353 @@
+"""PyDocs: a retrieval collection from the docstrings of the installed Python packages.
+
+The first sentence of a docstring is a query, what follows is its one relevant passage. Sources are parsed with `ast`:
+nothing is imported, executed or downloaded, so a machine without the Hub has something to train and evaluate on.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import re
+import sys
+import sysconfig
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+# Import names: large, well documented, and installed wherever torch, transformers, datasets and scikit-learn are.
+PACKAGES = tuple(
+    "accelerate aiohttp click datasets fsspec huggingface_hub jinja2 joblib mpmath networkx numpy pandas pygments rich "
+    "scipy sklearn sympy torch transformers".split()
+)
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the name on PyPI is not the import name
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+# All that decides the result besides the sources; saved, so that a folder made by other rules is not reused.
+RECIPE = {
+    "version": 1,  # raise it when a rule below changes that is not a number here
+    "query_words": [4, 40],
+    "passage_words": [10, 28],  # at least 10; cut to 28, so that the models (48 word pieces) see what BM25 sees
+    "test_below": 75,  # of 1000 buckets
+    "dev_below": 100,
+    "near_duplicate_jaccard": 0.5,
+}
+RULES = (  # in the order of testing
+    "no_sentence",
+    "no_passage",
+    "query_too_short",
+    "query_too_long",
+    "passage_too_short",
+    "duplicate_query",
+    "duplicate_passage",
+)
+SPLITS = ("train", "dev", "test")
+FIRST_QUERY_ID = 1_000_000  # far from the document ids, so that mixing the two up fails
+FILE_NAMES = {"collection.tsv", "stats.json"}.union(*({f"queries.{s}.tsv", f"qrels.{s}.txt"} for s in SPLITS))
+
+BALANCED = r"\((?:[^()]|\([^()]*\))*\)"
+# "foo(a, b=(1, 2)) -> c" on a line of its own, as C extensions and their imitators write it
+SIGNATURES = re.compile(rf"\A(?:\s*[\w.*]+{BALANCED}[ \t]*(?:->[^\n]*)?[:;,]?[ \t]*(?:\n|\Z))+")
+# no sentence first: "name (type): ...", "name : type", "Args:", or a heading of one word
+NO_SENTENCE = re.compile(
+    rf"\A\s*(?:\*{{0,2}}[`'\"]?\w+[`'\"]?\*{{0,2}}(?:[ \t]*{BALANCED}[ \t]*:| : )|\w+:[ \t]*\n|\w+\n[ \t]*[-=~]{{3}})"
+)
+# the query ends at an empty line, before a list, doctest, field, directive or section, or after its first sentence
+PARAGRAPH_END = re.compile(r"\n(?=[ \t]*(?:\n|[-*+>:@|]|\.\. |\d+[.)]|\w+:[ \t]*\n|\w+\n[ \t]*[-=~]{3}))")
+SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)(?<!\betc)\.(?=\s)")
+MARKUP = (
+    (re.compile(r"\[([^\]\n]*)\]\([^)\s]*\)"), r"\1"),  # [text](url)
+    (re.compile(r"`([^`<>]+?)\s*<[^`<>]*>`_*"), r"\1"),  # `text <target>`_
+    (re.compile(r"\[`([^`\]]*)`\]"), r"\1"),  # [`Name`], a link in transformers' docs
+    (re.compile(r":[a-zA-Z][\w:+-]*:(?=`)|`[~!]?|\[\w+\]_"), ""),  # :role:, backticks, [1]_
+    (re.compile(r"(?<!\w)\*{1,2}(?=\w)|(?<=[\w.])\*{1,2}(?![\w(])"), ""),  # *emphasis*, **kwargs
+    (re.compile(r"^[ \t]*\.\. [\w-]+::|%\(\w+\)s|</?(?:Tip|Added|Changed|Deprecated)\b[^>]*>", re.MULTILINE), ""),
+)
+
+
+@dataclass(frozen=True)
+class PyDocs:
+    """The files of one built collection.
+
+    Args:
+        collection: `doc_id<TAB>passage`, ids 0 to N-1, all splits together.
+        queries: for each of train, dev and test a file `query_id<TAB>query`.
+        qrels: for each split a TREC file `query_id 0 doc_id 1`; one relevant passage per query.
+        stats: counts of files, docstrings, drops by rule and pairs by split, and the versions they come from.
+    """
+
+    collection: Path
+    queries: dict[str, Path]
+    qrels: dict[str, Path]
+    stats: dict[str, Any]
+
+
+class Pair(NamedTuple):
+    """A query and its relevant passage, both on one line and without markup."""
+
+    query: str
+    passage: str
+
+
+def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
+    """Build the PyDocs collection, or return the one in `output` if it was made from the same sources.
+
+    Exact duplicates on either side are dropped (the first stays). md5(query) mod 1000 decides the split: test < 75,
+    dev < 100, else train. Then test pairs that nearly equal a train pair go, and dev pairs that nearly equal a train
+    or test pair: a Jaccard similarity of 0.5 or more between the sets of word bigrams, of the queries or of the
+    passages. One word replaced inside a query of 8 words leaves 5/9 = 0.56, four in a passage of 28 leave 19/35 =
+    0.54: so 0.5 finds the template filled in twice, where a model could repeat what it saw in training; by inspection
+    most pairs below it differ in content. Twins within one split stay. The same sources give the same bytes.
+
+    Args:
+        output: folder to write; replaced as a whole once everything is ready.
+        roots: name -> source folder. None: the standard library and those of `PACKAGES` that are installed.
+
+    Returns:
+        Paths and counts, the counts also in `stats.json`.
+
+    Raises:
+        ValueError: if a root is no folder, `output` holds other files, or no docstring gives a pair.
+    """
+    output = Path(output)
+    if roots is None:
+        sources, versions = _installed_sources()
+    else:
+        sources = {name: Path(root) for name, root in sorted(roots.items())}
+        versions = {name: _digest(root) for name, root in sources.items()}
+    origin = {"recipe": RECIPE, "python": platform.python_version(), "packages": versions}
+    saved = _read_saved(output)
+    if saved is not None and all(saved.get(key) == value for key, value in origin.items()):
+        return _describe(output, saved)
+    if strangers := sorted({path.name for path in output.glob("*")} - FILE_NAMES):
+        raise ValueError(f"PyDocs replaces the folder {output}, which holds other files: {strangers}; name a new one.")
+    pairs, counts = _collect([path for root in sources.values() for path in _python_files(root)])
+    if not pairs:
+        raise ValueError(
+            f"PyDocs needs docstrings of a sentence and a text, but none of {counts['docstrings']} docstrings in "
+            f"{counts['files_parsed']} files of {list(sources)} is usable; name roots with documented Python sources."
+        )
+    split_of, removed = _split(pairs)
+    sizes = Counter(split_of.values())
+    stats = origin | counts | {"near_duplicates_removed": removed, "pairs": {split: sizes[split] for split in SPLITS}}
+    _write(output, split_of, stats)
+    return _describe(output, stats)
+
+
+def _installed_sources() -> tuple[dict[str, Path], dict[str, str]]:
+    """Source folder and release of the standard library and of each installed package."""
+    roots = {"python": Path(sysconfig.get_path("stdlib"))}
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)  # a top-level name: located, not imported
+        if spec is None or spec.origin is None:
+            logger.info("PyDocs: package %s is not installed and left out", name)
+            continue
+        roots[name] = Path(spec.origin).parent
+        versions[name] = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+    return dict(sorted(roots.items())), dict(sorted(versions.items()))
+
+
+def _python_files(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(f"PyDocs needs a folder of .py files as root, got {root}, which is none; correct the path.")
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(files, key=lambda path: path.relative_to(root).parts)
+
+
+def _digest(root: Path) -> str:
+    """Stands for the version of a folder that has none: a digest of its files' names and contents."""
+    digest = hashlib.sha256()
+    for path in _python_files(root):
+        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _collect(files: list[Path]) -> tuple[list[Pair], dict[str, Any]]:
+    """All pairs in order of file and position, without exact duplicates, and what was counted on the way."""
+    counts, dropped = dict.fromkeys(("files_parsed", "files_unreadable", "docstrings"), 0), dict.fromkeys(RULES, 0)
+    passages: dict[str, str] = {}  # query -> passage
+    seen: set[str] = set()  # passages
+    for candidates in tqdm(_parse_all(files), total=len(files), desc="PyDocs", unit="file"):
+        counts["files_unreadable" if candidates is None else "files_parsed"] += 1
+        for pair in candidates or ():
+            counts["docstrings"] += 1
+            rule = _broken_rule(pair, passages, seen)
+            if rule is not None:
+                dropped[rule] += 1
+                continue
+            passages[pair.query] = pair.passage
+            seen.add(pair.passage)
+    logger.info("PyDocs: %d of %d files could not be parsed", counts["files_unreadable"], len(files))
+    return [Pair(*item) for item in passages.items()], {**counts, "dropped": dropped}
+
+
+def _parse_all(files: list[Path]) -> Iterator[list[Pair] | None]:
+    # Processes halve the half minute that a full collection takes on 2 cores. Only forked ones are safe in a script
+    # without a __main__ guard, and forking is sound on Linux only.
+    workers = min(os.cpu_count() or 1, len(files) // 100)
+    if workers < 2 or sys.platform != "linux":
+        yield from map(_parse, files)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forking beside threads (torch's, tqdm's): the children use neither.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            results = pool.map(_parse, files, chunksize=32)
+        yield from results
+
+
+def _parse(path: Path) -> list[Pair] | None:
+    """The pair of each docstring in a file, in order of position; None if this Python cannot parse the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            tree = ast.parse(path.read_bytes())
+        return [_pair(docstring) for docstring in _docstrings(tree)]
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        docstring = ast.get_docstring(node)
+        if docstring is not None:
+            yield docstring.encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be written
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):  # no definition is inside an expression
+            yield from _docstrings(child)
+
+
+def _pair(docstring: str) -> Pair:
+    """Divide a docstring after its first sentence; an empty query where it does not begin with one."""
+    text = SIGNATURES.sub("", docstring).lstrip()
+    if NO_SENTENCE.match(text):
+        return Pair("", "")
+    ends = [match.end() for match in (PARAGRAPH_END.search(text), SENTENCE_END.search(text)) if match]
+    end = min(ends, default=len(text))
+    return Pair(" ".join(_words(text[:end])), " ".join(_words(text[end:])[: RECIPE["passage_words"][1]]))
+
+
+def _words(text: str) -> list[str]:
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return [word for word in text.split() if any(map(str.isalnum, word))]
+
+
+def _broken_rule(pair: Pair, passages: dict[str, str], seen: set[str]) -> str | None:
+    """Name of the first of `RULES` that drops this pair, None if it stays."""
+    query_words, passage_words = pair.query.count(" ") + 1, pair.passage.count(" ") + 1
+    broken = (
+        not pair.query,
+        not pair.passage,
+        query_words < RECIPE["query_words"][0],
+        query_words > RECIPE["query_words"][1],
+        passage_words < RECIPE["passage_words"][0],
+        pair.query in passages,
+        pair.passage in seen,
+    )
+    return next((rule for rule, is_broken in zip(RULES, broken, strict=True) if is_broken), None)
+
+
+def _split(pairs: list[Pair]) -> tuple[dict[Pair, str], dict[str, int]]:
+    """The split of each pair that is left, in order, and how many near-duplicates went from test and dev."""
+    split_of = {pair: _split_by_hash(pair) for pair in pairs}
+    removed = {}
+    for split, other_splits in (("test", ("train",)), ("dev", ("train", "test"))):
+        members = [pair for pair in split_of if split_of[pair] == split]
+        near = _nearly_equal(members, [pair for pair in split_of if split_of[pair] in other_splits])
+        removed[split] = int(near.sum())
+        for index in near.nonzero()[0]:
+            del split_of[members[index]]
+    return split_of, removed
+
+
+def _split_by_hash(pair: Pair) -> str:
+    bucket = _md5(pair) % 1000
+    if bucket < RECIPE["test_below"]:
+        return "test"
+    return "dev" if bucket < RECIPE["dev_below"] else "train"
+
+
+def _md5(pair: Pair) -> int:
+    return int(hashlib.md5(pair.query.encode("utf-8")).hexdigest(), 16)
+
+
+def _nearly_equal(pairs: list[Pair], others: list[Pair]) -> np.ndarray:
+    """For each of `pairs` whether its query or its passage nearly equals that of one of `others`; (len(pairs),)."""
+    from sklearn.feature_extraction.text import HashingVectorizer  # a second to import: only where it is used
+
+    near = np.zeros(len(pairs), dtype=bool)
+    if not pairs or not others:
+        return near
+    bigrams = HashingVectorizer(
+        ngram_range=(2, 2), token_pattern=r"\w+", binary=True, norm=None, alternate_sign=False, dtype=np.float32
+    )
+    for texts, other_texts in zip(zip(*pairs, strict=True), zip(*others, strict=True), strict=True):
+        left, right = bigrams.transform(texts), bigrams.transform(other_texts)
+        shared = (left @ right.T).tocoo()  # (pairs, others), only where a bigram is shared
+        union = left.getnnz(axis=1)[shared.row] + right.getnnz(axis=1)[shared.col] - shared.data
+        near[shared.row[shared.data >= RECIPE["near_duplicate_jaccard"] * union]] = True
+    return near
+
+
+def _write(output: Path, split_of: dict[Pair, str], stats: dict[str, Any]) -> None:
+    """Write everything beside `output` and rename at the end: an interrupted run leaves nothing half written."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+        fresh = Path(scratch, "fresh")
+        fresh.mkdir()
+        for name, text in _file_texts(split_of, stats).items():
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+        if output.exists():
+            output.rename(Path(scratch, "stale"))
+        fresh.rename(output)
+
+
+def _file_texts(split_of: dict[Pair, str], stats: dict[str, Any]) -> dict[str, str]:
+    doc_ids = {pair: doc_id for doc_id, pair in enumerate(split_of)}
+    # Queries are numbered in the order of md5, which is none: an id says nothing about the relevant passage's id.
+    query_ids = {pair: query_id for query_id, pair in enumerate(sorted(split_of, key=_md5), start=FIRST_QUERY_ID)}
+    texts = {
+        "collection.tsv": "".join(f"{doc_id}\t{pair.passage}\n" for pair, doc_id in doc_ids.items()),
+        "stats.json": json.dumps(stats, indent=2) + "\n",
+    }
+    for split in SPLITS:
+        members = [pair for pair in query_ids if split_of[pair] == split]
+        texts[f"queries.{split}.tsv"] = "".join(f"{query_ids[pair]}\t{pair.query}\n" for pair in members)
+        texts[f"qrels.{split}.txt"] = "".join(f"{query_ids[pair]} 0 {doc_ids[pair]} 1\n" for pair in members)
+    return texts
+
+
+def _read_saved(output: Path) -> dict[str, Any] | None:
+    if not all((output / name).is_file() for name in FILE_NAMES):
+        return None
+    return json.loads((output / "stats.json").read_text(encoding="utf-8"))
+
+
+def _describe(output: Path, stats: dict[str, Any]) -> PyDocs:
+    return PyDocs(
+        collection=output / "collection.tsv",
+        queries={split: output / f"queries.{split}.tsv" for split in SPLITS},
+        qrels={split: output / f"qrels.{split}.txt" for split in SPLITS},
+        stats=stats,
+    )

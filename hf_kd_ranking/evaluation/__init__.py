@@ -1,0 +1,1 @@
+"""How well a ranker ranks, and whether a difference is one."""

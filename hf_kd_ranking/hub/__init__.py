@@ -1,0 +1,1 @@
+"""Cards and publishing; results and arguments reach it as plain dicts."""

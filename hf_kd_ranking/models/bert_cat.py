@@ -1,0 +1,67 @@
+"""BERT_CAT: the encoder reads query and document as one sequence; the score is linear in its [CLS] vector.
+
+Source: Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085; the paper's teacher and its most effective student
+(arXiv 2010.02666, equation 1). Nothing can be stored ahead of the query, which makes it the slowest ranker.
+"""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from .base import RankerConfig, RankerModel, RankingOutput
+
+
+@strict
+class BertCatConfig(RankerConfig):
+    """Configuration of BERT_CAT. A pair is cut to `max_query_length + max_document_length` tokens, longest text first."""
+
+    model_type = "BERT_Cat"
+    joins_texts: ClassVar[bool] = True
+
+    problem_type: str | None = "regression"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # One raw logit, published configs included: with transformers' default of two labels the text-classification
+        # pipeline would put a softmax over a single logit and answer 1.0 to everything.
+        self.problem_type = "regression"
+        kwargs["num_labels"] = 1
+        super().__post_init__(**kwargs)
+
+
+class BertCat(RankerModel):
+    """BERT_CAT ranker; also a standard one-label sequence classifier."""
+
+    config_class = BertCatConfig
+
+    def __init__(self, config: BertCatConfig) -> None:
+        super().__init__(config)
+        self._classification_layer = nn.Linear(config.encoder_config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **inputs: Tensor
+    ) -> RankingOutput:
+        """Score pairs.
+
+        Args:
+            input_ids: (B, L) one pair a query, or (B, n, L).
+            attention_mask: the same shape; None attends to everything.
+            labels: (B,) target scores for a plain regression loss; None for no loss. Ranking losses take the scores.
+            **inputs: what else the tokenizer makes (`token_type_ids`), the same shape.
+
+        Returns:
+            `scores` (B,) or (B, n), and the same as `logits` (B * n, 1).
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        tokens = self.encode_tokens({name: tensor for name, tensor in inputs.items() if tensor is not None})
+        logits = self._classification_layer(tokens[:, 0])  # (B * n, 1)
+        scores = logits.float().view(input_ids.shape[:-1])
+        loss = None if labels is None else nn.functional.mse_loss(scores, labels.view(scores.shape).float())
+        return RankingOutput(loss=loss, logits=logits, scores=scores)
+
+
+AutoConfig.register(BertCatConfig.model_type, BertCatConfig)
+AutoModel.register(BertCatConfig, BertCat)
+AutoModelForSequenceClassification.register(BertCatConfig, BertCat)

@@ -1,0 +1,1 @@
+"""First stages and indexes; each one makes a `Run`."""

@@ -1,0 +1,79 @@
+"""BM25 by bm25s: the first stage whose candidates everything else re-ranks."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+from ..data.formats import Run, building, existing_file
+from ..data.texts import TextStore
+
+
+class BM25Index:
+    """A BM25 index over a collection: build, save, open, search.
+
+    Settings are those of the field for MS MARCO passages, k1 0.9 and b 0.4; words are lower-cased runs of letters and
+    digits of any length, without stop words removed and without stemming.
+    """
+
+    def __init__(self, retriever: bm25s.BM25, doc_ids: list[str]) -> None:
+        self._retriever = retriever
+        self._doc_ids = doc_ids
+
+    @classmethod
+    def build(cls, documents: TextStore, k1: float = 0.9, b: float = 0.4) -> "BM25Index":
+        """Index all texts of a store."""
+        doc_ids, texts = zip(*documents.items(), strict=True)
+        retriever = bm25s.BM25(k1=k1, b=b)
+        retriever.index(_tokenize(texts), show_progress=len(texts) > 100_000)
+        return cls(retriever, list(doc_ids))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the index; the folder appears when it is complete.
+
+        Raises:
+            FileExistsError: if the folder is there.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; give a new folder for the index.")
+        with building(folder) as temporary:
+            self._retriever.save(str(temporary))
+            (temporary / "doc_ids.json").write_text(json.dumps(self._doc_ids), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "BM25Index":
+        """Open a saved index, memory-mapped.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        doc_ids = existing_file(Path(folder) / "doc_ids.json", "BM25 index's ids")
+        return cls(bm25s.BM25.load(str(folder), mmap=True), json.loads(doc_ids.read_text(encoding="utf-8")))
+
+    def search(self, queries: Mapping[str, str], k: int = 100) -> Run:
+        """The best k documents of every query; documents without a common word are left out.
+
+        Args:
+            queries: query_id -> text.
+
+        Returns:
+            A run; ties in the order of the collection.
+        """
+        k = min(k, len(self._doc_ids))
+        tokens = _tokenize(list(queries.values()))
+        places, scores = self._retriever.retrieve(tokens, k=k, show_progress=len(queries) > 1_000)
+        run = Run()
+        for query_id, row, row_scores in zip(queries, places, scores, strict=True):
+            order = np.lexsort((row, -row_scores))
+            run[str(query_id)] = [
+                (self._doc_ids[row[i]], float(row_scores[i])) for i in order if row_scores[i] > 0
+            ]
+        return run
+
+
+def _tokenize(texts: list[str]) -> bm25s.tokenization.Tokenized:
+    return bm25s.tokenize(texts, stopwords=None, token_pattern=r"(?u)\w+", show_progress=len(texts) > 100_000)

@@ -1,0 +1,1 @@
+"""One Trainer for all architectures and losses."""

@@ -1,0 +1,103 @@
+"""What `RankingTrainer` is told, beside what every transformers Trainer is told."""
+
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..losses import get_loss
+
+MATCH = "match"
+
+
+@dataclass
+class RankingTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's settings as defaults, and what distillation adds.
+
+    Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
+    `per_device_eval_batch_size` 64 and `logging_steps` 50. `remove_unused_columns` is always False, since ids and
+    scores are no arguments of any model.
+    """
+
+    # The paper's settings (FP16 on GPUs, Adam 7e-6, batches of 32).
+    learning_rate: float = field(default=7e-6, metadata={"help": "Learning rate of the encoder; 7e-6 in the paper."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Queries per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts per device and forward."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines (a share of all, below 1)."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are made from ids."})
+
+    # Distillation
+    loss: str = field(default="margin_mse", metadata={"help": "margin_mse, or ranknet for training without a teacher."})
+    teacher_scale: str = field(
+        default="1",
+        metadata={
+            "help": "Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of the "
+            "student's margins to the teacher's on the first batches (root mean squares), measured once and logged."
+        },
+    )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of what the ranker adds to its encoder; None is that of the encoder."},
+    )
+
+    # Output
+    overwrite: bool = field(default=False, metadata={"help": "Train into an output folder that is not empty."})
+    data_name: str | None = field(default=None, metadata={"help": "What it is trained on, for the model card."})
+    teacher_name: str | None = field(default=None, metadata={"help": "What made the teacher scores, for the card."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        get_loss(self.loss)
+        self.remove_unused_columns = False
+        self.label_names = ["teacher_scores"]
+        self.teacher_factor()
+
+    def teacher_factor(self) -> float | None:
+        """`teacher_scale` as a number; None where it is to be matched.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        if self.teacher_scale == MATCH:
+            return None
+        try:
+            factor = float(self.teacher_scale)
+        except ValueError:
+            factor = math.nan
+        if not 0 < factor < math.inf:
+            raise ValueError(f"teacher_scale must be a positive number or {MATCH!r}, got {self.teacher_scale!r}.")
+        return factor
+
+    def checkpoint_to_resume(self) -> str | None:
+        """Look at the output folder before any work: the checkpoint to go on from, None for a fresh start.
+
+        `--resume_from_checkpoint true` takes the last checkpoint of the folder, and starts afresh where there is none
+        yet; with `--overwrite` earlier checkpoints are removed.
+
+        Raises:
+            FileExistsError: if the folder holds something and neither is asked for.
+            FileNotFoundError: if the named checkpoint is none.
+        """
+        folder = Path(self.output_dir)
+        if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() not in ("true", "false"):
+            if not (Path(self.resume_from_checkpoint) / "trainer_state.json").is_file():
+                raise FileNotFoundError(f"{self.resume_from_checkpoint} is no checkpoint: no trainer_state.json in it.")
+            return self.resume_from_checkpoint
+        if (self.resume_from_checkpoint or "").lower() == "true":
+            return get_last_checkpoint(folder) if folder.is_dir() else None
+        with self.main_process_first(local=False):
+            if self.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
+                self._clear(folder)
+        return None
+
+    def _clear(self, folder: Path) -> None:
+        if not self.overwrite:
+            raise FileExistsError(
+                f"The output folder {folder} is not empty; give another one, --resume_from_checkpoint true to go on, "
+                "or --overwrite to train into it."
+            )
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)

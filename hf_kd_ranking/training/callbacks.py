@@ -1,0 +1,112 @@
+"""What is watched during training: the statistics of the log lines, and the teacher's scale."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from ..losses import margins, spread
+
+
+class StepStatistics:
+    """Sums over the steps between two log lines; kept on the device, so that no step waits for one.
+
+    Logged: `pairwise_agreement`, the share of pairs that student and teacher order alike; mean and standard deviation
+    of `student_margin` and `teacher_margin` (positive minus negative, the teacher's after scaling); `padding_share`,
+    the share of computed token positions that are padding; `tokens_per_second`, real tokens over all processes.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, if it is not running."""
+        self._started = self._started or time.perf_counter()
+
+    @torch.no_grad()
+    def add(self, features: Mapping[str, Any], student_scores: Tensor, teacher_scores: Tensor) -> None:
+        """Count a batch of (B, n) scores and the inputs they were computed from."""
+        student, teacher = margins(student_scores, teacher_scores)
+        agreement = ((student > 0) == (teacher > 0)).sum()
+        sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
+        tokens = sum(side["attention_mask"].sum() for side in sides)
+        positions = sum(side["attention_mask"].numel() for side in sides)
+        sums = [student.numel(), agreement, tokens, positions]
+        sums += [student.sum(), student.square().sum(), teacher.sum(), teacher.square().sum()]
+        # float64: sums of squares lose the variance in float32 after a few thousand batches. Not on MPS, which has none.
+        dtype = torch.float32 if student.device.type == "mps" else torch.float64
+        sums = torch.stack([torch.as_tensor(value, device=student.device).to(dtype) for value in sums])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """The statistics since the last call, over all processes."""
+        if self._sums is None or self._started is None:
+            return {}
+        seconds = time.perf_counter() - self._started
+        pairs, agreement, tokens, positions, *moments = accelerator.reduce(self._sums, "sum").tolist()
+        self._sums = self._started = None
+        statistics = {"pairwise_agreement": agreement / pairs}
+        for name, total, squares in zip(("student", "teacher"), moments[::2], moments[1::2], strict=True):
+            mean = total / pairs
+            statistics[f"{name}_margin"] = mean
+            statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
+        return statistics | {"padding_share": 1 - tokens / positions, "tokens_per_second": tokens / seconds}
+
+
+class MatchTeacherScale(TrainerCallback):
+    """Set the trainer's factor on teacher scores so that the teacher's margins have the student's spread.
+
+    The factor is the ratio of root mean square margins, student over teacher, on the first rows that training reads,
+    before the first step and without dropout. It is logged, and so kept in `trainer_state.json`, from where a resumed
+    run takes it.
+
+    Args:
+        trainer: the `RankingTrainer` whose `teacher_scale` is set.
+        batches: how many batches are measured.
+    """
+
+    def __init__(self, trainer: Trainer, batches: int = 8) -> None:
+        self.trainer = trainer
+        self.batches = batches
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the factor from the state, or measure it."""
+        logged = [entry["teacher_scale"] for entry in state.log_history if "teacher_scale" in entry]
+        if logged:
+            self.trainer.teacher_scale = logged[-1]
+            return
+        student, teacher = (torch.cat(parts) for parts in zip(*self._margins(), strict=True))
+        student_spread, teacher_spread = spread(student), spread(teacher)
+        if student_spread == 0 or teacher_spread == 0:
+            raise ValueError(
+                f"teacher_scale 'match' needs margins that are not all zero on the first {len(student)} pairs, got a "
+                f"spread of {student_spread} for the student and {teacher_spread} for the teacher; give a number."
+            )
+        self.trainer.teacher_scale = student_spread / teacher_spread
+        self.trainer.log(
+            {
+                "teacher_scale": self.trainer.teacher_scale,
+                "student_spread": student_spread,
+                "teacher_spread": teacher_spread,
+            }
+        )
+
+    @torch.no_grad()
+    def _margins(self) -> list[tuple[Tensor, Tensor]]:
+        # Every process reads the same rows, so that all get the same factor.
+        trainer, found = self.trainer, []
+        model = trainer.model_wrapped.eval()
+        rows = iter(trainer.train_sampler())
+        for _ in range(self.batches):
+            chosen = [row for row, _ in zip(rows, range(trainer.args.per_device_train_batch_size), strict=False)]
+            if not chosen:
+                break
+            batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in chosen]))
+            teacher_scores = batch.pop("teacher_scores")
+            found.append(margins(model(**batch).scores, teacher_scores))
+        return found

@@ -1,0 +1,110 @@
+"""The main job in one call: files in, a distilled ranker with its card and results out."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, set_seed
+
+from ..data.formats import read_qrels, read_run, writing
+from ..data.texts import TextStore
+from ..data.triples import load_teacher_scores
+from ..evaluation.metrics import DEFAULT_MEASURES
+from ..evaluation.rerank import RerankingEvaluator
+from ..models import RankerModel, load_ranker
+from .arguments import RankingTrainingArguments
+from .trainer import RankingTrainer
+
+
+@dataclass
+class TrainingJob:
+    """What is trained on what: the paths and the student. How it is trained is in `RankingTrainingArguments`."""
+
+    model_name: str | None = field(default=None, metadata={"help": "An encoder, or a ranker to train further."})
+    architecture: str | None = field(default=None, metadata={"help": "bert_cat or bert_dot, for a plain encoder."})
+    layers: list[int] | None = field(default=None, metadata={"help": "Encoder layers the student keeps; all if unset."})
+    pooling: str | None = field(default=None, metadata={"help": "BERT_DOT: cls (the paper's) or mean."})
+    max_query_length: int = field(default=30, metadata={"help": "Tokens; 30 in the paper."})
+    max_document_length: int = field(default=200, metadata={"help": "Tokens; 200 in the paper."})
+    teacher_scores: str | None = field(default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."})
+    collection: str | None = field(default=None, metadata={"help": "Documents: id<TAB>text, or JSONL."})
+    queries: str | None = field(default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."})
+    candidates: str | None = field(default=None, metadata={"help": "Held-out queries' first stage, a TREC run."})
+    qrels: str | None = field(default=None, metadata={"help": "Held-out queries' judgments, TREC qrels."})
+    measures: list[str] = field(default_factory=lambda: list(DEFAULT_MEASURES), metadata={"help": "As ir_measures names them."})
+
+    def check(self) -> None:
+        """Say what is missing.
+
+        Raises:
+            ValueError: naming the options.
+        """
+        needed = ("model_name", "teacher_scores", "collection", "queries")
+        if missing := [f"--{name}" for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"Training needs {', '.join(missing)} as well.")
+        if (self.candidates is None) != (self.qrels is None):
+            raise ValueError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
+
+    def load_model(self) -> RankerModel:
+        """The student as it starts."""
+        fresh = {"layers": self.layers, "pooling": self.pooling}
+        overrides = {name: value for name, value in fresh.items() if value is not None}
+        return load_ranker(
+            self.model_name,
+            self.architecture,
+            max_query_length=self.max_query_length,
+            max_document_length=self.max_document_length,
+            **overrides,
+        )
+
+
+def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, Any]:
+    """Run a job: train, evaluate before and after, save weights, tokenizer, config, card and `results.json`.
+
+    Returns:
+        What `results.json` holds: `first_stage`, `before`, `after` (measures), `training`, `job`, `versions`.
+
+    Raises:
+        ValueError, KeyError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
+    """
+    job.check()
+    checkpoint = args.checkpoint_to_resume()
+    set_seed(args.seed)  # the student's new layers are random
+    with args.main_process_first():  # one process builds the memory-mapped files, the others open them
+        rows = load_teacher_scores(job.teacher_scores)
+        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+    evaluator = None
+    if job.candidates is not None:
+        candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)
+        evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
+    trainer = RankingTrainer(
+        job.load_model(),
+        args,
+        train_dataset=rows,
+        queries=queries,
+        documents=documents,
+        evaluator=evaluator,
+        processing_class=AutoTokenizer.from_pretrained(job.model_name),
+    )
+    before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
+    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    results = {
+        "first_stage": evaluator.first_stage() if evaluator is not None else {},
+        "before": before,
+        "after": trainer.evaluate() if evaluator is not None else {},
+        "training": training,
+        "job": asdict(job),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        with writing(Path(args.output_dir) / "results.json") as file:
+            json.dump(results, file, indent=2)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return results

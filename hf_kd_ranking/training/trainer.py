@@ -1,0 +1,223 @@
+"""`RankingTrainer`: a transformers Trainer whose loss compares a student's scores with a teacher's."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from ..data.collate import RankingCollator, RankingTokenizer
+from ..data.samplers import ShuffledSampler
+from ..data.texts import TextStore
+from ..data.triples import row_name
+from ..evaluation.rerank import RerankingEvaluator
+from ..hub.model_card import write_model_card
+from ..losses import get_loss, margins
+from ..models import RankerModel
+from ..ranker import Ranker
+from .arguments import RankingTrainingArguments
+from .callbacks import MatchTeacherScale, StepStatistics
+
+
+class RankingTrainer(Trainer):
+    """Trains any ranker on teacher rows.
+
+    Args:
+        model: a ranker.
+        args: the settings.
+        train_dataset: teacher rows, see `load_teacher_scores`: pairs, or lists of one length.
+        queries: query_id -> text, of all rows.
+        documents: doc_id -> text, of all rows.
+        eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`; None for none.
+        evaluator: re-ranks held-out queries for `eval_nDCG@10` and the like, at every evaluation; None for none.
+        processing_class: the encoder's tokenizer.
+        **kwargs: of `transformers.Trainer`, for example `callbacks`.
+
+    Raises:
+        KeyError: if a row has an id that the stores lack; names the file, its line, the id and the counts.
+        ValueError: if what the settings need is missing.
+    """
+
+    # The loss is scaled in compute_loss, by rows: exact also where the last accumulated batch is a smaller one.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: RankerModel,
+        args: RankingTrainingArguments,
+        train_dataset: datasets.Dataset | None = None,
+        queries: TextStore | None = None,
+        documents: TextStore | None = None,
+        eval_dataset: datasets.Dataset | None = None,
+        evaluator: RerankingEvaluator | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if queries is None or documents is None or processing_class is None:
+            raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
+        for rows in (train_dataset, eval_dataset):
+            if rows is not None:
+                check_ids(rows, queries, documents)
+        self.evaluator = evaluator
+        self.loss = get_loss(args.loss)
+        self.teacher_scale = args.teacher_factor()
+        self.statistics = StepStatistics()
+        tokenizer = RankingTokenizer.from_config(processing_class, model.config)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=RankingCollator(tokenizer, queries, documents),
+            train_dataset=train_dataset,
+            # Trainer refuses to evaluate without a data set; the evaluator brings its own.
+            eval_dataset=eval_dataset if eval_dataset is not None or evaluator is None else train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.eval_dataset = eval_dataset
+        self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
+        self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
+        if self.teacher_scale is None:
+            self.add_callback(MatchTeacherScale(self))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """One forward, one loss; `inputs` stay as they are.
+
+        Args:
+            num_items_in_batch: rows of all accumulated batches of this step; None for a plain batch mean.
+        """
+        features = dict(inputs)
+        teacher_scores = features.pop("teacher_scores") * self.teacher_scale  # (B, n)
+        outputs = model(**features)
+        loss = self.loss(outputs.scores, teacher_scores)
+        if model.training:
+            self.statistics.add(features, outputs.scores, teacher_scores)
+        if num_items_in_batch is not None:
+            loss = loss * (len(teacher_scores) / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
+        """The batches of one step, and their rows: the mean of the loss is over rows, not over batches."""
+        self.statistics.start()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(len(batch["teacher_scores"]) for batch in batches)
+
+    def evaluate(
+        self,
+        eval_dataset: datasets.Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss and agreement on held-out teacher rows, and the evaluator's measures; the same on every process."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = {} if rows is None else self._agreement_with_teacher(rows)
+        if self.evaluator is not None:
+            ranker = Ranker(
+                self.model,
+                self.processing_class,
+                self.args.per_device_eval_batch_size,
+                is_distributed=self.args.world_size > 1,
+            )
+            metrics |= self.evaluator(ranker)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _agreement_with_teacher(self, rows: datasets.Dataset) -> dict[str, float]:
+        self.model.eval()
+        student, teacher = [], []
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader(rows):
+                batch = dict(self._prepare_inputs(batch))
+                scores = batch.pop("teacher_scores"), self.model(**batch).scores
+                # Gathered before the mean: batches differ in size, and the last is filled up with repeated rows.
+                gathered = self.accelerator.gather_for_metrics(scores)
+                teacher.append(gathered[0])
+                student.append(gathered[1])
+        student, teacher = torch.cat(student), torch.cat(teacher)
+        student_margins, teacher_margins = margins(student, teacher)
+        metrics = {"pairwise_agreement": ((student_margins > 0) == (teacher_margins > 0)).float().mean().item()}
+        if self.teacher_scale is not None:  # not matched yet, so there is no loss yet
+            metrics["loss"] = self.loss(student, teacher * self.teacher_scale).item()
+        return metrics
+
+    def train_sampler(self) -> ShuffledSampler:
+        """The order of the training rows, seeded by `data_seed`, else `seed`."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ShuffledSampler(self.train_dataset, seed)
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> ShuffledSampler:
+        return self.train_sampler()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The parent's optimizer, with what is not in the encoder at `head_learning_rate`."""
+        optimizer = super().create_optimizer(model)
+        if self.args.head_learning_rate is None:
+            return optimizer
+        inside = {id(parameter) for parameter in self.model.bert_model.parameters()}
+        for group in list(optimizer.param_groups):
+            head = [parameter for parameter in group["params"] if id(parameter) not in inside]
+            if head:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) in inside]
+                settings = {name: value for name, value in group.items() if name != "params"}
+                optimizer.add_param_group(settings | {"params": head, "lr": self.args.head_learning_rate})
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's log line, with the statistics of the steps since the last one."""
+        if "loss" in logs:
+            logs |= self.statistics.pop(self.accelerator)
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the parent's formula takes one input tensor."""
+        return 0
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write the model card into the output folder: data, teacher, settings and measured results."""
+        if not self.is_world_process_zero():
+            return
+        evaluations = [entry for entry in self.state.log_history if any(key.startswith("eval_") for key in entry)]
+        write_model_card(
+            self.args.output_dir,
+            name=model_name or self.args.output_dir,
+            config=self.model.config.to_dict(),
+            arguments=self.args.to_dict(),
+            results=evaluations[-1] if evaluations else {},
+            training_rows=0 if self.train_dataset is None else len(self.train_dataset),
+        )
+
+
+def check_ids(rows: datasets.Dataset, queries: TextStore, documents: TextStore, batch_size: int = 1_000_000) -> None:
+    """Look up every id of teacher rows before training starts.
+
+    Raises:
+        KeyError: naming the file and line of the first row with an id that is not there, the id, and how many rows.
+    """
+    stores = {"query_id": queries} | {
+        name: documents for name in ("pos_id", "neg_id", "doc_ids") if name in rows.column_names
+    }
+    table = rows.select_columns(list(stores)).with_format("arrow")
+    for start in range(0, len(rows), batch_size):
+        batch = table[start : start + batch_size]
+        for name, store in stores.items():
+            column = batch[name].combine_chunks()
+            is_list = name == "doc_ids"
+            ids = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
+            missing = np.flatnonzero(store.rows_of(ids) < 0)
+            if len(missing):
+                row = start + missing[0] // (len(ids) // len(column))
+                raise KeyError(
+                    f"{row_name(rows, int(row))}: {name} {ids[missing[0]]!r} is not among the {len(store):,} texts of "
+                    f"{store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores and texts "
+                    "belong to one release?"
+                )
