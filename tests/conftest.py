@@ -1,0 +1,99 @@
+"""Tiny rankers and a toy collection, made here: no test reaches the network or needs a download."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+import hf_kd_ranking as kd
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = (
+    "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river stone tree under "
+    "violin water yellow zebra what is a the of and how to where"
+).split()
+# Constructor arguments of every architecture on the tiny encoder; a new architecture joins by one row.
+ARCHITECTURES = {
+    "bert_cat": {},
+    "bert_dot": {},
+    "bert_dot-mean-compressed": {"pooling": "mean", "compression_dim": 6},
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words of a small vocabulary, [CLS] and [SEP] as BERT puts them."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory, tokenizer) -> Path:
+    """Folder of a random BERT with two layers of 16 features, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.5,  # far from zero, so that scores differ by more than rounding
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request, encoder) -> kd.BertCat | kd.BertDot:
+    """A fresh ranker of each architecture, in evaluation mode."""
+    torch.manual_seed(1)
+    architecture = request.param.split("-")[0]
+    lengths = {"max_query_length": 8, "max_document_length": 16, "initializer_range": 0.5}
+    return kd.load_ranker(str(encoder), architecture, **lengths, **ARCHITECTURES[request.param])
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """Folder of a toy data set: 40 documents, 12 queries, 64 teacher rows, candidates and qrels of 4 more queries."""
+    folder, rng = tmp_path_factory.mktemp("toy"), random.Random(0)
+    documents = [" ".join(rng.choices(WORDS, k=rng.randint(2, 12))) for _ in range(40)]
+    queries = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(16)]
+    (folder / "collection.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(documents)))
+    (folder / "queries.tsv").write_text("".join(f"{100 + i}\t{text}\n" for i, text in enumerate(queries)))
+    rows = [(rng.gauss(2, 3), rng.gauss(0, 3), 100 + rng.randrange(12), *rng.sample(range(40), 2)) for _ in range(64)]
+    (folder / "scores.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    candidates = {str(112 + i): rng.sample(range(40), 10) for i in range(4)}
+    kd.write_run(
+        {query: [(str(doc), 10.0 - rank) for rank, doc in enumerate(docs)] for query, docs in candidates.items()},
+        folder / "candidates.trec",
+    )
+    kd.write_qrels({query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch) -> None:
+    """Arrow files built by a test go into its own folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
