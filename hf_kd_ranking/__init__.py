@@ -19,11 +19,13 @@ _LAZY = {
     "RerankingEvaluator": "evaluation.rerank",
     "Run": "data.formats",
     "TextStore": "data.texts",
+    "TrainingJob": "training.job",
     "evaluate_run": "evaluation.metrics",
     "load_teacher_scores": "data.triples",
     "read_qrels": "data.formats",
     "read_run": "data.formats",
     "sample_triples": "data.triples",
+    "train_ranker": "training.job",
     "write_qrels": "data.formats",
     "write_run": "data.formats",
 }

@@ -70,8 +70,8 @@ def score_pairs(
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise ValueError(
-            f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r}); the model's weights or its dtype "
-            f"({model.dtype}) overflow: try float32."
+            f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r}); the model's weights "
+            f"or its dtype ({model.dtype}) overflow: try float32."
         )
     return scores
 
@@ -94,7 +94,9 @@ def encode_texts(
         ValueError: if the ranker reads query and document together, so that there is nothing to encode alone.
     """
     if tokenizer.joins_texts:
-        raise ValueError(f"{type(model).__name__} reads query and document as one sequence and has no vectors of either.")
+        raise ValueError(
+            f"{type(model).__name__} reads query and document as one sequence and has no vectors of either."
+        )
 
     def encode_block(start: int, stop: int) -> np.ndarray:
         return _encode(model, tokenizer, side, texts[start:stop], batch_size)
@@ -115,9 +117,12 @@ def _over_blocks(
     model.eval()
     results = []
     try:
-        with torch.inference_mode(), tqdm(
-            total=stop - start, desc=description, unit="text", disable=rank > 0 or count < PROGRESS_FROM
-        ) as progress:
+        with (
+            torch.inference_mode(),
+            tqdm(
+                total=stop - start, desc=description, unit="text", disable=rank > 0 or count < PROGRESS_FROM
+            ) as progress,
+        ):
             for block in range(start, stop, BLOCK_SIZE):
                 end = min(block + BLOCK_SIZE, stop)
                 results.append(compute(block, end))

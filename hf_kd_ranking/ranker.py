@@ -85,6 +85,4 @@ class Ranker:
         return self._encode("document", texts)
 
     def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray:
-        return encode_texts(
-            self.model, self._inputs, side, texts, self.batch_size, is_distributed=self.is_distributed
-        )
+        return encode_texts(self.model, self._inputs, side, texts, self.batch_size, is_distributed=self.is_distributed)

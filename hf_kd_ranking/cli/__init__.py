@@ -20,7 +20,10 @@ app.command("train", context_settings=train.CONTEXT, add_help_option=False)(trai
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
-    """Turn bad input into one line on standard error and exit status 2; HF_KD_RANKING_TRACEBACK=1 keeps the traceback."""
+    """Turn bad input into one line on standard error and exit status 2.
+
+    HF_KD_RANKING_TRACEBACK=1 keeps the traceback.
+    """
     try:
         yield
     except BAD_INPUT as error:

@@ -7,12 +7,12 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of everything the demo makes; a second run goes on there.")] = Path(
-        "demo_output"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder of everything the demo makes; a second run goes on there.")
+    ] = Path("demo_output"),
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each student.")] = 1,
 ) -> None:
     """Distil a BERT_DOT student from a BERT_CAT teacher on the docstrings of the installed packages."""
-    from ..demo.experiment import run_demo  # only here: other verbs need none of it
+    from ..demo.experiment import run_demo  # here, so that other verbs do not load it
 
     run_demo(output, seeds=seeds)

@@ -28,4 +28,4 @@ def train(context: typer.Context) -> None:
     results = train_ranker(job, args)
     if args.process_index == 0:
         measures = {when: results[when] for when in ("first_stage", "before", "after")}
-        typer.echo(json.dumps(measures if as_json else measures, indent=None if as_json else 2))
+        typer.echo(json.dumps(measures, indent=None if as_json else 2))

@@ -111,7 +111,9 @@ class RankingCollator:
         n = len(doc_ids[0])
         if any(len(ids) != n for ids in doc_ids):
             lengths = sorted({len(ids) for ids in doc_ids})
-            raise ValueError(f"The documents per query differ within a batch ({lengths}); cut all lists to one length.")
+            raise ValueError(
+                f"The documents per query differ within a batch ({lengths}); cut all lists to one length."
+            )
         queries = self.queries[[row["query_id"] for row in rows]]
         documents = self.documents[[doc_id for ids in doc_ids for doc_id in ids]]
         shape = (len(rows), n)

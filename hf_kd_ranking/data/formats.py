@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-
-# ---- Runs and qrels --------------------------------------------------------------------------------------------------
+# ---- Runs and qrels -------------------------------------------------------------------------------------------------
 
 
 class Run(dict[str, list[tuple[str, float]]]):
@@ -97,7 +96,9 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
             continue
         query_id, doc_id, grade = fields[0], fields[-2], _number(path, line, "grade", fields[-1], int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise ValueError(f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one.")
+            raise ValueError(
+                f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
+            )
     return qrels
 
 
@@ -121,7 +122,9 @@ def _trec_lines(path: Path, width: int, layout: str) -> Iterator[tuple[int, list
         if not fields:
             continue
         if len(fields) != width:
-            raise ValueError(f"{path} line {line}: needed {width} columns ({layout}), got {len(fields)}: {text[:80]!r}.")
+            raise ValueError(
+                f"{path} line {line}: needed {width} columns ({layout}), got {len(fields)}: {text[:80]!r}."
+            )
         empty = False
         yield line, fields
     if empty:
@@ -144,7 +147,7 @@ def _check_no_space(*names: str) -> None:
             raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
+# ---- Files ----------------------------------------------------------------------------------------------------------
 
 
 def existing_file(path: str | os.PathLike, what: str) -> Path:
@@ -175,8 +178,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield line, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is no UTF-8; convert "
-                    "the file first, for example with iconv."
+                    f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is no UTF-8; "
+                    "convert the file first, for example with iconv."
                 ) from None
 
 

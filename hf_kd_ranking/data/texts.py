@@ -238,7 +238,9 @@ def _check_repeated(folder: Path, keys: np.ndarray, order: np.ndarray, first: np
     for place in np.flatnonzero(~first):
         earlier, later = table[int(order[place - 1])], table[int(order[place])]
         if earlier["id"] != later["id"]:
-            raise ValueError(f"{source}: the ids {earlier['id']!r} and {later['id']!r} share a 64-bit hash; rename one.")
+            raise ValueError(
+                f"{source}: the ids {earlier['id']!r} and {later['id']!r} share a 64-bit hash; rename one."
+            )
         if earlier["text"] != later["text"]:
             raise ValueError(
                 f"{source}: id {later['id']!r} stands twice with different texts, in rows {order[place - 1] + 1} and "

@@ -33,7 +33,8 @@ MARGIN_COLUMNS = ("query_id", "positive_id", "negative_id", "score")
 _MARGINS_ONLY = "margins only"
 
 
-# ---- Loading ---------------------------------------------------------------------------------------------------------
+# ---- Loading --------------------------------------------------------------------------------------------------------
+
 
 def load_teacher_scores(
     path_or_dataset: str | os.PathLike | datasets.Dataset, cache_dir: str | os.PathLike | None = None
@@ -103,9 +104,7 @@ def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
 def _read_pairs(path: Path) -> Iterator[pa.RecordBatch]:
     types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
     types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
-    are_integers = all(
-        is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
-    )
+    are_integers = all(is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:])
     for batch in read_tsv(path, types):
         ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
         yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
@@ -123,8 +122,8 @@ def _read_lists(path: Path, rows_per_batch: int = 10_000) -> Iterator[pa.RecordB
         length = len(ids) if length is None else length
         if not len(scores) == len(ids) == length or length < 2:
             raise ValueError(
-                f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores, where the file's lists have "
-                f"{length}; all lists must have one length of at least 2. Cut or drop the odd ones first."
+                f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores, where the file's lists "
+                f"have {length}; all lists must have one length of at least 2. Cut or drop the odd ones first."
             )
         if not np.isfinite(np.asarray(scores, dtype=np.float32)).all():
             raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
@@ -148,7 +147,7 @@ def _ids_of(row: dict) -> list:
     return [row.get("query_id", ""), *row.get("doc_ids", [])]
 
 
-# ---- Sampling --------------------------------------------------------------------------------------------------------
+# ---- Sampling -------------------------------------------------------------------------------------------------------
 
 
 def sample_triples(
@@ -184,4 +183,6 @@ def sample_triples(
             f"No triple: none of the {len(run)} queries of the run has both a document of grade >= {minimum_grade} in "
             "the qrels and another candidate; do run and qrels use the same query ids?"
         )
-    return datasets.Dataset.from_dict(dict(zip(("query_id", "pos_id", "neg_id"), zip(*rows, strict=True), strict=True)))
+    return datasets.Dataset.from_dict(
+        dict(zip(("query_id", "pos_id", "neg_id"), zip(*rows, strict=True), strict=True))
+    )

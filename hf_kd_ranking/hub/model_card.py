@@ -8,10 +8,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "templates" / "ranker.md"
 
-# Two sentences an architecture, by model_type.
+# By model_type.
 ARCHITECTURE = {
-    "BERT_Cat": "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in its "
-    "[CLS] vector. It is the most effective and the slowest kind; nothing is stored ahead of the query.",
+    "BERT_Cat": "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
+    "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored ahead of the query.",
     "BERT_Dot": "BERT_DOT ranker: one encoder makes one vector of a query and one of a document, and the score is "
     "their dot product. Document vectors are stored ahead of the query and can be searched by an index.",
 }

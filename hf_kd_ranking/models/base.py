@@ -157,9 +157,7 @@ class RankerModel(PreTrainedModel):
         Raises:
             ValueError: if the checkpoint leaves encoder weights at random values, or layers are out of range.
         """
-        encoder, info = AutoModel.from_pretrained(
-            name_or_path, dtype=dtype or torch.float32, output_loading_info=True
-        )
+        encoder, info = AutoModel.from_pretrained(name_or_path, dtype=dtype or torch.float32, output_loading_info=True)
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         if missing or info["mismatched_keys"]:
             raise ValueError(
@@ -183,9 +181,7 @@ class RankerModel(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
-        problems = {
-            kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]
-        }
+        problems = {kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]}
         if problems:
             found = "; ".join(f"{kind.replace('_', ' ')}: {_first(keys)}" for kind, keys in problems.items())
             raise ValueError(
@@ -241,7 +237,9 @@ def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTr
         if isinstance(child, nn.ModuleList) and len(child) == depth
     ]
     if len(stacks) != 1:
-        raise ValueError(f"{encoder.config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
+        raise ValueError(
+            f"{encoder.config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one."
+        )
     if not layers or min(layers) < 0 or max(layers) >= depth:
         raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
     parent, name = stacks[0]

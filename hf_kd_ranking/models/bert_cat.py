@@ -15,7 +15,10 @@ from .base import RankerConfig, RankerModel, RankingOutput
 
 @strict
 class BertCatConfig(RankerConfig):
-    """Configuration of BERT_CAT. A pair is cut to `max_query_length + max_document_length` tokens, longest text first."""
+    """Configuration of BERT_CAT.
+
+    A pair is cut to `max_query_length + max_document_length` tokens, longest text first.
+    """
 
     model_type = "BERT_Cat"
     joins_texts: ClassVar[bool] = True

@@ -51,7 +51,7 @@ class BertDot(RankerModel):
             document: tokenizer output, tensors (B, Ld) or (B, n, Ld).
 
         Returns:
-            `query_vectors` (B, H), `document_vectors` (B, H) or (B, n, H), and with both sides `scores` (B,) or (B, n).
+            `query_vectors` (B, H), `document_vectors` (B, H) or (B, n, H); with both sides `scores` (B,) or (B, n).
         """
         if query is not None and document is not None:
             check_same_queries(query, document)

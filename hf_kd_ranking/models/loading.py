@@ -33,8 +33,8 @@ def load_ranker(name_or_path: str, architecture: str | None = None, **config_ove
         cls = next(model for model in ARCHITECTURES.values() if model.config_class is type(config))
         if architecture is not None and ARCHITECTURES[architecture] is not cls:
             raise ValueError(
-                f"{name_or_path} is a {config.model_type} checkpoint, not {architecture!r}; leave the architecture out "
-                "or name a plain encoder."
+                f"{name_or_path} is a {config.model_type} checkpoint, not {architecture!r}; leave the architecture "
+                "out or name a plain encoder."
             )
         return cls.from_pretrained(name_or_path, **config_overrides)
     if architecture is None:

@@ -65,13 +65,11 @@ class BM25Index:
         """
         k = min(k, len(self._doc_ids))
         tokens = _tokenize(list(queries.values()))
-        places, scores = self._retriever.retrieve(tokens, k=k, show_progress=len(queries) > 1_000)
+        places, scores = self._retriever.retrieve(tokens, k=k, show_progress=len(queries) > 10_000)
         run = Run()
         for query_id, row, row_scores in zip(queries, places, scores, strict=True):
             order = np.lexsort((row, -row_scores))
-            run[str(query_id)] = [
-                (self._doc_ids[row[i]], float(row_scores[i])) for i in order if row_scores[i] > 0
-            ]
+            run[str(query_id)] = [(self._doc_ids[row[i]], float(row_scores[i])) for i in order if row_scores[i] > 0]
         return run
 
 

@@ -27,15 +27,19 @@ class RankingTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Queries per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts per device and forward."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines (a share of all, below 1)."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: batches are made from ids."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: batches are made from ids."}
+    )
 
     # Distillation
-    loss: str = field(default="margin_mse", metadata={"help": "margin_mse, or ranknet for training without a teacher."})
+    loss: str = field(
+        default="margin_mse", metadata={"help": "margin_mse, or ranknet for training without a teacher."}
+    )
     teacher_scale: str = field(
         default="1",
         metadata={
-            "help": "Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of the "
-            "student's margins to the teacher's on the first batches (root mean squares), measured once and logged."
+            "help": "Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
+            "the student's margins to the teacher's on the first batches (root mean squares), measured once and logged."
         },
     )
     head_learning_rate: float | None = field(
@@ -84,7 +88,9 @@ class RankingTrainingArguments(TrainingArguments):
         folder = Path(self.output_dir)
         if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() not in ("true", "false"):
             if not (Path(self.resume_from_checkpoint) / "trainer_state.json").is_file():
-                raise FileNotFoundError(f"{self.resume_from_checkpoint} is no checkpoint: no trainer_state.json in it.")
+                raise FileNotFoundError(
+                    f"{self.resume_from_checkpoint} is no checkpoint: no trainer_state.json in it."
+                )
             return self.resume_from_checkpoint
         if (self.resume_from_checkpoint or "").lower() == "true":
             return get_last_checkpoint(folder) if folder.is_dir() else None

@@ -38,7 +38,7 @@ class StepStatistics:
         positions = sum(side["attention_mask"].numel() for side in sides)
         sums = [student.numel(), agreement, tokens, positions]
         sums += [student.sum(), student.square().sum(), teacher.sum(), teacher.square().sum()]
-        # float64: sums of squares lose the variance in float32 after a few thousand batches. Not on MPS, which has none.
+        # float64, where the device has it: in float32 sums of squares lose the variance after some thousand batches.
         dtype = torch.float32 if student.device.type == "mps" else torch.float64
         sums = torch.stack([torch.as_tensor(value, device=student.device).to(dtype) for value in sums])
         self._sums = sums if self._sums is None else self._sums + sums

@@ -25,16 +25,24 @@ class TrainingJob:
 
     model_name: str | None = field(default=None, metadata={"help": "An encoder, or a ranker to train further."})
     architecture: str | None = field(default=None, metadata={"help": "bert_cat or bert_dot, for a plain encoder."})
-    layers: list[int] | None = field(default=None, metadata={"help": "Encoder layers the student keeps; all if unset."})
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "Encoder layers the student keeps; all if unset."}
+    )
     pooling: str | None = field(default=None, metadata={"help": "BERT_DOT: cls (the paper's) or mean."})
     max_query_length: int = field(default=30, metadata={"help": "Tokens; 30 in the paper."})
     max_document_length: int = field(default=200, metadata={"help": "Tokens; 200 in the paper."})
-    teacher_scores: str | None = field(default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."})
+    teacher_scores: str | None = field(
+        default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."}
+    )
     collection: str | None = field(default=None, metadata={"help": "Documents: id<TAB>text, or JSONL."})
-    queries: str | None = field(default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."})
+    queries: str | None = field(
+        default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."}
+    )
     candidates: str | None = field(default=None, metadata={"help": "Held-out queries' first stage, a TREC run."})
     qrels: str | None = field(default=None, metadata={"help": "Held-out queries' judgments, TREC qrels."})
-    measures: list[str] = field(default_factory=lambda: list(DEFAULT_MEASURES), metadata={"help": "As ir_measures names them."})
+    measures: list[str] = field(
+        default_factory=lambda: list(DEFAULT_MEASURES), metadata={"help": "As ir_measures names them."}
+    )
 
     def check(self) -> None:
         """Say what is missing.

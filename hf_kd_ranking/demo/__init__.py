@@ -1,0 +1,1 @@
+"""The embedded default: the whole method on docstrings, without a network."""

@@ -1,0 +1,194 @@
+"""Batches, token by token: what the collator's docstring shows, padding, truncation, prefixes, lists."""
+
+import pickle
+
+import pytest
+import torch
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.data.collate import RankingCollator, RankingTokenizer
+
+# Ids of the tiny tokenizer in conftest.py.
+PAD, UNK, CLS, SEP = 0, 1, 2, 3
+APPLE, BREAD, CAT, DOG, EARTH, FIRE, GLASS, HOUSE = range(5, 13)
+PAIR_ROW = {"query_id": 7, "pos_id": 1, "neg_id": 2, "pos_score": 9.0, "neg_score": 4.0}
+LIST_ROW = {"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}
+
+
+@pytest.fixture
+def collator(tokenizer, tmp_path):
+    """Make a collator over two queries and four documents; arguments are those of RankingTokenizer."""
+
+    def make(**settings) -> RankingCollator:
+        (tmp_path / "queries.tsv").write_text("7\tapple\n8\tbread cat\n")
+        (tmp_path / "docs.tsv").write_text("1\tdog\n2\tEarth unheard-of\n3\t\n4\tfire glass house dog earth fire\n")
+        lengths = {"max_query_length": 5, "max_document_length": 6} | settings
+        texts = [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
+        return RankingCollator(RankingTokenizer(tokenizer, **lengths), *texts)
+
+    return make
+
+
+def lists(batch: dict) -> dict:
+    return {name: tensor.tolist() for name, tensor in batch.items()}
+
+
+# ---- The docstring's example ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
+def test_the_docstrings_row_becomes_the_docstrings_batch(collator, row):
+    batch = collator()([row])
+    assert list(batch) == ["query", "document", "teacher_scores"]
+    assert lists(batch["query"]) == {
+        "input_ids": [[CLS, APPLE, SEP]],
+        "token_type_ids": [[0, 0, 0]],
+        "attention_mask": [[1, 1, 1]],
+    }
+    # "unheard-of" is three words to the tokenizer; [CLS] earth and those three leave no room for more
+    assert lists(batch["document"]) == {
+        "input_ids": [[[CLS, DOG, SEP, PAD, PAD, PAD], [CLS, EARTH, UNK, UNK, 35, SEP]]],
+        "token_type_ids": [[[0] * 6, [0] * 6]],
+        "attention_mask": [[[1, 1, 1, 0, 0, 0], [1] * 6]],
+    }
+    assert batch["teacher_scores"].tolist() == [[9.0, 4.0]]
+    assert batch["teacher_scores"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
+def test_a_ranker_that_joins_texts_gets_each_document_behind_its_query(collator, row):
+    batch = collator(joins_texts=True)([row])
+    assert batch.pop("teacher_scores").tolist() == [[9.0, 4.0]]
+    assert lists(batch) == {
+        "input_ids": [[[CLS, APPLE, SEP, DOG, SEP, PAD, PAD, PAD], [CLS, APPLE, SEP, EARTH, UNK, UNK, 35, SEP]]],
+        "token_type_ids": [[[0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1]]],
+        "attention_mask": [[[1, 1, 1, 1, 1, 0, 0, 0], [1] * 8]],
+    }
+
+
+# ---- Several rows ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_stay_in_order_and_each_side_is_padded_to_its_own_longest(collator):
+    rows = [PAIR_ROW, {"query_id": 8, "pos_id": 3, "neg_id": 1, "pos_score": -1.0, "neg_score": 0.5}]
+    batch = collator()(rows)
+    assert batch["query"]["input_ids"].tolist() == [[CLS, APPLE, SEP, PAD], [CLS, BREAD, CAT, SEP]]
+    assert batch["query"]["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    empty, dog = batch["document"]["input_ids"][1].tolist()
+    assert empty == [CLS, SEP, PAD, PAD, PAD, PAD]
+    assert dog == [CLS, DOG, SEP, PAD, PAD, PAD]
+    assert batch["teacher_scores"].tolist() == [[9.0, 4.0], [-1.0, 0.5]]
+
+
+def test_each_query_of_a_joined_batch_stands_with_its_own_documents(collator):
+    rows = [{"query_id": 8, "doc_ids": [1, 3, 1]}, {"query_id": 7, "doc_ids": [3, 1, 3]}]
+    ids = collator(joins_texts=True)(rows)["input_ids"]
+    with_dog, without = [CLS, BREAD, CAT, SEP, DOG, SEP], [CLS, BREAD, CAT, SEP, SEP, PAD]
+    assert ids[0].tolist() == [with_dog, without, with_dog]
+    with_dog, without = [CLS, APPLE, SEP, DOG, SEP, PAD], [CLS, APPLE, SEP, SEP, PAD, PAD]
+    assert ids[1].tolist() == [without, with_dog, without]
+
+
+def test_a_row_alone_and_in_a_batch_differ_in_padding_only(collator):
+    collate = collator()
+    alone, both = collate([PAIR_ROW]), collate([PAIR_ROW, {"query_id": 8, "pos_id": 4, "neg_id": 3}])
+    for side in ("query", "document"):
+        width = alone[side]["input_ids"].shape[-1]
+        assert torch.equal(both[side]["input_ids"][0, ..., :width], alone[side]["input_ids"][0])
+        assert not both[side]["attention_mask"][0, ..., width:].any()
+
+
+def test_rows_without_scores_give_none(collator):
+    batch = collator()([{"query_id": 7, "pos_id": 1, "neg_id": 2}])
+    assert list(batch) == ["query", "document"]
+    assert batch["document"]["input_ids"].shape[:2] == (1, 2)
+
+
+def test_lists_of_different_length_are_refused(collator):
+    with pytest.raises(ValueError, match=r"differ within a batch \(\[2, 3\]\); cut all lists to one length"):
+        collator()([LIST_ROW, {"query_id": 8, "doc_ids": [1, 2, 3], "teacher_scores": [1.0, 2.0, 3.0]}])
+
+
+@pytest.mark.parametrize(
+    ("field", "source"), [("query_id", "queries.tsv"), ("pos_id", "docs.tsv"), ("neg_id", "docs.tsv")]
+)
+def test_an_id_without_a_text_is_named_with_its_store(collator, field, source):
+    with pytest.raises(KeyError, match=rf"ids are not among the .*{source}: 99;"):
+        collator()([PAIR_ROW, PAIR_ROW | {field: 99}])
+
+
+# ---- Lengths and prefixes -------------------------------------------------------------------------------------------
+
+
+def test_query_and_document_are_cut_to_their_own_lengths_special_tokens_included(collator):
+    batch = collator(max_query_length=3, max_document_length=4)([{"query_id": 8, "doc_ids": [4, 4]}])
+    assert batch["query"]["input_ids"].tolist() == [[CLS, BREAD, SEP]]
+    assert batch["document"]["input_ids"].tolist() == [[[CLS, FIRE, GLASS, SEP]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "expected"),
+    [
+        ("apple bread cat", "dog", [CLS, APPLE, BREAD, CAT, SEP, DOG, SEP]),  # the sum counts: a long query may stay
+        ("apple", "dog earth fire glass house", [CLS, APPLE, SEP, DOG, EARTH, FIRE, SEP]),
+        ("apple bread cat dog", "dog earth fire glass", [CLS, APPLE, BREAD, SEP, DOG, EARTH, SEP]),
+        ("apple bread cat dog earth", "", [CLS, APPLE, BREAD, CAT, DOG, SEP, SEP]),
+    ],
+)
+def test_a_pair_is_cut_to_the_sum_of_both_lengths_longest_text_first(tokenizer, query, document, expected):
+    pairs = RankingTokenizer(tokenizer, max_query_length=3, max_document_length=4).pairs([query], [document])
+    assert pairs["input_ids"] == [expected]
+
+
+def test_prefixes_stand_before_their_side(collator):
+    prefixes = {"query_prefix": "house ", "document_prefix": "glass "}
+    batch = collator(**prefixes)([PAIR_ROW])
+    assert batch["query"]["input_ids"].tolist() == [[CLS, HOUSE, APPLE, SEP]]
+    assert batch["document"]["input_ids"][0, 0, :4].tolist() == [CLS, GLASS, DOG, SEP]
+    joined = collator(**prefixes, joins_texts=True)([PAIR_ROW])
+    assert joined["input_ids"][0, 0, :7].tolist() == [CLS, HOUSE, APPLE, SEP, GLASS, DOG, SEP]
+
+
+@pytest.mark.parametrize("joins_texts", [False, True])
+def test_a_batch_equals_a_direct_call_of_the_tokenizer(collator, tokenizer, joins_texts):
+    rows = [{"query_id": q, "doc_ids": d} for q, d in [(7, [4, 3]), (8, [2, 1]), (7, [1, 1])]]
+    batch = collator(joins_texts=joins_texts)(rows)
+    queries = ["apple", "bread cat", "apple"]
+    documents = ["fire glass house dog earth fire", "", "Earth unheard-of", "dog", "dog", "dog"]
+    options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    if joins_texts:
+        flat = [query for query in queries for _ in range(2)]
+        expected = [(batch, tokenizer(flat, documents, max_length=11, **options))]
+    else:
+        expected = [
+            (batch["query"], tokenizer(queries, max_length=5, **options)),
+            (batch["document"], tokenizer(documents, max_length=6, **options)),
+        ]
+    for got, wanted in expected:
+        assert got.keys() == wanted.keys()
+        for name in wanted:
+            assert torch.equal(got[name].flatten(0, -2), wanted[name])
+
+
+# ---- Model and workers ----------------------------------------------------------------------------------------------
+
+
+def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenizer, model):
+    model.config.query_prefix, model.config.document_prefix = "q ", "d "
+    assert RankingTokenizer.from_config(tokenizer, model.config) == RankingTokenizer(
+        tokenizer, 8, 16, "q ", "d ", joins_texts=isinstance(model, kd.BertCat)
+    )
+
+
+def test_a_tokenizer_larger_than_the_encoders_vocabulary_is_refused_with_both_sizes(tokenizer, model):
+    RankingTokenizer.from_config(tokenizer, model.config)  # as large is right
+    model.config.encoder_config.vocab_size -= 1
+    size = len(tokenizer)
+    with pytest.raises(ValueError, match=rf"tokenizer has {size} tokens, the encoder embeddings for {size - 1}; they"):
+        RankingTokenizer.from_config(tokenizer, model.config)
+
+
+def test_a_pickled_collator_makes_the_same_batch(collator):
+    collate = collator()
+    again = pickle.loads(pickle.dumps(collate))
+    assert lists(again([PAIR_ROW])["document"]) == lists(collate([PAIR_ROW])["document"])

@@ -1,0 +1,250 @@
+"""Text stores: every text comes back as it was written, under either spelling of its id, in every process."""
+
+import json
+import pickle
+import re
+
+import datasets
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+import hf_kd_ranking as kd
+
+# Texts with what a careless reader loses: quotes, blanks at both ends, nothing at all, and what Python's splitlines
+# takes for the end of a line.
+TEXTS = [
+    '"quoted',
+    'in "the" middle"',
+    "",
+    "  blanks  ",
+    "a\u2028b\u2029c\u0085d\x0be\x0cf",
+    "ü文書\U0001f600",
+    "NULL",
+    "#",
+]
+ID_KINDS = {
+    "rows": [str(i) for i in range(len(TEXTS))],
+    "sparse": ["70", "0", "-4", "123456789012345678", "8", "9", "10", "71"],
+    "msmarco-v2": [f"msmarco_passage_00_{i}" for i in (12, 1, 2, 120, 0, 7, 9, 3)],
+    "odd": ["a b", "ü", "文書", "007", "7", "-0", " 7", "+7"],
+}
+WITH_EVERY_KIND_OF_ID = pytest.mark.parametrize("ids", ID_KINDS.values(), ids=ID_KINDS)
+
+
+def bug(reason: str, **options) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=reason, **options)
+
+
+def tsv(tmp_path, *lines: str, name: str = "texts.tsv"):
+    path = tmp_path / name
+    path.write_bytes("".join(line + "\n" for line in lines).encode())
+    return path
+
+
+def build(tmp_path, form: str, ids: list[str], texts: list[str]) -> kd.TextStore:
+    if form == "tsv":
+        return kd.TextStore.from_tsv(tsv(tmp_path, *map("\t".join, zip(ids, texts, strict=True))))
+    if form == "jsonl":
+        lines = [json.dumps({"_id": i, "text": text}) for i, text in zip(ids, texts, strict=True)]
+        return kd.TextStore.from_jsonl(tsv(tmp_path, *lines, name="texts.jsonl"))
+    dataset = datasets.Dataset.from_dict({"docno": ids, "body": texts})
+    return kd.TextStore.from_dataset(dataset, tmp_path / "store", id_column="docno", text_column="body")
+
+
+# ---- Building and looking up ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "dataset"])
+@WITH_EVERY_KIND_OF_ID
+def test_every_text_comes_back_as_written_in_the_order_of_the_source(tmp_path, form, ids):
+    store = build(tmp_path, form, ids, TEXTS)
+    assert list(store.items()) == list(zip(ids, TEXTS, strict=True))
+    assert list(store.ids()) == ids
+    assert len(store) == len(TEXTS)
+    assert store[ids[::-1]] == TEXTS[::-1]
+    assert [store[i] for i in ids] == TEXTS
+    assert store[[ids[2], ids[2], ids[0]]] == [TEXTS[2], TEXTS[2], TEXTS[0]]
+    assert store[[]] == []
+
+
+@WITH_EVERY_KIND_OF_ID
+def test_an_opened_and_an_unpickled_store_give_the_same(tmp_path, ids):
+    store = build(tmp_path, "tsv", ids, TEXTS)
+    for again in (kd.TextStore.open(store.folder), pickle.loads(pickle.dumps(store))):
+        assert list(again.items()) == list(zip(ids, TEXTS, strict=True))
+        assert again[ids[::-1]] == TEXTS[::-1]
+        assert again.has_integer_ids is store.has_integer_ids
+        assert again.source == str(tmp_path / "texts.tsv")
+
+
+def test_a_pickled_store_is_its_path_and_not_its_texts(tmp_path):
+    store = build(tmp_path, "tsv", ["0"], ["x" * 10_000])
+    assert len(pickle.dumps(store)) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "integer"), [("rows", True), ("sparse", True), ("msmarco-v2", False), ("odd", False)]
+)
+def test_integer_ids_are_looked_up_by_either_spelling(tmp_path, kind, integer):
+    store = build(tmp_path, "tsv", ID_KINDS[kind], TEXTS)
+    assert store.has_integer_ids is integer
+    if integer:
+        numbers = [int(i) for i in ID_KINDS[kind]]
+        assert store[numbers] == store[np.array(numbers)] == store[[*map(str, numbers[:-1]), numbers[-1]]] == TEXTS
+        assert store[np.int64(numbers[0])] == store[np.str_(numbers[0])] == TEXTS[0]
+    elif kind == "odd":
+        assert store[7] == store["7"] == TEXTS[4]  # not that of "007", " 7" or "+7"
+
+
+def test_ids_that_are_the_rows_need_no_index_and_others_have_one(tmp_path):
+    assert not list(build(tmp_path, "tsv", ["0", "1", "2"], TEXTS[:3]).folder.glob("*.npy"))
+    assert len(list(build(tmp_path, "tsv", ["0", "2", "1"], TEXTS[:3]).folder.glob("*.npy"))) == 2
+
+
+def test_a_title_is_put_before_its_text(tmp_path):
+    rows = [{"_id": "a", "title": "T", "text": "x"}, {"_id": "b", "title": "", "text": "y"}, {"_id": 3, "text": " z"}]
+    store = kd.TextStore.from_jsonl(tsv(tmp_path, *map(json.dumps, rows), name="corpus.jsonl"))
+    assert list(store.items()) == [("a", "T x"), ("b", "y"), ("3", " z")]
+
+
+def test_crlf_blank_lines_and_a_byte_order_mark_are_read_over(tmp_path):
+    store = kd.TextStore.from_tsv(tsv(tmp_path, "\ufeff0\ta\r", "\r", "1\tb\r"))
+    assert list(store.items()) == [("0", "a"), ("1", "b")]
+
+
+def test_from_file_tells_a_folder_json_lines_and_tsv_apart(tmp_path):
+    store = kd.TextStore.from_file(tsv(tmp_path, "0\ta"))
+    assert kd.TextStore.from_file(store.folder)["0"] == "a"
+    assert kd.TextStore.from_file(tsv(tmp_path, '{"id": 5, "text": "b"}', name="t.jsonl"))[5] == "b"
+
+
+# ---- Rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "absent"), [("rows", [-1, 8, "-1", "00", "x", 2**40]), ("sparse", [1, -5, 72, "070"])]
+)
+def test_rows_of_is_the_place_in_the_source_or_minus_one(tmp_path, kind, absent):
+    store = build(tmp_path, "tsv", ID_KINDS[kind], TEXTS)
+    rows = store.rows_of([ID_KINDS[kind][5], *absent, ID_KINDS[kind][1]])
+    assert rows.tolist() == [5, *[-1] * len(absent), 1]
+    assert rows.dtype == np.int64
+    assert [i in store for i in absent] == [False] * len(absent)
+    assert all(i in store for i in ID_KINDS[kind])
+
+
+def test_rows_of_has_the_shape_of_the_ids(tmp_path):
+    store = build(tmp_path, "tsv", ["50", "60", "70"], TEXTS[:3])
+    assert store.rows_of(np.array([[50, 70], [60, 61]])).tolist() == [[0, 2], [1, -1]]
+    assert store.rows_of([]).shape == (0,)
+
+
+@bug("ids of a table are hashed a row at a time")
+def test_rows_of_has_the_shape_of_string_ids(tmp_path):
+    store = build(tmp_path, "tsv", ["a", "b", "c"], TEXTS[:3])
+    assert store.rows_of(np.array([["a", "c"], ["b", "x"]])).tolist() == [[0, 2], [1, -1]]
+
+
+def test_a_string_id_that_shares_the_hash_of_another_is_absent(tmp_path, monkeypatch):
+    store = build(tmp_path, "tsv", ["a", "b"], TEXTS[:2])
+    monkeypatch.setattr("hf_kd_ranking.data.texts._hashes", lambda ids: np.array([store._keys[0] for _ in ids]))
+    owner = list(store.ids())[store._rows[0]]
+    assert store.rows_of(["a", "b"]).tolist() == [0 if owner == "a" else -1, 1 if owner == "b" else -1]
+
+
+@pytest.mark.parametrize("id_", ["--5", "²"])
+@bug("int() is called on what only looks like digits", raises=ValueError)
+def test_a_string_that_only_looks_like_an_integer_is_absent(tmp_path, id_):
+    assert id_ not in build(tmp_path, "tsv", ["0", "1"], TEXTS[:2])
+
+
+@bug("19 characters are too many for the look-up, but not for the build")
+def test_a_long_negative_integer_is_found_by_its_string(tmp_path):
+    assert build(tmp_path, "tsv", ["-123456789012345678"], ["x"])["-123456789012345678"] == "x"
+
+
+# ---- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ids", "missing"), [(ID_KINDS["rows"], "-1, 9, '007'"), (ID_KINDS["odd"], "-1, 9, '70'")])
+def test_missing_ids_are_counted_and_the_first_three_named(tmp_path, ids, missing):
+    store = build(tmp_path, "tsv", ids, TEXTS)
+    wanted = [ids[0], -1, 9, json.loads(missing.split(", ")[-1].replace("'", '"')), "none"]
+    with pytest.raises(KeyError) as error:
+        store[wanted]
+    expected = f"4 of 5 ids are not among the 8 texts of {tmp_path / 'texts.tsv'}: {missing}; do the files belong"
+    assert error.value.args[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["0\ta", "", "1\tb\tc"], " line 3: needed 2 tab-separated columns (id, text), got 3: '1\\tb\\tc'"),
+        (["0\ta", "b"], " line 2: needed 2 tab-separated columns (id, text), got 1: 'b'"),
+        (["a\tx", "b\ty", "a\tz"], ": id 'a' stands twice with different texts, in rows 1 and 3"),
+        (["0\tx", "1\ty", "1\tz"], ": id '1' stands twice with different texts, in rows 2 and 3"),
+        (["5\tx", "4\ty", "5\tx", "5\tz"], ": id '5' stands twice with different texts, in rows 3 and 4"),
+        (["", ""], " holds no rows"),
+        (['{"_id": 1, "text": "a"}', '{"key": 2, "text": "a"}'], " line 2: needed an id (_id, id, doc_id, query_id)"),
+        (['{"_id": 1, "text": null}'], " line 1: needed an id (_id, id, doc_id, query_id) and a string 'text'"),
+        (['{"_id": 1, "text": "a"}', "", '{"_id":'], " line 3: no JSON (Expecting value at column 8)"),
+        (['["_id", "text"]'], " line 1: needed a JSON object, got list"),
+    ],
+)
+def test_bad_texts_are_refused_with_file_and_line_and_no_store_is_left(tmp_path, lines, message):
+    path = tsv(tmp_path, *lines, name="t.jsonl" if "{" in lines[0] or "[" in lines[0] else "t.tsv")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}{message}')}"):
+        kd.TextStore.from_file(path)
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+
+
+@pytest.mark.parametrize("ids", [["0", "1", "1"], ["a", "b", "b"]])
+def test_an_id_that_stands_twice_with_one_text_is_no_contradiction(tmp_path, ids):
+    store = build(tmp_path, "tsv", ids, ["x", "y", "y"])
+    assert store[ids] == ["x", "y", "y"]
+    assert store.rows_of(ids).tolist() == [0, 1, 1]
+
+
+def test_bad_utf8_is_named_by_file_and_line(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_bytes(b"0\ta\n1\tb\xe9\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path} line 2: byte 0xe9 at column 4 is no UTF-8")):
+        kd.TextStore.from_tsv(path)
+
+
+def test_a_data_set_without_the_columns_and_a_folder_without_a_store_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has the columns docno, text, not id; name them by id_column"):
+        kd.TextStore.from_dataset(datasets.Dataset.from_dict({"docno": [1], "text": ["a"]}), tmp_path / "store")
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "store"))):
+        kd.TextStore.open(tmp_path / "store")
+
+
+def test_an_interrupted_build_leaves_nothing_behind_and_can_be_repeated(tmp_path, monkeypatch):
+    path = tsv(tmp_path, "a\tx")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )  # texts.arrow is complete by now
+        kd.TextStore.from_tsv(path, tmp_path / "stores" / "mine")
+    assert list((tmp_path / "stores").iterdir()) == []
+    assert kd.TextStore.from_tsv(path, tmp_path / "stores" / "mine")["a"] == "x"
+
+
+@bug("the store is built beside the folder and thrown away")
+def test_a_store_can_be_built_into_an_empty_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert kd.TextStore.from_tsv(tsv(tmp_path, "0\tx"), tmp_path / "mine")[0] == "x"
+
+
+# ---- Workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_dataloader_workers_give_the_same_texts(tmp_path, method):
+    ids = ID_KINDS["odd"]
+    store = build(tmp_path, "tsv", ids, TEXTS)
+    loader = DataLoader(
+        ids, batch_size=3, num_workers=2, collate_fn=store.__getitem__, multiprocessing_context=method, timeout=60
+    )
+    assert list(loader) == [TEXTS[:3], TEXTS[3:6], TEXTS[6:]]

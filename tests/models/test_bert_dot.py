@@ -1,0 +1,141 @@
+"""BERT_DOT: the original model's numbers (golden/bert_dot), and pooling by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import hf_kd_ranking as kd
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CHECKPOINT = GOLDEN / "bert_dot"  # a plain DistilBERT, as it was published
+EXPECTED = json.loads((CHECKPOINT / "expected.json").read_text())
+TEXTS = json.loads((GOLDEN / "texts.json").read_text())
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # of the golden cases' README: 2e-5 * (1 + |want|)
+
+
+@pytest.fixture(scope="module")
+def published() -> kd.BertDot:
+    return kd.load_ranker(str(CHECKPOINT), "bert_dot")
+
+
+def sides(case: dict) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        side: {name: torch.tensor(rows) for name, rows in case[side].items()} for side in ("query", "document")
+    }
+
+
+@pytest.mark.parametrize("case", EXPECTED["cases"].values(), ids=EXPECTED["cases"].keys())
+def test_scores_and_vectors_equal_the_original_model(published, case):
+    with torch.no_grad():
+        output = published(**sides(case))
+    np.testing.assert_allclose(output.scores, case["scores"], **TOLERANCE)
+    for vectors in {"query_vectors", "document_vectors"} & case.keys():
+        np.testing.assert_allclose(output[vectors], case[vectors], **TOLERANCE)
+
+
+def test_scores_in_double_stay_within_the_tolerance():
+    model = kd.BertDot.from_encoder(str(CHECKPOINT), dtype=torch.float64)
+    for case in EXPECTED["cases"].values():
+        with torch.no_grad():
+            output = model(**sides(case))
+        assert output.query_vectors.dtype == torch.float64
+        # The dot product is taken in float32, so scores near 100 have five digits behind the point.
+        np.testing.assert_allclose(output.scores, case["scores_float64"], rtol=1e-6, atol=2e-5)
+
+
+def test_scores_from_texts_equal_the_original_model_one_by_one(published):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "bert_cat")  # one vocabulary for all golden cases
+    ranker = kd.Ranker(published, tokenizer, batch_size=7)
+    got = [ranker.score(query, TEXTS["documents"]) for query in TEXTS["queries"]]
+    np.testing.assert_allclose(got, EXPECTED["texts"], **TOLERANCE)
+
+
+def test_margin_mse_step_has_the_original_loss_and_gradients():
+    model, step = kd.load_ranker(str(CHECKPOINT), "bert_dot"), EXPECTED["margin_mse_step"]
+    batch = sides(EXPECTED["cases"]["batch4"])
+    # Query i with its own document, and with document i + 1.
+    batch["document"] = {name: torch.stack([rows, rows.roll(-1, 0)], 1) for name, rows in batch["document"].items()}
+    scores = model(**batch).scores  # (B, 2)
+    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
+    loss.backward()
+    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
+    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.bert_model.named_parameters()}
+    assert norms == pytest.approx(step["gradient_norms"], rel=4e-4, abs=4e-4)
+
+
+def test_saved_checkpoint_keeps_the_scores_without_naming_the_architecture(published, tmp_path):
+    published.save_pretrained(tmp_path)
+    again, case = kd.load_ranker(str(tmp_path)), sides(EXPECTED["cases"]["batch8"])
+    assert type(again) is kd.BertDot
+    assert torch.equal(again(**case).scores, published(**case).scores)
+
+
+def test_from_pretrained_on_a_plain_encoder_says_to_call_from_encoder():
+    with pytest.raises(ValueError, match="from_encoder"):
+        kd.BertDot.from_pretrained(CHECKPOINT)
+
+
+def test_loading_a_bert_cat_checkpoint_as_bert_dot_raises():
+    with pytest.raises(ValueError, match=r"_classification_layer"):
+        kd.BertDot.from_pretrained(
+            GOLDEN / "bert_cat", encoder_config=json.loads((GOLDEN / "bert_cat" / "backbone_config.json").read_text())
+        )
+
+
+# ---- Pooling ---------------------------------------------------------------------------------------------------------
+
+
+MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+IDS = torch.tensor([[2, 5, 3, 0, 0], [2, 6, 7, 8, 3]])
+
+
+def test_cls_pooling_is_the_first_state_of_the_plain_encoder(encoder):
+    model = kd.BertDot.from_encoder(str(encoder), max_document_length=60)
+    states = AutoModel.from_pretrained(encoder)(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    vectors = model(document={"input_ids": IDS, "attention_mask": MASK}).document_vectors
+    assert torch.allclose(vectors, states[:, 0], atol=1e-6)
+
+
+def test_mean_pooling_is_the_mean_of_the_attended_states(encoder):
+    model = kd.BertDot.from_encoder(str(encoder), max_document_length=60, pooling="mean")
+    states = AutoModel.from_pretrained(encoder)(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    vectors = model(query={"input_ids": IDS, "attention_mask": MASK}).query_vectors
+    assert torch.allclose(vectors[0], (states[0, 0] + states[0, 1] + states[0, 2]) / 3, atol=1e-6)
+    assert torch.allclose(vectors[1], states[1].mean(0), atol=1e-6)
+
+
+def test_a_text_with_nothing_attended_has_a_zero_mean_and_not_nan(encoder):
+    model = kd.BertDot.from_encoder(str(encoder), max_document_length=60, pooling="mean")
+    vectors = model(document={"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}).document_vectors
+    assert torch.equal(vectors, torch.zeros_like(vectors))
+
+
+def test_compression_is_a_linear_layer_on_the_pooled_vector(encoder):
+    model = kd.BertDot.from_encoder(str(encoder), max_document_length=60, compression_dim=6)
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    pooled = model.bert_model(**inputs).last_hidden_state[:, 0]
+    wanted = pooled @ model.compressor.weight.T + model.compressor.bias
+    assert wanted.shape == (2, 6)
+    assert torch.allclose(model(document=inputs).document_vectors, wanted, atol=1e-6)
+
+
+def test_one_side_gives_that_sides_vectors_and_no_scores(encoder):
+    output = kd.BertDot.from_encoder(str(encoder), max_document_length=60)(query={"input_ids": IDS, "attention_mask": MASK})
+    assert list(output.keys()) == ["query_vectors"]
+
+
+def test_pooling_other_than_cls_or_mean_is_refused():
+    with pytest.raises(ValueError, match="pooling"):
+        kd.BertDotConfig(pooling="max")
+
+
+def test_misaligned_queries_and_documents_name_both_shapes(encoder):
+    model = kd.BertDot.from_encoder(str(encoder), max_document_length=60)
+    side = {"input_ids": IDS, "attention_mask": MASK}
+    with pytest.raises(ValueError, match=r"got 1 queries, shape \(1, 5\), and documents of shape \(2, 5\)"):
+        model(query={name: tensor[:1] for name, tensor in side.items()}, document=side)
