@@ -140,7 +140,7 @@ class TextStore:
             missing = [ids[i] for i in np.flatnonzero(rows < 0)]
             raise KeyError(
                 f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} texts of {self.source}: "
-                f"{', '.join(repr(i) for i in missing[:3])}; do the files belong to one release?"
+                f"{', '.join(repr(str(i)) for i in missing[:3])}; do the files belong to one release?"
             )
         return self._table[rows.tolist()]["text"]
 

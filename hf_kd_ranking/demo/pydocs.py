@@ -138,9 +138,7 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
     if saved is not None and all(saved.get(key) == value for key, value in origin.items()):
         return _describe(output, saved)
     if not _is_replaceable(output):
-        raise ValueError(
-            f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another output."
-        )
+        raise ValueError(f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another.")
     pairs, counts = _collect([path for root in sources.values() for path in _python_files(root)])
     if not pairs:
         raise ValueError(

@@ -39,7 +39,7 @@ class RankingTrainingArguments(TrainingArguments):
         default="1",
         metadata={
             "help": "Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
-            "the student's margins to the teacher's on the first batches (root mean squares), measured once and logged."
+            "the student's margins to the teacher's on the first batches (root mean squares), measured once."
         },
     )
     head_learning_rate: float | None = field(
