@@ -24,9 +24,9 @@ from .pydocs import SPLITS, build_pydocs
 
 logger = logging.getLogger(__name__)
 
-TRIPLES = 1_200
+TRIPLES = 1_000
 CANDIDATES = 20
-QUERIES = {"train": TRIPLES, "dev": 150, "test": 600}
+QUERIES = {"train": TRIPLES, "dev": 120, "test": 400}
 QUERY_TOKENS, DOCUMENT_TOKENS = 20, 48
 MEASURE = "RR@10"
 SEED = 42
@@ -54,6 +54,7 @@ class Inputs:
 def prepare(output: Path) -> Inputs:
     """Build the collection, BM25's candidates of every split, and the training triples with their labels as scores."""
     docs = build_pydocs(output / "collection")
+    _check_same(output / "settings.json", {"collection": docs.stats, "queries": QUERIES, "candidates": CANDIDATES})
     inputs = Inputs(output, docs.collection, output / "queries.tsv", output / "labels.tsv", docs.stats)
     if not inputs.queries.is_file():
         with writing(inputs.queries) as file:
@@ -74,6 +75,18 @@ def prepare(output: Path) -> Inputs:
     return inputs
 
 
+def _check_same(path: Path, settings: dict) -> None:
+    """Refuse to go on in a folder whose stages were made from other packages or other numbers."""
+    if not path.is_file():
+        with writing(path) as file:
+            json.dump(settings, file)
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"{path.parent} was made from other packages or by another version of the demo; give another --output, or "
+            "remove the folder."
+        )
+
+
 def _with_positive(run: Run, qrels: dict[str, dict[str, int]]) -> Run:
     """Queries whose positive is among the candidates: re-ranking cannot help the others."""
     return Run(
@@ -88,7 +101,7 @@ def _with_positive(run: Run, qrels: dict[str, dict[str, int]]) -> Run:
 def training(
     inputs: Inputs, name: str, job: dict, loss: str, learning_rate: float, epochs: int, seed: int, **settings: object
 ) -> tuple[TrainingJob, RankingTrainingArguments]:
-    """A training of the demo: the best epoch on the development split, resumable, in a folder of its own."""
+    """A training of the demo, evaluated on the development split, resumable, in a folder of its own."""
     job = TrainingJob(
         model_name=find_backbone(),
         max_query_length=QUERY_TOKENS,
@@ -109,11 +122,8 @@ def training(
         weight_decay=0.01,
         warmup_steps=0.1,
         logging_steps=10,
-        eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{MEASURE}",
         resume_from_checkpoint="true",
         dataloader_pin_memory=torch.cuda.is_available(),  # it warns where there is nothing to pin for
         data_name="PyDocs, docstrings of installed Python packages",
@@ -132,7 +142,7 @@ def run_once(job: TrainingJob, args: RankingTrainingArguments) -> dict:
 
 
 def train_teacher(inputs: Inputs) -> dict:
-    """BERT_CAT on the labels (RankNet), all six layers."""
+    """BERT_CAT on the labels (RankNet), all six layers; its settings are fixed."""
     job, args = training(
         inputs,
         "teacher",

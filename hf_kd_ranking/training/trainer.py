@@ -217,7 +217,7 @@ def check_ids(rows: datasets.Dataset, queries: TextStore, documents: TextStore, 
             if len(missing):
                 row = start + missing[0] // (len(ids) // len(column))
                 raise KeyError(
-                    f"{row_name(rows, int(row))}: {name} {str(ids[missing[0]])!r} is not among the {len(store):,} texts of "
-                    f"{store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores and texts "
+                    f"{row_name(rows, int(row))}: {name} {str(ids[missing[0]])!r} is not among the {len(store):,} "
+                    f"texts of {store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores and texts "
                     "belong to one release?"
                 )
