@@ -89,7 +89,9 @@ def toy(tmp_path_factory) -> Path:
         {query: [(str(doc), 10.0 - rank) for rank, doc in enumerate(docs)] for query, docs in candidates.items()},
         folder / "candidates.trec",
     )
-    kd.write_qrels({query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt")
+    kd.write_qrels(
+        {query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt"
+    )
     return folder
 
 

@@ -41,9 +41,10 @@ class RankingTokenizer:
         Raises:
             ValueError: if the tokenizer has ids that the encoder has no embedding for.
         """
-        if len(tokenizer) > config.vocab_size:
+        vocab_size = config.get_text_config().vocab_size
+        if len(tokenizer) > vocab_size:
             raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens, the encoder embeddings for {config.vocab_size}; they do "
+                f"The tokenizer has {len(tokenizer)} tokens, the encoder embeddings for {vocab_size}; they do "
                 "not belong together, or call model.resize_token_embeddings(len(tokenizer))."
             )
         names = ("max_query_length", "max_document_length", "query_prefix", "document_prefix", "joins_texts")

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+
+PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # what str() makes of integers of 64 bits
 
 # ---- Runs and qrels -------------------------------------------------------------------------------------------------
 
@@ -87,8 +90,8 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
             grades for one pair; for an empty file.
     """
     path = existing_file(path, "qrels")
-    with path.open(encoding="utf-8") as file:
-        is_beir = file.readline().split() == ["query-id", "corpus-id", "score"]
+    with path.open("rb") as file:
+        is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
     width, layout = (3, "query-id corpus-id score") if is_beir else (4, "query_id 0 doc_id grade")
     qrels: dict[str, dict[str, int]] = {}
     for line, fields in _trec_lines(path, width, layout):
@@ -137,7 +140,9 @@ def _number(path: Path, line: int, name: str, text: str, kind: Callable) -> floa
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise ValueError(f"{path} line {line}: {name} must be a finite {kind.__name__}, got {text!r}.")
+        raise ValueError(
+            f"{path} line {line}: {name} must be a finite {'integer' if kind is int else 'number'}, got {text!r}."
+        )
     return value
 
 
@@ -173,9 +178,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: with file and line, for bytes that are no UTF-8.
     """
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        # LF, CRLF and a bare CR end lines, as for the fast reader
+        lines = (line for raw in file for line in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
+        for line, raw in enumerate(lines, start=1):
             try:
-                yield line, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8").rstrip("\r\n")
+                yield line, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is no UTF-8; "
@@ -231,15 +238,22 @@ def _is_finite(column: pa.Array) -> bool:
 def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
     """Find what the fast reader stumbled over, line by line, and raise about it."""
     for line, text in read_lines(path):
+        if not text:
+            continue
         fields = text.split("\t")
-        if text and len(fields) != len(types):
+        if len(fields) != len(types):
             raise ValueError(
                 f"{path} line {line}: needed {len(types)} tab-separated columns ({', '.join(types)}), got "
                 f"{len(fields)}: {text[:80]!r}."
             )
-        for (name, kind), field in zip(types.items(), fields, strict=bool(text)):
+        for (name, kind), field in zip(types.items(), fields, strict=True):
             if pa.types.is_floating(kind):
-                _number(path, line, name, field, float)
+                _number(path, line, name, field, _float32 if kind == pa.float32() else float)
+
+
+def _float32(text: str) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(float(text)))
 
 
 def nth_line(path: Path, row: int) -> int:
@@ -250,14 +264,14 @@ def nth_line(path: Path, row: int) -> int:
 
 def is_plain_integer(text: str) -> bool:
     """True where the text is an integer of 64 bits in its only plain spelling, so that an int id loses nothing."""
-    return text.lstrip("-").isdigit() and len(text) < 19 and str(int(text)) == text
+    return re.fullmatch(PLAIN_INTEGER, text, re.ASCII) is not None
 
 
 def is_integer_ids(ids: pa.Array) -> bool:
     """True where every id of a string array is a plain integer, see `is_plain_integer`."""
     if pa.types.is_integer(ids.type):
         return True
-    return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())
+    return bool(pc.all(pc.match_substring_regex(ids, f"^({PLAIN_INTEGER})$")).as_py())
 
 
 def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None) -> Path:
@@ -276,8 +290,11 @@ def building(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if not folder.is_dir():  # another process may have built the same
-            temporary.rename(folder)
+        try:
+            temporary.rename(folder)  # onto nothing, or an empty folder
+        except OSError:
+            if not folder.is_dir():  # otherwise another process has built the same meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

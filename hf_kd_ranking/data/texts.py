@@ -120,6 +120,10 @@ class TextStore:
     def _build(cls, path: Path | None, folder: str | os.PathLike | None, batches) -> "TextStore":
         folder = cache_folder(path, "texts", None) if folder is None else Path(folder)
         if not (folder / "store.json").is_file():
+            if folder.is_dir() and any(folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder} holds something that is no text store; give an empty or a new folder."
+                )
             with building(folder) as temporary:
                 _write_store(temporary, batches(), str(path or "the data set"))
         return cls(folder)
@@ -158,7 +162,7 @@ class TextStore:
             yield from zip((str(i) for i in rows["id"]), rows["text"], strict=True)
 
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
-        """Row of each id, -1 where the store does not have it; int64, the shape of `ids`."""
+        """Row of each id of a flat sequence, -1 where the store does not have it; int64."""
         if len(ids) == 0:
             return np.empty(0, dtype=np.int64)
         keys = self._keys_of(ids)

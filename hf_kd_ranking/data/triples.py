@@ -42,8 +42,8 @@ def load_teacher_scores(
     """Load teacher scores as a memory-mapped table of ids and scores.
 
     Args:
-        path_or_dataset: the published five-column TSV; a `.jsonl` or `.parquet` file with the columns of a pair row
-            or of a list row; or a `datasets.Dataset` with such columns. A data set with only margins
+        path_or_dataset: the published five-column TSV; a `.jsonl` file of list rows; a `.parquet` file or a
+            `datasets.Dataset` with the columns of pair rows or of list rows. A data set with only margins
             (`query_id, positive_id, negative_id, score`) becomes pos_score = margin, neg_score = 0 and is marked,
             see `has_only_margins`.
         cache_dir: where the Arrow file built from a TSV or JSONL file is kept; None is the cache of `datasets`. It is
@@ -59,10 +59,11 @@ def load_teacher_scores(
             ragged lists, an empty file; or for a data set without the columns.
     """
     if isinstance(path_or_dataset, datasets.Dataset):
-        return _check_columns(path_or_dataset, "the data set")
+        return _check_finite(_check_columns(path_or_dataset, "the data set"), "the data set")
     path = existing_file(path_or_dataset, "teacher scores")
     if path.suffix == ".parquet":
-        return _check_columns(datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir), str(path))
+        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir)
+        return _check_finite(_check_columns(dataset, str(path)), str(path))
     folder = cache_folder(path, "scores", cache_dir)
     if not folder.is_dir():
         with building(folder) as temporary:
@@ -101,6 +102,22 @@ def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     )
 
 
+def _check_finite(dataset: datasets.Dataset, source: str, batch_size: int = 1_000_000) -> datasets.Dataset:
+    """Text files are checked as they are read; tables here."""
+    names = [name for name in ("pos_score", "neg_score", "teacher_scores") if name in dataset.column_names]
+    table = dataset.select_columns(names).with_format("arrow")
+    for start in range(0, len(dataset), batch_size):
+        batch = table[start : start + batch_size]
+        for name in names:
+            column = batch[name].combine_chunks()
+            values = column.flatten() if name == "teacher_scores" else column
+            bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
+            if len(bad):
+                row = start + bad[0] // (len(values) // len(column))
+                raise ValueError(f"{source} row {row}: {name} must be finite numbers, got {values[int(bad[0])]}.")
+    return dataset
+
+
 def _read_pairs(path: Path) -> Iterator[pa.RecordBatch]:
     types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
     types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
@@ -125,7 +142,7 @@ def _read_lists(path: Path, rows_per_batch: int = 10_000) -> Iterator[pa.RecordB
                 f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores, where the file's lists "
                 f"have {length}; all lists must have one length of at least 2. Cut or drop the odd ones first."
             )
-        if not np.isfinite(np.asarray(scores, dtype=np.float32)).all():
+        if not _are_finite(scores):
             raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
         rows.append(
             {"query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in ids], "teacher_scores": scores}
@@ -135,6 +152,13 @@ def _read_lists(path: Path, rows_per_batch: int = 10_000) -> Iterator[pa.RecordB
             rows = []
     if rows:
         yield _list_batch(rows, are_integers)
+
+
+def _are_finite(scores: list) -> bool:
+    try:
+        return bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _list_batch(rows: list[dict], are_integers: bool) -> pa.RecordBatch:

@@ -41,11 +41,18 @@ def evaluate_queries(
         )
     try:
         parsed = {measure: ir_measures.parse_measure(measure) for measure in measures}
-    except (NameError, SyntaxError, ValueError) as error:
+        for measure in parsed.values():
+            measure.validate_params()
+    except (NameError, SyntaxError, ValueError, KeyError, AssertionError) as error:  # what ir_measures raises
         raise ValueError(f"Unknown measure in {', '.join(measures)}: {error}; write them as nDCG@10, RR@10.") from None
-    scored = {query_id: dict(ranking) for query_id, ranking in run.items() if query_id in qrels}
-    values: dict[str, dict[str, float]] = {measure: dict.fromkeys(qrels, 0.0) for measure in measures}
-    names = {str(measure): name for name, measure in parsed.items()}
-    for metric in ir_measures.iter_calc(list(parsed.values()), {q: dict(g) for q, g in qrels.items()}, scored):
-        values[names[str(metric.measure)]][metric.query_id] = metric.value
-    return values
+    scored = {query_id: _without_ties(ranking) for query_id, ranking in run.items() if query_id in qrels}
+    values = {measure: dict.fromkeys(qrels, 0.0) for measure in set(parsed.values())}
+    for metric in ir_measures.iter_calc(list(values), {q: dict(g) for q, g in qrels.items()}, scored):
+        values[metric.measure][metric.query_id] = metric.value
+    return {name: dict(values[measure]) for name, measure in parsed.items()}
+
+
+def _without_ties(ranking: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Ranks as scores, in trec_eval's order (ties by falling document id): ir_measures' providers break ties apart."""
+    order = sorted(ranking, key=lambda scored: (scored[1], scored[0]))
+    return {doc_id: float(place) for place, (doc_id, _) in enumerate(order)}

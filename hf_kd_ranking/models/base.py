@@ -107,11 +107,6 @@ class RankerConfig(PreTrainedConfig):
             positions -= self.encoder_config.pad_token_id + 1
         return positions
 
-    @property
-    def vocab_size(self) -> int:
-        """Size of the encoder's vocabulary, which the tokenizer must not exceed."""
-        return self.encoder_config.vocab_size
-
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's config, so that `resize_token_embeddings` keeps the saved sizes true."""
         return self.encoder_config
@@ -180,7 +175,8 @@ class RankerModel(PreTrainedModel):
                 A warning would not do: a checkpoint of another architecture would rank at random.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
+        model, info = super().from_pretrained(name_or_path, *args, **kwargs)
         problems = {kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]}
         if problems:
             found = "; ".join(f"{kind.replace('_', ' ')}: {_first(keys)}" for kind, keys in problems.items())

@@ -218,6 +218,6 @@ def check_ids(rows: datasets.Dataset, queries: TextStore, documents: TextStore, 
                 row = start + missing[0] // (len(ids) // len(column))
                 raise KeyError(
                     f"{row_name(rows, int(row))}: {name} {str(ids[missing[0]])!r} is not among the {len(store):,} "
-                    f"texts of {store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores and texts "
-                    "belong to one release?"
+                    f"texts of {store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores "
+                    "and texts belong to one release?"
                 )

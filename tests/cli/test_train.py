@@ -85,10 +85,13 @@ BAD_INPUT = {
     "columns": (break_file(SCORES, b"1\t2\t100\t1\t2\n1\t2\t100\t1\n"), "broken.tsv line 2: needed 5 tab-separated"),
     "no number": (
         break_file(SCORES, b"1\t2\t100\t1\t2\n1\tx\t100\t1\t2\n"),
-        "line 2: neg_score must be a finite float",
+        "line 2: neg_score must be a finite number",
     ),
-    "NaN": (break_file(SCORES, b"nan\t2\t100\t1\t2\n"), "line 1: pos_score must be a finite float, got 'nan'"),
-    "unknown document": (break_file(SCORES, b"1\t2\t100\t1\t2\n1\t2\t101\t1\t77\n"), "line 2: neg_id '77' is not among"),
+    "NaN": (break_file(SCORES, b"nan\t2\t100\t1\t2\n"), "line 1: pos_score must be a finite number, got 'nan'"),
+    "unknown document": (
+        break_file(SCORES, b"1\t2\t100\t1\t2\n1\t2\t101\t1\t77\n"),
+        "line 2: neg_id '77' is not among",
+    ),
     "unknown query": (break_file(SCORES, b"1\t2\t7\t1\t2\n"), "line 1: query_id '7' is not among the 16 texts"),
     "two texts": (break_file(COLLECTION, b"1\tone\n1\tother\n"), "id '1' stands twice with different texts"),
     "bad UTF-8": (

@@ -113,7 +113,7 @@ def test_lists_of_different_length_are_refused(collator):
     ("field", "source"), [("query_id", "queries.tsv"), ("pos_id", "docs.tsv"), ("neg_id", "docs.tsv")]
 )
 def test_an_id_without_a_text_is_named_with_its_store(collator, field, source):
-    with pytest.raises(KeyError, match=rf"ids are not among the .*{source}: 99;"):
+    with pytest.raises(KeyError, match=rf"ids are not among the .*{source}: '99';"):
         collator()([PAIR_ROW, PAIR_ROW | {field: 99}])
 
 

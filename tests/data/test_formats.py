@@ -10,7 +10,7 @@ from hf_kd_ranking.data.formats import is_plain_integer, nth_line
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
 # Scores whose decimal form is long, tiny, huge or negative; falling.
-SCORES = [1e300, 1 / 3, 0.1 + 0.2, 5e-324, -0.7000000000000001, -1e22]
+SCORES = [3e38, 1 / 3, 0.1 + 0.2, 5e-324, -0.7000000000000001, -1e22]
 
 
 def written(tmp_path, content: str | bytes):
@@ -79,9 +79,9 @@ BAD_RUNS = {
         "line 2: needed 6 columns (query_id Q0 doc_id rank score tag), got 5",
     ),
     "seven columns": (RUN_LINE + "\nq Q0 my doc 2 1.5 t\n", "line 3: needed 6 columns"),
-    "a word": ("q Q0 d 1 high t\n", "line 1: score must be a finite float, got 'high'"),
-    "NaN": (RUN_LINE + "q Q0 e 2 nan t\n", "line 2: score must be a finite float, got 'nan'"),
-    "infinite": (RUN_LINE + "q Q0 e 2 -inf t\n", "line 2: score must be a finite float, got '-inf'"),
+    "a word": ("q Q0 d 1 high t\n", "line 1: score must be a finite number, got 'high'"),
+    "NaN": (RUN_LINE + "q Q0 e 2 nan t\n", "line 2: score must be a finite number, got 'nan'"),
+    "infinite": (RUN_LINE + "q Q0 e 2 -inf t\n", "line 2: score must be a finite number, got '-inf'"),
     "a document twice": (
         RUN_LINE + "r Q0 d 1 2 t\nq Q0 d 2 1 t\n",
         "line 3: document 'd' stands twice in the ranking",
@@ -95,9 +95,9 @@ BAD_QRELS = {
         "query-id\tcorpus-id\tscore\nq\t0\td\t1\n",
         "line 2: needed 3 columns (query-id corpus-id score), got 4",
     ),
-    "a word": ("q 0 d yes\n", "line 1: grade must be a finite int, got 'yes'"),
-    "a fraction": ("q 0 d 1\nq 0 e 0.5\n", "line 2: grade must be a finite int, got '0.5'"),
-    "NaN": ("q 0 d nan\n", "line 1: grade must be a finite int, got 'nan'"),
+    "a word": ("q 0 d yes\n", "line 1: grade must be a finite integer, got 'yes'"),
+    "a fraction": ("q 0 d 1\nq 0 e 0.5\n", "line 2: grade must be a finite integer, got '0.5'"),
+    "NaN": ("q 0 d nan\n", "line 1: grade must be a finite integer, got 'nan'"),
     "two grades": ("q 0 d 1\n\nq 0 d 2\n", "line 3: 'q' 'd' has two grades, 2 and an earlier one"),
     "blank lines only": ("\n", "is empty; needed lines of query_id 0 doc_id grade"),
 }
@@ -117,7 +117,6 @@ def test_bad_qrels_are_refused_with_file_and_line(tmp_path, content, message):
         kd.read_qrels(path)
 
 
-@pytest.mark.xfail(strict=True, reason="read_qrels decodes the first 8 KB before it counts lines")
 def test_qrels_with_bad_utf8_are_refused_with_file_and_line(tmp_path):
     path = written(tmp_path, b"q 0 d 1\nq 0 \xff 1\n")
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path} line 2: byte 0xff at column 5 is no UTF-8')}"):
@@ -204,13 +203,9 @@ def test_an_integer_in_its_only_spelling_is_plain(text):
     assert is_plain_integer(text)
 
 
-CRASHES = pytest.mark.xfail(strict=True, raises=ValueError, reason="int() is called on what only looks like digits")
-
-
 @pytest.mark.parametrize(
     "text",
-    ["", "007", "-0", "+7", " 7", "1_0", "٣", "7.0", "9" * 19, "d7", "-"]
-    + [pytest.param(text, marks=CRASHES) for text in ("--5", "²")],
+    ["", "007", "-0", "+7", " 7", "1_0", "٣", "7.0", "9" * 19, "d7", "-", "--5", "²"],
 )
 def test_text_that_an_int_would_not_spell_the_same_is_no_plain_integer(text):
     assert not is_plain_integer(text)

@@ -35,9 +35,7 @@ def published_tokenizer():
 @pytest.fixture
 def bert_cat(encoder) -> kd.BertCat:
     torch.manual_seed(1)
-    return kd.BertCat.from_encoder(
-        str(encoder), max_query_length=8, max_document_length=16, initializer_range=0.5
-    )
+    return kd.BertCat.from_encoder(str(encoder), max_query_length=8, max_document_length=16, initializer_range=0.5)
 
 
 def tensors(case: dict) -> dict[str, torch.Tensor]:
@@ -66,34 +64,22 @@ def test_scores_from_texts_equal_the_original_class_one_by_one(published, publis
     wanted = np.asarray(EXPECTED["texts"])  # (queries, documents)
     # An empty document is a document: [CLS] q [SEP] [SEP], and not the single text that a lone pair is tokenised to.
     wanted[:, TEXTS["empty_document_index"]] = EXPECTED["texts_empty_document"]
-    got = [ranker.score(query, TEXTS["documents"]) for query in TEXTS["queries"]]
-    np.testing.assert_allclose(got, wanted, **TOLERANCE)
+    queries, documents = TEXTS["queries"], TEXTS["documents"]
+    got = ranker.score([query for query in queries for _ in documents], documents * len(queries))
+    np.testing.assert_allclose(got.reshape(wanted.shape), wanted, **TOLERANCE)
 
 
 def test_margin_mse_step_has_the_original_loss_and_gradients():
     model, step = load(), EXPECTED["margin_mse_step"]  # from_pretrained leaves dropout off
-    batch = kd_pairs_of_batch4()
-    scores = model(**batch).scores  # (B, 2)
+    # The golden step's negative of pair i is pair i + 1, its query included.
+    rows = tensors(EXPECTED["cases"]["batch4"])
+    scores = model(**{name: torch.stack([ids, ids.roll(-1, 0)], 1) for name, ids in rows.items()}).scores  # (B, 2)
     loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
     loss.backward()
     np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
     assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
     norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
     assert norms == pytest.approx(step["gradient_norms"], rel=4e-4, abs=4e-4)
-
-
-def kd_pairs_of_batch4() -> dict[str, torch.Tensor]:
-    """Query i with its document of case batch4, and with document i + 1; (B, 2, L)."""
-    rows = tensors(EXPECTED["cases"]["batch4"])
-    pairs = [ids[mask.bool()].tolist() for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True)]
-    cuts = [pair.index(102) + 1 for pair in pairs]  # behind the query's [SEP]
-    documents = [pair[cut:] for pair, cut in zip(pairs, cuts, strict=True)]
-    sequences = [
-        pairs[i][: cuts[i]] + documents[j] for i in range(len(pairs)) for j in (i, (i + 1) % len(pairs))
-    ]
-    longest = max(map(len, sequences))
-    ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences]).view(len(pairs), 2, -1)
-    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
 def test_published_config_has_one_label_and_its_sizes_are_saved(published, tmp_path):

@@ -1,0 +1,123 @@
+"""Re-ranking: the evaluator's run and measures are those of scoring every pair by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+import hf_kd_ranking as kd
+
+
+class FixedRanker:
+    """Scores looked up by the document's text; what it was asked is kept."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.scores = scores
+        self.pairs: list[tuple[str, str]] = []
+
+    def score(self, queries: list[str], documents: list[str]) -> np.ndarray:
+        self.pairs += zip(queries, documents, strict=True)
+        return np.array([self.scores[document] for document in documents], dtype=np.float32)
+
+
+CANDIDATES = kd.Run(
+    {"8": [("c", 4.0), ("a", 3.0), ("b", 2.0), ("d", 1.0)], "7": [("d", 2.0), ("b", 1.0)], "x": [("a", 1.0)]}
+)
+QRELS = {"7": {"b": 1}, "8": {"b": 2, "d": 1}, "9": {"a": 1}}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Queries and documents; query `x` of the candidates has no judgments and no text."""
+    (tmp_path / "queries.tsv").write_text("7\tseven\n8\teight\n9\tnine\n")
+    (tmp_path / "docs.tsv").write_text("".join(f"{doc_id}\ttext {doc_id}\n" for doc_id in "abcd"))
+    return [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
+
+
+def ranker(**scores: float) -> FixedRanker:
+    return FixedRanker({f"text {doc_id}": score for doc_id, score in scores.items()})
+
+
+def test_candidates_are_sorted_by_the_rankers_scores_within_each_query(texts):
+    evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts)
+    assert evaluator.rerank(ranker(a=0.5, b=2.0, c=-1.0, d=1.0)) == {
+        "8": [("b", 2.0), ("d", 1.0), ("a", 0.5), ("c", -1.0)],
+        "7": [("b", 2.0), ("d", 1.0)],
+    }
+
+
+def test_each_query_is_scored_with_its_own_candidates_once(texts):
+    fixed = ranker(a=0, b=0, c=0, d=0)
+    kd.RerankingEvaluator(CANDIDATES, QRELS, *texts).rerank(fixed)
+    assert fixed.pairs == [("eight", f"text {i}") for i in "cabd"] + [("seven", f"text {i}") for i in "db"]
+
+
+def test_ties_keep_the_order_of_the_first_stage(texts):
+    reranked = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts).rerank(ranker(a=1, b=1, c=0, d=1))
+    assert [doc_id for doc_id, _ in reranked["8"]] == ["a", "b", "d", "c"]
+    assert [doc_id for doc_id, _ in reranked["7"]] == ["d", "b"]
+
+
+def test_measures_match_hand_computed_values_and_a_query_without_candidates_counts_as_zero(texts):
+    evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, measures=["RR@10", "P@1"])
+    assert evaluator(ranker(a=3, b=2, c=1, d=4)) == pytest.approx({"RR@10": (1 / 2 + 1 + 0) / 3, "P@1": 1 / 3})
+    assert evaluator.first_stage() == pytest.approx({"RR@10": (1 / 2 + 1 / 3 + 0) / 3, "P@1": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(1, "c"), (2, "ac"), (3, "bac"), (4, "bdac"), (9, "bdac"), (None, "bdac")]
+)
+def test_only_the_first_candidates_up_to_the_depth_are_scored(texts, depth, expected):
+    evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, depth=depth)
+    reranked = evaluator.rerank(ranker(a=2, b=4, c=1, d=3))
+    assert "".join(doc_id for doc_id, _ in reranked["8"]) == expected
+    assert evaluator.first_stage() == kd.evaluate_run(CANDIDATES.top(depth or 9), QRELS)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ({"7": [("b", 1.0), ("gone", 0.5)]}, "1 of 2 ids are not among the 4 texts of .*docs.tsv: 'gone'"),
+        ({"7": [("b", 1.0)], "10": [("b", 1.0)]}, "1 of 2 ids are not among the 3 texts of .*queries.tsv: '10'"),
+    ],
+)
+def test_a_candidate_without_a_text_is_named(texts, candidates, message):
+    evaluator = kd.RerankingEvaluator(kd.Run(candidates), QRELS | {"10": {"b": 1}}, *texts)
+    with pytest.raises(KeyError, match=message):
+        evaluator.rerank(ranker(b=1))
+
+
+def test_what_cannot_be_measured_is_refused_before_a_model_runs(texts):
+    with pytest.raises(ValueError, match="have no query in common"):
+        kd.RerankingEvaluator(CANDIDATES, {"other": {"a": 1}}, *texts)
+    with pytest.raises(ValueError, match="Unknown measure"):
+        kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, measures=["best"])
+
+
+def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
+    queries, documents = (kd.TextStore.from_tsv(toy / name) for name in ("queries.tsv", "collection.tsv"))
+    candidates, qrels = kd.read_run(toy / "candidates.trec"), kd.read_qrels(toy / "qrels.txt")
+    evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents)
+    reranked = evaluator.rerank(kd.Ranker(model, tokenizer, batch_size=7))
+
+    def score_by_hand(query: str, document: str) -> float:
+        options = {"truncation": True, "return_tensors": "pt"}
+        if isinstance(model, kd.BertCat):
+            return model(**tokenizer([query], [document], max_length=24, **options)).scores.item()
+        query, document = tokenizer([query], max_length=8, **options), tokenizer([document], max_length=16, **options)
+        return model(query=query, document=document).scores.item()
+
+    with torch.no_grad():
+        expected = {
+            query_id: sorted(
+                ((doc_id, score_by_hand(queries[query_id], documents[doc_id])) for doc_id, _ in ranking),
+                key=lambda scored: -scored[1],
+            )
+            for query_id, ranking in candidates.items()
+        }
+    assert reranked.keys() == expected.keys()
+    for query_id, ranking in expected.items():
+        assert [doc_id for doc_id, _ in reranked[query_id]] == [doc_id for doc_id, _ in ranking]
+        scores = [score for _, score in ranking]
+        assert [score for _, score in reranked[query_id]] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+        assert len(set(scores)) == 10  # nothing here hangs on a tie
+    assert evaluator(kd.Ranker(model, tokenizer)) == pytest.approx(kd.evaluate_run(kd.Run(expected), qrels))

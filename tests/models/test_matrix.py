@@ -1,0 +1,244 @@
+"""What every architecture must do, over the `model` fixture."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.data.collate import RankingTokenizer
+
+ROWS = [
+    ("what is bread", ["bread apple iron", "moon", "house of the king under the lake"]),
+    ("moon", ["night", "yellow zebra and violin", "how to paper"]),
+    ("how to jam the fire", ["jam", "glass river stone tree water earth", "where is a dog"]),
+]
+LENGTHS = {"max_query_length": 8, "max_document_length": 16}
+# Another value for every config field that the package declares; a new field joins by one entry.
+NOT_DEFAULT = {
+    "bert_model": "distilbert-base-uncased",
+    "max_query_length": 9,
+    "max_document_length": 17,
+    "query_prefix": "query: ",
+    "document_prefix": "passage: ",
+    "initializer_range": 0.3,
+    "pooling": "mean",
+    "compression_dim": 5,
+}
+FIXED = {"problem_type"}  # BERT_CAT's is "regression", whatever a published config says
+
+
+def batch_of(model, tokenizer, rows: list[tuple[str, list[str]]]) -> dict:
+    """The model's inputs for a list of (query, documents): (B, L) sides and (B, n, L) documents or pairs."""
+    inputs = RankingTokenizer.from_config(tokenizer, model.config)
+    queries, documents = [query for query, _ in rows], [text for _, texts in rows for text in texts]
+    shape = (len(rows), len(rows[0][1]))
+    if inputs.joins_texts:
+        return inputs.pad(inputs.pairs([query for query, texts in rows for _ in texts], documents), shape)
+    return {"query": inputs.pad(inputs.queries(queries)), "document": inputs.pad(inputs.documents(documents), shape)}
+
+
+def mapped(batch: Mapping, change: Callable, only: str | None = None) -> dict:
+    """A copy of a (nested) batch with `change(name, tensor)` in place of each tensor (of one side only)."""
+    return {
+        name: mapped(value, change) if isinstance(value, Mapping) and only in (None, name)
+        else value if isinstance(value, Mapping)
+        else change(name, value)
+        for name, value in batch.items()
+    }  # fmt: skip
+
+
+def by_document(batch: dict, change: Callable) -> dict:
+    """Change what is (B, n, L)."""
+    return mapped(batch, change, only="document" if "document" in batch else None)
+
+
+@torch.no_grad()
+def scores_of(model, batch: dict) -> torch.Tensor:
+    return model(**batch).scores
+
+
+def test_padding_does_not_change_scores(model, tokenizer):
+    batch = batch_of(model, tokenizer, ROWS)
+
+    def pad(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        # Ids of words, not of [PAD]: only the mask may decide.
+        return torch.nn.functional.pad(tensor, (0, 5), value=9 if name == "input_ids" else 0)
+
+    wanted = scores_of(model, batch)
+    assert wanted.std() > 0.1, "scores too alike to tell a change"
+    assert torch.allclose(scores_of(model, mapped(batch, pad)), wanted, atol=1e-5)
+
+
+def test_splitting_a_batch_does_not_change_scores(model, tokenizer):
+    together = scores_of(model, batch_of(model, tokenizer, ROWS))
+    alone = [scores_of(model, batch_of(model, tokenizer, [row])) for row in ROWS]
+    assert torch.allclose(torch.cat(alone), together, atol=1e-5)
+
+
+def test_scores_follow_the_order_of_documents(model, tokenizer):
+    batch = batch_of(model, tokenizer, ROWS)
+    reversed_documents = by_document(batch, lambda _, tensor: tensor.flip(1))
+    assert torch.allclose(scores_of(model, reversed_documents), scores_of(model, batch).flip(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_one_document_a_query_scores_as_a_column_of_many(model, tokenizer, column):
+    batch = batch_of(model, tokenizer, ROWS)
+    flat = by_document(batch, lambda _, tensor: tensor[:, column])  # (B, L)
+    assert scores_of(model, flat).shape == (len(ROWS),)
+    assert torch.allclose(scores_of(model, flat), scores_of(model, batch)[:, column], atol=1e-5)
+
+
+LOADERS = {
+    "load_ranker": lambda cls, folder: kd.load_ranker(str(folder)),
+    "AutoModel": lambda cls, folder: AutoModel.from_pretrained(folder),
+    "class": lambda cls, folder: cls.from_pretrained(folder),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS.keys())
+def test_saved_model_loads_as_its_class_with_the_same_scores(model, tokenizer, tmp_path, load):
+    model.save_pretrained(tmp_path)
+    again, batch = load(type(model), tmp_path), batch_of(model, tokenizer, ROWS)
+    assert type(again) is type(model)
+    assert not again.training
+    assert torch.equal(scores_of(again, batch), scores_of(model, batch))
+
+
+def test_every_config_field_survives_save_and_load(model, tmp_path):
+    cls = type(model.config)
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(cls)} - inherited - FIXED - {"encoder_config"}
+    values = {name: NOT_DEFAULT[name] for name in own}
+    assert all(getattr(cls(), name) != value for name, value in values.items())
+    cls(encoder_config=model.config.encoder_config, **values).save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is cls
+    assert {name: getattr(again, name) for name in own} == values
+    assert again.encoder_config.to_dict() == model.config.encoder_config.to_dict()
+
+
+def test_bfloat16_scores_are_close_to_float32(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    batch, half = batch_of(model, tokenizer, ROWS), kd.load_ranker(str(tmp_path), dtype=torch.bfloat16)
+    assert next(half.parameters()).dtype == torch.bfloat16
+    wanted, got = scores_of(model, batch), scores_of(half, batch)
+    assert got.dtype == torch.float32
+    assert (got - wanted).abs().max() < 0.05 * wanted.abs().max()  # eight bits of mantissa through two layers
+
+
+def test_eager_and_sdpa_attention_agree(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    batch, scores = batch_of(model, tokenizer, ROWS), {}
+    for attention in ("eager", "sdpa"):
+        loaded = kd.load_ranker(str(tmp_path), attn_implementation=attention)
+        assert loaded.bert_model.config._attn_implementation == attention  # it reaches the encoder
+        scores[attention] = scores_of(loaded, batch)
+    assert torch.allclose(scores["eager"], scores["sdpa"], atol=1e-5)
+
+
+def gradients(model, batch: dict) -> dict[str, torch.Tensor | None]:
+    model.zero_grad()
+    torch.manual_seed(0)  # dropout is on
+    model.train()
+    model(**batch).scores.square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_a_gradient_reaches_every_parameter(model, tokenizer):
+    found = gradients(model, batch_of(model, tokenizer, ROWS))
+    assert [name for name, gradient in found.items() if gradient is None] == []
+
+
+def test_activation_checkpointing_gives_the_same_gradients(model, tokenizer):
+    batch, calls = batch_of(model, tokenizer, ROWS), []
+    plain = {name: gradient.clone() for name, gradient in gradients(model, batch).items()}
+    # A pre-hook: the second run stops before its end, when it has all that the backward pass needs.
+    model.bert_model.encoder.layer[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients(model, batch)
+    forwards = len(calls)
+    model.activation_checkpointing_enable()
+    again = gradients(model, batch)
+    assert len(calls) == 3 * forwards, "each layer runs again in the backward pass"
+    assert all(torch.allclose(again[name], plain[name], atol=1e-6) for name in plain)
+
+
+def drop(weights: dict) -> str:
+    weights.pop("bert_model.encoder.layer.1.output.dense.weight")
+    return r"missing keys: bert_model\.encoder\.layer\.1\.output\.dense\.weight"
+
+
+def add(weights: dict) -> str:
+    weights["compressor_of_another.weight"] = torch.zeros(2)
+    return r"unexpected keys: compressor_of_another\.weight"
+
+
+def widen(weights: dict) -> str:
+    weights["bert_model.embeddings.word_embeddings.weight"] = torch.zeros(99, 16)
+    return r"mismatched keys: .*bert_model\.embeddings\.word_embeddings\.weight"
+
+
+@pytest.mark.parametrize("damage", [drop, add, widen])
+def test_a_checkpoint_whose_weights_do_not_fit_names_the_key(model, tmp_path, damage):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    message = damage(weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in LOADERS.values():
+        with pytest.raises(ValueError, match=message):
+            load(type(model), tmp_path)
+
+
+def test_from_encoder_takes_the_encoders_weights_bit_by_bit(model, encoder):
+    wanted = AutoModel.from_pretrained(encoder).state_dict()
+    weights = model.bert_model.state_dict()
+    assert weights.keys() == {name for name in wanted if not name.startswith("pooler.")}
+    assert all(torch.equal(weights[name], wanted[name]) for name in weights)
+
+
+def test_kept_layers_are_the_named_ones_in_their_order(model, encoder, tmp_path):
+    layers = AutoModel.from_pretrained(encoder).encoder.layer
+    for chosen in ([1], [1, 0]):
+        small = type(model).from_encoder(str(encoder), layers=chosen, **LENGTHS)
+        small.save_pretrained(tmp_path)
+        again = kd.load_ranker(str(tmp_path))
+        assert len(again.bert_model.encoder.layer) == again.config.encoder_config.num_hidden_layers == len(chosen)
+        for kept, index in zip(again.bert_model.encoder.layer, chosen, strict=True):
+            assert all(
+                torch.equal(kept.state_dict()[name], layers[index].state_dict()[name]) for name in kept.state_dict()
+            )
+    with pytest.raises(ValueError, match=r"layers must be one or more of 0\.\.1, got \[2\]"):
+        type(model).from_encoder(str(encoder), layers=[2], **LENGTHS)
+
+
+def test_lengths_beyond_the_encoders_positions_are_refused(model, encoder, tmp_path):
+    longer = {"max_document_length": 57 if model.config.joins_texts else 65, "max_query_length": 8}
+    message = r"max_document_length is 65 tokens, but the encoder \(bert\) has positions for 64"
+    with pytest.raises(ValueError, match=message):
+        type(model).from_encoder(str(encoder), **longer)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        type(model).from_pretrained(tmp_path, **longer)
+
+
+def test_saved_config_holds_no_local_path(model, encoder, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert str(encoder.parent) not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 3}, {"intermediate_size": 48}], ids=["missing", "mismatched"]
+)
+def test_an_encoder_whose_weights_do_not_match_its_config_raises(model, encoder, tmp_path, change):
+    folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=r"does not hold the weights of the bert encoder.*encoder\.layer\."):
+        type(model).from_encoder(str(folder), **LENGTHS)
