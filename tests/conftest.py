@@ -1,6 +1,8 @@
 """Tiny rankers and a toy collection, made here: no test reaches the network or needs a download."""
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ import hf_kd_ranking as kd
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
-    "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river stone tree under "
-    "violin water yellow zebra what is a the of and how to where"
+    "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river stone tree "
+    "under violin water yellow zebra what is a the of and how to where"
 ).split()
 # Constructor arguments of every architecture on the tiny encoder; a new architecture joins by one row.
 ARCHITECTURES = {
@@ -21,6 +23,15 @@ ARCHITECTURES = {
     "bert_dot": {},
     "bert_dot-mean-compressed": {"pooling": "mean", "compression_dim": 6},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run."""
+    for item in items:
+        if item.get_closest_marker("data") and not os.environ.get("HF_KD_RANKING_DATA"):
+            item.add_marker(pytest.mark.skip(reason="HF_KD_RANKING_DATA is not set"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +110,36 @@ def toy(tmp_path_factory) -> Path:
 def private_cache(tmp_path, monkeypatch) -> None:
     """Arrow files built by a test go into its own folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def student(model) -> kd.BertCat | kd.BertDot:
+    """`model` without dropout, for runs that must agree."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.fixture
+def make_trainer(toy, tokenizer, tmp_path, private_cache) -> Callable[..., kd.RankingTrainer]:
+    """make_trainer(model, parts, **arguments): a trainer on the toy data; `parts` are what `RankingTrainer` takes."""
+    queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
+    rows = kd.load_teacher_scores(toy / "scores.tsv")
+    defaults = {
+        "output_dir": str(tmp_path / "out"),
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+    def make(model: kd.BertCat | kd.BertDot, parts: dict | None = None, **arguments) -> kd.RankingTrainer:
+        parts = {"train_dataset": rows, "queries": queries, "documents": documents} | (parts or {})
+        return kd.RankingTrainer(
+            model, kd.RankingTrainingArguments(**(defaults | arguments)), processing_class=tokenizer, **parts
+        )
+
+    return make

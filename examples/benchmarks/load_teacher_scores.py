@@ -2,8 +2,8 @@
 
     python examples/benchmarks/load_teacher_scores.py [--rows 2000000]
 
-Timed: `load_teacher_scores` on a file not seen before (parse, check, write the Arrow file), and again (open it). Memory
-is the growth of the process's peak resident size over the first load, with its anonymous part at the end (mapped pages
+Timed: `load_teacher_scores` on a file not seen before (parse, check, write the Arrow file), and again (open it).
+Memory is the growth of the peak resident size over the first load, and of its anonymous part (mapped pages
 are cache, not cost). The last line is one JSON object.
 """
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ class MatchTeacherScale(TrainerCallback):
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler())
         for _ in range(self.batches):
-            chosen = [row for row, _ in zip(rows, range(trainer.args.per_device_train_batch_size), strict=False)]
+            chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break
             batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in chosen]))

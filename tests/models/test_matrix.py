@@ -109,7 +109,10 @@ def test_saved_model_loads_as_its_class_with_the_same_scores(model, tokenizer, t
     again, batch = load(type(model), tmp_path), batch_of(model, tokenizer, ROWS)
     assert type(again) is type(model)
     assert not again.training
-    assert torch.equal(scores_of(again, batch), scores_of(model, batch))
+    weights = again.state_dict()
+    assert all(torch.equal(weights.pop(name), tensor) for name, tensor in model.state_dict().items()) and not weights
+    # Not bit by bit: matrix products may depend on where in memory their weights lie.
+    assert torch.allclose(scores_of(again, batch), scores_of(model, batch), atol=1e-6)
 
 
 def test_every_config_field_survives_save_and_load(model, tmp_path):
@@ -160,8 +163,8 @@ def test_a_gradient_reaches_every_parameter(model, tokenizer):
 def test_activation_checkpointing_gives_the_same_gradients(model, tokenizer):
     batch, calls = batch_of(model, tokenizer, ROWS), []
     plain = {name: gradient.clone() for name, gradient in gradients(model, batch).items()}
-    # A pre-hook: the second run stops before its end, when it has all that the backward pass needs.
-    model.bert_model.encoder.layer[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    # Inside a layer: its own hooks stand outside of what is run again.
+    model.bert_model.encoder.layer[0].attention.register_forward_pre_hook(lambda *_: calls.append(1))
     gradients(model, batch)
     forwards = len(calls)
     model.activation_checkpointing_enable()

@@ -1,0 +1,199 @@
+"""Texts in, scores out: the same numbers as the model called by hand, whatever the batches."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import hf_kd_ranking as kd
+
+WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night".split()
+
+
+@pytest.fixture
+def ranker(model, tokenizer) -> kd.Ranker:
+    return kd.Ranker(model, tokenizer, batch_size=3)
+
+
+def dot_ranker(encoder, tokenizer, **settings) -> kd.Ranker:
+    torch.manual_seed(1)
+    model = kd.BertDot.from_encoder(str(encoder), max_query_length=8, max_document_length=16, **settings)
+    return kd.Ranker(model, tokenizer, batch_size=3)
+
+
+def pairs(count: int) -> tuple[list[str], list[str]]:
+    """Queries and documents of mixed lengths, some of them several times."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(2 * count // 3)]
+    return rng.choices([text[:20] for text in texts], k=count), rng.choices(texts, k=count)
+
+
+@torch.no_grad()
+def scores_one_by_one(ranker: kd.Ranker, queries: list[str], documents: list[str]) -> list[float]:
+    """By hand: no padding, no batch, no block."""
+    model, config, scores = ranker.model, ranker.model.config, []
+    for query, document in zip(queries, documents, strict=True):
+        if isinstance(model, kd.BertCat):
+            longest = config.max_query_length + config.max_document_length
+            output = model(**cut(ranker, longest, [query], [document]))
+        else:
+            sides = {"query": cut(ranker, config.max_query_length, [query])}
+            output = model(**sides, document=cut(ranker, config.max_document_length, [document]))
+        scores.append(output.scores.item())
+    return scores
+
+
+def cut(ranker: kd.Ranker, longest: int, *texts: list[str]) -> dict[str, torch.Tensor]:
+    return dict(ranker.tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt"))
+
+
+def test_scores_equal_the_model_called_by_hand_one_by_one(ranker):
+    queries, documents = pairs(20)
+    scores = ranker.score(queries, documents)
+    assert scores.dtype == np.float32
+    assert scores.std() > 0.1, "scores too alike to tell a change"
+    np.testing.assert_allclose(scores, scores_one_by_one(ranker, queries, documents), atol=1e-5)
+
+
+def test_scores_do_not_depend_on_batch_block_or_order(ranker, monkeypatch):
+    queries, documents = pairs(40)
+    wanted = ranker.score(queries, documents)
+    monkeypatch.setattr("hf_kd_ranking.inference.BLOCK_SIZE", 16)
+    ranker.batch_size = 5
+    order = random.Random(1).sample(range(40), 40)
+    shuffled = ranker.score([queries[i] for i in order], [documents[i] for i in order])
+    np.testing.assert_allclose(shuffled, wanted[order], atol=1e-5)
+
+
+def test_a_single_query_is_scored_with_every_document(ranker):
+    documents = ["night", "house of the king", "moon moon"]
+    np.testing.assert_allclose(ranker.score("moon", documents), ranker.score(["moon"] * 3, documents), atol=1e-6)
+
+
+def test_lengths_and_prefixes_come_from_the_config(ranker, tmp_path):
+    ranker.save_pretrained(tmp_path)
+    settings = {"max_query_length": 3, "max_document_length": 4, "query_prefix": "earth ", "document_prefix": "fire "}
+    short = kd.Ranker.from_pretrained(tmp_path, **settings)
+    # A pair has one budget of 7 tokens, three of them special, and its longest text is cut first.
+    read_as = ("earth apple", "fire bread") if short.model.config.joins_texts else ("earth", "fire bread")
+    got = short.score(["apple jam lake"], ["bread cat dog"])
+    query, document = read_as
+    assert got == pytest.approx(kd.Ranker.from_pretrained(tmp_path).score([query], [document]), abs=1e-5)
+
+
+def test_saved_ranker_scores_the_same(ranker, tmp_path):
+    queries, documents = pairs(9)
+    ranker.save_pretrained(tmp_path)
+    again = kd.Ranker.from_pretrained(tmp_path, device="cpu", batch_size=3)
+    assert type(again.model) is type(ranker.model)
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == ranker.tokenizer.get_vocab()
+    np.testing.assert_allclose(again.score(queries, documents), ranker.score(queries, documents), atol=1e-6)
+
+
+def test_scoring_during_training_has_no_dropout_and_leaves_training_on(ranker):
+    queries, documents = pairs(6)
+    wanted = ranker.score(queries, documents)
+    ranker.model.train()
+    np.testing.assert_allclose(ranker.score(queries, documents), wanted, atol=1e-6)
+    assert ranker.model.training
+
+
+def test_rerank_sorts_by_score_and_keeps_the_order_of_ties(ranker, monkeypatch):
+    monkeypatch.setattr(ranker, "score", lambda query, documents: np.array([1.0, 3.0, 2.0, 3.0, 2.0]))
+    assert ranker.rerank("moon", ["a"] * 5) == [(1, 3.0), (3, 3.0), (2, 2.0), (4, 2.0), (0, 1.0)]
+    assert ranker.rerank("moon", ["a"] * 5, top_k=2) == [(1, 3.0), (3, 3.0)]
+
+
+def test_rerank_answers_with_indices_and_scores_of_the_documents(ranker):
+    documents = ["night", "house of the king", "moon moon", "violin"]
+    scores, ranking = ranker.score("moon", documents), ranker.rerank("moon", documents)
+    assert [index for index, _ in ranking] == sorted(range(4), key=lambda i: -scores[i])
+    assert [score for _, score in ranking] == pytest.approx([scores[index] for index, _ in ranking], abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 6])
+def test_dot_product_of_encoded_texts_is_the_score(encoder, tokenizer, width):
+    ranker = dot_ranker(encoder, tokenizer, compression_dim=None if width == 16 else width)
+    queries, documents = pairs(10)
+    vectors = ranker.encode_queries(queries), ranker.encode_documents(documents)
+    assert [side.shape for side in vectors] == [(10, width)] * 2
+    wanted = (vectors[0] * vectors[1]).sum(1)
+    np.testing.assert_allclose(ranker.score(queries, documents), wanted, rtol=1e-5, atol=1e-5)
+    one_by_one = scores_one_by_one(ranker, queries, documents)
+    np.testing.assert_allclose(one_by_one, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_ranker_that_joins_texts_has_no_vectors(encoder, tokenizer):
+    model = kd.BertCat.from_encoder(str(encoder), max_query_length=8, max_document_length=16)
+    with pytest.raises(ValueError, match="BertCat reads query and document as one sequence and has no vectors"):
+        kd.Ranker(model, tokenizer).encode_documents(["moon"])
+
+
+def test_numbers_of_queries_and_documents_must_agree(ranker):
+    with pytest.raises(ValueError, match=r"one document a query, got 2 and 3"):
+        ranker.score(["moon", "lake"], ["night", "king", "jam"])
+
+
+def test_nothing_to_score_or_to_encode_is_an_error(ranker, encoder, tokenizer):
+    with pytest.raises(ValueError, match="Scoring needs at least one text, got none"):
+        ranker.score([], [])
+    with pytest.raises(ValueError, match="Encoding needs at least one text, got none"):
+        dot_ranker(encoder, tokenizer).encode_queries([])
+
+
+def test_a_score_that_is_no_number_names_the_pair_and_the_dtype(ranker):
+    with torch.no_grad():
+        ranker.model.bert_model.embeddings.word_embeddings.weight[ranker.tokenizer.vocab["violin"]] = torch.inf
+    with pytest.raises(ValueError, match=r"score of pair 1 is nan \(query 'lake'\).*torch\.float32.*try float32"):
+        ranker.score(["moon", "lake"], ["night", "violin"])
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(model, tokenizer):
+    model.resize_token_embeddings(len(tokenizer) - 1)
+    with pytest.raises(ValueError, match=rf"tokenizer has {len(tokenizer)} tokens.*for {len(tokenizer) - 1}"):
+        kd.Ranker(model, tokenizer)
+
+
+def test_only_long_work_shows_progress(ranker, monkeypatch, capsys):
+    monkeypatch.setattr("hf_kd_ranking.inference.PROGRESS_FROM", 3)
+    ranker.score("moon", ["night"] * 2)
+    assert capsys.readouterr().err == ""
+    ranker.score("moon", ["night"] * 3)
+    assert "Scoring" in capsys.readouterr().err
+
+
+SHARED_WORK = """
+import sys
+import numpy as np
+import hf_kd_ranking as kd
+from accelerate import PartialState
+
+ranker = kd.Ranker.from_pretrained(sys.argv[1], device="cpu", batch_size=2)
+ranker.is_distributed = True
+state = PartialState(cpu=True)
+assert state.num_processes == 2
+documents = ["night", "house of the king", "moon moon", "violin", "jam"]
+found = {"five": ranker.score("moon", documents), "one": ranker.score("moon", documents[:1])}
+found["vectors"] = ranker.encode_documents(documents)
+np.savez(f"{sys.argv[2]}/{state.process_index}.npz", **found)
+"""
+
+
+def test_two_processes_share_the_work_and_both_get_all_results_in_order(encoder, tokenizer, tmp_path):
+    ranker = dot_ranker(encoder, tokenizer)
+    ranker.save_pretrained(tmp_path / "model")
+    (tmp_path / "script.py").write_text(SHARED_WORK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [tmp_path / "script.py", tmp_path / "model", tmp_path]
+    result = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    documents = ["night", "house of the king", "moon moon", "violin", "jam"]
+    for rank in range(2):
+        found = np.load(tmp_path / f"{rank}.npz")
+        np.testing.assert_allclose(found["five"], ranker.score("moon", documents), atol=1e-5)
+        np.testing.assert_allclose(found["one"], ranker.score("moon", documents[:1]), atol=1e-5)
+        np.testing.assert_allclose(found["vectors"], ranker.encode_documents(documents), atol=1e-5)

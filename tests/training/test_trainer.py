@@ -1,0 +1,233 @@
+"""One training step by hand, and what a run logs, evaluates and keeps."""
+
+import copy
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.training.callbacks import StepStatistics
+
+
+def batch_of(trainer: kd.RankingTrainer, chosen: list[int]) -> dict:
+    return trainer.data_collator([trainer.train_dataset[i] for i in chosen])
+
+
+@torch.no_grad()
+def margins_of(trainer: kd.RankingTrainer, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's positive minus each negative, row by row and without dropout."""
+    student, teacher = [], []
+    for row in chosen:
+        batch = batch_of(trainer, [row])
+        (teacher_scores,) = batch.pop("teacher_scores")
+        (scores,) = trainer.model.eval()(**batch).scores
+        student += [(scores[0] - score).item() for score in scores[1:]]
+        teacher += [(teacher_scores[0] - score).item() for score in teacher_scores[1:]]
+    return torch.tensor(student), torch.tensor(teacher)
+
+
+def parameters(trainer: kd.RankingTrainer) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def logged(trainer: kd.RankingTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+# ---- The step -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("teacher_scale", ["1", "0.25"])
+def test_loss_of_a_batch_is_margin_mse_by_hand_and_the_batch_stays_as_it_was(student, make_trainer, teacher_scale):
+    trainer = make_trainer(student, teacher_scale=teacher_scale)
+    batch = batch_of(trainer, [0, 1, 2, 3, 4])
+    before = copy.deepcopy(batch)
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    student_margins, teacher_margins = margins_of(trainer, [0, 1, 2, 3, 4])
+    wanted = ((student_margins - float(teacher_scale) * teacher_margins) ** 2).sum() / 5
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert outputs.scores.shape == (5, 2)
+    assert json.dumps(batch, default=Tensor.tolist) == json.dumps(before, default=Tensor.tolist)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_batch_takes_one_forward(student, make_trainer, accumulation):
+    calls = []
+    student.register_forward_pre_hook(lambda *_: calls.append(1))
+    make_trainer(student, max_steps=3, gradient_accumulation_steps=accumulation).train()
+    assert len(calls) == 3 * accumulation
+
+
+# 61 rows: the last group has 5, in batches of 8 or 1, or of 2, 2 and 1.
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (2, 4)])
+def test_accumulated_batches_train_as_one_large_batch(student, make_trainer, batch_size, accumulation):
+    ends = []
+    for size, steps in ((8, 1), (batch_size, accumulation)):
+        trainer = make_trainer(
+            copy.deepcopy(student),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            num_train_epochs=1,
+            optim="sgd",  # Adam would blow up rounding where a gradient is zero
+            max_grad_norm=0.0,  # clipping would hide a wrong scale
+        )
+        trainer.train_dataset = trainer.train_dataset.select(range(61))
+        trainer.train()
+        assert trainer.state.global_step == 8
+        ends.append((parameters(trainer), logged(trainer, "loss")))
+    (large, large_losses), (small, small_losses) = ends
+    start = dict(student.named_parameters())
+    assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
+    assert all(torch.allclose(small[name], large[name], rtol=1e-4, atol=1e-5) for name in large)
+    assert small_losses == pytest.approx(large_losses, rel=1e-4)
+
+
+def test_lists_of_documents_train_on_every_negative(student, make_trainer, tmp_path):
+    path = tmp_path / "lists.jsonl"
+    lists = [
+        {"query_id": 100 + i, "doc_ids": [i, 9, 20, 30 + i], "teacher_scores": [3.0, i, -1, -2]} for i in range(5)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lists))
+    trainer = make_trainer(student, {"train_dataset": kd.load_teacher_scores(path)}, max_steps=1)
+    student_margins, teacher_margins = margins_of(trainer, range(5))
+    wanted = ((student_margins - teacher_margins) ** 2).sum() / (5 * 3)
+    trainer.train()  # one step of all five rows; its loss is that of the weights before it
+    assert logged(trainer, "loss") == [pytest.approx(wanted.item(), rel=1e-3)]
+
+
+def test_ranknet_learns_to_put_positives_first_whatever_the_teacher_says(student, make_trainer):
+    ends = []
+    for sign in (1, -1):
+        trainer = make_trainer(copy.deepcopy(student), loss="ranknet", learning_rate=5e-3, max_steps=24)
+        rows = trainer.train_dataset.map(lambda row, sign=sign: {"pos_score": sign * row["pos_score"]})
+        trainer.train_dataset = rows
+        before, _ = margins_of(trainer, range(64))
+        trainer.train()
+        after, _ = margins_of(trainer, range(64))
+        assert torch.nn.functional.softplus(-after).mean() < 0.8 * torch.nn.functional.softplus(-before).mean()
+        ends.append(after)
+    assert torch.allclose(*ends, atol=1e-4)
+
+
+def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
+    losses = []
+    for workers in (0, 2):
+        trainer = make_trainer(copy.deepcopy(student), max_steps=4, dataloader_num_workers=workers)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# ---- The settings ---------------------------------------------------------------------------------------------------
+
+
+def test_match_is_the_ratio_of_spreads_on_the_first_batches_before_training(model, make_trainer):
+    trainer = make_trainer(model, teacher_scale="match", per_device_train_batch_size=4, max_steps=2)  # dropout is on
+    student_margins, teacher_margins = margins_of(trainer, list(trainer.train_sampler())[: 8 * 4])
+    student_spread, teacher_spread = (math.sqrt((m**2).mean()) for m in (student_margins, teacher_margins))
+    trainer.train()
+    assert trainer.teacher_scale == pytest.approx(student_spread / teacher_spread, rel=1e-4)
+    assert logged(trainer, "teacher_scale") == [trainer.teacher_scale]
+    assert logged(trainer, "teacher_spread") == [pytest.approx(teacher_spread, rel=1e-4)]
+
+
+def test_a_resumed_run_keeps_the_factor_it_started_with(student, make_trainer, tmp_path):
+    settings = {"teacher_scale": "match", "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 2}
+    started = make_trainer(copy.deepcopy(student), max_steps=2, **settings)
+    started.train()
+    resumed = make_trainer(copy.deepcopy(student), max_steps=3, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    remeasured = make_trainer(started.model, max_steps=1, **settings)
+    remeasured.train()
+    assert resumed.teacher_scale == started.teacher_scale
+    assert remeasured.teacher_scale != pytest.approx(started.teacher_scale, rel=0.01), "the test could not tell"
+
+
+def test_head_learning_rate_is_for_what_is_not_in_the_encoder(student, make_trainer):
+    trainer = make_trainer(student, head_learning_rate=0.5, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    rates = [(names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]]
+    assert len(rates) == len(names)  # each once
+    assert dict(rates) == {name: 1e-3 if name.startswith("bert_model.") else 0.5 for name in names.values()}
+    decayed = {names[id(parameter)] for group in groups for parameter in group["params"] if group["weight_decay"]}
+    assert not any(name.endswith("bias") for name in decayed)
+    assert {name for name in names.values() if name.endswith("dense.weight")} < decayed
+
+
+# ---- The log --------------------------------------------------------------------------------------------------------
+
+
+def test_logged_statistics_are_those_of_the_steps_since_the_last_line(student, make_trainer):
+    trainer = make_trainer(
+        student, max_steps=4, logging_steps=2, per_device_train_batch_size=4, learning_rate=0.0, teacher_scale="0.5"
+    )
+    order = list(trainer.train_sampler())
+    trainer.train()
+    for line, chosen in enumerate((order[:8], order[8:16])):
+        student_margins, teacher_margins = margins_of(trainer, chosen)
+        masks = [mask for half in (chosen[:4], chosen[4:]) for mask in masks_of(batch_of(trainer, half))]
+        wanted = {
+            "pairwise_agreement": ((student_margins > 0) == (teacher_margins > 0)).sum() / 8,
+            "student_margin": student_margins.mean(),
+            "student_margin_std": student_margins.std(correction=0),
+            "teacher_margin": 0.5 * teacher_margins.mean(),
+            "teacher_margin_std": 0.5 * teacher_margins.std(correction=0),
+            "padding_share": 1 - sum(mask.sum() for mask in masks) / sum(mask.numel() for mask in masks),
+        }
+        found = {name: logged(trainer, name)[line] for name in wanted}
+        assert found == pytest.approx({name: value.item() for name, value in wanted.items()}, rel=1e-4, abs=1e-5)
+
+
+def masks_of(batch: dict) -> list[Tensor]:
+    sides = [batch["query"], batch["document"]] if "query" in batch else [batch]
+    return [side["attention_mask"] for side in sides]
+
+
+def test_tokens_per_second_counts_real_tokens_since_the_last_line(monkeypatch):
+    statistics, clock = StepStatistics(), iter([100.0, 104.0, 110.0, 111.0])
+    monkeypatch.setattr("hf_kd_ranking.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    features = {"attention_mask": torch.tensor([[[1, 1, 1], [1, 1, 0]]])}
+    for wanted in (5 / 4, 5 / 1):
+        statistics.start()
+        statistics.add(features, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+        assert statistics.pop(Accelerator(cpu=True))["tokens_per_second"] == wanted
+
+
+# ---- Evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_loss_is_that_of_all_rows_though_the_last_batch_is_smaller(student, make_trainer):
+    trainer = make_trainer(student, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate(trainer.train_dataset.select(range(9)))  # batches of 4, 4 and 1
+    student_margins, teacher_margins = margins_of(trainer, range(9))
+    assert metrics["eval_loss"] == pytest.approx(((student_margins - teacher_margins) ** 2).mean().item(), rel=1e-5)
+    agreement = ((student_margins > 0) == (teacher_margins > 0)).float().mean().item()
+    assert metrics["eval_pairwise_agreement"] == pytest.approx(agreement)
+
+
+def test_best_checkpoint_by_ndcg_is_loaded_at_the_end(student, make_trainer, tmp_path):
+    figures = iter([0.2, 0.9, 0.5])
+    trainer = make_trainer(
+        student,
+        {"evaluator": lambda ranker: {"nDCG@10": next(figures)}},
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_nDCG@10",
+    )
+    trainer.train()
+    best, last = (load_file(tmp_path / "out" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3))
+    assert logged(trainer, "eval_nDCG@10") == [0.2, 0.9, 0.5]
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(weights[name], best[name]) for name in best)
+    assert not all(torch.equal(best[name], last[name]) for name in best)
