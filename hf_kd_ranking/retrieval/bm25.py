@@ -61,7 +61,7 @@ class BM25Index:
             queries: query_id -> text.
 
         Returns:
-            A run; ties in the order of the collection, but which of the documents tied at rank k are in is up to bm25s.
+            A run; ties in the order of the collection, but which documents tied at rank k are in is up to bm25s.
         """
         k = min(k, len(self._doc_ids))
         tokens = _tokenize(list(queries.values()))
