@@ -152,7 +152,9 @@ class RankerModel(PreTrainedModel):
         Raises:
             ValueError: if the checkpoint leaves encoder weights at random values, or layers are out of range.
         """
-        encoder, info = AutoModel.from_pretrained(name_or_path, dtype=dtype or torch.float32, output_loading_info=True)
+        encoder, info = AutoModel.from_pretrained(
+            name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         if missing or info["mismatched_keys"]:
             raise ValueError(

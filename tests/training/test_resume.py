@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+pytestmark = pytest.mark.parametrize("model", ["bert_cat", "bert_dot-mean-compressed"], indirect=True)
 # 64 rows in batches of 4, two of them a step: 8 steps an epoch.
 SETTINGS = {
     "per_device_train_batch_size": 4,

@@ -14,6 +14,8 @@ from torch import Tensor
 import hf_kd_ranking as kd
 from hf_kd_ranking.training.callbacks import StepStatistics
 
+TWO_MODELS = pytest.mark.parametrize("model", ["bert_cat", "bert_dot-mean-compressed"], indirect=True)
+
 
 def batch_of(trainer: kd.RankingTrainer, chosen: list[int]) -> dict:
     return trainer.data_collator([trainer.train_dataset[i] for i in chosen])
@@ -65,6 +67,7 @@ def test_a_batch_takes_one_forward(student, make_trainer, accumulation):
 
 
 # 61 rows: the last group has 5, in batches of 8 or 1, or of 2, 2 and 1.
+@TWO_MODELS
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (2, 4)])
 def test_accumulated_batches_train_as_one_large_batch(student, make_trainer, batch_size, accumulation):
     ends = []
@@ -83,11 +86,12 @@ def test_accumulated_batches_train_as_one_large_batch(student, make_trainer, bat
         ends.append((parameters(trainer), logged(trainer, "loss")))
     (large, large_losses), (small, small_losses) = ends
     start = dict(student.named_parameters())
-    assert max((large[name] - start[name]).abs().max() for name in large) > 1e-2
+    assert any((large[name] - start[name]).abs().max() > 1e-2 for name in large)
     assert all(torch.allclose(small[name], large[name], rtol=1e-4, atol=1e-5) for name in large)
     assert small_losses == pytest.approx(large_losses, rel=1e-4)
 
 
+@TWO_MODELS
 def test_lists_of_documents_train_on_every_negative(student, make_trainer, tmp_path):
     path = tmp_path / "lists.jsonl"
     lists = [
@@ -101,6 +105,7 @@ def test_lists_of_documents_train_on_every_negative(student, make_trainer, tmp_p
     assert logged(trainer, "loss") == [pytest.approx(wanted.item(), rel=1e-3)]
 
 
+@TWO_MODELS
 def test_ranknet_learns_to_put_positives_first_whatever_the_teacher_says(student, make_trainer):
     ends = []
     for sign in (1, -1):
@@ -115,6 +120,7 @@ def test_ranknet_learns_to_put_positives_first_whatever_the_teacher_says(student
     assert torch.allclose(*ends, atol=1e-4)
 
 
+@TWO_MODELS
 def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
     losses = []
     for workers in (0, 2):
@@ -137,6 +143,7 @@ def test_match_is_the_ratio_of_spreads_on_the_first_batches_before_training(mode
     assert logged(trainer, "teacher_spread") == [pytest.approx(teacher_spread, rel=1e-4)]
 
 
+@TWO_MODELS
 def test_a_resumed_run_keeps_the_factor_it_started_with(student, make_trainer, tmp_path):
     settings = {"teacher_scale": "match", "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 2}
     started = make_trainer(copy.deepcopy(student), max_steps=2, **settings)
