@@ -86,14 +86,13 @@ class RankingTrainingArguments(TrainingArguments):
             FileNotFoundError: if the named checkpoint is none.
         """
         folder = Path(self.output_dir)
-        if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() not in ("true", "false"):
-            if not (Path(self.resume_from_checkpoint) / "trainer_state.json").is_file():
-                raise FileNotFoundError(
-                    f"{self.resume_from_checkpoint} is no checkpoint: no trainer_state.json in it."
-                )
-            return self.resume_from_checkpoint
-        if (self.resume_from_checkpoint or "").lower() == "true":
+        wanted = str(self.resume_from_checkpoint or "")  # Python callers may pass a bool
+        if wanted.lower() == "true":
             return get_last_checkpoint(folder) if folder.is_dir() else None
+        if wanted.lower() not in ("", "false"):
+            if not (Path(wanted) / "trainer_state.json").is_file():
+                raise FileNotFoundError(f"{wanted} is no checkpoint: no trainer_state.json in it.")
+            return wanted
         with self.main_process_first(local=False):
             if self.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
                 self._clear(folder)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import hf_kd_ranking as kd
 
-# Eight rows a step on both, on two processes in four batches of two. The rows of training fill their batches (accelerate
+# Eight rows a step on both, on two processes in four batches of two. The training rows fill their batches (accelerate
 # would fill a smaller last one with rows from the start); held-out rows and candidates do not.
 SCRIPT = """
 import json, sys
@@ -61,17 +61,13 @@ SAME_ON_BOTH = (
 
 
 @pytest.fixture(scope="module")
-def runs(encoder, toy, tmp_path_factory) -> tuple[Path, Path]:
+def runs(encoder, tokenizer, toy, tmp_path_factory) -> tuple[Path, Path]:
     """Output folders of the script on one and on two processes."""
     folder = tmp_path_factory.mktemp("processes")
     torch.manual_seed(1)
-    config = kd.BertDot.from_encoder(str(encoder), max_query_length=8, max_document_length=16).config
-    config.encoder_config.hidden_dropout_prob = config.encoder_config.attention_probs_dropout_prob = 0.0
-    config.save_pretrained(folder / "model")
-    kd.Ranker.from_pretrained(encoder, "bert_dot", max_document_length=16).save_pretrained(folder / "weights")
-    for file in (folder / "weights").iterdir():
-        if file.name != "config.json":
-            file.rename(folder / "model" / file.name)
+    model = kd.BertDot.from_encoder(str(encoder), max_query_length=8, max_document_length=16)
+    model.config.encoder_config.hidden_dropout_prob = model.config.encoder_config.attention_probs_dropout_prob = 0.0
+    kd.Ranker(model, tokenizer).save_pretrained(folder / "model")
     (folder / "script.py").write_text(SCRIPT)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for output, launcher, batches in (("1", [], ("8", "1")), ("2", launch, ("2", "2"))):

@@ -42,9 +42,6 @@ def logged(trainer: kd.RankingTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-# ---- The step -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("teacher_scale", ["1", "0.25"])
 def test_loss_of_a_batch_is_margin_mse_by_hand_and_the_batch_stays_as_it_was(student, make_trainer, teacher_scale):
     trainer = make_trainer(student, teacher_scale=teacher_scale)
@@ -130,9 +127,6 @@ def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-# ---- The settings ---------------------------------------------------------------------------------------------------
-
-
 def test_match_is_the_ratio_of_spreads_on_the_first_batches_before_training(model, make_trainer):
     trainer = make_trainer(model, teacher_scale="match", per_device_train_batch_size=4, max_steps=2)  # dropout is on
     student_margins, teacher_margins = margins_of(trainer, list(trainer.train_sampler())[: 8 * 4])
@@ -168,9 +162,6 @@ def test_head_learning_rate_is_for_what_is_not_in_the_encoder(student, make_trai
     assert {name for name in names.values() if name.endswith("dense.weight")} < decayed
 
 
-# ---- The log --------------------------------------------------------------------------------------------------------
-
-
 def test_logged_statistics_are_those_of_the_steps_since_the_last_line(student, make_trainer):
     trainer = make_trainer(
         student, max_steps=4, logging_steps=2, per_device_train_batch_size=4, learning_rate=0.0, teacher_scale="0.5"
@@ -204,9 +195,6 @@ def test_tokens_per_second_counts_real_tokens_since_the_last_line(monkeypatch):
         statistics.start()
         statistics.add(features, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
         assert statistics.pop(Accelerator(cpu=True))["tokens_per_second"] == wanted
-
-
-# ---- Evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_eval_loss_is_that_of_all_rows_though_the_last_batch_is_smaller(student, make_trainer):
