@@ -95,7 +95,7 @@ def test_integer_ids_are_looked_up_by_either_spelling(tmp_path, kind, integer):
 
 def test_ids_that_are_the_rows_need_no_index_and_others_have_one(tmp_path):
     assert not list(build(tmp_path, "tsv", ["0", "1", "2"], TEXTS[:3]).folder.glob("*.npy"))
-    assert len(list(build(tmp_path, "tsv", ["0", "2", "1"], TEXTS[:3]).folder.glob("*.npy"))) == 2
+    assert len(list(build(tmp_path, "tsv", ["0", "2", "1"], TEXTS[1:4]).folder.glob("*.npy"))) == 2
 
 
 def test_a_title_is_put_before_its_text(tmp_path):
@@ -221,9 +221,16 @@ def test_an_interrupted_build_leaves_nothing_behind_and_can_be_repeated(tmp_path
     assert kd.TextStore.from_tsv(path, tmp_path / "stores" / "mine")["a"] == "x"
 
 
-def test_a_store_can_be_built_into_an_empty_folder(tmp_path):
-    (tmp_path / "mine").mkdir()
-    assert kd.TextStore.from_tsv(tsv(tmp_path, "0\tx"), tmp_path / "mine")[0] == "x"
+def test_a_store_is_built_into_an_empty_folder_but_not_among_other_files(tmp_path):
+    path, folder = tsv(tmp_path, "0\tx"), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes").write_text("")
+    with pytest.raises(
+        FileExistsError, match=re.escape(f"{folder} holds something that is no text store; give an empty")
+    ):
+        kd.TextStore.from_tsv(path, folder)
+    (folder / "notes").unlink()
+    assert kd.TextStore.from_tsv(path, folder)[0] == "x"
 
 
 # ---- Workers --------------------------------------------------------------------------------------------------------

@@ -186,9 +186,19 @@ def test_a_data_set_without_rows_is_refused():
         kd.load_teacher_scores(datasets.Dataset.from_dict({name: [] for name in TEACHER_COLUMNS}))
 
 
-def test_a_data_set_with_a_score_that_is_no_finite_number_is_refused():
-    with pytest.raises(ValueError, match="row 1"):
-        kd.load_teacher_scores(datasets.Dataset.from_dict(PAIRS | {"neg_score": [0.0, float("nan")]}))
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), None])
+@pytest.mark.parametrize("name", ["pos_score", "neg_score", "teacher_scores"])
+def test_a_table_with_a_score_that_is_no_finite_number_is_refused_with_its_row(tmp_path, name, bad):
+    ids = {"query_id": [7, 8], "doc_ids": [[1, 2, 3]] * 2} if name == "teacher_scores" else PAIRS
+    values = [[0.5, 1.0, 2.0], [0.5, 1.0, bad]] if name == "teacher_scores" else [0.5, bad]
+    dataset = datasets.Dataset.from_dict(ids | {name: values})
+    dataset.to_parquet(tmp_path / "scores.parquet")
+    for source, table in {
+        "the data set": dataset,
+        str(tmp_path / "scores.parquet"): tmp_path / "scores.parquet",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(source)} row 1: {name} must be finite numbers"):
+            kd.load_teacher_scores(table)
 
 
 # ---- Sampling -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import hf_kd_ranking as kd
 
+pytestmark = pytest.mark.slow
 # Eight rows a step on both, on two processes in four batches of two. The training rows fill their batches (accelerate
 # would fill a smaller last one with rows from the start); held-out rows and candidates do not.
 SCRIPT = """
