@@ -68,7 +68,7 @@ class RankingTokenizer:
 
     def pad(self, tokens: TokenLists, shape: tuple[int, ...] = (-1,)) -> dict[str, Tensor]:
         """Pad token lists to their longest; tensors of `shape` + (L,)."""
-        padded = self.tokenizer.pad(tokens, padding=True, return_tensors="pt")
+        padded = self.tokenizer.pad(tokens, padding=True, return_attention_mask=True, return_tensors="pt")
         return {name: tensor.view(*shape, tensor.shape[-1]) for name, tensor in padded.items()}
 
     def _encode(self, *texts: Sequence[str], max_length: int) -> TokenLists:

@@ -170,7 +170,6 @@ def test_a_batch_equals_a_direct_call_of_the_tokenizer(collator, tokenizer, join
             assert torch.equal(got[name].flatten(0, -2), wanted[name])
 
 
-@pytest.mark.xfail(strict=True, reason="pad() is not asked for the mask: ValueError")
 def test_padding_is_masked_whatever_the_tokenizer_returns_by_default(collator, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids"])
     query = collator()([PAIR_ROW, PAIR_ROW | {"query_id": 8}])["query"]
