@@ -6,7 +6,19 @@ transformers Auto classes and does nothing else: every other public name is impo
 
 from importlib import import_module as _import_module
 
-from .models import BertCat, BertCatConfig, BertDot, BertDotConfig, load_ranker
+from .models import (
+    TK,
+    BertCat,
+    BertCatConfig,
+    BertDot,
+    BertDotConfig,
+    ColBERT,
+    ColBERTConfig,
+    PreTTR,
+    PreTTRConfig,
+    TKConfig,
+    load_ranker,
+)
 
 __version__ = "0.1.0"
 
@@ -30,7 +42,21 @@ _LAZY = {
     "write_run": "data.formats",
 }
 
-__all__ = ["BertCat", "BertCatConfig", "BertDot", "BertDotConfig", "load_ranker", "losses", *_LAZY]
+__all__ = [
+    "BertCat",
+    "BertCatConfig",
+    "BertDot",
+    "BertDotConfig",
+    "ColBERT",
+    "ColBERTConfig",
+    "PreTTR",
+    "PreTTRConfig",
+    "TK",
+    "TKConfig",
+    "load_ranker",
+    "losses",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,20 +3,21 @@
 Everything that scores outside training calls it: the ranker, the evaluators, the teachers, the indexes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .data.collate import RankingTokenizer, TokenLists
-from .models import RankerModel
+from .models import RankerModel, RankingTokenizer, TokenLists
 
-# Texts tokenised, and so sorted by length, at once; bounds memory on long inputs.
-BLOCK_SIZE = 16_384
+# Texts tokenised, and so sorted by length, at once. Bounds memory on long inputs: all query vectors of a block of
+# pairs are held, up to 0.1 MB each where every term has one.
+BLOCK_SIZE = 4_096
 # Work below this many texts finishes before anyone wonders: no progress bar.
 PROGRESS_FROM = 2_000
 
@@ -32,7 +33,8 @@ def score_pairs(
 ) -> np.ndarray:
     """Score query i with document i.
 
-    Rankers that encode the sides apart encode each distinct text of a block once.
+    Rankers that encode the sides apart encode each distinct text of a block once, and hold the vectors of one batch of
+    documents at a time.
 
     Args:
         batch_size: texts (or pairs) a forward.
@@ -49,24 +51,15 @@ def score_pairs(
     if len(queries) != len(documents):
         raise ValueError(f"Scoring pairs needs one document a query, got {len(queries)} and {len(documents)}.")
 
-    def score_block(start: int, stop: int) -> np.ndarray:
+    def score_block(start: int, stop: int) -> list[np.ndarray]:
         block = queries[start:stop], documents[start:stop]
         if tokenizer.joins_texts:
-            return _forward_sorted(
-                tokenizer.pairs(*block), tokenizer, lambda batch: model(**batch).scores, model.device, batch_size
-            )
-        query_vectors, query_rows = _encode_distinct(model, tokenizer, "query", block[0], batch_size)
-        document_vectors, document_rows = _encode_distinct(model, tokenizer, "document", block[1], batch_size)
-        scores = [
-            model.score_vectors(
-                torch.from_numpy(query_vectors[query_rows[i : i + BLOCK_SIZE // 16]]),
-                torch.from_numpy(document_vectors[document_rows[i : i + BLOCK_SIZE // 16]]),
-            )
-            for i in range(0, len(query_rows), BLOCK_SIZE // 16)
-        ]
-        return torch.cat(scores).numpy()
+            return _score_joined(model, tokenizer, *block, batch_size)
+        if model.config.encodes_documents_alone:
+            return _score_apart(model, tokenizer, *block, batch_size)
+        return _score_together(model, tokenizer, *block, batch_size)
 
-    scores = _over_blocks(model, len(queries), score_block, is_distributed, description)
+    scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
     if not np.isfinite(scores).all():
         bad = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise ValueError(
@@ -84,29 +77,37 @@ def encode_texts(
     batch_size: int = 64,
     is_distributed: bool = False,
     description: str = "Encoding",
-) -> np.ndarray:
-    """Vectors of texts, (N, H) float32, in the order given.
+) -> np.ndarray | list[np.ndarray]:
+    """Vectors of texts in the order given, float32.
 
     Args:
         side: "query" or "document".
 
+    Returns:
+        (N, D); where every term has a vector, a list of one (L, D) a text without its padding.
+
     Raises:
-        ValueError: if the ranker reads query and document together, so that there is nothing to encode alone.
+        ValueError: if the ranker's documents cannot be encoded without their query.
     """
     if tokenizer.joins_texts:
         raise ValueError(
             f"{type(model).__name__} reads query and document as one sequence and has no vectors of either."
         )
 
-    def encode_block(start: int, stop: int) -> np.ndarray:
+    def encode_block(start: int, stop: int) -> list[np.ndarray]:
         return _encode(model, tokenizer, side, texts[start:stop], batch_size)
 
-    return _over_blocks(model, len(texts), encode_block, is_distributed, description)
+    vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
+    return np.stack(vectors) if vectors[0].ndim == 1 else vectors
 
 
 def _over_blocks(
-    model: RankerModel, count: int, compute: Callable[[int, int], np.ndarray], is_distributed: bool, description: str
-) -> np.ndarray:
+    model: RankerModel,
+    count: int,
+    compute: Callable[[int, int], list[np.ndarray]],
+    is_distributed: bool,
+    description: str,
+) -> list[np.ndarray]:
     """Run `compute` over blocks of 0..count, this process's share of them, and gather the results in order."""
     if count == 0:
         raise ValueError(f"{description} needs at least one text, got none.")
@@ -125,48 +126,96 @@ def _over_blocks(
         ):
             for block in range(start, stop, BLOCK_SIZE):
                 end = min(block + BLOCK_SIZE, stop)
-                results.append(compute(block, end))
+                results += compute(block, end)
                 progress.update(end - block)
     finally:
         model.train(was_training)
-    return np.concatenate(gather_object(results) if world > 1 else results)
+    return gather_object(results) if world > 1 else results
 
 
-def _encode_distinct(
-    model: RankerModel, tokenizer: RankingTokenizer, side: str, texts: Sequence[str], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the distinct texts, and for each text the row of its vector."""
-    row_of: dict[str, int] = {}
-    rows = np.asarray([row_of.setdefault(text, len(row_of)) for text in texts])
-    return _encode(model, tokenizer, side, list(row_of), batch_size), rows
+def _score_joined(
+    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
+) -> list[np.ndarray]:
+    """Pairs as one sequence (BERT_CAT)."""
+    tokens, scores = tokenizer.pairs(queries, documents), np.empty(len(queries), dtype=np.float32)
+    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+        scores[rows] = model(**batch).scores.cpu()
+    return list(scores)
+
+
+def _score_together(
+    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
+) -> list[np.ndarray]:
+    """Documents each with its own query, on which their vectors depend (the published PreTTR)."""
+    query_tokens, scores = tokenizer.queries(queries), np.empty(len(queries), dtype=np.float32)
+    for rows, batch in _sorted_batches(tokenizer.documents(documents), tokenizer, batch_size, model.device):
+        query = _padded(query_tokens, rows, tokenizer, model.device)
+        scores[rows] = model(query=query, document=batch).scores.cpu()
+    return list(scores)
+
+
+def _score_apart(
+    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
+) -> list[np.ndarray]:
+    """Distinct queries first, then batches of distinct documents, each with the queries that it is paired with."""
+    query_texts, query_of = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
+    document_texts, document_of = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
+    query_vectors = _encode(model, tokenizer, "query", list(query_texts), batch_size)
+    by_document = np.argsort(document_of, kind="stable")  # pairs, those of one document together
+    first_pair = np.searchsorted(document_of[by_document], np.arange(len(document_texts) + 1))
+    scores = np.empty(len(queries), dtype=np.float32)
+    tokens = tokenizer.documents(list(document_texts))
+    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+        output = model(document=batch)
+        pairs = np.concatenate([by_document[first_pair[row] : first_pair[row + 1]] for row in rows])
+        places = np.repeat(np.arange(len(rows)), first_pair[np.asarray(rows) + 1] - first_pair[rows])
+        for start in range(0, len(pairs), batch_size):
+            chosen, place = pairs[start : start + batch_size], torch.from_numpy(places[start : start + batch_size])
+            query, query_mask = _stacked([query_vectors[i] for i in query_of[chosen]], model.device)
+            document_mask = None if output.document_mask is None else output.document_mask[place]
+            scores[chosen] = model.score_vectors(
+                query, output.document_vectors[place], query_mask, document_mask
+            ).cpu()
+    return list(scores)
 
 
 def _encode(
     model: RankerModel, tokenizer: RankingTokenizer, side: str, texts: Sequence[str], batch_size: int
-) -> np.ndarray:
+) -> list[np.ndarray]:
+    """The vector of each text, (D,); or of each of its terms, (L, D)."""
     tokens = tokenizer.queries(texts) if side == "query" else tokenizer.documents(texts)
-
-    def forward(batch: dict[str, Tensor]) -> Tensor:
-        return model(**{side: batch})[f"{side}_vectors"]
-
-    return _forward_sorted(tokens, tokenizer, forward, model.device, batch_size)
-
-
-def _forward_sorted(
-    tokens: TokenLists,
-    tokenizer: RankingTokenizer,
-    forward: Callable[[dict[str, Tensor]], Tensor],
-    device: torch.device,
-    batch_size: int,
-) -> np.ndarray:
-    """Batches of similar lengths, longest first (memory runs out at once or not at all); results in input order."""
-    order = sorted(range(len(tokens["input_ids"])), key=lambda i: -len(tokens["input_ids"][i]))
-    results = None
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.pad({name: [values[i] for i in chosen] for name, values in tokens.items()})
-        output = forward({name: tensor.to(device) for name, tensor in batch.items()}).float().cpu().numpy()
-        if results is None:
-            results = np.empty((len(order), *output.shape[1:]), dtype=np.float32)
-        results[chosen] = output
+    results: list[np.ndarray] = [None] * len(texts)
+    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+        output = model(**{side: batch})
+        vectors, mask = output[f"{side}_vectors"].float().cpu(), output.get(f"{side}_mask")
+        for place, row in enumerate(rows):
+            terms = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
+            results[row] = terms.numpy()
     return results
+
+
+def _sorted_batches(
+    tokens: TokenLists, tokenizer: RankingTokenizer, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Rows and padded inputs; similar lengths together, longest first (memory runs out at once or not at all)."""
+    order = sorted(range(len(tokens["input_ids"])), key=lambda i: -len(tokens["input_ids"][i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, _padded(tokens, rows, tokenizer, device)
+
+
+def _padded(
+    tokens: TokenLists, rows: Sequence[int], tokenizer: RankingTokenizer, device: torch.device
+) -> dict[str, Tensor]:
+    batch = tokenizer.pad({name: [values[i] for i in rows] for name, values in tokens.items()})
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _stacked(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Vectors of several texts as one tensor, (N, D) or padded (N, L, D), and the mask of the terms."""
+    tensors = [torch.from_numpy(vector) for vector in vectors]
+    if tensors[0].dim() == 1:
+        return torch.stack(tensors).to(device), None
+    lengths = torch.tensor([len(tensor) for tensor in tensors], device=device)
+    padded = pad_sequence(tensors, batch_first=True).to(device)
+    return padded, torch.arange(padded.shape[1], device=device) < lengths.unsqueeze(1)

@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .data.collate import RankingTokenizer
 from .inference import encode_texts, score_pairs
-from .models import RankerModel, load_ranker
+from .models import RankerModel, RankingTokenizer, load_ranker, read_word_vectors
 
 
 class Ranker:
@@ -21,6 +22,7 @@ class Ranker:
         tokenizer: of its encoder.
         batch_size: texts (or pairs) a forward.
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
+        truncation: True cuts texts beyond the lengths; False makes them an error.
     """
 
     def __init__(
@@ -29,12 +31,13 @@ class Ranker:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 64,
         is_distributed: bool = False,
+        truncation: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.is_distributed = is_distributed
-        self._inputs = RankingTokenizer.from_config(tokenizer, model.config)
+        self._inputs = RankingTokenizer.from_config(tokenizer, model.config, truncation)
 
     @classmethod
     def from_pretrained(
@@ -43,17 +46,19 @@ class Ranker:
         architecture: str | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 64,
-        **config_overrides: Any,
+        truncation: bool = True,
+        **overrides: Any,
     ) -> "Ranker":
         """Load a checkpoint, see `load_ranker`.
 
         Args:
             device: None takes a GPU where there is one.
+            **overrides: config fields and `dtype`.
         """
-        model = load_ranker(str(name_or_path), architecture, **config_overrides)
+        model = load_ranker(name_or_path, architecture, **overrides)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), AutoTokenizer.from_pretrained(str(name_or_path)), batch_size)
+        return cls(model.to(device), load_tokenizer(name_or_path), batch_size, truncation=truncation)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write weights, config and tokenizer."""
@@ -76,13 +81,37 @@ class Ranker:
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of queries, (N, H) float32."""
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        """Vectors of queries, (N, D) float32; where every term has one, a list of (L, D)."""
         return self._encode("query", texts)
 
-    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of documents, (N, H) float32."""
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        """Vectors of documents, (N, D) float32; where every term has one, a list of (L, D)."""
         return self._encode("document", texts)
 
-    def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray:
+    def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         return encode_texts(self.model, self._inputs, side, texts, self.batch_size, is_distributed=self.is_distributed)
+
+
+def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint or encoder; for a file of word vectors, of its words (lower-cased, split at spaces
+    and punctuation), with the ids that `TK.from_embeddings` gives them.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if Path(name_or_path).is_file():
+        words, _ = read_word_vectors(name_or_path)
+        vocabulary = {word: index for index, word in enumerate(words, start=2)}
+        # Placed over words of the same spelling, should the file have any: ids 0 and 1 are TK's.
+        backend = Tokenizer(models.WordLevel(vocabulary | {"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained "
+            "with into the folder, or build Ranker(model, tokenizer)."
+        ) from error

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.models import RankerModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
@@ -22,6 +23,12 @@ ARCHITECTURES = {
     "bert_cat": {},
     "bert_dot": {},
     "bert_dot-mean-compressed": {"pooling": "mean", "compression_dim": 6},
+    "colbert": {"compression_dim": 6},
+    "colbert-normalized": {"compression_dim": 6, "normalize": True},
+    "prettr": {"join_layer_idx": 1},
+    "prettr-query_length": {"join_layer_idx": 1, "document_position_offset": "query_length"},
+    "prettr-compressed": {"join_layer_idx": 1, "compression_dim": 6},
+    "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
 
 
@@ -76,13 +83,22 @@ def encoder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def model(request, encoder) -> kd.BertCat | kd.BertDot:
-    """A fresh ranker of each architecture, in evaluation mode."""
+def make_model(name: str, encoder: Path) -> RankerModel:
     torch.manual_seed(1)
-    architecture = request.param.split("-")[0]
     lengths = {"max_query_length": 8, "max_document_length": 16, "initializer_range": 0.5}
-    return kd.load_ranker(str(encoder), architecture, **lengths, **ARCHITECTURES[request.param])
+    return kd.load_ranker(encoder, name.split("-")[0], **lengths, **ARCHITECTURES[name])
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request, encoder) -> RankerModel:
+    """A fresh ranker of each architecture, in evaluation mode."""
+    return make_model(request.param, encoder)
+
+
+@pytest.fixture(params=[name for name in ARCHITECTURES if name != "tk"])
+def encoder_model(request, encoder) -> RankerModel:
+    """The same, of those that have a pretrained encoder."""
+    return make_model(request.param, encoder)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +129,7 @@ def private_cache(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def student(model) -> kd.BertCat | kd.BertDot:
+def student(model) -> RankerModel:
     """`model` without dropout, for runs that must agree."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -136,7 +152,7 @@ def make_trainer(toy, tokenizer, tmp_path, private_cache) -> Callable[..., kd.Ra
         "disable_tqdm": True,
     }
 
-    def make(model: kd.BertCat | kd.BertDot, parts: dict | None = None, **arguments) -> kd.RankingTrainer:
+    def make(model: RankerModel, parts: dict | None = None, **arguments) -> kd.RankingTrainer:
         parts = {"train_dataset": rows, "queries": queries, "documents": documents} | (parts or {})
         return kd.RankingTrainer(
             model, kd.RankingTrainingArguments(**(defaults | arguments)), processing_class=tokenizer, **parts

@@ -27,7 +27,7 @@ from .stages import MEASURE, SEED, Inputs, prepare, run_once, score_triples, tea
 LEARNING_RATES = (5e-5, 1.5e-4)
 EPOCHS = 2
 # BERT_DOT on three of the backbone's six layers; the backbone was trained with mean pooling.
-STUDENT = {"architecture": "bert_dot", "layers": [0, 1, 5], "pooling": "mean"}
+STUDENT = {"architecture": "bert_dot", "layers": [0, 1, 5], "config_overrides": {"pooling": "mean"}}
 TEACHER_OF = {
     "no teacher": "the labels of the triples",
     "T1": "BERT_CAT trained on the same triples",

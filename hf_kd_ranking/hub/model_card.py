@@ -14,6 +14,12 @@ ARCHITECTURE = {
     "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored ahead of the query.",
     "BERT_Dot": "BERT_DOT ranker: one encoder makes one vector of a query and one of a document, and the score is "
     "their dot product. Document vectors are stored ahead of the query and can be searched by an index.",
+    "ColBERT": "ColBERT ranker: one encoder makes a vector of every term, and the score sums, over the query's terms, "
+    "the largest dot product with a document's term. Term vectors are stored ahead of the query.",
+    "PreTTR": "PreTTR ranker: an encoder that reads query and document apart in its lower layers and together in its "
+    "upper ones; the score is linear in the [CLS] vector. The document's lower states are stored ahead of the query.",
+    "TK": "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all pairs "
+    "of query and document terms. It needs no pretrained encoder; term vectors are stored ahead of the query.",
 }
 SETTINGS = (
     "learning_rate",
@@ -100,7 +106,7 @@ def write_model_card(
 
 def base_model(config: Mapping[str, Any]) -> str | None:
     """The backbone's Hub name as its config remembers it; None where it came from a folder or a config alone."""
-    name = config["encoder_config"].get("_name_or_path") or ""
+    name = config.get("encoder_config", {}).get("_name_or_path") or ""  # TK has no encoder
     return name if "/" in name else None
 
 

@@ -1,25 +1,24 @@
-"""What all rankers share: the config fields, the output, building on a pretrained encoder, strict loading.
+"""What all rankers share: lengths in the config, the forward contract, the output, strict loading, shipping the code.
 
 The forward contract. Dimension 0 of every input is the query. Documents are (B, Ld), or (B, n, Ld) for n documents a
 query; scores come back as (B,) or (B, n). `forward` is the only entry to a model: with both sides it returns scores,
-with one side that side's vectors. State-dict names are those of the published checkpoints (`bert_model.*`).
+with one side that side's vectors.
 """
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.configuration_utils import SubConfigSpec
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
-# Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
-PUBLISHED_BACKBONE = "distilbert-base-uncased"
+Side = Literal["query", "document"]
 
 
 @dataclass
@@ -30,8 +29,10 @@ class RankingOutput(ModelOutput):
         loss: scalar; only where the caller passes labels to a ranker that takes them.
         logits: (N, 1), one per pair, for code that expects a sequence classifier (BERT_CAT only).
         scores: (B,) or (B, n) relevance scores, unbounded, higher is better.
-        query_vectors: the query side's representation, (B, H) or (B, Lq, D) by architecture.
-        document_vectors: the document side's, (B, H) or (B, n, H) and so on.
+        query_vectors: the query side's representation, (B, D), or (B, Lq, D) where every term has a vector.
+        document_vectors: the document side's, (B, D) or (B, Ld, D), with n documents a query (B, n, D) and so on.
+        query_mask: (B, Lq), True where a vector belongs to a term; None where a text has one vector.
+        document_mask: the same for documents.
     """
 
     loss: Tensor | None = None
@@ -39,6 +40,8 @@ class RankingOutput(ModelOutput):
     scores: Tensor | None = None
     query_vectors: Tensor | None = None
     document_vectors: Tensor | None = None
+    query_mask: Tensor | None = None
+    document_mask: Tensor | None = None
 
 
 @strict
@@ -46,8 +49,6 @@ class RankerConfig(PreTrainedConfig):
     """The part of the configuration that every architecture has.
 
     Args:
-        encoder_config: the whole config of the backbone, so that a checkpoint loads without a second repository.
-        bert_model: the backbone's name in published configs; read only where `encoder_config` is None.
         max_query_length: longest query in tokens, special tokens included.
         max_document_length: longest document in tokens, special tokens included.
         query_prefix: text put before every query, for encoders trained with one.
@@ -55,15 +56,16 @@ class RankerConfig(PreTrainedConfig):
         initializer_range: standard deviation of fresh linear layers.
 
     Raises:
-        ValueError: if the lengths do not fit the encoder's positions.
+        ValueError: if the lengths do not fit the model's positions.
     """
 
-    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="distilbert")}
-    # True where query and document are read as one sequence; the collator and the scoring loop build inputs by it.
-    joins_texts: ClassVar[bool] = False
+    # How texts become inputs, by architecture; an architecture that lets the user choose has a field of the name.
+    joins_texts: ClassVar[bool] = False  # query and document are read as one sequence
+    adds_special_tokens: ClassVar[bool] = True  # [CLS] and [SEP]
+    query_augmentation: ClassVar[int] = 0  # [MASK] tokens after a query
+    # False where a document's vectors depend on the query, so that they cannot be stored ahead of it.
+    encodes_documents_alone: ClassVar[bool] = True
 
-    encoder_config: dict | PreTrainedConfig | None = None
-    bert_model: str | None = None
     max_query_length: int = 30
     max_document_length: int = 200
     query_prefix: str = ""
@@ -71,13 +73,15 @@ class RankerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.encoder_config is None and self.bert_model not in (None, PUBLISHED_BACKBONE):
-            self.encoder_config = AutoConfig.from_pretrained(self.bert_model)
+        # A saved pipeline names its shipped code here, which transformers would run only with trust_remote_code; where
+        # the task is registered, this package's pipeline reads the checkpoint.
+        if set(kwargs.get("custom_pipelines") or ()) <= PIPELINE_REGISTRY.supported_tasks.keys():
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        self.check_lengths()
+        self.check()
 
-    def check_lengths(self) -> None:
-        """Compare the lengths with the encoder's positions.
+    def check(self) -> None:
+        """Compare the fields with one another.
 
         Raises:
             ValueError: if a sequence of the configured length does not fit.
@@ -85,50 +89,105 @@ class RankerConfig(PreTrainedConfig):
         for name in ("max_query_length", "max_document_length"):
             if getattr(self, name) < 3:
                 raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
-        limit = self.max_positions
-        if limit is None:
-            return
-        lengths = {"max_query_length": self.max_query_length, "max_document_length": self.max_document_length}
-        if self.joins_texts:
-            lengths = {"max_query_length + max_document_length": sum(lengths.values())}
-        for name, length in lengths.items():
-            if length > limit:
+        for name, length in self.sequence_lengths().items():
+            if self.max_positions is not None and length > self.max_positions:
                 raise ValueError(
-                    f"{name} is {length} tokens, but the encoder ({self.encoder_config.model_type}) has positions for "
-                    f"{limit}; lower the lengths or take an encoder that reads longer texts."
+                    f"{name} is {length} tokens, but the encoder ({self.get_text_config().model_type}) has positions "
+                    f"for {self.max_positions}; lower the lengths or take an encoder that reads longer texts."
                 )
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """What the longest sequences are made of -> their length in tokens."""
+        query = "max_query_length + query_augmentation" if self.query_augmentation else "max_query_length"
+        return {
+            query: self.max_query_length + self.query_augmentation,
+            "max_document_length": self.max_document_length,
+        }
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence in tokens that the encoder can read; None where it has no limit."""
-        # Not every config has the field (relative positions), and RoBERTa's count starts behind its padding id.
-        positions = getattr(self.encoder_config, "max_position_embeddings", None)
-        if positions is not None and self.encoder_config.model_type in ("roberta", "xlm-roberta", "camembert"):
-            positions -= self.encoder_config.pad_token_id + 1
-        return positions
+        """Longest sequence in tokens that the model can read; None where it has no limit."""
+        raise NotImplementedError
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The encoder's config, so that `resize_token_embeddings` keeps the saved sizes true."""
-        return self.encoder_config
+    @classmethod
+    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a checkpoint's config file.
+
+        Raises:
+            ValueError: if it is another architecture's: loaded as this one, it would rank at random.
+        """
+        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        model_type = config.get("model_type")
+        if model_type != cls.model_type and model_type in CONFIG_MAPPING:
+            other = CONFIG_MAPPING[model_type]
+            if issubclass(other, RankerConfig):
+                raise ValueError(
+                    f"{name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
+                    f"{str(name_or_path)!r}) reads the architecture from the config."
+                )
+        return config, kwargs
 
 
 class RankerModel(PreTrainedModel):
-    """Base class of the rankers: holds the encoder as `bert_model`, loads strictly."""
+    """Base class of the rankers: scores from the two sides' vectors; loads strictly; saves its code with its weights.
+
+    An architecture that encodes the sides apart defines `encode` and `score_vectors`.
+    """
 
     config_class = RankerConfig
-    base_model_prefix = "bert_model"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # Encoders are built without their pooler: no ranker uses it, and unused parameters break DDP.
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
+    # The Auto classes that return the architecture; written into saved configs, so that checkpoints work with
+    # trust_remote_code=True on machines without this package.
+    auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
+    _auto_class = "AutoModel"  # makes save_pretrained copy the code
 
-    def __init__(self, config: RankerConfig) -> None:
-        super().__init__(config)
-        config.check_lengths()  # again: from_pretrained sets overridden fields after the config was made
-        self.bert_model = without_pooler(AutoModel.from_config(config.encoder_config))
+    def forward(
+        self, query: Mapping[str, Tensor] | None = None, document: Mapping[str, Tensor] | None = None
+    ) -> RankingOutput:
+        """Score documents for their queries, or encode one side.
+
+        Args:
+            query: tokenizer output, tensors (B, Lq).
+            document: tokenizer output, tensors (B, Ld) or (B, n, Ld).
+
+        Returns:
+            The vectors of each side given; with both sides `scores` (B,) or (B, n).
+
+        Raises:
+            ValueError: if the sides do not belong together, or a text is longer than the model's positions.
+        """
+        check_same_queries(query, document)
+        query_vectors, query_mask = (None, None) if query is None else self.encode(query, "query")
+        document_vectors, document_mask = (None, None) if document is None else self.encode(document, "document")
+        scores = None
+        if query is not None and document is not None:
+            scores = self.score_vectors(query_vectors, document_vectors, query_mask, document_mask)
+        return RankingOutput(
+            scores=scores,
+            query_vectors=query_vectors,
+            document_vectors=document_vectors,
+            query_mask=query_mask,
+            document_mask=document_mask,
+        )
+
+    def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
+        """Vectors of one side, (..., D) or (..., L, D), and the mask of their terms, (..., L), or None."""
+        raise NotImplementedError
+
+    def score_vectors(
+        self,
+        query_vectors: Tensor,
+        document_vectors: Tensor,
+        query_mask: Tensor | None = None,
+        document_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Score vectors as `forward` returned them, stored or fresh; (B,) or (B, n) float32."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What the ranker adds to the pretrained part; trained at `head_learning_rate` where that is set."""
+        pretrained = {id(parameter) for parameter in self.base_model.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in pretrained]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -138,69 +197,53 @@ class RankerModel(PreTrainedModel):
                 init.zeros_(module.bias)
 
     @classmethod
-    def from_encoder(
-        cls, name_or_path: str, layers: Sequence[int] | None = None, dtype: torch.dtype | None = None, **config: Any
-    ) -> "RankerModel":
-        """Build a fresh ranker on a pretrained encoder; only the ranker's own head is new.
-
-        Args:
-            name_or_path: any checkpoint that `AutoModel` can load as an encoder.
-            layers: indices of the encoder's layers to keep, in order (a cheap way to a small student); None keeps all.
-            dtype: of the parameters; None keeps float32.
-            **config: fields of the architecture's config.
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> "RankerModel":
+        """Load a checkpoint of this architecture; every weight must be there, be used and be finite.
 
         Raises:
-            ValueError: if the checkpoint leaves encoder weights at random values, or layers are out of range.
-        """
-        encoder, info = AutoModel.from_pretrained(
-            name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        missing = [key for key in info["missing_keys"] if "pooler." not in key]
-        if missing or info["mismatched_keys"]:
-            raise ValueError(
-                f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder that its config "
-                f"describes: missing {_first(missing)}, mismatched {_first(info['mismatched_keys'])}."
-            )
-        encoder = keep_layers(without_pooler(encoder), layers)
-        if Path(name_or_path).exists():
-            encoder.config._name_or_path = Path(name_or_path).name  # saved and published: no local paths
-        model = cls(cls.config_class(encoder_config=encoder.config, **config)).to(encoder.dtype)
-        model.bert_model = encoder
-        return model.eval()  # as from_pretrained does
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> "RankerModel":
-        """Load a checkpoint of this architecture; every weight must be there and be used.
-
-        Raises:
-            ValueError: naming the keys, if weights are missing, of another shape, or left over (`pooler.*` excepted).
-                A warning would not do: a checkpoint of another architecture would rank at random.
+            ValueError: naming the keys, if weights are missing, of another shape, or left over (`pooler.*` excepted),
+                or hold NaN or infinity. A warning would not do: the model would rank at random.
+            FileNotFoundError: if there are no weights.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        source = str(name_or_path or kwargs["config"].name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
-        model, info = super().from_pretrained(name_or_path, *args, **kwargs)
+        try:
+            model, info = super().from_pretrained(name_or_path, *args, **kwargs)
+        except OSError as error:
+            raise FileNotFoundError(f"No {cls.__name__} checkpoint {source}: {_first_line(error)}") from error
         problems = {kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]}
         if problems:
-            found = "; ".join(f"{kind.replace('_', ' ')}: {_first(keys)}" for kind, keys in problems.items())
+            found = "; ".join(f"{kind.replace('_', ' ')}: {first(keys)}" for kind, keys in problems.items())
             raise ValueError(
-                f"{name_or_path} is not a complete {cls.__name__} checkpoint ({found}). For a fresh ranker on a plain "
-                f"encoder call {cls.__name__}.from_encoder({str(name_or_path)!r}); for another architecture call "
-                f"load_ranker({str(name_or_path)!r}), which reads it from the config."
+                f"{source} is not a complete {cls.__name__} checkpoint ({found}). {cls._fresh_instead()}; for "
+                f"another architecture call load_ranker(name_or_path), which reads it from the config."
             )
+        check_finite(model, source)
         return (model, info) if wants_info else model
 
-    def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H)."""
-        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
-        return self.bert_model(**flat).last_hidden_state
+    @classmethod
+    def _fresh_instead(cls) -> str:
+        return f"For a fresh ranker on a plain encoder call {cls.__name__}.from_encoder(name_or_path)"
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write weights, config and the code that the checkpoint needs on a machine without this package."""
+        module = type(self).__module__.rpartition(".")[2]
+        self.config.auto_map = {"AutoConfig": f"{module}.{type(self.config).__name__}"}
+        self.config.auto_map |= {name: f"{module}.{type(self).__name__}" for name in self.auto_classes}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def check_same_queries(query: Mapping[str, Tensor], document: Mapping[str, Tensor]) -> None:
+def check_same_queries(query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None) -> None:
     """Refuse a document batch that is not aligned with its query batch.
 
     Raises:
-        ValueError: if dimension 0 differs.
+        ValueError: if dimension 0 differs, or neither side is given.
     """
+    if query is None and document is None:
+        raise ValueError("Needed query=, document= or both (tokenizer outputs), got neither.")
+    if query is None or document is None:
+        return
     queries, documents = query["input_ids"].shape, document["input_ids"].shape
     if queries[0] != documents[0]:
         raise ValueError(
@@ -209,44 +252,50 @@ def check_same_queries(query: Mapping[str, Tensor], document: Mapping[str, Tenso
         )
 
 
-def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Drop the pooler of encoders that have one; their forward checks for None."""
-    if getattr(encoder, "pooler", None) is not None:  # not all encoders declare the attribute
-        encoder.pooler = None
-    return encoder
-
-
-def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTrainedModel:
-    """Keep some of an encoder's layers, in the order given; the config follows.
-
-    Args:
-        layers: indices from 0; None keeps all.
+def check_positions(length: int, limit: int | None, what: str = "A sequence") -> None:
+    """Refuse a sequence that the model has no positions for.
 
     Raises:
-        ValueError: if an index is out of range, or the encoder has no single stack of layers.
+        ValueError: naming both lengths.
     """
-    if layers is None:
-        return encoder
-    depth = encoder.config.num_hidden_layers
-    stacks = [
-        (parent, name)
-        for parent in encoder.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if len(stacks) != 1:
+    if limit is not None and length > limit:
         raise ValueError(
-            f"{encoder.config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one."
+            f"{what} needs positions for {length} tokens, the model has {limit}: cut the texts when tokenising "
+            "(truncation=True, max_length=...)."
         )
-    if not layers or min(layers) < 0 or max(layers) >= depth:
-        raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
-    parent, name = stacks[0]
-    stack = getattr(parent, name)
-    setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
-    encoder.config.num_hidden_layers = len(layers)
-    return encoder
 
 
-def _first(keys: Sequence, count: int = 3) -> str:
+def check_fields(config_class: type[RankerConfig], config: Mapping[str, Any]) -> None:
+    """Refuse config fields that the architecture does not have; transformers would keep them and do nothing.
+
+    Raises:
+        ValueError: listing the fields there are.
+    """
+    known = {field.name for field in fields(config_class)}
+    own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
+    if unknown := sorted(set(config) - known):
+        raise ValueError(
+            f"{config_class.model_type} has no config field {', '.join(unknown)}; it has {', '.join(own)}."
+        )
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for name, parameter in model.named_parameters():
+        # A sum is finite only if all its terms are; elementwise checks only where it is not (sums may overflow).
+        if parameter.device.type != "meta" and not (parameter.sum().isfinite() or parameter.isfinite().all()):
+            raise ValueError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
+
+
+def first(keys: Sequence, count: int = 3) -> str:
+    """The first few of some keys, for messages."""
     keys = [str(key) for key in keys]
     return ", ".join(sorted(keys)[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "") or "none"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .base import RankerConfig, RankerModel, RankingOutput
+from .base import RankingOutput
+from .encoder import EncoderRanker, EncoderRankerConfig
 
 
 @strict
-class BertCatConfig(RankerConfig):
+class BertCatConfig(EncoderRankerConfig):
     """Configuration of BERT_CAT.
 
     A pair is cut to `max_query_length + max_document_length` tokens, longest text first.
@@ -32,11 +32,16 @@ class BertCatConfig(RankerConfig):
         kwargs["num_labels"] = 1
         super().__post_init__(**kwargs)
 
+    def sequence_lengths(self) -> dict[str, int]:
+        """The one sequence that a pair becomes."""
+        return {"max_query_length + max_document_length": self.max_query_length + self.max_document_length}
 
-class BertCat(RankerModel):
+
+class BertCat(EncoderRanker):
     """BERT_CAT ranker; also a standard one-label sequence classifier."""
 
     config_class = BertCatConfig
+    auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
 
     def __init__(self, config: BertCatConfig) -> None:
         super().__init__(config)
@@ -63,8 +68,3 @@ class BertCat(RankerModel):
         scores = logits.float().view(input_ids.shape[:-1])
         loss = None if labels is None else nn.functional.mse_loss(scores, labels.view(scores.shape).float())
         return RankingOutput(loss=loss, logits=logits, scores=scores)
-
-
-AutoConfig.register(BertCatConfig.model_type, BertCatConfig)
-AutoModel.register(BertCatConfig, BertCat)
-AutoModelForSequenceClassification.register(BertCatConfig, BertCat)

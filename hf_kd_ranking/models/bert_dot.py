@@ -9,14 +9,14 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
-from .base import RankerConfig, RankerModel, RankingOutput, check_same_queries
+from .base import Side
+from .encoder import EncoderRanker, EncoderRankerConfig
 from .scoring import dot_product
 
 
 @strict
-class BertDotConfig(RankerConfig):
+class BertDotConfig(EncoderRankerConfig):
     """Configuration of BERT_DOT.
 
     Args:
@@ -30,7 +30,7 @@ class BertDotConfig(RankerConfig):
     compression_dim: int | None = None
 
 
-class BertDot(RankerModel):
+class BertDot(EncoderRanker):
     """BERT_DOT ranker."""
 
     config_class = BertDotConfig
@@ -41,32 +41,8 @@ class BertDot(RankerModel):
             self.compressor = nn.Linear(config.encoder_config.hidden_size, config.compression_dim)
         self.post_init()
 
-    def forward(
-        self, query: Mapping[str, Tensor] | None = None, document: Mapping[str, Tensor] | None = None
-    ) -> RankingOutput:
-        """Score documents for their queries, or encode one side.
-
-        Args:
-            query: tokenizer output, tensors (B, Lq).
-            document: tokenizer output, tensors (B, Ld) or (B, n, Ld).
-
-        Returns:
-            `query_vectors` (B, H), `document_vectors` (B, H) or (B, n, H); with both sides `scores` (B,) or (B, n).
-        """
-        if query is not None and document is not None:
-            check_same_queries(query, document)
-        query_vectors = None if query is None else self._vectors(query)
-        document_vectors = None if document is None else self._vectors(document)
-        scores = None
-        if query is not None and document is not None:
-            scores = self.score_vectors(query_vectors, document_vectors)
-        return RankingOutput(scores=scores, query_vectors=query_vectors, document_vectors=document_vectors)
-
-    def score_vectors(self, query_vectors: Tensor, document_vectors: Tensor) -> Tensor:
-        """Score stored vectors as `forward` does: (B, H) with (B, H) or (B, n, H) gives (B,) or (B, n)."""
-        return dot_product(query_vectors, document_vectors)
-
-    def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, None]:
+        """One vector a text: (B, D), or (B, n, D) for (B, n, L) inputs."""
         tokens = self.encode_tokens(inputs)  # (N, L, H)
         if self.config.pooling == "cls":
             pooled = tokens[:, 0]
@@ -76,8 +52,14 @@ class BertDot(RankerModel):
             pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
         if self.config.compression_dim is not None:
             pooled = self.compressor(pooled)
-        return pooled.view(*inputs["input_ids"].shape[:-1], -1)
+        return pooled.view(*inputs["input_ids"].shape[:-1], -1), None
 
-
-AutoConfig.register(BertDotConfig.model_type, BertDotConfig)
-AutoModel.register(BertDotConfig, BertDot)
+    def score_vectors(
+        self,
+        query_vectors: Tensor,
+        document_vectors: Tensor,
+        query_mask: Tensor | None = None,
+        document_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Dot products: (B, D) with (B, D) or (B, n, D) gives (B,) or (B, n)."""
+        return dot_product(query_vectors, document_vectors)

@@ -1,22 +1,124 @@
-"""The score functions of the rankers that encode queries and documents apart: pure functions of tensors."""
+"""The score functions of the rankers that encode queries and documents apart: pure functions of tensors.
 
+Computed in float32 whatever the inputs, also under autocast: in bfloat16 scores near 100 are rounded to steps of 0.5.
+"""
+
+import torch
 from torch import Tensor
+
+# Similarity of a padded document term, the published constant. Not 0: it would beat every negative similarity. Not
+# -inf: a document with nothing attended would give NaN; so it gets this per query term.
+MASKED_SIMILARITY = -10_000.0
+# Query-document term pairs (64 MiB in float32) compared at once.
+CHUNK_SIZE = 2**24
 
 
 def dot_product(query: Tensor, document: Tensor) -> Tensor:
     """Score documents by the dot product with their query's vector (BERT_DOT).
 
-    Computed in float32 whatever the inputs, and by multiplying and summing, which autocast leaves in float32: under
-    bfloat16 scores near 100 would be rounded to steps of 0.5.
+    By multiplying and summing, which autocast leaves in float32.
 
     Args:
-        query: (B, H).
-        document: (B, H), or (B, n, H) for n documents a query.
+        query: (B, D).
+        document: (B, D), or (B, n, D) for n documents a query.
 
     Returns:
         (B,) or (B, n), unbounded.
     """
     query = query.float()
     if document.dim() == query.dim() + 1:
-        query = query.unsqueeze(1)  # (B, 1, H)
+        query = query.unsqueeze(1)  # (B, 1, D)
     return (query * document.float()).sum(-1)
+
+
+def max_sim(
+    query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
+) -> Tensor:
+    """Score documents by the sum over query terms of the largest dot product with a document term (ColBERT).
+
+    Documents are compared in chunks, so that memory beside the vectors stays below 128 MiB a query batch.
+
+    Args:
+        query: (B, Lq, D).
+        document: (B, Ld, D), or (B, n, Ld, D) for n documents a query.
+        query_mask: (B, Lq), nonzero at terms; padded terms add nothing. None takes all.
+        document_mask: (B, Ld) or (B, n, Ld); padded terms have `MASKED_SIMILARITY`. None takes all.
+
+    Returns:
+        (B,) or (B, n), unbounded.
+    """
+    documents, mask = _with_document_axis(query, document, document_mask)
+    n, chunk = documents.shape[1], max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
+    parts = [
+        _max_over_terms(query, documents[:, i : i + chunk], None if mask is None else mask[:, i : i + chunk])
+        for i in range(0, n, chunk)
+    ]
+    best = torch.cat(parts, 1)  # (B, n, Lq)
+    if query_mask is not None:
+        best = best * query_mask.unsqueeze(1)
+    scores = best.sum(-1)  # (B, n)
+    return scores.squeeze(1) if document.dim() == query.dim() else scores
+
+
+def kernel_pooling(
+    query: Tensor,
+    document: Tensor,
+    query_mask: Tensor,
+    document_mask: Tensor,
+    mu: Tensor,
+    sigma: Tensor,
+    scale: Tensor,
+) -> Tensor:
+    """Soft match counts of query and document terms, one per Gaussian kernel (KNRM, TK).
+
+    Xiong et al. 2017, https://arxiv.org/abs/1706.06613: the cosine of each pair of terms falls into kernels around
+    `mu`; a query term's count per kernel is scaled and its logarithm taken, and these are summed over the query.
+
+    Args:
+        query: (B, Lq, D).
+        document: (B, Ld, D), or (B, n, Ld, D) for n documents a query.
+        query_mask: (B, Lq), nonzero at terms.
+        document_mask: (B, Ld) or (B, n, Ld), nonzero at terms.
+        mu: (K,) centres of the kernels.
+        sigma: (K,) their widths.
+        scale: (K,) factors on the counts.
+
+    Returns:
+        (B, K) or (B, n, K).
+    """
+    documents, mask = _with_document_axis(query, document, document_mask)
+    cosine = _products(_unit_length(query), _unit_length(documents))  # (B, n, Ld, Lq)
+    is_pair = mask.unsqueeze(-1).float() * query_mask[:, None, None].float()  # (B, n, Ld, Lq)
+    cosine = cosine * is_pair
+    counts = [  # kernel by kernel: all at once would need K times the memory
+        (torch.exp(-((cosine - centre) ** 2) / (2 * width**2)) * is_pair).sum(2)  # (B, n, Lq)
+        for centre, width in zip(mu.float(), sigma.float(), strict=True)
+    ]
+    logs = (torch.stack(counts, -1) * scale.float()).clamp(min=1e-10).log()  # (B, n, Lq, K)
+    pooled = (logs * query_mask[:, None, :, None].float()).sum(2)  # (B, n, K)
+    return pooled.squeeze(1) if document.dim() == query.dim() else pooled
+
+
+def _with_document_axis(query: Tensor, document: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if document.dim() > query.dim():
+        return document, mask
+    return document.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
+
+
+def _products(query: Tensor, documents: Tensor) -> Tensor:
+    """Dot products of all terms: (B, Lq, D) with (B, n, Ld, D) gives (B, n, Ld, Lq)."""
+    with torch.autocast(query.device.type, enabled=False):
+        products = documents.float().flatten(1, 2) @ query.float().transpose(1, 2)  # (B, n * Ld, Lq)
+    return products.unflatten(1, documents.shape[1:3])
+
+
+def _max_over_terms(query: Tensor, documents: Tensor, mask: Tensor | None) -> Tensor:
+    products = _products(query, documents)
+    if mask is not None:
+        products = products.masked_fill(~mask.bool().unsqueeze(-1), MASKED_SIMILARITY)
+    return products.amax(2)  # (B, n, Lq)
+
+
+def _unit_length(vectors: Tensor) -> Tensor:
+    vectors = vectors.float()
+    return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-13)  # TK's published constant; zero stays zero

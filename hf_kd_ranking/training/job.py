@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from ..data.formats import read_qrels, read_run, writing
 from ..data.texts import TextStore
 from ..data.triples import load_teacher_scores
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..evaluation.rerank import RerankingEvaluator
-from ..models import RankerModel, load_ranker
+from ..models import ARCHITECTURES, RankerModel, load_ranker
+from ..ranker import load_tokenizer
 from .arguments import RankingTrainingArguments
 from .trainer import RankingTrainer
 
@@ -24,11 +25,14 @@ class TrainingJob:
     """What is trained on what: the paths and the student. How it is trained is in `RankingTrainingArguments`."""
 
     model_name: str | None = field(default=None, metadata={"help": "An encoder, or a ranker to train further."})
-    architecture: str | None = field(default=None, metadata={"help": "bert_cat or bert_dot, for a plain encoder."})
+    architecture: str | None = field(default=None, metadata={"help": f"{', '.join(ARCHITECTURES)}; for an encoder."})
     layers: list[int] | None = field(
         default=None, metadata={"help": "Encoder layers the student keeps; all if unset."}
     )
-    pooling: str | None = field(default=None, metadata={"help": "BERT_DOT: cls (the paper's) or mean."})
+    config_overrides: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of the architecture's config as JSON, for example '{\"compression_dim\": 128}'."},
+    )
     max_query_length: int = field(default=30, metadata={"help": "Tokens; 30 in the paper."})
     max_document_length: int = field(default=200, metadata={"help": "Tokens; 200 in the paper."})
     teacher_scores: str | None = field(
@@ -44,6 +48,13 @@ class TrainingJob:
         default_factory=lambda: list(DEFAULT_MEASURES), metadata={"help": "As ir_measures names them."}
     )
 
+    def __post_init__(self) -> None:
+        if isinstance(self.config_overrides, str):
+            try:
+                self.config_overrides = json.loads(self.config_overrides)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--config_overrides is no JSON ({error}): {self.config_overrides!r}.") from error
+
     def check(self) -> None:
         """Say what is missing.
 
@@ -58,8 +69,7 @@ class TrainingJob:
 
     def load_model(self) -> RankerModel:
         """The student as it starts."""
-        fresh = {"layers": self.layers, "pooling": self.pooling}
-        overrides = {name: value for name, value in fresh.items() if value is not None}
+        overrides = (self.config_overrides or {}) | ({} if self.layers is None else {"layers": self.layers})
         return load_ranker(
             self.model_name,
             self.architecture,
@@ -95,7 +105,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
         queries=queries,
         documents=documents,
         evaluator=evaluator,
-        processing_class=AutoTokenizer.from_pretrained(job.model_name),
+        processing_class=load_tokenizer(job.model_name),
     )
     before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics

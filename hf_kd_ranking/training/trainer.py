@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..data.collate import RankingCollator, RankingTokenizer
+from ..data.collate import RankingCollator
 from ..data.samplers import ShuffledSampler
 from ..data.texts import TextStore
 from ..data.triples import row_name
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.model_card import write_model_card
 from ..losses import get_loss, margins
-from ..models import RankerModel
+from ..models import RankerModel, RankingTokenizer
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 from .callbacks import MatchTeacherScale, StepStatistics
@@ -159,15 +159,15 @@ class RankingTrainer(Trainer):
         return self.train_sampler()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The parent's optimizer, with what is not in the encoder at `head_learning_rate`."""
+        """The parent's optimizer, with the ranker's own layers at `head_learning_rate`."""
         optimizer = super().create_optimizer(model)
         if self.args.head_learning_rate is None:
             return optimizer
-        inside = {id(parameter) for parameter in self.model.bert_model.parameters()}
+        in_head = {id(parameter) for parameter in self.model.head_parameters()}
         for group in list(optimizer.param_groups):
-            head = [parameter for parameter in group["params"] if id(parameter) not in inside]
+            head = [parameter for parameter in group["params"] if id(parameter) in in_head]
             if head:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) in inside]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in in_head]
                 settings = {name: value for name, value in group.items() if name != "params"}
                 optimizer.add_param_group(settings | {"params": head, "lr": self.args.head_learning_rate})
         return optimizer

@@ -103,7 +103,7 @@ BAD_INPUT = {
     "architecture": (set_option("--architecture", "bert_dto"), "choose one of bert_cat, bert_dot"),
     "length": (set_option("--max_document_length", "65"), "max_document_length is 65 tokens, but the encoder"),
     "loss": (set_option("--loss", "margin_sme"), "did you mean 'margin_mse'"),
-    "pooling": (set_option("--pooling", "max"), "max"),
+    "pooling": (set_option("--config_overrides", '{"pooling": "max"}'), "max"),
 }
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.collate import RankingCollator, RankingTokenizer
+from hf_kd_ranking.data.collate import RankingCollator
+from hf_kd_ranking.models import RankingTokenizer
 
 # Ids of the tiny tokenizer in conftest.py.
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
@@ -185,13 +186,20 @@ def test_padding_is_masked_whatever_the_tokenizer_returns_by_default(collator, t
 def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenizer, model):
     model.config.query_prefix, model.config.document_prefix = "q ", "d "
     assert RankingTokenizer.from_config(tokenizer, model.config) == RankingTokenizer(
-        tokenizer, 8, 16, "q ", "d ", joins_texts=isinstance(model, kd.BertCat)
+        tokenizer,
+        8,
+        16,
+        "q ",
+        "d ",
+        joins_texts=isinstance(model, kd.BertCat),
+        adds_special_tokens=not isinstance(model, kd.TK),
+        query_augmentation=8 if isinstance(model, kd.ColBERT | kd.PreTTR) else 0,
     )
 
 
 def test_a_tokenizer_larger_than_the_encoders_vocabulary_is_refused_with_both_sizes(tokenizer, model):
     RankingTokenizer.from_config(tokenizer, model.config)  # as large is right
-    model.config.encoder_config.vocab_size -= 1
+    model.config.get_text_config().vocab_size -= 1
     size = len(tokenizer)
     with pytest.raises(ValueError, match=rf"tokenizer has {size} tokens, the encoder embeddings for {size - 1}; they"):
         RankingTokenizer.from_config(tokenizer, model.config)

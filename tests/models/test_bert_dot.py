@@ -75,13 +75,20 @@ def test_saved_checkpoint_keeps_the_scores_without_naming_the_architecture(publi
     assert torch.allclose(again(**case).scores, published(**case).scores, atol=1e-5)
 
 
-def test_from_pretrained_on_a_plain_encoder_says_to_call_from_encoder():
-    with pytest.raises(ValueError, match="from_encoder"):
-        kd.BertDot.from_pretrained(CHECKPOINT)
+def test_from_pretrained_reads_the_published_plain_encoder(published):
+    case = sides(EXPECTED["cases"]["batch8"])
+    model = kd.BertDot.from_pretrained(CHECKPOINT)
+    with torch.no_grad():
+        assert torch.equal(model(**case).scores, published(**case).scores)
+
+
+def test_from_pretrained_does_not_fill_up_a_head_that_the_checkpoint_lacks():
+    with pytest.raises(ValueError, match=r"missing keys: compressor\.bias, compressor\.weight.*BertDot\.from_encoder"):
+        kd.BertDot.from_pretrained(CHECKPOINT, compression_dim=4)
 
 
 def test_loading_a_bert_cat_checkpoint_as_bert_dot_raises():
-    with pytest.raises(ValueError, match=r"_classification_layer"):
+    with pytest.raises(ValueError, match=r"is a BERT_Cat checkpoint, not BERT_Dot: load_ranker"):
         kd.BertDot.from_pretrained(
             GOLDEN / "bert_cat", encoder_config=json.loads((GOLDEN / "bert_cat" / "backbone_config.json").read_text())
         )

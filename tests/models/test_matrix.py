@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.collate import RankingTokenizer
+from hf_kd_ranking.models import RankingTokenizer
 
 ROWS = [
     ("what is bread", ["bread apple iron", "moon", "house of the king under the lake"]),
@@ -30,18 +31,28 @@ NOT_DEFAULT = {
     "initializer_range": 0.3,
     "pooling": "mean",
     "compression_dim": 5,
+    "query_augmentation": 3,
+    "normalize": True,
+    "join_layer_idx": 2,
+    "document_position_offset": "query_width",
+    "vocab_size": 50,
+    "hidden_size": 20,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "has_document_positions": False,
+    "mixes_embeddings": False,
+    "kernel_mu": [0.9, 0.1],
+    "kernel_sigma": [0.2, 0.3],
 }
 FIXED = {"problem_type"}  # BERT_CAT's is "regression", whatever a published config says
 
 
 def batch_of(model, tokenizer, rows: list[tuple[str, list[str]]]) -> dict:
     """The model's inputs for a list of (query, documents): (B, L) sides and (B, n, L) documents or pairs."""
-    inputs = RankingTokenizer.from_config(tokenizer, model.config)
-    queries, documents = [query for query, _ in rows], [text for _, texts in rows for text in texts]
-    shape = (len(rows), len(rows[0][1]))
-    if inputs.joins_texts:
-        return inputs.pad(inputs.pairs([query for query, texts in rows for _ in texts], documents), shape)
-    return {"query": inputs.pad(inputs.queries(queries)), "document": inputs.pad(inputs.documents(documents), shape)}
+    make_inputs = RankingTokenizer.from_config(tokenizer, model.config)
+    return make_inputs([query for query, _ in rows], [text for _, texts in rows for text in texts])
 
 
 def mapped(batch: Mapping, change: Callable, only: str | None = None) -> dict:
@@ -121,11 +132,13 @@ def test_every_config_field_survives_save_and_load(model, tmp_path):
     own = {field.name for field in dataclasses.fields(cls)} - inherited - FIXED - {"encoder_config"}
     values = {name: NOT_DEFAULT[name] for name in own}
     assert all(getattr(cls(), name) != value for name, value in values.items())
-    cls(encoder_config=model.config.encoder_config, **values).save_pretrained(tmp_path)
+    encoder = {} if cls is kd.TKConfig else {"encoder_config": model.config.encoder_config}
+    cls(**encoder, **values).save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is cls
     assert {name: getattr(again, name) for name in own} == values
-    assert again.encoder_config.to_dict() == model.config.encoder_config.to_dict()
+    if encoder:
+        assert again.encoder_config.to_dict() == model.config.encoder_config.to_dict()
 
 
 def test_bfloat16_scores_are_close_to_float32(model, tokenizer, tmp_path):
@@ -137,9 +150,9 @@ def test_bfloat16_scores_are_close_to_float32(model, tokenizer, tmp_path):
     assert (got - wanted).abs().max() < 0.05 * wanted.abs().max()  # eight bits of mantissa through two layers
 
 
-def test_eager_and_sdpa_attention_agree(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path)
-    batch, scores = batch_of(model, tokenizer, ROWS), {}
+def test_eager_and_sdpa_attention_agree(encoder_model, tokenizer, tmp_path):
+    encoder_model.save_pretrained(tmp_path)
+    batch, scores = batch_of(encoder_model, tokenizer, ROWS), {}
     for attention in ("eager", "sdpa"):
         loaded = kd.load_ranker(str(tmp_path), attn_implementation=attention)
         assert loaded.bert_model.config._attn_implementation == attention  # it reaches the encoder
@@ -164,7 +177,12 @@ def test_activation_checkpointing_gives_the_same_gradients(model, tokenizer):
     batch, calls = batch_of(model, tokenizer, ROWS), []
     plain = {name: gradient.clone() for name, gradient in gradients(model, batch).items()}
     # Inside a layer: its own hooks stand outside of what is run again.
-    model.bert_model.encoder.layer[0].attention.register_forward_pre_hook(lambda *_: calls.append(1))
+    layer = (
+        model.contextualizer.layers[0].linear1
+        if isinstance(model, kd.TK)
+        else model.bert_model.encoder.layer[0].attention
+    )
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
     gradients(model, batch)
     forwards = len(calls)
     model.activation_checkpointing_enable()
@@ -174,8 +192,9 @@ def test_activation_checkpointing_gives_the_same_gradients(model, tokenizer):
 
 
 def drop(weights: dict) -> str:
-    weights.pop("bert_model.encoder.layer.1.output.dense.weight")
-    return r"missing keys: bert_model\.encoder\.layer\.1\.output\.dense\.weight"
+    name = next(name for name in weights if name.endswith(("layer.1.output.dense.weight", "linear1.weight")))
+    weights.pop(name)
+    return f"missing keys: {re.escape(name)}"
 
 
 def add(weights: dict) -> str:
@@ -184,11 +203,18 @@ def add(weights: dict) -> str:
 
 
 def widen(weights: dict) -> str:
-    weights["bert_model.embeddings.word_embeddings.weight"] = torch.zeros(99, 16)
-    return r"mismatched keys: .*bert_model\.embeddings\.word_embeddings\.weight"
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    weights[name] = torch.zeros(99, 16)
+    return f"mismatched keys: .*{re.escape(name)}"
 
 
-@pytest.mark.parametrize("damage", [drop, add, widen])
+def poison(weights: dict) -> str:
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    weights[name][3, 1] = torch.nan
+    return f"the weights of {re.escape(name)} are not finite"
+
+
+@pytest.mark.parametrize("damage", [drop, add, widen, poison])
 def test_a_checkpoint_whose_weights_do_not_fit_names_the_key(model, tmp_path, damage):
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -199,17 +225,18 @@ def test_a_checkpoint_whose_weights_do_not_fit_names_the_key(model, tmp_path, da
             load(type(model), tmp_path)
 
 
-def test_from_encoder_takes_the_encoders_weights_bit_by_bit(model, encoder):
+def test_from_encoder_takes_the_encoders_weights_bit_by_bit(encoder_model, encoder):
     wanted = AutoModel.from_pretrained(encoder).state_dict()
-    weights = model.bert_model.state_dict()
+    weights = encoder_model.bert_model.state_dict()
     assert weights.keys() == {name for name in wanted if not name.startswith("pooler.")}
     assert all(torch.equal(weights[name], wanted[name]) for name in weights)
 
 
-def test_kept_layers_are_the_named_ones_in_their_order(model, encoder, tmp_path):
+def test_kept_layers_are_the_named_ones_in_their_order(encoder_model, encoder, tmp_path):
     layers = AutoModel.from_pretrained(encoder).encoder.layer
     for chosen in ([1], [1, 0]):
-        small = type(model).from_encoder(str(encoder), layers=chosen, **LENGTHS)
+        settings = {"join_layer_idx": 1} if is_prettr(encoder_model) else {}
+        small = type(encoder_model).from_encoder(str(encoder), layers=chosen, **LENGTHS, **settings)
         small.save_pretrained(tmp_path)
         again = kd.load_ranker(str(tmp_path))
         assert len(again.bert_model.encoder.layer) == again.config.encoder_config.num_hidden_layers == len(chosen)
@@ -218,17 +245,36 @@ def test_kept_layers_are_the_named_ones_in_their_order(model, encoder, tmp_path)
                 torch.equal(kept.state_dict()[name], layers[index].state_dict()[name]) for name in kept.state_dict()
             )
     with pytest.raises(ValueError, match=r"layers must be one or more of 0\.\.1, got \[2\]"):
-        type(model).from_encoder(str(encoder), layers=[2], **LENGTHS)
+        type(encoder_model).from_encoder(str(encoder), layers=[2], **LENGTHS)
 
 
-def test_lengths_beyond_the_encoders_positions_are_refused(model, encoder, tmp_path):
-    longer = {"max_document_length": 57 if model.config.joins_texts else 65, "max_query_length": 8}
-    message = r"max_document_length is 65 tokens, but the encoder \(bert\) has positions for 64"
-    with pytest.raises(ValueError, match=message):
-        type(model).from_encoder(str(encoder), **longer)
+def test_lengths_beyond_the_positions_are_refused(model, encoder, tmp_path):
+    positions = model.config.max_positions  # 64, TK 16
+    longer = {"max_document_length": positions + 1, "max_query_length": 8}
+    if model.config.joins_texts:
+        longer["max_document_length"] -= 8
+    message = rf"max_document_length is {positions + 1} tokens, but the encoder .*has positions for {positions}"
+    if not isinstance(model, kd.TK):  # whose positions are as many as it needs
+        with pytest.raises(ValueError, match=message):
+            type(model).from_encoder(str(encoder), **longer, **({"join_layer_idx": 1} if is_prettr(model) else {}))
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         type(model).from_pretrained(tmp_path, **longer)
+
+
+def test_texts_beyond_the_positions_are_refused(model, tokenizer):
+    def pad(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor, (0, 65), value=1)
+
+    batch = batch_of(model, tokenizer, ROWS)
+    with pytest.raises(
+        ValueError, match=rf"needs positions for \d+ tokens, the model has {model.config.max_positions}"
+    ):
+        scores_of(model, mapped(batch, pad))
+
+
+def is_prettr(model) -> bool:
+    return isinstance(model, kd.PreTTR)
 
 
 def test_saved_config_holds_no_local_path(model, encoder, tmp_path):
@@ -239,9 +285,9 @@ def test_saved_config_holds_no_local_path(model, encoder, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"num_hidden_layers": 3}, {"intermediate_size": 48}], ids=["missing", "mismatched"]
 )
-def test_an_encoder_whose_weights_do_not_match_its_config_raises(model, encoder, tmp_path, change):
+def test_an_encoder_whose_weights_do_not_match_its_config_raises(encoder_model, encoder, tmp_path, change):
     folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=r"does not hold the weights of the bert encoder.*encoder\.layer\."):
-        type(model).from_encoder(str(folder), **LENGTHS)
+        type(encoder_model).from_encoder(str(folder), **LENGTHS)

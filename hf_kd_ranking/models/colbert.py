@@ -1,0 +1,59 @@
+"""ColBERT: one vector a term; the score sums, over the query's terms, the largest dot product with a document's term.
+
+Source: Khattab and Zaharia 2020, https://arxiv.org/abs/2004.12832; arXiv 2010.02666, equation 4. Unlike the original
+the paper's model does not normalise vectors. One vector a term is stored ahead of the query.
+"""
+
+from collections.abc import Mapping
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from .base import Side
+from .encoder import EncoderRanker, EncoderRankerConfig
+from .scoring import max_sim
+
+
+@strict
+class ColBERTConfig(EncoderRankerConfig):
+    """Configuration of ColBERT.
+
+    Args:
+        compression_dim: size of a term's vector after the linear compression.
+        query_augmentation: [MASK] tokens put behind a query's [SEP]; they are terms like any other.
+        normalize: True scales each vector to length 1, so that terms are compared by cosine; the paper does not.
+    """
+
+    model_type = "ColBERT"
+
+    compression_dim: int = 768
+    query_augmentation: int = 8
+    normalize: bool = False
+
+
+class ColBERT(EncoderRanker):
+    """ColBERT ranker."""
+
+    config_class = ColBERTConfig
+
+    def __init__(self, config: ColBERTConfig) -> None:
+        super().__init__(config)
+        self.compressor = nn.Linear(config.encoder_config.hidden_size, config.compression_dim)
+        self.post_init()
+
+    def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
+        """One vector a term: (B, L, D) or (B, n, L, D), and the mask of the terms, (B, L) or (B, n, L)."""
+        vectors = self.compressor(self.encode_tokens(inputs))  # (N, L, D)
+        if self.config.normalize:
+            vectors = nn.functional.normalize(vectors.float(), dim=-1).to(vectors.dtype)
+        return vectors.view(*inputs["input_ids"].shape, -1), inputs["attention_mask"].bool()
+
+    def score_vectors(
+        self,
+        query_vectors: Tensor,
+        document_vectors: Tensor,
+        query_mask: Tensor | None = None,
+        document_mask: Tensor | None = None,
+    ) -> Tensor:
+        """MaxSim: (B, Lq, D) with (B, Ld, D) or (B, n, Ld, D) gives (B,) or (B, n)."""
+        return max_sim(query_vectors, document_vectors, query_mask, document_mask)

@@ -1,0 +1,169 @@
+"""Rankers on a pretrained encoder: the backbone in the config, the encoder as `bert_model`, building on a plain one.
+
+State-dict names are those of the published checkpoints: `bert_model.*` and the ranker's own layers.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import SubConfigSpec
+
+from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, first
+
+# Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
+PUBLISHED_BACKBONE = "distilbert-base-uncased"
+# Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
+RANKER_HEADS = ("_classification_layer.", "compressor.")
+
+
+@strict
+class EncoderRankerConfig(RankerConfig):
+    """The configuration of a ranker on a pretrained encoder.
+
+    Args:
+        encoder_config: the whole config of the backbone, so that a checkpoint loads without a second repository.
+        bert_model: the backbone's name in published configs; read only where `encoder_config` is None.
+    """
+
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="distilbert")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    bert_model: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.encoder_config is None and self.bert_model not in (None, PUBLISHED_BACKBONE):
+            self.encoder_config = AutoConfig.from_pretrained(self.bert_model)
+        super().__post_init__(**kwargs)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens that the encoder can read; None where it has no limit."""
+        # Not every config has the field (relative positions), and RoBERTa's count starts behind its padding id.
+        positions = getattr(self.encoder_config, "max_position_embeddings", None)
+        return positions if positions is None else positions - self.position_start
+
+    @property
+    def position_start(self) -> int:
+        """Position id of a sequence's first token."""
+        counts_from_padding = self.encoder_config.model_type in ("roberta", "xlm-roberta", "camembert")
+        return self.encoder_config.pad_token_id + 1 if counts_from_padding else 0
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The encoder's config, so that `resize_token_embeddings` keeps the saved sizes true."""
+        return self.encoder_config
+
+    @classmethod
+    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a config file; a plain encoder's (published dot and PreTTR models) becomes the backbone's."""
+        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        if config.get("model_type", cls.model_type) != cls.model_type:
+            config = {"model_type": cls.model_type, "encoder_config": config}
+        return config, kwargs
+
+
+class EncoderRanker(RankerModel):
+    """Base class of the rankers on a pretrained encoder."""
+
+    config_class = EncoderRankerConfig
+    base_model_prefix = "bert_model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Encoders are built without their pooler: no ranker uses it, and unused parameters break DDP.
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)pooler\."]
+
+    def __init__(self, config: EncoderRankerConfig) -> None:
+        super().__init__(config)
+        config.check()  # again: from_pretrained sets overridden fields after the config was made
+        self.bert_model = without_pooler(AutoModel.from_config(config.encoder_config))
+
+    @classmethod
+    def from_encoder(
+        cls, name_or_path: str, layers: Sequence[int] | None = None, dtype: torch.dtype | None = None, **config: Any
+    ) -> "EncoderRanker":
+        """Build a fresh ranker on a pretrained encoder; only the ranker's own head is new.
+
+        Args:
+            name_or_path: any checkpoint that `AutoModel` can load as an encoder.
+            layers: indices of the encoder's layers to keep, in order (a cheap way to a small student); None keeps all.
+            dtype: of the parameters; None keeps float32.
+            **config: fields of the architecture's config.
+
+        Raises:
+            ValueError: if the checkpoint leaves encoder weights at random values or is a ranker's, a config field is
+                unknown, or layers are out of range.
+        """
+        check_fields(cls.config_class, config)
+        encoder, info = AutoModel.from_pretrained(
+            name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        heads = [key for key in info["unexpected_keys"] if key.startswith(RANKER_HEADS)]
+        if heads or isinstance(encoder, RankerModel):
+            raise ValueError(
+                f"{name_or_path} is a ranker and not a plain encoder ({first(heads or [type(encoder).__name__])}): "
+                f"load_ranker(name_or_path) loads it."
+            )
+        missing = [key for key in info["missing_keys"] if "pooler." not in key]
+        if missing or info["mismatched_keys"]:
+            raise ValueError(
+                f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder that its config "
+                f"describes: missing {first(missing)}, mismatched {first(info['mismatched_keys'])}."
+            )
+        encoder = keep_layers(without_pooler(encoder), layers)
+        check_finite(encoder, str(name_or_path))
+        if Path(name_or_path).exists():
+            encoder.config._name_or_path = Path(name_or_path).name  # saved and published: no local paths
+        model = cls(cls.config_class(encoder_config=encoder.config, **config)).to(encoder.dtype)
+        model.bert_model = encoder
+        return model.eval()  # as from_pretrained does
+
+    def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H)."""
+        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
+        check_positions(flat["input_ids"].shape[1], self.config.max_positions)
+        return self.bert_model(**flat).last_hidden_state
+
+
+def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Drop the pooler of encoders that have one; their forward checks for None."""
+    if getattr(encoder, "pooler", None) is not None:  # not all encoders declare the attribute
+        encoder.pooler = None
+    return encoder
+
+
+def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTrainedModel:
+    """Keep some of an encoder's layers, in the order given; the config follows.
+
+    Args:
+        layers: indices from 0; None keeps all.
+
+    Raises:
+        ValueError: if an index is out of range, or the encoder has no single stack of layers.
+    """
+    if layers is None:
+        return encoder
+    depth = encoder.config.num_hidden_layers
+    stacks = [
+        (parent, name)
+        for parent in encoder.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(stacks) != 1:
+        raise ValueError(
+            f"{encoder.config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one."
+        )
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
+    parent, name = stacks[0]
+    stack = getattr(parent, name)
+    setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
+    encoder.config.num_hidden_layers = len(layers)
+    return encoder

@@ -1,0 +1,69 @@
+"""The "text-ranking" pipeline: a query and documents in, the documents' order and scores out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
+
+from .tokenization import RankingTokenizer
+
+TASK = "text-ranking"
+DOCUMENTS_PER_FORWARD = 64
+
+
+class TextRankingPipeline(Pipeline):
+    """Ranks documents for their query, with any of the rankers.
+
+    In:  {"query": "what is bread", "documents": ["a king", "a baked food"]}, or a list of such.
+    Out: [{"index": 1, "score": 7.1, "document": "a baked food"}, {"index": 0, ...}], best first; ties keep the order
+         given. For a list of inputs a list of rankings.
+
+    `pipeline(..., top_k=10)` and `ranking(inputs, top_k=10)` keep the best; `truncation=False` makes texts beyond the
+    checkpoint's lengths an error.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def _sanitize_parameters(self, top_k: int | None = None, truncation: bool = True) -> tuple[dict, dict, dict]:
+        return {"truncation": truncation}, {}, {"top_k": top_k}
+
+    def preprocess(self, inputs: Mapping[str, Any], truncation: bool = True) -> dict[str, Any]:
+        """Tokenise; documents of similar length share a batch."""
+        if not isinstance(inputs, Mapping) or not isinstance(inputs.get("query"), str) or "documents" not in inputs:
+            raise ValueError(
+                f'{TASK} takes {{"query": "...", "documents": ["..."]}} or a list of such, got {str(inputs)[:80]!r}.'
+            )
+        query, documents = inputs["query"], list(inputs["documents"])
+        if not documents or not all(isinstance(document, str) for document in documents):
+            raise ValueError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
+        tokenizer = RankingTokenizer.from_config(self.tokenizer, self.model.config, truncation)
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+        batches = []
+        for start in range(0, len(order), DOCUMENTS_PER_FORWARD):
+            texts = [documents[i] for i in order[start : start + DOCUMENTS_PER_FORWARD]]
+            batches.append(tokenizer([query], texts))
+        return {"batches": batches, "order": order, "documents": documents}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        scores = [self.model(**batch).scores[0] for batch in model_inputs.pop("batches")]
+        return {"scores": torch.cat(scores), **model_inputs}
+
+    def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
+        """Sort by score."""
+        scores: Tensor = model_outputs["scores"]
+        documents = model_outputs["documents"]
+        score_of = dict(zip(model_outputs["order"], scores.tolist(), strict=True))
+        ranking = sorted(range(len(documents)), key=lambda i: -score_of[i])[:top_k]  # stable
+        return [{"index": i, "score": score_of[i], "document": documents[i]} for i in ranking]
+
+
+def register_pipeline() -> None:
+    """Make `pipeline("text-ranking", model=...)` known to transformers, unless something else has."""
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(TASK, TextRankingPipeline, pt_model=(AutoModel,), type="text")

@@ -1,0 +1,197 @@
+"""PreTTR: an encoder that reads query and document apart in its lower layers and together in its upper ones.
+
+Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2. The score is linear in
+the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` are stored ahead of the query.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from .base import RankingOutput, Side, check_positions, check_same_queries
+from .encoder import EncoderRanker, EncoderRankerConfig
+
+# Where encoders that can be split keep their layers, by model_type; all have `embeddings` and layers called with
+# (states, mask).
+LAYERS = {
+    "distilbert": "transformer.layer",
+    "bert": "encoder.layer",
+    "roberta": "encoder.layer",
+    "xlm-roberta": "encoder.layer",
+    "camembert": "encoder.layer",
+}
+
+
+@strict
+class PreTTRConfig(EncoderRankerConfig):
+    """Configuration of PreTTR.
+
+    Args:
+        join_layer_idx: number of layers that read the sides apart; 0 is a plain encoder of both texts, with all layers
+            apart the score does not depend on the document.
+        document_position_offset: position of a document's first term. An int lets stored document states serve every
+            query; None makes it the longest query. "query_length" is the position behind the query's last attended
+            token: the published checkpoints' scores, one pair at a time. "query_width" is the padded width of the
+            query batch, so that a score depends on its batch: their batched code's scores.
+        query_augmentation: [MASK] tokens put behind a query's [SEP].
+        compression_dim: size to which document states are compressed for storage; None for no compression.
+
+    Raises:
+        ValueError: if the encoder cannot be split, or the layer or the positions are out of its range.
+    """
+
+    model_type = "PreTTR"
+
+    join_layer_idx: int = 3
+    document_position_offset: int | Literal["query_length", "query_width"] | None = None
+    query_augmentation: int = 8
+    compression_dim: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.document_position_offset is None:
+            self.document_position_offset = self.max_query_length + self.query_augmentation
+        super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """Compare the fields with one another and with the encoder."""
+        encoder, depth = self.encoder_config.model_type, self.encoder_config.num_hidden_layers
+        if encoder not in LAYERS:
+            raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
+        if not 0 <= self.join_layer_idx <= depth:
+            raise ValueError(f"join_layer_idx must be 0..{depth}, the encoder's layers; got {self.join_layer_idx}.")
+        if self.encodes_documents_alone and self.document_position_offset < 0:
+            raise ValueError(f"document_position_offset must not be negative, got {self.document_position_offset}.")
+        super().check()
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """Query, document, and where the document ends; its [CLS] is dropped."""
+        if self.encodes_documents_alone:
+            start, name = self.document_position_offset, "document_position_offset"
+        else:
+            start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
+        return super().sequence_lengths() | {f"{name} + max_document_length - 1": start + self.max_document_length - 1}
+
+    @property
+    def encodes_documents_alone(self) -> bool:
+        """False where a document's positions depend on the query."""
+        return isinstance(self.document_position_offset, int)
+
+    @classmethod
+    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+        """Read a config file; a published one is the encoder's, with a layer index at most."""
+        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        encoder = config.get("encoder_config") or {}
+        if "PreTTR" in (encoder.get("architectures") or []):
+            encoder["architectures"] = None  # it is our config from here on, with the values that it is saved with
+            config["document_position_offset"] = "query_length"
+            if "join_layer_idx" in encoder:
+                config["join_layer_idx"] = encoder.pop("join_layer_idx")
+        return config, kwargs
+
+
+class PreTTR(EncoderRanker):
+    """PreTTR ranker."""
+
+    config_class = PreTTRConfig
+
+    def __init__(self, config: PreTTRConfig) -> None:
+        super().__init__(config)
+        hidden_size = config.encoder_config.hidden_size
+        self._classification_layer = nn.Linear(hidden_size, 1, bias=False)
+        if config.compression_dim is not None:
+            self.compressor = nn.Linear(hidden_size, config.compression_dim)
+            self.decompressor = nn.Linear(config.compression_dim, hidden_size)
+            self.decompressor_norm = nn.LayerNorm(hidden_size)
+        self.post_init()
+
+    def forward(
+        self, query: Mapping[str, Tensor] | None = None, document: Mapping[str, Tensor] | None = None
+    ) -> RankingOutput:
+        """Score documents for their queries, or encode one side; see `RankerModel.forward`.
+
+        Raises:
+            ValueError: if a document comes without its query and its positions depend on it.
+        """
+        check_same_queries(query, document)
+        if document is not None:
+            document = {**document, "position_offset": self._document_offset(query, document)}
+        return super().forward(query, document)
+
+    def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
+        """States below the join layer, (B, L, H) or (B, n, L, H), and the mask of the terms; documents lose [CLS]."""
+        skip = 1 if side == "document" else 0
+        shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
+        flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
+        mask = flat.pop("attention_mask")
+        positions = torch.arange(shape[-1], device=mask.device) + self.config.position_start  # (L,)
+        if side == "document":
+            positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
+        else:
+            check_positions(shape[-1], self.config.max_positions, "A query")
+            positions = positions.unsqueeze(0)
+        states = self.bert_model.embeddings(**flat, position_ids=positions)  # (N, L, H)
+        states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx))
+        if side == "document" and self.config.compression_dim is not None:
+            states = nn.functional.gelu(self.compressor(states))
+        return states.view(*shape, -1), mask.view(shape).bool()
+
+    def score_vectors(
+        self,
+        query_vectors: Tensor,
+        document_vectors: Tensor,
+        query_mask: Tensor | None = None,
+        document_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the joint layers: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
+        shape = document_vectors.shape[:-2]
+        documents = document_vectors.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
+        queries = _per_document(query_vectors.to(self.dtype), shape)  # (N, Lq, H)
+        if self.config.compression_dim is not None:
+            documents = self.decompressor_norm(self.decompressor(documents))
+        states = torch.cat([queries, documents], 1)  # (N, Lq + Ld, H)
+        if query_mask is None or document_mask is None:
+            raise ValueError("PreTTR scores need the masks of both sides; forward returns them with the vectors.")
+        mask = torch.cat([_per_document(query_mask, shape), document_mask.flatten(0, -2)], 1)
+        states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None))
+        return self._classification_layer(states[:, 0]).float().view(shape)
+
+    def _run_layers(self, states: Tensor, mask: Tensor, which: slice) -> Tensor:
+        layers = self.bert_model.get_submodule(LAYERS[self.config.encoder_config.model_type])[which]
+        if len(layers) == 0 or states.shape[1] == 0:
+            return states
+        mask = create_bidirectional_mask(
+            config=self.bert_model.config, inputs_embeds=states, attention_mask=mask.long()
+        )
+        for layer in layers:
+            states = layer(states, mask)
+        return states
+
+    def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
+        """Position of each document's first term, (N,); checked against the encoder's positions."""
+        ids, offset = document["input_ids"], self.config.document_position_offset
+        if self.config.encodes_documents_alone:
+            furthest, offsets = offset, ids.new_full((ids.shape[0],), offset)
+        elif query is None:
+            raise ValueError(
+                f"The document positions of this PreTTR follow the query (document_position_offset={offset!r}), so "
+                "documents cannot be encoded alone; load it with an int, for example document_position_offset="
+                f"{self.config.max_query_length + self.config.query_augmentation}."
+            )
+        else:
+            furthest = query["input_ids"].shape[1]
+            offsets = ids.new_full((ids.shape[0],), furthest)
+            if offset == "query_length":
+                places = torch.arange(1, furthest + 1, device=ids.device)
+                offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
+        check_positions(furthest + ids.shape[-1] - 1, self.config.max_positions, "A document behind its query")
+        return _per_document(offsets, ids.shape[:-1])
+
+
+def _per_document(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Repeat the rows of queries, (B, ...), for their documents of shape (B,) or (B, n): (B * n, ...)."""
+    return rows if len(shape) == 1 else rows.repeat_interleave(shape[1], 0)

@@ -1,0 +1,280 @@
+"""TK: word embeddings, two small transformer layers, and kernel pooling over the cosines of all term pairs.
+
+Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02666, equation 5. No pretrained encoder,
+and so the fastest ranker without an index; one vector a term is stored ahead of the query.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .base import RankerConfig, RankerModel, Side, check_fields, check_positions
+from .scoring import kernel_pooling
+from .word_vectors import read_word_vectors
+
+# With positions of their own, documents start here in the table of sines, far from any query.
+DOCUMENT_POSITION = 500
+# Files of the authors' training runs.
+TRAINING_WEIGHTS = "best-model.pytorch-state-dict"
+TRAINING_CONFIG = "config.yaml"
+
+
+@strict
+class TKConfig(RankerConfig):
+    """Configuration of TK.
+
+    Args:
+        vocab_size: rows of the embedding table; row 0 is padding, row 1 unknown words.
+        hidden_size: of the embeddings and of the layers.
+        num_hidden_layers: transformer layers.
+        num_attention_heads: of each layer; divides `hidden_size`.
+        intermediate_size: of each layer's feed-forward part.
+        max_position_embeddings: longest text in tokens, queries included.
+        has_document_positions: True numbers documents apart from queries.
+        mixes_embeddings: True adds the plain embedding to its contextualised form, by a learned share.
+        kernel_mu: centres of the kernels, cosines.
+        kernel_sigma: their widths.
+
+    Raises:
+        ValueError: if the sizes do not fit together.
+    """
+
+    model_type = "TK"
+    adds_special_tokens: ClassVar[bool] = False
+
+    vocab_size: int = 30_522
+    hidden_size: int = 300
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 10
+    intermediate_size: int = 300
+    max_position_embeddings: int = 200
+    has_document_positions: bool = True
+    mixes_embeddings: bool = True
+    kernel_mu: list[float] = field(
+        default_factory=lambda: [1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9]
+    )
+    kernel_sigma: list[float] = field(default_factory=lambda: [0.1] * 11)
+
+    def check(self) -> None:
+        """Compare the fields with one another."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."
+            )
+        if len(self.kernel_mu) != len(self.kernel_sigma):
+            raise ValueError(
+                f"Each kernel has a centre and a width, got {len(self.kernel_mu)} kernel_mu and "
+                f"{len(self.kernel_sigma)} kernel_sigma."
+            )
+        super().check()
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence in tokens."""
+        return self.max_position_embeddings
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """This config itself: it has the vocabulary."""
+        return self
+
+
+class ContextLayer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
+    """torch's post-norm ReLU layer, sequence first, with transformers' activation checkpointing."""
+
+
+class TK(RankerModel):
+    """TK ranker."""
+
+    config_class = TKConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: TKConfig) -> None:
+        super().__init__(config)
+        config.check()  # again: from_pretrained sets overridden fields after the config was made
+        size, kernels = config.hidden_size, len(config.kernel_mu)
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
+        # Sequence first and no dropout as published: batch-first layers take a path that zeroes padded positions.
+        layer = ContextLayer(size, config.num_attention_heads, config.intermediate_size, dropout=0.0)
+        self.contextualizer = nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
+        self.mixer = nn.Parameter(torch.full((1,), 0.5), requires_grad=config.mixes_embeddings)
+        self.kernel_alpha_scaler = nn.Parameter(torch.ones(1, 1, kernels))
+        self.kernel_bin_weights = nn.Linear(kernels, 1, bias=False)
+        self.register_buffer("mu", torch.tensor(config.kernel_mu).view(1, 1, 1, -1))
+        self.register_buffer("sigma", torch.tensor(config.kernel_sigma).view(1, 1, 1, -1))
+        table = sine_positions(config.max_position_embeddings + DOCUMENT_POSITION, size)  # (1, L + 500, H)
+        start = DOCUMENT_POSITION if config.has_document_positions else 0
+        longest = config.max_position_embeddings
+        self.register_buffer("positional_features_q", table[:, :longest].clone())
+        self.register_buffer("positional_features_d", table[:, start : start + longest].clone())
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings, for `resize_token_embeddings`."""
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the word embeddings."""
+        self.word_embeddings = value
+
+    def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
+        """One vector a term: (B, L, H) or (B, n, L, H), and the mask of the terms.
+
+        Without an `attention_mask` ids above 0 are terms, as published; unknown words count.
+        """
+        ids = inputs["input_ids"].flatten(0, -2)  # (N, L)
+        check_positions(ids.shape[1], self.config.max_positions, f"A {side}")
+        mask = ids > 0 if "attention_mask" not in inputs else inputs["attention_mask"].flatten(0, -2).bool()
+        embeddings = self.word_embeddings(ids)  # (N, L, H)
+        positions = self.positional_features_q if side == "query" else self.positional_features_d
+        positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
+        states = (embeddings + positions).transpose(0, 1)  # (L, N, H)
+        states = self.contextualizer(states, src_key_padding_mask=~mask).transpose(0, 1)
+        if self.config.mixes_embeddings:
+            states = self.mixer * embeddings + (1 - self.mixer) * states
+        shape = inputs["input_ids"].shape
+        return states.reshape(*shape, -1), mask.view(shape)
+
+    def score_vectors(
+        self,
+        query_vectors: Tensor,
+        document_vectors: Tensor,
+        query_mask: Tensor | None = None,
+        document_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Weigh the pooled kernels: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
+        if query_mask is None or document_mask is None:
+            raise ValueError("TK scores need the masks of both sides; forward returns them with the vectors.")
+        kernels = [tensor.flatten() for tensor in (self.mu, self.sigma, self.kernel_alpha_scaler)]
+        pooled = kernel_pooling(query_vectors, document_vectors, query_mask, document_mask, *kernels)  # (B, [n,] K)
+        return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The kernels' scales and weights; the paper trains them ten times as fast as the rest."""
+        return [self.kernel_alpha_scaler, self.kernel_bin_weights.weight]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.kernel_bin_weights:
+            init.uniform_(module.weight, -0.014, 0.014)  # the authors'; logarithms of counts are large
+        # All other layers keep torch's own initialisation.
+
+    @classmethod
+    def from_embeddings(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":
+        """Build a fresh TK on pretrained embeddings.
+
+        Args:
+            name_or_path: an encoder whose word embeddings are taken, or a text file of word vectors as GloVe has them
+                (`word value value ...` a line). Token ids are the encoder's; for a file 0 is padding, 1 unknown words,
+                and the file's words follow, see `ranker.load_tokenizer`.
+            dtype: of the parameters; None keeps float32.
+            **config: fields of the config. By default `num_attention_heads` is the largest number up to 10 that
+                divides the embeddings' size, and there are positions for the longest text.
+
+        Raises:
+            ValueError: if the file is malformed or a config field unknown.
+        """
+        check_fields(cls.config_class, config)
+        if Path(name_or_path).is_file():
+            _, vectors = read_word_vectors(name_or_path)
+            # The mean for unknown words: a vector of the usual length that resembles none.
+            vectors = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.mean(0, keepdim=True), vectors])
+        else:
+            vectors = read_encoder_embeddings(name_or_path)
+        size = vectors.shape[1]
+        defaults = {
+            "num_attention_heads": max(count for count in range(1, 11) if size % count == 0),
+            "max_position_embeddings": max(config.get("max_query_length", 30), config.get("max_document_length", 200)),
+        }
+        sizes = {"vocab_size": vectors.shape[0], "hidden_size": size}
+        model = cls(cls.config_class(**(defaults | config | sizes)))
+        with torch.no_grad():
+            model.word_embeddings.weight.copy_(vectors)
+        return model.to(dtype or torch.float32).eval()  # as from_pretrained does
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> "TK":
+        """Load a checkpoint, or the folder of one of the authors' training runs; see `RankerModel.from_pretrained`."""
+        folder = Path(name_or_path)
+        if not (folder / TRAINING_CONFIG).is_file() or (folder / "config.json").is_file():
+            return super().from_pretrained(name_or_path, *args, **kwargs)
+        weights = torch.load(folder / TRAINING_WEIGHTS, map_location="cpu", weights_only=True)
+        weights = {_without_prefix(name): tensor for name, tensor in weights.items()}
+        settings = read_training_config(folder / TRAINING_CONFIG)
+        settings["vocab_size"] = weights["word_embeddings.weight"].shape[0]
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__dataclass_fields__}
+        config = cls.config_class(**(settings | overrides))
+        config._name_or_path = str(folder)
+        return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
+
+    @classmethod
+    def _fresh_instead(cls) -> str:
+        return f"For a fresh ranker call {cls.__name__}.from_embeddings(an encoder, or a file of word vectors)"
+
+
+def sine_positions(length: int, size: int) -> Tensor:
+    """Sines of each position in the first half of the features, cosines in the second; (1, length, size).
+
+    The time scales go from 1 to 10,000; an odd size ends in a zero column.
+    """
+    scales = size // 2
+    step = math.log(10_000.0) / max(scales - 1, 1)
+    inverse = torch.exp(torch.arange(scales, dtype=torch.float32) * -step)
+    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * inverse  # (L, H / 2)
+    features = torch.cat([angles.sin(), angles.cos()], 1)
+    return nn.functional.pad(features, (0, size % 2)).unsqueeze(0)
+
+
+def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
+    """The word embeddings of an encoder, (V, H).
+
+    Raises:
+        ValueError: if the checkpoint does not hold them.
+    """
+    encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+    weight = encoder.get_input_embeddings().weight
+    name = next(name for name, parameter in encoder.named_parameters() if parameter is weight)
+    if name in info["missing_keys"]:
+        raise ValueError(f"{name_or_path} does not hold the weights of {name}.")
+    return weight.detach()
+
+
+def read_training_config(path: Path) -> dict[str, Any]:
+    """The config fields in a `config.yaml` of the authors' training code.
+
+    Raises:
+        ValueError: if it is another model's, or lacks a field.
+    """
+    names = {
+        "hidden_size": "pre_trained_embedding_dim",
+        "num_hidden_layers": "tk_att_layer",
+        "num_attention_heads": "tk_att_heads",
+        "intermediate_size": "tk_att_ff_dim",
+        "mixes_embeddings": "tk_mix_hybrid_context",
+        "has_document_positions": "tk_use_diff_posencoding",
+        "kernel_mu": "tk_kernels_mu",
+        "kernel_sigma": "tk_kernels_sigma",
+        "max_position_embeddings": "max_doc_length",
+        "max_document_length": "max_doc_length",
+        "max_query_length": "max_query_length",
+    }
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if str(values.get("model")).upper() != "TK":
+        raise ValueError(f"{path} describes the model {values.get('model')!r}, needed a TK.")
+    if missing := [name for name in names.values() if name not in values]:
+        raise ValueError(f"{path} lacks {', '.join(sorted(set(missing)))}.")
+    return {name: values[theirs] for name, theirs in names.items()}
+
+
+def _without_prefix(name: str) -> str:
+    return name.removeprefix("neural_ir_model.").replace("word_embeddings.token_embedder_tokens.", "word_embeddings.")

@@ -1,0 +1,45 @@
+"""Files of word vectors in GloVe's text format."""
+
+import os
+from array import array
+
+import torch
+from torch import Tensor
+
+
+def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
+    """Read words and their vectors.
+
+    Args:
+        path: of a UTF-8 text file, `word value value ...` a line; a first line of two numbers (word2vec's) is
+            skipped. Words may contain spaces, as some of GloVe's do.
+
+    Returns:
+        The words in the order of the file, and their vectors, (N, H) float32.
+
+    Raises:
+        ValueError: naming file and line, if a line has another size, a value is no number, or a word comes twice.
+    """
+    words: dict[str, int] = {}
+    values, size = array("f"), 0
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.rstrip("\n").split(" ")
+            if number == 1 and len(fields) == 2 and all(item.isdigit() for item in fields):
+                continue
+            size = size or len(fields) - 1
+            word = " ".join(fields[: len(fields) - size])
+            if not word or word in words:
+                problem = "a word that came before" if word else f"{len(fields) - 1} values where others have {size}"
+                raise ValueError(f"{path} line {number}: {problem} ({line[:40]!r}...).")
+            try:
+                values.extend(map(float, fields[-size:]))
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}; needed a word and {size} numbers.") from error
+            words[word] = number
+    if not words:
+        raise ValueError(f"{path} is empty, needed lines of a word and its vector.")
+    vectors = torch.frombuffer(values, dtype=torch.float32).view(len(words), size).clone()
+    if not vectors.isfinite().all():
+        raise ValueError(f"{path} has a value that is not finite.")
+    return list(words), vectors
