@@ -39,6 +39,9 @@ class EncoderRankerConfig(RankerConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.encoder_config is None and self.bert_model not in (None, PUBLISHED_BACKBONE):
             self.encoder_config = AutoConfig.from_pretrained(self.bert_model)
+        if self.bert_model == PUBLISHED_BACKBONE:
+            # Published folders may hold a bare vocab.txt, and AutoTokenizer knows no tokenizer of our model types.
+            kwargs.setdefault("tokenizer_class", "DistilBertTokenizer")
         super().__post_init__(**kwargs)
 
     @property

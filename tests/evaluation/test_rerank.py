@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.models import RankingTokenizer
 
 
 class FixedRanker:
@@ -100,11 +101,7 @@ def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
     reranked = evaluator.rerank(kd.Ranker(model, tokenizer, batch_size=7))
 
     def score_by_hand(query: str, document: str) -> float:
-        options = {"truncation": True, "return_tensors": "pt"}
-        if isinstance(model, kd.BertCat):
-            return model(**tokenizer([query], [document], max_length=24, **options)).scores.item()
-        query, document = tokenizer([query], max_length=8, **options), tokenizer([document], max_length=16, **options)
-        return model(query=query, document=document).scores.item()
+        return model(**RankingTokenizer.from_config(tokenizer, model.config)([query], [document])).scores.item()
 
     with torch.no_grad():
         expected = {
