@@ -4,6 +4,7 @@ Readers name file and line in every error; writers give a file its name only whe
 """
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -171,13 +172,18 @@ def existing_file(path: str | os.PathLike, what: str) -> Path:
     return path
 
 
+def open_binary(path: Path) -> io.BufferedIOBase:
+    """Open a file for reading; .gz, .zst, .bz2 and .lz4 are decompressed on the way."""
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"), buffer_size=1 << 16)
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file with their numbers, from 1; a byte order mark is dropped.
 
     Raises:
         ValueError: with file and line, for bytes that are no UTF-8.
     """
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         # LF, CRLF and a bare CR end lines, as for the fast reader
         lines = (line for raw in file for line in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
         for line, raw in enumerate(lines, start=1):
@@ -208,8 +214,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
         yield line, value
 
 
-def read_tsv(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """Stream the columns of a TSV file without header or quoting, in batches of a few megabytes.
+def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 << 23) -> Iterator[pa.RecordBatch]:
+    """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
 
     Raises:
         ValueError: with file and line, for a wrong number of columns, what is no finite number in a column of
@@ -217,8 +223,8 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType]) -> Iterator[pa.Record
     """
     try:
         reader = pa.csv.open_csv(
-            path,
-            read_options=pa.csv.ReadOptions(column_names=list(types), block_size=1 << 23),
+            pa.input_stream(str(path), compression="detect"),
+            read_options=pa.csv.ReadOptions(column_names=list(types), block_size=block_size),
             parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=True),
             convert_options=pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
         )

@@ -1,12 +1,14 @@
 """Texts by id, from disk: ids travel through training, texts are looked up in the dataloader workers.
 
-A store is a folder: `texts.arrow` (ids and texts, memory-mapped), `keys.npy` and `rows.npy` (a sorted index over the
-ids, memory-mapped) and `store.json`. It pickles to its path, so forked and spawned workers share the mapped pages.
+A store is a folder: the texts and the ids in the order of their source, a sorted index over the ids (`keys.npy`,
+`rows.npy`), all memory-mapped, and `store.json`. It pickles to its path, so forked and spawned workers share the
+mapped pages.
 """
 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -23,8 +25,8 @@ from .formats import (
     is_plain_integer,
     read_jsonl,
     read_tsv,
-    write_arrow,
 )
+from .strings import open_strings, write_strings
 
 Id = int | str
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
@@ -43,7 +45,7 @@ class TextStore:
         facts = json.loads(description.read_text())
         self.has_integer_ids: bool = facts["has_integer_ids"]
         self.source: str = facts["source"]  # the file the store was built from, for messages
-        self._table = datasets.Dataset.from_file(str(self.folder / "texts.arrow"))
+        self.texts = open_strings(self.folder / "texts")
         has_index = (self.folder / "keys.npy").is_file()  # none where id = row
         self._keys = np.load(self.folder / "keys.npy", mmap_mode="r") if has_index else None
         self._rows = np.load(self.folder / "rows.npy", mmap_mode="r") if has_index else None
@@ -118,7 +120,7 @@ class TextStore:
 
     @classmethod
     def _build(cls, path: Path | None, folder: str | os.PathLike | None, batches) -> "TextStore":
-        folder = cache_folder(path, "texts", None) if folder is None else Path(folder)
+        folder = cache_folder(path, "store", None) if folder is None else Path(folder)
         if not (folder / "store.json").is_file():
             if folder.is_dir() and any(folder.iterdir()):
                 raise FileExistsError(
@@ -129,7 +131,7 @@ class TextStore:
         return cls(folder)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.texts)
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
         """Texts of several ids, or of one.
@@ -146,20 +148,35 @@ class TextStore:
                 f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} texts of {self.source}: "
                 f"{', '.join(repr(str(i)) for i in missing[:3])}; do the files belong to one release?"
             )
-        return self._table[rows.tolist()]["text"]
+        return self.texts.take(pa.array(rows)).to_pylist()
 
     def __contains__(self, id_: Id) -> bool:
         return bool(self.rows_of([id_])[0] >= 0)
 
     def ids(self) -> Iterator[str]:
         """All ids as strings, in the order of the source."""
-        for rows in self._table.select_columns(["id"]).iter(10_000):
-            yield from (str(i) for i in rows["id"])
+        for start in range(0, len(self), 10_000):
+            yield from self.ids_of(np.arange(start, min(start + 10_000, len(self))))
 
     def items(self) -> Iterator[tuple[str, str]]:
         """All (id, text) pairs, ids as strings, in the order of the source."""
-        for rows in self._table.iter(10_000):
-            yield from zip((str(i) for i in rows["id"]), rows["text"], strict=True)
+        for start in range(0, len(self), 10_000):
+            rows = np.arange(start, min(start + 10_000, len(self)))
+            yield from zip(self.ids_of(rows), self.texts.take(pa.array(rows)).to_pylist(), strict=True)
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows, as strings."""
+        if not self.has_integer_ids:
+            return self._string_ids.take(pa.array(rows)).to_pylist()
+        return [str(i) for i in (rows if self._keys is None else self._integer_ids[rows]).tolist()]
+
+    @cached_property
+    def _string_ids(self) -> pa.LargeStringArray:
+        return open_strings(self.folder / "ids")
+
+    @cached_property
+    def _integer_ids(self) -> np.ndarray:
+        return np.load(self.folder / "ids.npy", mmap_mode="r")
 
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         """Row of each id of a flat sequence, -1 where the store does not have it; int64."""
@@ -172,7 +189,7 @@ class TextStore:
         rows = np.where(self._keys[places] == keys, self._rows[places], -1).astype(np.int64)
         if not self.has_integer_ids:  # the key is a hash: an id that is not here may share it
             found = np.flatnonzero(rows >= 0)
-            stored = self._table.select_columns(["id"])[rows[found].tolist()]["id"]
+            stored = self.ids_of(rows[found])
             rows[[i for i, name in zip(found, stored, strict=True) if name != str(ids[i])]] = -1
         return rows
 
@@ -214,41 +231,49 @@ def _batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
 def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
     ids: list[pa.Array] = []
 
-    def remember() -> Iterator[pa.RecordBatch]:
+    def texts() -> Iterator[pa.Array]:
         for batch in batches:
             ids.append(batch["id"])
-            yield batch
+            yield batch["text"]
 
-    write_arrow(folder / "texts.arrow", remember(), source)
+    if write_strings(folder / "texts", texts()) == 0:
+        raise ValueError(f"{source} holds no rows.")
     has_integer_ids = all(is_integer_ids(column) for column in ids)
     if has_integer_ids:
         keys = np.concatenate([column.cast(pa.int64()).to_numpy() for column in ids])
     else:
         keys = _hashes(i for column in ids for i in column.to_pylist())
     if not has_integer_ids or not np.array_equal(keys, np.arange(len(keys))):
+        if has_integer_ids:
+            np.save(folder / "ids.npy", keys)
+        else:
+            write_strings(folder / "ids", iter(ids))
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         first = np.ones(len(keys), dtype=bool)
         first[1:] = keys[1:] != keys[:-1]
-        _check_repeated(folder, keys, order, first, source)
         np.save(folder / "keys.npy", keys[first])
         np.save(folder / "rows.npy", order[first])
+        _write_facts(folder, has_integer_ids, source)
+        _check_repeated(TextStore(folder), order, first)
+    _write_facts(folder, has_integer_ids, source)
+
+
+def _write_facts(folder: Path, has_integer_ids: bool, source: str) -> None:
     (folder / "store.json").write_text(json.dumps({"has_integer_ids": has_integer_ids, "source": source}))
 
 
-def _check_repeated(folder: Path, keys: np.ndarray, order: np.ndarray, first: np.ndarray, source: str) -> None:
+def _check_repeated(store: TextStore, order: np.ndarray, first: np.ndarray) -> None:
     """An id may stand twice with one text (the first row serves), not with two."""
-    table = datasets.Dataset.from_file(str(folder / "texts.arrow"))
     for place in np.flatnonzero(~first):
-        earlier, later = table[int(order[place - 1])], table[int(order[place])]
-        if earlier["id"] != later["id"]:
+        rows = order[place - 1 : place + 1]
+        earlier, later = store.ids_of(rows)
+        if earlier != later:
+            raise ValueError(f"{store.source}: the ids {earlier!r} and {later!r} share a 64-bit hash; rename one.")
+        if store.texts[int(rows[0])] != store.texts[int(rows[1])]:
             raise ValueError(
-                f"{source}: the ids {earlier['id']!r} and {later['id']!r} share a 64-bit hash; rename one."
-            )
-        if earlier["text"] != later["text"]:
-            raise ValueError(
-                f"{source}: id {later['id']!r} stands twice with different texts, in rows {order[place - 1] + 1} and "
-                f"{order[place] + 1}; an id must name one text."
+                f"{store.source}: id {later!r} stands twice with different texts, in rows {rows[0] + 1} and "
+                f"{rows[1] + 1}; an id must name one text."
             )
 
 

@@ -30,6 +30,8 @@ class BertCatConfig(EncoderRankerConfig):
         # pipeline would put a softmax over a single logit and answer 1.0 to everything.
         self.problem_type = "regression"
         kwargs["num_labels"] = 1
+        # The same for sentence-transformers' CrossEncoder, whose default for one label is a sigmoid.
+        kwargs.setdefault("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity"})
         super().__post_init__(**kwargs)
 
     def sequence_lengths(self) -> dict[str, int]:
@@ -49,7 +51,12 @@ class BertCat(EncoderRanker):
         self.post_init()
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **inputs: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **inputs: Tensor,
     ) -> RankingOutput:
         """Score pairs.
 
@@ -57,6 +64,7 @@ class BertCat(EncoderRanker):
             input_ids: (B, L) one pair a query, or (B, n, L).
             attention_mask: the same shape; None attends to everything.
             labels: (B,) target scores for a plain regression loss; None for no loss. Ranking losses take the scores.
+            return_dict: not read; code for sequence classifiers passes it.
             **inputs: what else the tokenizer makes (`token_type_ids`), the same shape.
 
         Returns:
