@@ -29,7 +29,7 @@ def score_pairs(
     documents: Sequence[str],
     batch_size: int = 64,
     is_distributed: bool = False,
-    description: str = "Scoring",
+    description: str | None = "Scoring",
 ) -> np.ndarray:
     """Score query i with document i.
 
@@ -40,7 +40,7 @@ def score_pairs(
         batch_size: texts (or pairs) a forward.
         is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
             arguments, all get all scores.
-        description: of the progress bar.
+        description: of the progress bar, which long work shows; None for none.
 
     Returns:
         (N,) float32.
@@ -106,11 +106,11 @@ def _over_blocks(
     count: int,
     compute: Callable[[int, int], list[np.ndarray]],
     is_distributed: bool,
-    description: str,
+    description: str | None,
 ) -> list[np.ndarray]:
     """Run `compute` over blocks of 0..count, this process's share of them, and gather the results in order."""
     if count == 0:
-        raise ValueError(f"{description} needs at least one text, got none.")
+        raise ValueError(f"{description or 'Scoring'} needs at least one text, got none.")
     state = PartialState() if is_distributed else None
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
     start, stop = count * rank // world, count * (rank + 1) // world
@@ -121,7 +121,10 @@ def _over_blocks(
         with (
             torch.inference_mode(),
             tqdm(
-                total=stop - start, desc=description, unit="text", disable=rank > 0 or count < PROGRESS_FROM
+                total=stop - start,
+                desc=description,
+                unit="text",
+                disable=description is None or rank > 0 or count < PROGRESS_FROM,
             ) as progress,
         ):
             for block in range(start, stop, BLOCK_SIZE):

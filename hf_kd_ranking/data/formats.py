@@ -306,16 +306,44 @@ def building(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: str | os.PathLike) -> Iterator:
-    """A UTF-8 text file that takes its name when the block ends well."""
+def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
+    """A UTF-8 text file, or with mode "wb" a binary one, that takes its name when the block ends well."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open(mode, **text) as file:
             yield file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+    """Keep what is there unless told otherwise.
+
+    Raises:
+        FileExistsError: if the path exists and is not to be replaced.
+        FileNotFoundError: if the folder that it is to stand in does not exist.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give another output, or --overwrite (overwrite=True) to replace it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}, the folder of the output {path.name}, does not exist; create it.")
+
+
+def tsv_lines(columns: Sequence[pa.Array]) -> memoryview:
+    """The bytes of tab-separated lines, one per row, from columns of strings."""
+    columns = [column.cast(pa.large_string()) for column in columns]
+    # Each row begins with the line break that ends the one before: appended to the last column, it would copy that.
+    columns[0] = pc.binary_join_element_wise(_text("\n"), columns[0], _text(""))
+    _, _, data = pc.binary_join_element_wise(*columns, _text("\t")).buffers()
+    return memoryview(b"".join((memoryview(data)[1:], b"\n")))
+
+
+def _text(value: str) -> pa.Scalar:
+    return pa.scalar(value, pa.large_string())
 
 
 def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:

@@ -178,6 +178,15 @@ class TextStore:
     def _integer_ids(self) -> np.ndarray:
         return np.load(self.folder / "ids.npy", mmap_mode="r")
 
+    def fingerprint(self) -> str:
+        """A short name of the content: other texts or other ids give another one."""
+        digest = xxhash.xxh3_128()
+        for path in sorted([*self.folder.glob("*.bin"), *self.folder.glob("*.npy")]):
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+        return digest.hexdigest()
+
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         """Row of each id of a flat sequence, -1 where the store does not have it; int64."""
         if len(ids) == 0:
@@ -192,6 +201,12 @@ class TextStore:
             stored = self.ids_of(rows[found])
             rows[[i for i, name in zip(found, stored, strict=True) if name != str(ids[i])]] = -1
         return rows
+
+    def rows_of_strings(self, ids: pa.Array) -> np.ndarray:
+        """`rows_of` an Arrow array of strings, without Python strings where ids are integers."""
+        if self.has_integer_ids and is_integer_ids(ids):
+            return self.rows_of(ids.cast(pa.int64()).to_numpy())
+        return self.rows_of(ids.to_pylist())
 
     def _keys_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         if not self.has_integer_ids:

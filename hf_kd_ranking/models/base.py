@@ -80,6 +80,12 @@ class RankerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RankerConfig":
+        """Build from a saved config; overrides count when the fields are compared, not only afterwards."""
+        known = {field.name for field in fields(cls)}
+        return super().from_dict(config_dict | {k: v for k, v in kwargs.items() if k in known}, **kwargs)
+
     def check(self) -> None:
         """Compare the fields with one another.
 

@@ -84,7 +84,6 @@ class EncoderRanker(RankerModel):
 
     def __init__(self, config: EncoderRankerConfig) -> None:
         super().__init__(config)
-        config.check()  # again: from_pretrained sets overridden fields after the config was made
         self.bert_model = without_pooler(AutoModel.from_config(config.encoder_config))
 
     @classmethod

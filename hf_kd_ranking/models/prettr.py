@@ -138,7 +138,7 @@ class PreTTR(EncoderRanker):
         states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx))
         if side == "document" and self.config.compression_dim is not None:
             states = nn.functional.gelu(self.compressor(states))
-        return states.view(*shape, -1), mask.view(shape).bool()
+        return states.view(*shape, states.shape[-1]), mask.view(shape).bool()
 
     def score_vectors(
         self,

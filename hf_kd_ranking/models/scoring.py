@@ -36,7 +36,7 @@ def max_sim(
 ) -> Tensor:
     """Score documents by the sum over query terms of the largest dot product with a document term (ColBERT).
 
-    Documents are compared in chunks, so that memory beside the vectors stays below 128 MiB a query batch.
+    Documents are compared in chunks, so that memory beside the vectors stays near 128 MiB a query batch.
 
     Args:
         query: (B, Lq, D).

@@ -101,13 +101,16 @@ class TK(RankerModel):
 
     def __init__(self, config: TKConfig) -> None:
         super().__init__(config)
-        config.check()  # again: from_pretrained sets overridden fields after the config was made
         size, kernels = config.hidden_size, len(config.kernel_mu)
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         # Sequence first and no dropout as published: batch-first layers take a path that zeroes padded positions.
         layer = ContextLayer(size, config.num_attention_heads, config.intermediate_size, dropout=0.0)
         self.contextualizer = nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
-        self.mixer = nn.Parameter(torch.full((1,), 0.5), requires_grad=config.mixes_embeddings)
+        mixer = torch.full((1,), 0.5)
+        if config.mixes_embeddings:
+            self.mixer = nn.Parameter(mixer)
+        else:  # unread, but in the authors' checkpoints; a parameter without a gradient would break DDP
+            self.register_buffer("mixer", mixer)
         self.kernel_alpha_scaler = nn.Parameter(torch.ones(1, 1, kernels))
         self.kernel_bin_weights = nn.Linear(kernels, 1, bias=False)
         self.register_buffer("mu", torch.tensor(config.kernel_mu).view(1, 1, 1, -1))

@@ -24,13 +24,15 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
     values, size = array("f"), 0
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            fields = line.rstrip("\n").split(" ")
+            fields = line.rstrip().split(" ")
             if number == 1 and len(fields) == 2 and all(item.isdigit() for item in fields):
                 continue
             size = size or len(fields) - 1
-            word = " ".join(fields[: len(fields) - size])
-            if not word or word in words:
-                problem = "a word that came before" if word else f"{len(fields) - 1} values where others have {size}"
+            word = " ".join(fields[: max(len(fields) - size, 0)])
+            if not word or not size or word in words:
+                problem = (
+                    "a word that came before" if word in words else f"{len(fields) - 1} values where others have {size}"
+                )
                 raise ValueError(f"{path} line {number}: {problem} ({line[:40]!r}...).")
             try:
                 values.extend(map(float, fields[-size:]))

@@ -1,0 +1,296 @@
+"""Any model that scores a text for a query, as a teacher: raw scores, never squashed by a sigmoid or a softmax."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
+
+from ..inference import score_pairs
+from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
+from ..ranker import load_tokenizer
+
+KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
+MAX_LENGTH = 512
+
+# The published prompt of Qwen3-Reranker.
+YES_NO_PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+YES_NO_BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+YES_NO_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What scores pairs.
+
+    Args:
+        name: for file names and cards.
+        score: of N queries and N documents, (N,) float32, unbounded, higher is better.
+        fingerprint: changes with the weights and settings; resumed work must not mix two.
+    """
+
+    name: str
+    score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+    fingerprint: str
+
+
+def load_teacher(
+    name_or_path: str,
+    kind: str | None = None,
+    label: str | None = None,
+    similarity: str | None = None,
+    instruction: str = INSTRUCTION,
+    max_length: int = MAX_LENGTH,
+    batch_size: int = 32,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        name_or_path: a folder or a Hub name: one of our rankers, published ones included; a sequence classifier or
+            sentence-transformers CrossEncoder; a sentence-transformers bi-encoder; a causal language model that
+            answers yes or no, as Qwen3-Reranker.
+        kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
+        label: name of the output that is the score, for a classifier with several.
+        similarity: "dot" or "cosine", for a bi-encoder; None takes the checkpoint's.
+        instruction: of a yes-no model's prompt.
+        max_length: tokens of a pair, for what is not one of our rankers; longer ones are cut, the longer text first.
+        batch_size: pairs (or texts) a forward.
+        dtype: of the weights.
+        device: None takes a GPU where there is one.
+
+    Raises:
+        ValueError: if the kind is unknown or cannot be told, or the label is missing or unknown.
+        FileNotFoundError: if there is no such model.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
+    kind = kind or _kind_of(name_or_path)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "bi-encoder":
+        return _bi_encoder(name_or_path, similarity, batch_size, dtype, device)
+    if kind in ARCHITECTURES or kind == "ranker":
+        model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype)
+        tokenizer = RankingTokenizer.from_config(load_tokenizer(name_or_path), model.config)
+    elif kind == "classifier":
+        model, tokenizer = _classifier(name_or_path, label, max_length, dtype)
+    else:
+        model, tokenizer = _yes_no(name_or_path, instruction, max_length, dtype)
+    model = model.to(device).eval()
+
+    def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        return score_pairs(model, tokenizer, queries, documents, batch_size, description=None)
+
+    settings = (kind, label, instruction, max_length, batch_size)
+    return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
+
+
+class LabelScores(nn.Module):
+    """A sequence classifier whose score is one of its logits.
+
+    Args:
+        model: the classifier.
+        label: index of the logit.
+    """
+
+    def __init__(self, model: PreTrainedModel, label: int) -> None:
+        super().__init__()
+        self.model = model
+        self.label = label
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    def forward(self, **inputs: Tensor) -> RankingOutput:
+        """`scores` (N,) of pairs (N, L)."""
+        return RankingOutput(scores=self.model(**inputs).logits[:, self.label].float())
+
+
+class YesNoScores(LabelScores):
+    """A causal language model whose score is the logit of "yes" minus that of "no" as the next token.
+
+    Args:
+        model: the language model.
+        yes, no: ids of the two answers.
+    """
+
+    def __init__(self, model: PreTrainedModel, yes: int, no: int) -> None:
+        super().__init__(model, yes)
+        self.no = no
+
+    def forward(self, **inputs: Tensor) -> RankingOutput:
+        """`scores` (N,) of prompts (N, L), padded on the left."""
+        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        return RankingOutput(scores=logits[:, self.label] - logits[:, self.no])
+
+
+@dataclass(frozen=True)
+class PromptTokenizer(RankingTokenizer):
+    """Pairs as prompts of a yes-no model; the document is cut, never the frame.
+
+    Args:
+        instruction: what a relevant document is.
+    """
+
+    instruction: str = INSTRUCTION
+
+    def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
+        """Tokenise each query with its document as one prompt."""
+        prefix, suffix = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (YES_NO_PREFIX, YES_NO_SUFFIX)
+        )
+        room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
+        bodies = [
+            YES_NO_BODY.format(instruction=self.instruction, query=query, document=document)
+            for query, document in zip(queries, documents, strict=True)
+        ]
+        body_ids = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        input_ids = [[*prefix, *ids, *suffix] for ids in body_ids]
+        return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
+
+
+def fingerprint(model: nn.Module, *settings: object) -> str:
+    """A short name of weights and settings: changes if a tensor's name, shape, sum or first values do."""
+    digest = xxhash.xxh3_128(repr(settings).encode())
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().flatten()
+        facts = (name, tuple(tensor.shape), values.double().sum().item(), values[:16].tolist())
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
+
+
+def _kind_of(name_or_path: str) -> str:
+    if Path(name_or_path).is_file() or (Path(name_or_path) / "config.yaml").is_file():
+        return "ranker" if Path(name_or_path).is_dir() else "tk"
+    described = _read_json(name_or_path, "config_sentence_transformers.json") or {}
+    if described.get("model_type") in ("SentenceTransformer", None) and _read_json(name_or_path, "modules.json"):
+        return "bi-encoder"
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
+    names = config.architectures or []
+    if isinstance(config, RankerConfig) or "PreTTR" in names:
+        return "ranker"
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "classifier"
+    if any(name.endswith("ForCausalLM") for name in names):
+        return "yes-no"
+    raise ValueError(
+        f"{name_or_path} is a {config.model_type} of class {', '.join(names) or 'unknown'}, which gives no score by "
+        f"itself; say what it is: kind={'|'.join(KINDS)}."
+    )
+
+
+def _read_json(name_or_path: str, file: str) -> dict | list | None:
+    path = cached_file(
+        name_or_path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _classifier(
+    name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype
+) -> tuple[LabelScores, RankingTokenizer]:
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name_or_path, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{name_or_path} lacks {', '.join(sorted(info['missing_keys'])[:3])}: without a trained head its scores "
+            "would be random."
+        )
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if label is None and len(labels) > 1:
+        raise ValueError(f"{name_or_path} has {len(labels)} outputs; name the one to score by: {', '.join(labels)}.")
+    if label is not None and label not in labels:
+        raise ValueError(f"{name_or_path} has no output {label!r}; it has {', '.join(labels)}.")
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    limit = _limit(model.config, tokenizer.model_max_length, max_length)
+    index = 0 if label is None else labels.index(label)
+    return LabelScores(model, index), RankingTokenizer(tokenizer, 0, limit, joins_texts=True)
+
+
+def _yes_no(
+    name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype
+) -> tuple[YesNoScores, PromptTokenizer]:
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+    if any(answer in (None, tokenizer.unk_token_id) for answer in answers):
+        raise ValueError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    limit = _limit(model.config, tokenizer.model_max_length, max_length)
+    return YesNoScores(model, *answers), PromptTokenizer(
+        tokenizer, 0, limit, joins_texts=True, instruction=instruction
+    )
+
+
+def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:
+    """The shortest of the limits; RoBERTa's positions start behind its padding id."""
+    positions = getattr(config, "max_position_embeddings", None) or max_length  # not all configs have positions
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1
+    return min(positions, model_max_length, max_length)
+
+
+def _bi_encoder(
+    name_or_path: str, similarity: str | None, batch_size: int, dtype: torch.dtype, device: str | torch.device
+) -> Teacher:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError(
+            f"{name_or_path} is a sentence-transformers bi-encoder: pip install sentence-transformers."
+        ) from error
+    model = SentenceTransformer(name_or_path, device=str(device), model_kwargs={"dtype": dtype})
+    similarity = similarity or {"cos_sim": "cosine"}.get(model.similarity_fn_name, model.similarity_fn_name)
+    if similarity not in ("dot", "cosine"):
+        raise ValueError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
+
+    def encode(function: Callable, texts: Sequence[str]) -> np.ndarray:
+        distinct, rows = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+        vectors = function(
+            list(distinct),
+            batch_size=batch_size,
+            normalize_embeddings=similarity == "cosine",
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return vectors.astype(np.float32)[rows]
+
+    def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        return (encode(model.encode_query, queries) * encode(model.encode_document, documents)).sum(1)
+
+    settings = ("bi-encoder", similarity, batch_size)
+    return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
+
+
+def _short_name(name_or_path: str) -> str:
+    return Path(name_or_path).name or str(name_or_path)

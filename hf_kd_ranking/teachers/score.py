@@ -1,0 +1,241 @@
+"""Score triples or candidates with a teacher: every distinct pair once, in blocks that survive an interruption.
+
+Beside the output stands a work folder, `OUTPUT.parts`: what is scored (`parts.json`), the distinct pairs, and the
+scores of every finished block. The same call goes on from there, and the result is the same as without an
+interruption: a block's content does not depend on when or by which process it is scored.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import xxhash
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ..data.formats import (
+    Run,
+    existing_file,
+    nth_line,
+    read_lines,
+    read_run,
+    read_tsv,
+    refuse_existing,
+    tsv_lines,
+    write_run,
+    writing,
+)
+from ..data.texts import TextStore
+from ..data.triples import TEACHER_COLUMNS
+from .adapters import Teacher, load_teacher
+
+TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
+# Distinct pairs scored between two saves, and so lost at most; sorted by length within.
+PAIRS_PER_BLOCK = 16_384
+ROWS_AT_ONCE = 1 << 19
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is to be scored: rows of a query with n documents, by their rows in the stores.
+
+    Args:
+        source: the rows; a file of triples, a data set with the same columns, or a run.
+        queries: query_id -> text.
+        documents: doc_id -> text.
+    """
+
+    source: Path | datasets.Dataset | Run
+    queries: TextStore
+    documents: TextStore
+
+    def batches(self) -> Iterator[list[pa.Array]]:
+        """Columns of ids as strings, the query's first."""
+        if isinstance(self.source, Run):
+            for query_id, ranking in self.source.items():
+                yield [pa.array([query_id] * len(ranking)), pa.array([doc_id for doc_id, _ in ranking])]
+        elif isinstance(self.source, datasets.Dataset):
+            table = self.source.select_columns(list(TRIPLE_COLUMNS)).with_format("arrow")
+            for start in range(0, len(table), ROWS_AT_ONCE):
+                batch = table[start : start + ROWS_AT_ONCE]
+                yield [batch[name].combine_chunks().cast(pa.string()) for name in TRIPLE_COLUMNS]
+        else:
+            for batch in read_tsv(self.source, _columns_of(self.source)):
+                yield [batch[name] for name in TRIPLE_COLUMNS]
+
+    def numbered(self) -> Iterator[tuple[list[pa.Array], np.ndarray]]:
+        """The columns, and a number for each pair, (rows, n) int64: query row * number of documents + document row.
+
+        Raises:
+            KeyError: naming file, line and id of the first that has no text.
+        """
+        first_row = 0
+        for columns in self.batches():
+            stores = [self.queries, *[self.documents] * (len(columns) - 1)]
+            rows = [store.rows_of_strings(ids) for store, ids in zip(stores, columns, strict=True)]
+            for store, ids, found in zip(stores, columns, rows, strict=True):
+                if (found < 0).any():
+                    row = int(np.flatnonzero(found < 0)[0])
+                    raise KeyError(
+                        f"{self._row_name(first_row + row)}: id {str(ids[row])!r} is not among the {len(store):,} "
+                        f"texts of {store.source} ({(found < 0).sum():,} of the {len(found):,} ids looked up are not)."
+                    )
+            yield columns, rows[0][:, None] * len(self.documents) + np.stack(rows[1:], 1)
+            first_row += len(columns[0])
+
+    def _row_name(self, row: int) -> str:
+        return f"{self.source} line {nth_line(self.source, row)}" if isinstance(self.source, Path) else f"row {row}"
+
+
+def score_teacher(
+    teacher: Teacher | str,
+    source: str | os.PathLike | datasets.Dataset | Run,
+    queries: TextStore,
+    documents: TextStore,
+    output: str | os.PathLike,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Score pairs and write teacher rows, or for a run the run in the teacher's order.
+
+    Under `accelerate launch` the processes share the blocks; all must make the same call.
+
+    Args:
+        teacher: see `load_teacher`; a string is loaded.
+        source: a TSV of `query_id pos_id neg_id`, or of five columns whose scores are not read; a data set with these
+            columns, see `sample_triples`; a `.trec` file or `Run` of candidates.
+        queries: query_id -> text.
+        documents: doc_id -> text.
+        output: for triples a five-column TSV, in the order of the source; for a run a TREC run. Appears when complete.
+        overwrite: True replaces an existing output.
+
+    Returns:
+        Counts: `rows` written, distinct `pairs`, and how many of them were `resumed`.
+
+    Raises:
+        FileNotFoundError, FileExistsError: for the files.
+        KeyError: naming file, line and id, if an id has no text.
+        ValueError: if a work folder is there that belongs to other inputs, or a score is not finite.
+    """
+    state, output = PartialState(), Path(output)
+    teacher = load_teacher(teacher, device=state.device) if isinstance(teacher, str) else teacher
+    pairs = Pairs(_open(source), queries, documents)
+    refuse_existing(output, overwrite)
+    folder = output.with_name(f"{output.name}.parts")
+    with state.main_process_first():
+        if state.is_main_process:
+            _prepare(folder, pairs, teacher)
+    distinct = np.load(folder / "pairs.npy", mmap_mode="r")
+    blocks = range(-(-len(distinct) // PAIRS_PER_BLOCK))
+    finished = [block for block in blocks if _part(folder, block).is_file()]
+    state.wait_for_everyone()  # all have seen the same
+    open_blocks = [block for block in blocks if block not in set(finished)]
+    mine = open_blocks[state.process_index :: state.num_processes]
+    with tqdm(
+        total=len(distinct),
+        initial=min(len(finished) * PAIRS_PER_BLOCK, len(distinct)),
+        desc=f"Scoring with {teacher.name}",
+        unit="pair",
+        disable=not state.is_main_process,
+    ) as progress:
+        for block in mine:
+            keys = np.asarray(distinct[block * PAIRS_PER_BLOCK : (block + 1) * PAIRS_PER_BLOCK])
+            query_rows, document_rows = np.divmod(keys, len(documents))
+            query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
+            scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
+            if not np.isfinite(scores).all():
+                raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
+            _save(_part(folder, block), scores)
+            progress.update(len(keys) * state.num_processes)
+    state.wait_for_everyone()
+    rows = 0
+    if state.is_main_process:
+        rows = _write_output(output, pairs, distinct, folder, len(blocks))
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
+    resumed = sum(min(PAIRS_PER_BLOCK, len(distinct) - block * PAIRS_PER_BLOCK) for block in finished)
+    return {"rows": rows, "pairs": len(distinct), "resumed": resumed}
+
+
+def _open(source: str | os.PathLike | datasets.Dataset | Run) -> Path | datasets.Dataset | Run:
+    if isinstance(source, Run):
+        return source
+    if isinstance(source, datasets.Dataset):
+        if missing := set(TRIPLE_COLUMNS) - set(source.column_names):
+            raise ValueError(f"Triples need the columns {', '.join(TRIPLE_COLUMNS)}, missing {', '.join(missing)}.")
+        return source
+    path = existing_file(source, "triples")
+    return read_run(path) if path.suffix in (".trec", ".run") else path
+
+
+def _columns_of(path: Path) -> dict[str, pa.DataType]:
+    """Three columns of ids, or five with scores before them, by the first line that is not blank."""
+    width = next((text.count("\t") + 1 for _, text in read_lines(path) if text.strip()), 0)
+    return {name: pa.string() for name in (TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else TEACHER_COLUMNS)}
+
+
+def _prepare(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
+    """Find the distinct pairs, or see that a work folder is of these inputs."""
+    folder.mkdir(exist_ok=True)
+    keys_path, total = folder / "keys.npy", 0
+    digest = xxhash.xxh3_128()
+    with keys_path.open("wb") as file:
+        for _, keys in pairs.numbered():
+            keys.tofile(file)
+            total += keys.size
+            digest.update(keys.tobytes())
+    for store in (pairs.queries, pairs.documents):
+        digest.update(store.fingerprint().encode())
+    facts = {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}
+    known = folder / "parts.json"
+    if known.is_file():
+        keys_path.unlink()
+        found = json.loads(known.read_text(encoding="utf-8"))
+        if other := [name for name in facts if found.get(name) != facts[name]]:
+            raise ValueError(
+                f"{folder} holds the unfinished work of another {' and other '.join(other)}; finish that first, or "
+                "remove the folder."
+            )
+        return
+    distinct = np.memmap(keys_path, dtype=np.int64, mode="r+", shape=(total,))
+    distinct.sort()  # in the mapped file
+    is_first = np.empty(total, dtype=bool)
+    is_first[0], is_first[1:] = True, distinct[1:] != distinct[:-1]
+    _save(folder / "pairs.npy", distinct[is_first])
+    del distinct
+    keys_path.unlink()
+    with writing(known) as file:  # last: the folder counts from here on
+        json.dump(facts, file)
+
+
+def _part(folder: Path, block: int) -> Path:
+    return folder / f"scores-{block:06d}.npy"
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with writing(path, "wb") as file:
+        np.save(file, values)
+
+
+def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, folder: Path, blocks: int) -> int:
+    """Look up the scores of every row and write it; returns the rows."""
+    scores = np.concatenate([np.load(_part(folder, block)) for block in range(blocks)])
+    if isinstance(pairs.source, Run):
+        run = Run()
+        for columns, keys in pairs.numbered():
+            values = scores[np.searchsorted(distinct, keys[:, 0])]
+            run |= Run.from_scores(columns[0].to_pylist(), columns[1].to_pylist(), values)
+        write_run(run, output)
+        return sum(map(len, run.values()))
+    rows = 0
+    with writing(output, "wb") as file:
+        for columns, keys in pairs.numbered():
+            values = scores[np.searchsorted(distinct, keys)]  # (rows, n)
+            file.write(tsv_lines([*(pa.array(column) for column in values.T.copy()), *columns]))
+            rows += len(keys)
+    return rows
