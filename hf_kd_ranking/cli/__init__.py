@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from . import demo, train
+from . import demo, teacher, train
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 
 app = typer.Typer(help="Distil fast passage rankers from slow ones.", no_args_is_help=True, add_completion=False)
 app.command("demo")(demo.demo)
+app.add_typer(teacher.app, name="teacher")
 app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
 
 

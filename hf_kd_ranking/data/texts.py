@@ -23,6 +23,7 @@ from .formats import (
     existing_file,
     is_integer_ids,
     is_plain_integer,
+    plain_integers,
     read_jsonl,
     read_tsv,
 )
@@ -204,9 +205,8 @@ class TextStore:
 
     def rows_of_strings(self, ids: pa.Array) -> np.ndarray:
         """`rows_of` an Arrow array of strings, without Python strings where ids are integers."""
-        if self.has_integer_ids and is_integer_ids(ids):
-            return self.rows_of(ids.cast(pa.int64()).to_numpy())
-        return self.rows_of(ids.to_pylist())
+        integers = plain_integers(ids) if self.has_integer_ids else None
+        return self.rows_of(ids.to_pylist() if integers is None else integers)
 
     def _keys_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         if not self.has_integer_ids:

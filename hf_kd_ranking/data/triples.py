@@ -1,4 +1,4 @@
-"""Teacher rows: loaded from the published files as a memory-mapped table, and sampled from candidates.
+"""Teacher rows: loaded from the published files as a memory-mapped table, sampled from candidates, written.
 
 A row is the published five columns `pos_score neg_score query_id pos_id neg_id` (tab separated, no header), or a list
 `query_id, doc_ids, teacher_scores` (JSON lines, Parquet) with one length for the whole file. In memory both are an
@@ -24,7 +24,9 @@ from .formats import (
     nth_line,
     read_jsonl,
     read_tsv,
+    tsv_lines,
     write_arrow,
+    writing,
 )
 
 TEACHER_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
@@ -175,15 +177,26 @@ def _ids_of(row: dict) -> list:
 
 
 def sample_triples(
-    run: Run, qrels: Mapping[str, Mapping[str, int]], per_query: int = 1, minimum_grade: int = 1, seed: int = 42
+    run: Run,
+    qrels: Mapping[str, Mapping[str, int]],
+    per_query: int = 1,
+    minimum_grade: int = 1,
+    ranks: tuple[int, int] | None = None,
+    teacher: Run | None = None,
+    teacher_margin: float = 0.0,
+    seed: int = 42,
 ) -> datasets.Dataset:
-    """Sample (query, positive, negative) ids: a judged positive, and a candidate of the run that is not one.
+    """Sample (query, positive, negative) ids: a judged positive, and a candidate that is not judged relevant.
 
     Args:
         run: candidates, for example BM25's; hard negatives come from here.
         qrels: query_id -> {doc_id: grade}.
         per_query: triples a query; fewer where it has fewer distinct ones.
-        minimum_grade: judged relevant from this grade on.
+        minimum_grade: a document is a positive from this grade on; those of lower grades above 0 are neither.
+        ranks: first and last rank, from 1, of the run that negatives come from; None takes all.
+        teacher: a teacher's scores of positives and candidates (see `score_teacher`); with it, negatives scored above
+            their positive's score minus `teacher_margin` are taken for unjudged positives and left out.
+        teacher_margin: in units of the teacher's scores.
         seed: of the sampling, which depends on nothing else.
 
     Returns:
@@ -191,22 +204,67 @@ def sample_triples(
         without a negative give no row.
 
     Raises:
-        ValueError: if no query gives a triple.
+        ValueError: if no query gives a triple, or ranks are none.
+        KeyError: if the teacher did not score a document that is needed.
     """
+    first, last = ranks or (1, None)
+    if first < 1 or (last is not None and last < first):
+        raise ValueError(f"ranks are a first and a last rank from 1 on, got {ranks}.")
     rows: list[tuple[str, str, str]] = []
     for query_id, ranking in run.items():
-        positives = [doc_id for doc_id, grade in qrels.get(query_id, {}).items() if grade >= minimum_grade]
-        negatives = [doc_id for doc_id, _ in ranking if doc_id not in set(positives)]
-        pairs = len(positives) * len(negatives)
+        grades = qrels.get(query_id, {})
+        positives = [doc_id for doc_id, grade in grades.items() if grade >= minimum_grade]
+        negatives = [doc_id for doc_id, _ in ranking[first - 1 : last] if grades.get(doc_id, 0) <= 0]
+        pairs = [(positive, negative) for positive in positives for negative in negatives]
+        if teacher is not None and pairs:
+            pairs = _without_unjudged_positives(query_id, pairs, teacher, teacher_margin)
         rng = random.Random(f"{seed} {query_id}")
-        for pair in rng.sample(range(pairs), min(per_query, pairs)):
-            positive, negative = divmod(pair, len(negatives))
-            rows.append((query_id, positives[positive], negatives[negative]))
+        rows += [(query_id, *pair) for pair in rng.sample(pairs, min(per_query, len(pairs)))]
     if not rows:
         raise ValueError(
             f"No triple: none of the {len(run)} queries of the run has both a document of grade >= {minimum_grade} in "
-            "the qrels and another candidate; do run and qrels use the same query ids?"
+            "the qrels and another candidate that is left; do run and qrels use the same query ids?"
         )
     return datasets.Dataset.from_dict(
         dict(zip(("query_id", "pos_id", "neg_id"), zip(*rows, strict=True), strict=True))
     )
+
+
+def _without_unjudged_positives(
+    query_id: str, pairs: list[tuple[str, str]], teacher: Run, margin: float
+) -> list[tuple[str, str]]:
+    scores = dict(teacher.get(query_id, ()))
+    if missing := [doc_id for pair in pairs for doc_id in pair if doc_id not in scores]:
+        raise KeyError(
+            f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({len(missing)} are missing); "
+            "score a run that holds the positives too."
+        )
+    return [(positive, negative) for positive, negative in pairs if scores[negative] <= scores[positive] - margin]
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
+def write_teacher_scores(rows: datasets.Dataset, path: str | os.PathLike) -> None:
+    """Write teacher rows or triples, in the columns that they have: `.parquet`, `.jsonl` (lists), else TSV.
+
+    Raises:
+        ValueError: if rows of lists are to become TSV.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        with writing(path, "wb") as file:
+            rows.to_parquet(file)
+        return
+    if path.suffix == ".jsonl":
+        with writing(path, "wb") as file:
+            rows.to_json(file)
+        return
+    if "doc_ids" in rows.column_names:
+        raise ValueError(f"{path}: lists do not fit into columns; write .jsonl or .parquet.")
+    names = [name for name in TEACHER_COLUMNS if name in rows.column_names]
+    table = rows.select_columns(names).with_format("arrow")
+    with writing(path, "wb") as file:
+        for start in range(0, len(rows), 1 << 17):
+            batch = table[start : start + (1 << 17)]
+            file.writelines(tsv_lines([batch[name].combine_chunks() for name in names]))

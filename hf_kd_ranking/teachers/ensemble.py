@@ -40,8 +40,9 @@ def ensemble_teachers(
     """Write the rows of the first file with scores averaged over all files.
 
     Args:
-        files: of teacher rows (five-column TSV, plain or compressed, or Parquet); all but the first may also be files
-            of pairs, `query_id doc_id score`. Where a pair stands several times in a file, its last score counts.
+        files: of teacher rows (five-column TSV, plain or compressed, or Parquet, margins too); all but the first may
+            also be files of pairs, `query_id doc_id score`: with weights 0 and 1 a file of rows and one of pairs make
+            rows of the pairs' scores. Where a pair stands several times in a file, its last score counts.
         output: five-column TSV, in the order of the first file; appears when it is complete.
         method: "mean"; "standardized", the mean of each teacher's scores divided by their standard deviation after
             subtracting their mean, for teachers on different scales; or "median".
@@ -151,14 +152,31 @@ def _rows(path: Path) -> Iterator[pa.RecordBatch]:
     """Batches of a file with ids as strings and scores as float64."""
     if path.suffix == ".parquet":
         file = pa.parquet.ParquetFile(path)
-        if missing := set(TEACHER_COLUMNS) - set(file.schema_arrow.names):
-            raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}.")
-        for batch in file.iter_batches(1 << 17, columns=list(TEACHER_COLUMNS)):
-            yield pa.RecordBatch.from_pydict({name: batch[name].cast(_type(name)) for name in TEACHER_COLUMNS})
+        names = _parquet_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(1 << 17, columns=list(names.values())):
+            columns = {name: batch[theirs].cast(_type(name)) for name, theirs in names.items()}
+            if "pos_score" in columns and "neg_score" not in columns:  # margins
+                columns["neg_score"] = pa.array(np.zeros(len(batch)))
+            yield pa.RecordBatch.from_pydict(columns)
         return
     width = next((text.count("\t") + 1 for _, text in read_lines(path) if text.strip()), 0)
     columns = PAIR_COLUMNS if width == len(PAIR_COLUMNS) else TEACHER_COLUMNS
     yield from read_tsv(path, {name: _type(name) for name in columns}, 1 << 22)
+
+
+def _parquet_columns(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Our columns -> those of a Parquet file: rows, the Hub's margins, or the Hub's scores of pairs."""
+    layouts = [dict(zip(TEACHER_COLUMNS, TEACHER_COLUMNS, strict=True))]
+    layouts.append({"pos_score": "score", "query_id": "query_id", "pos_id": "positive_id", "neg_id": "negative_id"})
+    layouts += [
+        {"query_id": "query_id", "doc_id": document, "score": "score"}
+        for document in ("doc_id", "passage_id", "corpus_id")
+    ]
+    for layout in layouts:
+        if set(layout.values()) <= set(names):
+            return layout
+    known = "; ".join(", ".join(layout.values()) for layout in layouts[:3])
+    raise ValueError(f"{path} has the columns {', '.join(names)}; needed {known}.")
 
 
 def _type(name: str) -> pa.DataType:
@@ -250,6 +268,6 @@ def _write(
                 counts["incomplete"] += int((~complete).sum())
             if len(batch):
                 columns = [pa.array(map(repr, scores[:, i].tolist()), pa.string()) for i in (0, 1)]
-                file.write(tsv_lines([*columns, *(batch[name] for name in TEACHER_COLUMNS[2:])]))
+                file.writelines(tsv_lines([*columns, *(batch[name] for name in TEACHER_COLUMNS[2:])]))
             counts["rows"] += len(batch)
     return {name: counts[name] for name in ("rows", "dropped", "incomplete")}

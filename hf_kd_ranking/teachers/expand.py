@@ -6,7 +6,7 @@ crashed or took the wrong text in silence, this raises.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..data.triples import TEACHER_COLUMNS
 BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
 # Of a score file read at once: 30,000 rows, whose texts are about 20 MB.
 BLOCK_BYTES = 1 << 20
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)
 
 
 def expand_ids(
@@ -63,7 +63,7 @@ def expand_ids(
     types = {name: pa.large_string() for name in TEACHER_COLUMNS}
     stores = {"query_id": queries, "pos_id": collection, "neg_id": collection}
 
-    def expand(first_row: int, batch: pa.RecordBatch) -> tuple[pa.Buffer | None, Counter]:
+    def expand(first_row: int, batch: pa.RecordBatch) -> tuple[Iterable[bytes], Counter]:
         return _expand_block(scores, first_row, batch, stores, on_missing)
 
     with writing(output, "wb") as file, ThreadPoolExecutor(THREADS) as pool:
@@ -71,8 +71,7 @@ def expand_ids(
         with tqdm(desc="Expanding", unit="row", unit_scale=True) as progress:
             for done in _in_order(pool.submit(expand, *block) for block in blocks):
                 lines, found = done.result()
-                if lines is not None:
-                    file.write(lines)
+                file.writelines(lines)
                 counts += found
                 progress.update(found["rows"] + found["skipped"])
     return dict(counts) | {"rows": counts["rows"], "skipped": counts["skipped"]}
@@ -95,7 +94,7 @@ def _in_order(futures: Iterator[Future]) -> Iterator[Future]:
 
 def _expand_block(
     path: Path, first_row: int, batch: pa.RecordBatch, stores: dict[str, TextStore], on_missing: str
-) -> tuple[pa.Buffer | None, Counter]:
+) -> tuple[Iterable[bytes], Counter]:
     ids = {name: batch[name] for name in stores}
     ids["neg_id"] = pc.utf8_rtrim(ids["neg_id"], characters=BLANKS)  # as the script does with the last column
     for name in TEACHER_COLUMNS[:2]:
@@ -117,7 +116,7 @@ def _expand_block(
         rows = {name: found[is_known] for name, found in rows.items()}
         batch = batch.filter(pa.array(is_known))
     if len(batch) == 0:
-        return None, counts
+        return (), counts
     texts = [_texts_of(stores[name], found) for name, found in rows.items()]
     return tsv_lines([batch["pos_score"], batch["neg_score"], *texts]), counts
 

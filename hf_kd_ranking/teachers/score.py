@@ -236,6 +236,6 @@ def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, folder: Path
     with writing(output, "wb") as file:
         for columns, keys in pairs.numbered():
             values = scores[np.searchsorted(distinct, keys)]  # (rows, n)
-            file.write(tsv_lines([*(pa.array(column) for column in values.T.copy()), *columns]))
+            file.writelines(tsv_lines([*(pa.array(column) for column in values.T.copy()), *columns]))
             rows += len(keys)
     return rows
