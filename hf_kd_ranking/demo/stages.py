@@ -9,14 +9,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..data.formats import Run, read_qrels, read_run, write_qrels, write_run, writing
 from ..data.texts import TextStore
-from ..data.triples import load_teacher_scores, sample_triples
+from ..data.triples import sample_triples
 from ..ranker import Ranker
 from ..retrieval.bm25 import BM25Index
+from ..teachers.adapters import Teacher, fingerprint
+from ..teachers.ensemble import ensemble_teachers
+from ..teachers.score import score_teacher
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
 from .backbone import find_backbone
@@ -169,19 +171,14 @@ def teachers(inputs: Inputs) -> dict[str, Ranker]:
 def score_triples(inputs: Inputs) -> dict[str, Path]:
     """Teacher scores of the triples: T1 (BERT_CAT alone) and T2 (its mean with the second teacher).
 
-    Scales differ between teachers, so that T2 averages scores divided by the root mean square of each one's margins.
+    The scales of the two differ, so that T2 averages standardised scores.
     """
-    files = {name: inputs.output / f"scores.{name}.tsv" for name in ("T1", "T2")}
-    if all(path.is_file() for path in files.values()):
-        return files
-    rows = load_teacher_scores(inputs.labels)
+    files = {name: inputs.output / f"scores.{name}.tsv" for name in ("T1", "MiniLM", "T2")}
     queries, documents = TextStore.from_tsv(inputs.queries), TextStore.from_tsv(inputs.collection)
-    texts = [text for text in queries[rows["query_id"]] for _ in range(2)]
-    docs = documents[[doc_id for row in rows for doc_id in (row["pos_id"], row["neg_id"])]]
-    scores = {name: teacher.score(texts, docs).reshape(-1, 2) for name, teacher in teachers(inputs).items()}
-    scores["T2"] = np.mean([s / np.sqrt(np.mean((s[:, 0] - s[:, 1]) ** 2)) for s in scores.values()], axis=0)
-    for name, path in files.items():
-        with writing(path) as file:
-            for row, (positive, negative) in zip(rows, scores[name].tolist(), strict=True):
-                file.write(f"{positive}\t{negative}\t{row['query_id']}\t{row['pos_id']}\t{row['neg_id']}\n")
-    return files
+    for name, ranker in teachers(inputs).items():
+        if not files[name].is_file():
+            teacher = Teacher(name, ranker.score, fingerprint(ranker.model))
+            score_teacher(teacher, inputs.labels, queries, documents, files[name])
+    if not files["T2"].is_file():
+        ensemble_teachers([files["T1"], files["MiniLM"]], files["T2"], method="standardized")
+    return {name: files[name] for name in ("T1", "T2")}

@@ -31,7 +31,9 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
             word = " ".join(fields[: max(len(fields) - size, 0)])
             if not word or not size or word in words:
                 problem = (
-                    "a word that came before" if word in words else f"{len(fields) - 1} values where others have {size}"
+                    "a word that came before"
+                    if word in words
+                    else f"{len(fields) - 1} values where others have {size}"
                 )
                 raise ValueError(f"{path} line {number}: {problem} ({line[:40]!r}...).")
             try:
