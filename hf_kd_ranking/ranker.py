@@ -109,7 +109,10 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is no vocabulary
+            raise ValueError("it has no vocabulary")
+        return tokenizer
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained "

@@ -6,8 +6,10 @@ with one side that side's vectors.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -116,20 +118,20 @@ class RankerConfig(PreTrainedConfig):
         raise NotImplementedError
 
     @classmethod
-    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         """Read a checkpoint's config file.
 
         Raises:
             ValueError: if it is another architecture's: loaded as this one, it would rank at random.
         """
-        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config.get("model_type")
         if model_type != cls.model_type and model_type in CONFIG_MAPPING:
             other = CONFIG_MAPPING[model_type]
             if issubclass(other, RankerConfig):
                 raise ValueError(
-                    f"{name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
-                    f"{str(name_or_path)!r}) reads the architecture from the config."
+                    f"{pretrained_model_name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
+                    f"{str(pretrained_model_name_or_path)!r}) reads the architecture from the config."
                 )
         return config, kwargs
 
@@ -214,10 +216,13 @@ class RankerModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         source = str(name_or_path or kwargs["config"].name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
-        try:
-            model, info = super().from_pretrained(name_or_path, *args, **kwargs)
-        except OSError as error:
-            raise FileNotFoundError(f"No {cls.__name__} checkpoint {source}: {_first_line(error)}") from error
+        with clear_errors(source):
+            try:
+                model, info = super().from_pretrained(name_or_path, *args, **kwargs)
+            except TypeError as error:
+                if "unexpected keyword argument" in str(error):  # what is no config field goes to the constructor
+                    check_fields(cls.config_class, {str(error).split("'")[1]: None})
+                raise
         problems = {kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]}
         if problems:
             found = "; ".join(f"{kind.replace('_', ' ')}: {first(keys)}" for kind, keys in problems.items())
@@ -271,6 +276,25 @@ def check_positions(length: int, limit: int | None, what: str = "A sequence") ->
         )
 
 
+@contextmanager
+def clear_errors(source: str) -> Iterator[None]:
+    """Say in one line what transformers and torch say in many.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or it has no weights.
+        ValueError: if its weights are pickled code, which is not run.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(f"No model {source}: {str(error).strip().splitlines()[0]}") from error
+    except UnpicklingError as error:
+        raise ValueError(
+            f"The weights of {source} are pickled together with code, which is not run; convert them to safetensors "
+            "where you trust them."
+        ) from error
+
+
 def check_fields(config_class: type[RankerConfig], config: Mapping[str, Any]) -> None:
     """Refuse config fields that the architecture does not have; transformers would keep them and do nothing.
 
@@ -301,7 +325,3 @@ def first(keys: Sequence, count: int = 3) -> str:
     """The first few of some keys, for messages."""
     keys = [str(key) for key in keys]
     return ", ".join(sorted(keys)[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "") or "none"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

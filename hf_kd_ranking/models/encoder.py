@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
-from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, first
+from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, clear_errors, first
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
@@ -62,10 +62,12 @@ class EncoderRankerConfig(RankerConfig):
         return self.encoder_config
 
     @classmethod
-    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         """Read a config file; a plain encoder's (published dot and PreTTR models) becomes the backbone's."""
-        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type", cls.model_type) != cls.model_type:
+            if Path(config.get("_name_or_path") or "").is_absolute():
+                config["_name_or_path"] = Path(config["_name_or_path"]).name  # saved and published: no local paths
             config = {"model_type": cls.model_type, "encoder_config": config}
         return config, kwargs
 
@@ -103,9 +105,10 @@ class EncoderRanker(RankerModel):
                 unknown, or layers are out of range.
         """
         check_fields(cls.config_class, config)
-        encoder, info = AutoModel.from_pretrained(
-            name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with clear_errors(str(name_or_path)):
+            encoder, info = AutoModel.from_pretrained(
+                name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
         heads = [key for key in info["unexpected_keys"] if key.startswith(RANKER_HEADS)]
         if heads or isinstance(encoder, RankerModel):
             raise ValueError(

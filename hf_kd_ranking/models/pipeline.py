@@ -1,6 +1,6 @@
 """The "text-ranking" pipeline: a query and documents in, the documents' order and scores out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,8 +30,12 @@ class TextRankingPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def _sanitize_parameters(self, top_k: int | None = None, truncation: bool = True) -> tuple[dict, dict, dict]:
-        return {"truncation": truncation}, {}, {"top_k": top_k}
+    def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
+        if unknown := settings.keys() - {"top_k", "truncation"}:
+            raise TypeError(f"{TASK} takes top_k and truncation, not {', '.join(sorted(unknown))}.")
+        # Only what is given: what a call leaves out is as the pipeline was made.
+        of_preprocess = {name: value for name, value in settings.items() if name == "truncation"}
+        return of_preprocess, {}, {name: value for name, value in settings.items() if name == "top_k"}
 
     def preprocess(self, inputs: Mapping[str, Any], truncation: bool = True) -> dict[str, Any]:
         """Tokenise; documents of similar length share a batch."""
@@ -39,7 +43,10 @@ class TextRankingPipeline(Pipeline):
             raise ValueError(
                 f'{TASK} takes {{"query": "...", "documents": ["..."]}} or a list of such, got {str(inputs)[:80]!r}.'
             )
-        query, documents = inputs["query"], list(inputs["documents"])
+        query, documents = inputs["query"], inputs["documents"]
+        if isinstance(documents, str | Mapping) or not isinstance(documents, Iterable):
+            raise ValueError(f"{TASK} takes a list of documents, got {str(documents)[:80]!r}.")
+        documents = list(documents)
         if not documents or not all(isinstance(document, str) for document in documents):
             raise ValueError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
         tokenizer = RankingTokenizer.from_config(self.tokenizer, self.model.config, truncation)

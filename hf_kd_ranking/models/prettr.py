@@ -82,9 +82,9 @@ class PreTTRConfig(EncoderRankerConfig):
         return isinstance(self.document_position_offset, int)
 
     @classmethod
-    def get_config_dict(cls, name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         """Read a config file; a published one is the encoder's, with a layer index at most."""
-        config, kwargs = super().get_config_dict(name_or_path, **kwargs)
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         encoder = config.get("encoder_config") or {}
         if "PreTTR" in (encoder.get("architectures") or []):
             encoder["architectures"] = None  # it is our config from here on, with the values that it is saved with

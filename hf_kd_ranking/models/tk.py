@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .base import RankerConfig, RankerModel, Side, check_fields, check_positions
+from .base import RankerConfig, RankerModel, Side, check_fields, check_finite, check_positions, clear_errors
 from .scoring import kernel_pooling
 from .word_vectors import read_word_vectors
 
@@ -211,7 +211,8 @@ class TK(RankerModel):
         folder = Path(name_or_path)
         if not (folder / TRAINING_CONFIG).is_file() or (folder / "config.json").is_file():
             return super().from_pretrained(name_or_path, *args, **kwargs)
-        weights = torch.load(folder / TRAINING_WEIGHTS, map_location="cpu", weights_only=True)
+        with clear_errors(str(folder)):
+            weights = torch.load(folder / TRAINING_WEIGHTS, map_location="cpu", weights_only=True)
         weights = {_without_prefix(name): tensor for name, tensor in weights.items()}
         settings = read_training_config(folder / TRAINING_CONFIG)
         settings["vocab_size"] = weights["word_embeddings.weight"].shape[0]
@@ -244,11 +245,13 @@ def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
     Raises:
         ValueError: if the checkpoint does not hold them.
     """
-    encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+    with clear_errors(str(name_or_path)):
+        encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     weight = encoder.get_input_embeddings().weight
     name = next(name for name, parameter in encoder.named_parameters() if parameter is weight)
     if name in info["missing_keys"]:
         raise ValueError(f"{name_or_path} does not hold the weights of {name}.")
+    check_finite(encoder, str(name_or_path))
     return weight.detach()
 
 

@@ -57,7 +57,7 @@ def ensemble_teachers(
     Raises:
         FileNotFoundError, FileExistsError: for the files.
         ValueError: with file and line for a malformed row; for a setting that is none.
-        KeyError: naming file, line and pair, for a pair that a file lacks.
+        KeyError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
     """
     paths = [existing_file(path, "teacher scores") for path in files]
     combine = _combiner(method, len(paths), weights)
@@ -78,8 +78,8 @@ def ensemble_teachers(
         for bucket in tqdm(range(BUCKETS), desc="Averaging", unit="bucket"):
             entries = [_read_bucket(Path(folder) / str(i), bucket) for i in range(len(paths))]
             _average(entries, shifts, combine, result, found)
-        missing = np.flatnonzero(found < len(paths))
-        if len(missing) and on_missing == "error":
+        missing = np.flatnonzero(found < (1 if on_missing == "average" else len(paths)))
+        if len(missing) and on_missing != "drop":
             _raise_missing(paths, int(missing[0]), len(missing), Path(folder))
         return _write(paths[0], output, result, found, len(paths), on_missing)
 
@@ -210,8 +210,10 @@ def _average(
         # Entries are in the order of the file, and of several for one place numpy keeps the last.
         scores[i, number[ends[i] : ends[i + 1]]] = (entries[i]["score"] - mean) / std
     places, mine = entries[0]["place"], number[: ends[1]]
-    result[places] = combine(scores)[mine]
-    found[places] = (~np.isnan(scores)).sum(0)[mine]
+    averages = combine(scores)
+    result[places] = averages[mine]
+    # None where no file that counts has the pair: a weight may be 0.
+    found[places] = np.where(np.isnan(averages), 0, (~np.isnan(scores)).sum(0))[mine]
 
 
 def _number(entries: np.ndarray) -> tuple[int, np.ndarray]:

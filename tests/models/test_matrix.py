@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 import hf_kd_ranking as kd
@@ -105,6 +106,72 @@ def test_one_document_a_query_scores_as_a_column_of_many(model, tokenizer, colum
     flat = by_document(batch, lambda _, tensor: tensor[:, column])  # (B, L)
     assert scores_of(model, flat).shape == (len(ROWS),)
     assert torch.allclose(scores_of(model, flat), scores_of(model, batch)[:, column], atol=1e-5)
+
+
+def test_stored_vectors_score_as_forward_does(model, tokenizer):
+    if model.config.joins_texts or not model.config.encodes_documents_alone:
+        pytest.skip("its vectors are not stored")
+    batch = batch_of(model, tokenizer, ROWS)
+    documents = mapped(batch["document"], lambda _, tensor: tensor.flatten(0, 1))  # stored without their queries
+    with torch.no_grad():
+        query, document = model(query=batch["query"]), model(document=documents)
+        scores = model.score_vectors(
+            query.query_vectors,
+            document.document_vectors.unflatten(0, (3, 3)),
+            query.query_mask,
+            None if document.document_mask is None else document.document_mask.unflatten(0, (3, 3)),
+        )
+    assert query.scores is None and document.scores is None
+    assert torch.allclose(scores, scores_of(model, batch), atol=1e-5)
+
+
+WITH_EMPTY = [(query, [*documents, ""]) for query, documents in ROWS] + [("", ["bread", "", "moon and king", "jam"])]
+
+
+def test_empty_texts_score_a_number_and_leave_the_others_as_they_are(model, tokenizer):
+    scores = scores_of(model, batch_of(model, tokenizer, WITH_EMPTY))
+    assert scores.isfinite().all()
+    assert torch.allclose(scores[:3, :3], scores_of(model, batch_of(model, tokenizer, ROWS)), atol=1e-5)
+
+
+def test_empty_texts_leave_gradients_finite(model, tokenizer):
+    found = gradients(model, batch_of(model, tokenizer, WITH_EMPTY))
+    assert [name for name, gradient in found.items() if not gradient.isfinite().all()] == []
+
+
+def test_a_document_with_nothing_attended_scores_a_number_and_leaves_the_others_as_they_are(model, tokenizer):
+    def attend_to_nothing(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        if name == "attention_mask":
+            tensor[1, 2] = 0
+        return tensor
+
+    batch = batch_of(model, tokenizer, ROWS)
+    scores, wanted = scores_of(model, by_document(batch, attend_to_nothing)), scores_of(model, batch)
+    assert scores.isfinite().all()
+    wanted[1, 2] = scores[1, 2]
+    assert torch.allclose(scores, wanted, atol=1e-5)
+
+
+def compiled_scores(model, batch: dict, backend: str) -> torch.Tensor:
+    torch._dynamo.reset()  # architectures share code, which is compiled a few times and then no more
+    counters.clear()
+    scores = scores_of(torch.compile(model, backend=backend), batch)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    return scores
+
+
+def test_a_compiled_model_scores_as_an_eager_one(model, tokenizer):
+    batch = batch_of(model, tokenizer, ROWS)
+    assert torch.allclose(compiled_scores(model, batch, "aot_eager"), scores_of(model, batch), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+def test_a_model_compiled_to_machine_code_scores_as_an_eager_one(encoder, tokenizer):
+    model = kd.BertDot.from_encoder(str(encoder), **LENGTHS)
+    batch = batch_of(model, tokenizer, ROWS)
+    assert torch.allclose(compiled_scores(model, batch, "inductor"), scores_of(model, batch), atol=1e-4)
 
 
 LOADERS = {

@@ -1,0 +1,198 @@
+"""Every ranker on every kind of encoder: built on its weights, trained a step, saved, loaded, with the same scores."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.models import RankerModel
+
+VOCABULARY = 50
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 42,  # what RoBERTa needs for 40 tokens
+    "initializer_range": 0.3,  # far from zero, so that scores differ by more than rounding
+    "pad_token_id": 0,
+    "attention_probs_dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
+SPECIAL_IDS = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+BACKBONES: dict[str, PreTrainedConfig] = {
+    "distilbert": DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=16,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=32,
+        max_position_embeddings=42,
+        initializer_range=0.3,
+        dropout=0.0,
+        attention_dropout=0.0,
+    ),
+    "bert": BertConfig(**SIZES),
+    "roberta": RobertaConfig(**SIZES | {"pad_token_id": 1, "type_vocab_size": 1}),
+    "xlm-roberta": XLMRobertaConfig(**SIZES | {"pad_token_id": 1, "type_vocab_size": 1}),
+    "minilm": BertConfig(**SIZES | {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3}),
+    "electra": ElectraConfig(**SIZES, embedding_size=8),
+    "albert": AlbertConfig(**SIZES, embedding_size=8),
+    "modernbert": ModernBertConfig(**SIZES, **SPECIAL_IDS, global_attn_every_n_layers=2, local_attention=4),
+}
+CAN_BE_SPLIT = ["distilbert", "bert", "roberta", "xlm-roberta", "minilm"]
+ENCODER_RANKERS = {
+    "bert_cat": {},
+    "bert_dot": {},
+    "colbert": {"compression_dim": 6, "query_augmentation": 2},
+    "prettr": {"join_layer_idx": 1, "query_augmentation": 2},
+}
+LENGTHS = {"max_query_length": 6, "max_document_length": 12}
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> Path:
+    """A folder of random encoders."""
+    folder = tmp_path_factory.mktemp("encoders")
+    for seed, (name, config) in enumerate(BACKBONES.items()):
+        torch.manual_seed(seed)
+        AutoModel.from_config(config).save_pretrained(folder / name)
+    return folder
+
+
+def build(folder: Path, architecture: str) -> RankerModel:
+    torch.manual_seed(1)
+    if architecture == "tk":
+        return kd.TK.from_embeddings(folder, **LENGTHS, num_hidden_layers=1, intermediate_size=32)
+    return kd.load_ranker(folder, architecture, **LENGTHS, initializer_range=0.3, **ENCODER_RANKERS[architecture])
+
+
+def side(generator: torch.Generator, *shape: int) -> dict[str, torch.Tensor]:
+    """Random ids and masks, the first two tokens attended."""
+    lengths = torch.randint(2, shape[-1] + 1, shape[:-1], generator=generator).unsqueeze(-1)
+    return {
+        "input_ids": torch.randint(3, VOCABULARY, shape, generator=generator),
+        "attention_mask": (torch.arange(shape[-1]) < lengths).long(),
+    }
+
+
+def random_batch(architecture: str) -> dict:
+    """Three queries of two documents each."""
+    generator = torch.Generator().manual_seed(2)
+    if architecture == "bert_cat":
+        return side(generator, 3, 2, 18)
+    return {"query": side(generator, 3, 8), "document": side(generator, 3, 2, 12)}
+
+
+@torch.no_grad()
+def scores_of(model: RankerModel, batch: dict) -> torch.Tensor:
+    return model.eval()(**batch).scores
+
+
+PAIRS = [
+    (backbone, architecture)
+    for backbone in BACKBONES
+    for architecture in [*ENCODER_RANKERS, "tk"]
+    if architecture != "prettr" or backbone in CAN_BE_SPLIT
+]
+
+
+@pytest.mark.parametrize(("backbone", "architecture"), PAIRS)
+def test_a_ranker_is_built_trained_saved_and_loaded(encoders, tmp_path, backbone, architecture):
+    model, batch = build(encoders / backbone, architecture), random_batch(architecture)
+    fresh = scores_of(model, batch)
+    assert fresh.shape == (3, 2)
+    assert fresh.isfinite().all()
+    assert fresh.std() > 0.01, "scores too alike to tell a change"
+
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    teacher = torch.tensor([[3.0, 1.0], [-2.0, 0.0], [5.0, -5.0]])
+    loss = kd.losses.margin_mse(model(**batch).scores, teacher)
+    loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    optimizer.step()
+    trained = scores_of(model, batch)
+    assert (trained - fresh).abs().min() > 1e-4
+
+    model.save_pretrained(tmp_path)
+    again = kd.load_ranker(tmp_path)
+    assert type(again) is type(model)
+    assert torch.allclose(scores_of(again, batch), trained, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "architecture"), [(backbone, name) for backbone, name in PAIRS if name != "tk"])
+def test_eager_and_sdpa_attention_agree(encoders, tmp_path, backbone, architecture):
+    build(encoders / backbone, architecture).save_pretrained(tmp_path)
+    batch, scores = random_batch(architecture), {}
+    for attention in ("eager", "sdpa"):
+        model = kd.load_ranker(tmp_path, attn_implementation=attention)
+        assert model.bert_model.config._attn_implementation == attention
+        scores[attention] = scores_of(model, batch)
+    assert torch.allclose(scores["eager"], scores["sdpa"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "architecture"), PAIRS)
+def test_unattended_tokens_do_not_matter(encoders, backbone, architecture):
+    model, batch = build(encoders / backbone, architecture), random_batch(architecture)
+    wanted = scores_of(model, batch)
+
+    def other_words(inputs: dict) -> dict:
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        assert not mask.all()
+        return inputs | {"input_ids": torch.where(mask, ids, 3 + (ids + 1) % (VOCABULARY - 3))}
+
+    changed = other_words(batch) if architecture == "bert_cat" else {key: other_words(batch[key]) for key in batch}
+    assert torch.allclose(scores_of(model, changed), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_from_encoder_takes_the_saved_weights(encoders, backbone):
+    wanted = AutoModel.from_pretrained(encoders / backbone).state_dict()
+    weights = build(encoders / backbone, "bert_dot").bert_model.state_dict()
+    assert weights.keys() == {name for name in wanted if not name.startswith("pooler.")}
+    assert all(torch.equal(weights[name], wanted[name]) for name in weights)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_tk_takes_the_encoders_word_embeddings(encoders, backbone):
+    wanted = AutoModel.from_pretrained(encoders / backbone).get_input_embeddings().weight
+    model = build(encoders / backbone, "tk")
+    assert torch.equal(model.word_embeddings.weight, wanted)
+    assert (model.config.vocab_size, model.config.hidden_size) == tuple(wanted.shape)
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in CAN_BE_SPLIT])
+def test_prettr_refuses_encoders_that_it_cannot_split(encoders, backbone):
+    with pytest.raises(
+        ValueError, match=rf"PreTTR cannot split {backbone} encoders; it can split distilbert, bert, rob"
+    ):
+        build(encoders / backbone, "prettr")
+
+
+@pytest.mark.parametrize("backbone", ["roberta", "xlm-roberta"])
+@pytest.mark.parametrize("architecture", ["bert_dot", "prettr"])
+def test_positions_behind_the_padding_id_are_counted(encoders, backbone, architecture):
+    # 42 embeddings, of which the first two, up to the padding id, are no positions.
+    model, query = build(encoders / backbone, architecture), random_batch(architecture)["query"]
+    longest = 40 if architecture == "bert_dot" else 40 - 8 + 1  # behind the query, without [CLS]
+    ids = torch.full((3, 2, longest + 1), 5)
+    document = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    fits = {name: tensor[..., :longest] for name, tensor in document.items()}
+    assert scores_of(model, {"query": query, "document": fits}).isfinite().all()
+    with pytest.raises(ValueError, match="needs positions for 41 tokens, the model has 40"):
+        scores_of(model, {"query": query, "document": document})

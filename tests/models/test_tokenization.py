@@ -1,0 +1,183 @@
+"""Texts to a ranker's inputs, token by token: query augmentation, plain words, and texts that are too long.
+
+What a batch of training rows looks like is in data/test_collate.py.
+"""
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.models import RankingTokenizer
+
+# Ids of the tiny tokenizer in conftest.py.
+PAD, UNK, CLS, SEP, MASK = 0, 1, 2, 3, 4
+APPLE, BREAD, CAT, DOG = range(5, 9)
+
+
+def ranking_tokenizer(tokenizer, **settings) -> RankingTokenizer:
+    return RankingTokenizer(tokenizer, **({"max_query_length": 5, "max_document_length": 6} | settings))
+
+
+def lists(batch: dict) -> dict:
+    return {name: tensor.tolist() for name, tensor in batch.items()}
+
+
+# ---- Query augmentation ---------------------------------------------------------------------------------------------
+
+
+def test_masks_stand_behind_the_last_special_token_and_are_attended(tokenizer):
+    tokens = ranking_tokenizer(tokenizer, query_augmentation=2).queries(["apple bread", ""])
+    assert tokens == {
+        "input_ids": [[CLS, APPLE, BREAD, SEP, MASK, MASK], [CLS, SEP, MASK, MASK]],
+        "token_type_ids": [[0] * 6, [0] * 4],
+        "attention_mask": [[1] * 6, [1] * 4],
+    }
+
+
+def test_other_inputs_are_zero_at_masks(tokenizer):
+    # Segment 1 for every word: a copied or repeated last value would be one.
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = type(tokenizer.backend_tokenizer.post_processor)(
+        single="[CLS]:1 $A:1 [SEP]:1", pair="[CLS] $A $B", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    tokens = ranking_tokenizer(tokenizer, query_augmentation=2).queries(["apple"])
+    assert tokens["token_type_ids"] == [[1, 1, 1, 0, 0]]
+
+
+def test_masks_come_after_truncation_and_before_padding(tokenizer):
+    queries = ["apple bread cat dog apple", "dog"]
+    batch = ranking_tokenizer(tokenizer, query_augmentation=2)(queries, ["cat", "cat"])["query"]
+    assert lists(batch) == {
+        "input_ids": [[CLS, APPLE, BREAD, CAT, SEP, MASK, MASK], [CLS, DOG, SEP, MASK, MASK, PAD, PAD]],
+        "token_type_ids": [[0] * 7] * 2,
+        "attention_mask": [[1] * 7, [1, 1, 1, 1, 1, 0, 0]],
+    }
+
+
+def test_documents_get_no_masks(tokenizer):
+    batch = ranking_tokenizer(tokenizer, query_augmentation=2)(["apple"], ["cat", "dog bread"])["document"]
+    assert batch["input_ids"].tolist() == [[[CLS, CAT, SEP, PAD], [CLS, DOG, BREAD, SEP]]]
+
+
+def without_mask_token(tokenizer) -> PreTrainedTokenizerFast:
+    # One vocabulary entry less would be refused for its size.
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused_where_queries_are_augmented(tokenizer, model):
+    maskless = without_mask_token(tokenizer)
+    if isinstance(model, kd.ColBERT | kd.PreTTR):
+        message = rf"{model.config.model_type} puts 8 \[MASK\] tokens behind each query, and the tokenizer has no mask"
+        with pytest.raises(ValueError, match=message):
+            RankingTokenizer.from_config(maskless, model.config)
+        model.config.query_augmentation = 0
+    assert RankingTokenizer.from_config(maskless, model.config).query_augmentation == 0
+
+
+# ---- Plain words ----------------------------------------------------------------------------------------------------
+
+
+def test_without_special_tokens_a_text_is_its_words(tokenizer):
+    batch = ranking_tokenizer(tokenizer, adds_special_tokens=False)(["apple"], ["cat unheard", "dog"])
+    assert batch["query"]["input_ids"].tolist() == [[APPLE]]
+    assert batch["document"]["input_ids"].tolist() == [[[CAT, UNK], [DOG, PAD]]]
+    assert batch["document"]["attention_mask"].tolist() == [[[1, 1], [1, 0]]]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_without_special_tokens_an_empty_text_is_one_unattended_padding_token(tokenizer, text):
+    tokens = ranking_tokenizer(tokenizer, adds_special_tokens=False)
+    alone = {"input_ids": [[PAD]], "token_type_ids": [[0]], "attention_mask": [[0]]}
+    assert lists(tokens.pad(tokens.queries([text]))) == alone
+    assert lists(tokens.pad(tokens.documents([text]))) == alone
+    among_others = tokens(["apple", text], [text, "dog cat", "dog", text])
+    assert among_others["query"]["attention_mask"].tolist() == [[1], [0]]
+    assert among_others["document"]["attention_mask"].tolist() == [[[0, 0], [1, 1]], [[1, 0], [0, 0]]]
+
+
+def test_only_an_empty_text_gets_the_padding_token(tokenizer):
+    tokens = ranking_tokenizer(tokenizer, adds_special_tokens=False).queries(["", "cat", "unheard"])
+    assert tokens["input_ids"] == [[PAD], [CAT], [UNK]]
+    assert tokens["attention_mask"] == [[0], [1], [1]]
+
+
+def test_a_tokenizer_that_pads_with_another_id_pads_empty_texts_with_it(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = "dog"
+    tokens = ranking_tokenizer(tokenizer, adds_special_tokens=False).queries([""])
+    assert tokens["input_ids"] == [[DOG]]
+
+
+# ---- Order and prefixes ---------------------------------------------------------------------------------------------
+
+
+def test_documents_of_the_first_query_come_first(tokenizer):
+    documents = ["apple", "bread", "cat", "dog", "apple bread", "cat dog"]
+    ids = ranking_tokenizer(tokenizer)(["apple", "bread"], documents)["document"]["input_ids"]
+    assert ids.shape == (2, 3, 4)
+    wanted = [[[APPLE, SEP], [BREAD, SEP], [CAT, SEP]], [[DOG, SEP], [APPLE, BREAD], [CAT, DOG]]]
+    assert ids[:, :, 1:3].tolist() == wanted
+    joined = ranking_tokenizer(tokenizer, joins_texts=True)(["cat", "dog"], documents)["input_ids"]
+    assert joined.shape == (2, 3, 6)
+    assert joined[:, :, 1].tolist() == [[CAT] * 3, [DOG] * 3]
+    assert joined[:, :, 3:5].tolist() == wanted
+
+
+@pytest.mark.parametrize("adds_special_tokens", [True, False])
+def test_prefixes_count_towards_the_length_and_stand_before_empty_texts(tokenizer, adds_special_tokens):
+    special = 2 if adds_special_tokens else 0
+    lengths = {"max_query_length": 2 + special, "max_document_length": 3 + special}
+    prefixes = {"query_prefix": "apple ", "document_prefix": "bread bread "}
+    tokens = ranking_tokenizer(tokenizer, adds_special_tokens=adds_special_tokens, **prefixes, **lengths)
+    inner = slice(1, -1) if adds_special_tokens else slice(None)
+    queries, documents = tokens.queries(["dog cat", ""]), tokens.documents(["dog cat", ""])
+    assert [ids[inner] for ids in queries["input_ids"]] == [[APPLE, DOG], [APPLE]]
+    assert [ids[inner] for ids in documents["input_ids"]] == [[BREAD, BREAD, DOG], [BREAD, BREAD]]
+
+
+# ---- Texts that are too long ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "lengths"), [("queries", (6, 5)), ("documents", (7, 6))], ids=["queries", "documents"]
+)
+def test_without_truncation_a_long_text_is_named_with_its_length_and_the_limit(tokenizer, side, lengths):
+    tokenize = getattr(ranking_tokenizer(tokenizer, truncation=False), side)
+    words = "apple bread cat dog apple bread".split()
+    fits = " ".join(words[: lengths[1] - 2])
+    assert [len(ids) for ids in tokenize(["dog", fits])["input_ids"]] == [3, lengths[1]]
+    too_long = " ".join(words[: lengths[0] - 2])
+    message = rf"^Text 1 has {lengths[0]} tokens, the limit is {lengths[1]}, and truncation is off \('{too_long}'\)\.$"
+    with pytest.raises(ValueError, match=message):
+        tokenize(["dog", too_long, fits])
+
+
+def test_without_truncation_a_long_pair_is_named_with_both_texts(tokenizer):
+    tokens = ranking_tokenizer(tokenizer, truncation=False)
+    query, document = "apple bread cat", "dog dog dog dog dog"
+    assert [len(ids) for ids in tokens.pairs([query], [document])["input_ids"]] == [11]
+    with pytest.raises(ValueError, match=r"Text 1 has 12 tokens, the limit is 11, .*\('apple bread cat / dog dog"):
+        tokens.pairs(["cat", query], ["dog", document + " dog"])
+
+
+def test_masks_do_not_count_towards_the_limit(tokenizer):
+    tokens = ranking_tokenizer(tokenizer, truncation=False, query_augmentation=3)
+    assert tokens.queries(["apple bread cat"])["input_ids"] == [[CLS, APPLE, BREAD, CAT, SEP, MASK, MASK, MASK]]
+
+
+def test_a_long_text_is_quoted_in_part(tokenizer):
+    with pytest.raises(ValueError, match="Text 0 has 202 tokens") as error:
+        ranking_tokenizer(tokenizer, truncation=False).documents(["apple " * 200])
+    assert len(str(error.value)) < 200
+
+
+def test_padding_takes_any_shape(tokenizer):
+    tokens = ranking_tokenizer(tokenizer)
+    documents = tokens.documents(["apple", "bread cat", "", "dog"])
+    flat, nested = tokens.pad(documents), tokens.pad(documents, (2, 2))
+    assert flat["input_ids"].shape == (4, 4)
+    assert all(torch.equal(nested[name].flatten(0, 1), flat[name]) for name in flat)
+    assert nested["input_ids"][0, 1].tolist() == [CLS, BREAD, CAT, SEP]
