@@ -34,6 +34,7 @@ _LAZY = {
     "TrainingJob": "training.job",
     "evaluate_run": "evaluation.metrics",
     "expand_ids": "teachers.expand",
+    "diagnose_teachers": "teachers.diagnose",
     "ensemble_teachers": "teachers.ensemble",
     "load_teacher": "teachers.adapters",
     "load_teacher_scores": "data.triples",
