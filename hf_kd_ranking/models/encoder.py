@@ -5,6 +5,7 @@ State-dict names are those of the published checkpoints: `bert_model.*` and the 
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .base import RankerConfig, RankerModel, check_fields, check_finite, check_p
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
+# Tokens that fill a device, about: below that one more row costs less than one more forward.
+GROUP_TOKENS = {"cpu": 384, "cuda": 8192}
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
 RANKER_HEADS = ("_classification_layer.", "compressor.")
 
@@ -130,10 +133,45 @@ class EncoderRanker(RankerModel):
         return model.eval()  # as from_pretrained does
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H)."""
+        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H).
+
+        Rows of similar length run together and without the padding that they do not need, so that hardly any is
+        computed; states behind a row's last token are zero.
+        """
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
-        check_positions(flat["input_ids"].shape[1], self.config.max_positions)
-        return self.bert_model(**flat).last_hidden_state
+        rows, width = flat["input_ids"].shape
+        check_positions(width, self.config.max_positions)
+        groups = [(None, width)]
+        if "attention_mask" in flat and not torch.compiler.is_compiling():  # which wants one shape
+            groups = length_groups(flat["attention_mask"])
+        if len(groups) == 1:
+            _, length = groups[0]
+            states = self.bert_model(**{name: tensor[:, :length] for name, tensor in flat.items()}).last_hidden_state
+            return nn.functional.pad(states, (0, 0, 0, width - length))
+        parts = []
+        for chosen, length in groups:
+            states = self.bert_model(**{name: tensor[chosen, :length] for name, tensor in flat.items()})
+            parts.append(nn.functional.pad(states.last_hidden_state, (0, 0, 0, width - length)))
+        order = torch.cat([chosen for chosen, _ in groups])
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))
+        return torch.cat(parts)[place]
+
+
+def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:
+    """Group the rows of a mask, (N, L), by where their last token stands.
+
+    Returns:
+        Row indices, longest rows first, and the length of the longest row, per group.
+    """
+    ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)  # (N,)
+    ends, order = ends.clamp(min=1).sort(descending=True)
+    lengths, enough = ends.tolist(), GROUP_TOKENS.get(mask.device.type, GROUP_TOKENS["cuda"])
+    starts = [0]
+    for row, length in enumerate(lengths):
+        first = starts[-1]
+        if length < lengths[first] and (row - first) * lengths[first] >= enough:
+            starts.append(row)
+    return [(order[start:stop], lengths[start]) for start, stop in pairwise([*starts, len(lengths)])]
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
