@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..losses import get_loss
+from ..losses import LOSSES, get_losses
 
 MATCH = "match"
 
@@ -33,7 +33,8 @@ class RankingTrainingArguments(TrainingArguments):
 
     # Distillation
     loss: str = field(
-        default="margin_mse", metadata={"help": "margin_mse, or ranknet for training without a teacher."}
+        default="margin_mse",
+        metadata={"help": f"One of {', '.join(LOSSES)}; or several with weights, margin_mse:1,mse:0.1."},
     )
     teacher_scale: str = field(
         default="1",
@@ -54,7 +55,7 @@ class RankingTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        get_loss(self.loss)
+        get_losses(self.loss)
         self.remove_unused_columns = False
         self.label_names = ["teacher_scores"]
         self.teacher_factor()

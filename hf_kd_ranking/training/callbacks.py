@@ -18,11 +18,13 @@ class StepStatistics:
 
     Logged: `pairwise_agreement`, the share of pairs that student and teacher order alike; mean and standard deviation
     of `student_margin` and `teacher_margin` (positive minus negative, the teacher's after scaling); `padding_share`,
-    the share of computed token positions that are padding; `tokens_per_second`, real tokens over all processes.
+    the share of token positions that are padding; `tokens_per_second`, real tokens over all processes; and with
+    several losses the weighted mean of each, as `loss_NAME`.
     """
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
+        self._names: tuple[str, ...] = ()  # of the parts of the loss
         self._started: float | None = None
 
     def start(self) -> None:
@@ -30,8 +32,14 @@ class StepStatistics:
         self._started = self._started or time.perf_counter()
 
     @torch.no_grad()
-    def add(self, features: Mapping[str, Any], student_scores: Tensor, teacher_scores: Tensor) -> None:
-        """Count a batch of (B, n) scores and the inputs they were computed from."""
+    def add(
+        self,
+        features: Mapping[str, Any],
+        student_scores: Tensor,
+        teacher_scores: Tensor,
+        parts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Count a batch of (B, n) scores, the inputs they were computed from, and the parts of its loss."""
         student, teacher = margins(student_scores, teacher_scores)
         agreement = ((student > 0) == (teacher > 0)).sum()
         sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
@@ -39,6 +47,10 @@ class StepStatistics:
         positions = sum(side["attention_mask"].numel() for side in sides)
         sums = [student.numel(), agreement, tokens, positions]
         sums += [student.sum(), student.square().sum(), teacher.sum(), teacher.square().sum()]
+        if len(parts or ()) > 1:
+            self._names = tuple(parts)
+            rows = len(student_scores)
+            sums += [rows, *(rows * value for value in parts.values())]
         # float64, where the device has it: in float32 sums of squares lose the variance after some thousand batches.
         dtype = torch.float32 if student.device.type == "mps" else torch.float64
         sums = torch.stack([torch.as_tensor(value, device=student.device).to(dtype) for value in sums])
@@ -49,13 +61,15 @@ class StepStatistics:
         if self._sums is None or self._started is None:
             return {}
         seconds = time.perf_counter() - self._started
-        pairs, agreement, tokens, positions, *moments = accelerator.reduce(self._sums, "sum").tolist()
+        totals = accelerator.reduce(self._sums, "sum").tolist()
         self._sums = self._started = None
+        pairs, agreement, tokens, positions, *moments = totals[:8]
         statistics = {"pairwise_agreement": agreement / pairs}
         for name, total, squares in zip(("student", "teacher"), moments[::2], moments[1::2], strict=True):
             mean = total / pairs
             statistics[f"{name}_margin"] = mean
             statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
+        statistics |= {f"loss_{name}": total / totals[8] for name, total in zip(self._names, totals[9:], strict=True)}
         return statistics | {"padding_share": 1 - tokens / positions, "tokens_per_second": tokens / seconds}
 
 

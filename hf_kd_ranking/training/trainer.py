@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from ..data.collate import RankingCollator
 from ..data.samplers import ShuffledSampler
 from ..data.texts import TextStore
-from ..data.triples import row_name
+from ..data.triples import has_only_margins, row_name
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.model_card import write_model_card
-from ..losses import get_loss, margins
+from ..losses import LOSSES, check_data, get_losses, margins
 from ..models import RankerModel, RankingTokenizer
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
@@ -62,7 +62,10 @@ class RankingTrainer(Trainer):
             if rows is not None:
                 check_ids(rows, queries, documents)
         self.evaluator = evaluator
-        self.loss = get_loss(args.loss)
+        self.losses = get_losses(args.loss)
+        if train_dataset is not None:
+            row = train_dataset[0]
+            check_data(self.losses, len(row.get("doc_ids", "pn")), has_only_margins(train_dataset))
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
         tokenizer = RankingTokenizer.from_config(processing_class, model.config)
@@ -97,12 +100,17 @@ class RankingTrainer(Trainer):
         features = dict(inputs)
         teacher_scores = features.pop("teacher_scores") * self.teacher_scale  # (B, n)
         outputs = model(**features)
-        loss = self.loss(outputs.scores, teacher_scores)
+        parts = self.parts_of_loss(outputs.scores, teacher_scores)
+        loss = sum(parts.values())
         if model.training:
-            self.statistics.add(features, outputs.scores, teacher_scores)
+            self.statistics.add(features, outputs.scores, teacher_scores, parts)
         if num_items_in_batch is not None:
             loss = loss * (len(teacher_scores) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def parts_of_loss(self, student_scores: Tensor, teacher_scores: Tensor) -> dict[str, Tensor]:
+        """Loss name -> its weighted value for (B, n) scores; the loss is their sum."""
+        return {name: weight * LOSSES[name](student_scores, teacher_scores) for name, weight in self.losses.items()}
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """The batches of one step, and their rows: the mean of the loss is over rows, not over batches."""
@@ -147,7 +155,7 @@ class RankingTrainer(Trainer):
         student_margins, teacher_margins = margins(student, teacher)
         metrics = {"pairwise_agreement": ((student_margins > 0) == (teacher_margins > 0)).float().mean().item()}
         if self.teacher_scale is not None:  # not matched yet, so there is no loss yet
-            metrics["loss"] = self.loss(student, teacher * self.teacher_scale).item()
+            metrics["loss"] = sum(self.parts_of_loss(student, teacher * self.teacher_scale).values()).item()
         return metrics
 
     def train_sampler(self) -> ShuffledSampler:

@@ -91,6 +91,26 @@ def test_accumulated_batches_train_as_one_large_batch(student, make_trainer, bat
     assert small_losses == pytest.approx(large_losses, rel=1e-4)
 
 
+@TWO_MODELS
+def test_several_losses_are_summed_by_their_weights_and_each_is_logged(student, make_trainer):
+    trainer = make_trainer(student, loss="margin_mse:2,mse:0.5,ranknet", max_steps=1, learning_rate=0.0)
+    trainer.train()
+    (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    batch = batch_of(trainer, list(trainer.train_sampler())[:8])
+    teacher_scores, losses = batch.pop("teacher_scores"), kd.losses
+    with torch.no_grad():
+        scores = student.eval()(**batch).scores
+    wanted = {"margin_mse": 2.0, "mse": 0.5, "ranknet": 1.0}
+    wanted = {name: weight * losses.LOSSES[name](scores, teacher_scores).item() for name, weight in wanted.items()}
+    assert {name: line[f"loss_{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert line["loss"] == pytest.approx(sum(wanted.values()), rel=1e-4)
+
+
+def test_a_loss_that_needs_lists_is_refused_before_training(model, make_trainer):
+    with pytest.raises(ValueError, match=r"listnet compares lists, and these rows hold 2 documents"):
+        make_trainer(model, loss="listnet")
+
+
 def test_every_architecture_comes_closer_to_the_teachers_margins(student, make_trainer):
     trainer = make_trainer(student, learning_rate=3e-3, teacher_scale="match", num_train_epochs=12)
     trainer.train()
