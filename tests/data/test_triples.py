@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.triples import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, row_name
+from hf_kd_ranking.data.triples import (
+    LIST_COLUMNS,
+    TEACHER_COLUMNS,
+    has_only_margins,
+    row_name,
+    write_teacher_scores,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "teacher_scores.tsv"
 ROW = "1.5\t-2\t7\t12\t3\n"
@@ -247,3 +253,153 @@ def test_nothing_to_sample_is_an_error_with_count_and_grade():
         ValueError, match=r"No triple: none of the 4 queries of the run has both a document of grade >= 4"
     ):
         kd.sample_triples(RUN, QRELS, minimum_grade=4)
+
+
+RANKED = kd.Run({"q": [(f"d{i}", 20.0 - i) for i in range(1, 11)]})
+JUDGED = {"q": {"d2": 1, "d9": 1}}
+
+
+def negatives(**options) -> set[str]:
+    return set(kd.sample_triples(RANKED, JUDGED, per_query=1000, **options)["neg_id"])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wanted"),
+    [(None, range(1, 11)), ((1, 3), (1, 3)), ((3, 3), (3,)), ((8, 10), (8, 10)), ((7, 99), (7, 8, 10))],
+)
+def test_negatives_come_from_the_ranks_of_the_run(ranks, wanted):
+    assert negatives(ranks=ranks) == {f"d{rank}" for rank in wanted} - set(JUDGED["q"])
+
+
+def test_positives_come_from_any_rank_or_none():
+    rows = kd.sample_triples(RANKED, {"q": {"d9": 1, "far": 1}}, per_query=1000, ranks=(1, 1))
+    assert {tuple(row.values()) for row in rows} == {("q", "d9", "d1"), ("q", "far", "d1")}
+
+
+def test_ranks_without_an_unjudged_document_give_no_triple():
+    with pytest.raises(ValueError, match="No triple: none of the 1 queries"):
+        negatives(ranks=(2, 2))
+    with pytest.raises(ValueError, match="No triple"):
+        negatives(ranks=(11, 20))
+
+
+@pytest.mark.parametrize("ranks", [(0, 5), (-1, 5), (5, 4)])
+def test_ranks_that_are_none_are_refused(ranks):
+    with pytest.raises(ValueError, match=re.escape(f"a first and a last rank from 1 on, got {ranks}")):
+        negatives(ranks=ranks)
+
+
+TEACHER = kd.Run({"q": [("d2", 5.0), ("d9", 3.0), ("d1", 5.5), ("d3", 5.0), ("d4", 4.0), ("d5", 3.0), ("d6", 2.0)]})
+SCORED = kd.Run({"q": RANKED["q"][:6]})  # the candidates that TEACHER has scored
+
+
+@pytest.mark.parametrize(
+    ("margin", "wanted"),
+    [
+        (0.0, {"d2": "d3 d4 d5 d6", "d9": "d5 d6"}),
+        (1.0, {"d2": "d4 d5 d6", "d9": "d6"}),
+        (1.5, {"d2": "d5 d6", "d9": ""}),
+        (-0.5, {"d2": "d1 d3 d4 d5 d6", "d9": "d5 d6"}),
+    ],
+)
+def test_negatives_above_their_own_positive_minus_the_margin_are_left_out(margin, wanted):
+    rows = kd.sample_triples(SCORED, JUDGED, per_query=1000, teacher=TEACHER, teacher_margin=margin)
+    pairs = {(positive, negative) for positive, names in wanted.items() for negative in names.split()}
+    assert {(row["pos_id"], row["neg_id"]) for row in rows} == pairs
+
+
+def test_a_margin_that_no_negative_keeps_gives_no_triple():
+    with pytest.raises(ValueError, match="No triple"):
+        kd.sample_triples(SCORED, JUDGED, teacher=TEACHER, teacher_margin=10)
+
+
+def test_a_document_that_the_teacher_did_not_score_is_named_where_it_is_needed():
+    assert negatives(ranks=(1, 6), teacher=TEACHER)  # d7, d8 and d10 are not needed
+    with pytest.raises(KeyError) as error:
+        negatives(ranks=(6, 7), teacher=TEACHER)
+    assert error.value.args[0].startswith(
+        "The teacher did not score document 'd7' of query 'q' (2 are missing); score"
+    )
+    with pytest.raises(KeyError, match="document 'd9' of query 'q'"):
+        kd.sample_triples(SCORED, JUDGED, teacher=kd.Run({"q": [("d2", 1.0), *TEACHER["q"][2:]]}))
+    with pytest.raises(KeyError, match="of query 'q'"):
+        kd.sample_triples(SCORED, JUDGED, teacher=kd.Run({"other": TEACHER["q"]}))
+
+
+def test_queries_that_give_no_triple_need_no_teacher_scores():
+    run = kd.Run(SCORED | {"unjudged": [("d1", 1.0)]})
+    rows = kd.sample_triples(run, JUDGED, per_query=1000, teacher=TEACHER)
+    assert set(rows["query_id"]) == {"q"}
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+STRING_IDS = {"query_id": ["q 1", "ü"], "pos_id": ["007", "a"], "neg_id": ["文書", "b"]}
+NUMBERS = [1 / 3, -1e-12, 3e38, 16777217.0]
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+@pytest.mark.parametrize("ids", [{name: PAIRS[name] for name in STRING_IDS}, STRING_IDS], ids=["integers", "strings"])
+def test_rows_read_back_as_they_were_written(tmp_path, suffix, ids):
+    scores = {"pos_score": NUMBERS[:2], "neg_score": NUMBERS[2:]}
+    features = {name: datasets.Value("float32") for name in scores}
+    features |= {name: datasets.Value("int64" if ids is not STRING_IDS else "string") for name in ids}
+    dataset = datasets.Dataset.from_dict(scores | ids, datasets.Features(features))
+    write_teacher_scores(dataset, tmp_path / f"scores.{suffix}")
+    again = kd.load_teacher_scores(tmp_path / f"scores.{suffix}")
+    assert again[:] == dataset[:]
+    assert again.features == dataset.features
+
+
+def test_tsv_has_the_published_columns_whatever_the_order_of_the_data_set(tmp_path):
+    dataset = datasets.Dataset.from_dict({"note": ["x", "y"]} | dict(reversed(PAIRS.items())))
+    write_teacher_scores(dataset, tmp_path / "scores.tsv")
+    assert (tmp_path / "scores.tsv").read_bytes() == b"1.5\t-2\t7\t12\t3\n0\t1\t8\t1\t2\n"
+
+
+def test_a_selection_is_written_in_its_own_order(tmp_path):
+    write_teacher_scores(datasets.Dataset.from_dict(PAIRS).select([1, 0, 1]), tmp_path / "scores.tsv")
+    assert kd.load_teacher_scores(tmp_path / "scores.tsv")["query_id"][:] == [8, 7, 8]
+
+
+def test_triples_have_three_columns(tmp_path):
+    rows = kd.sample_triples(RANKED, JUDGED, per_query=2)
+    write_teacher_scores(rows, tmp_path / "triples.tsv")
+    lines = (tmp_path / "triples.tsv").read_text().splitlines()
+    assert [tuple(line.split("\t")) for line in lines] == [tuple(row.values()) for row in rows]
+
+
+LISTS = {"query_id": ["q 1", "ü"], "doc_ids": [["007", "a", "b"], ["文書", "c", "d"]]}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("ids", [{"query_id": [7, 8], "doc_ids": [[1, 2, 3], [4, -5, 6]]}, LISTS], ids=["int", "str"])
+def test_lists_read_back_as_they_were_written(tmp_path, suffix, ids):
+    dataset = datasets.Dataset.from_dict(ids | {"teacher_scores": [[1.5, -2.0, 0.25], [1e8, 0.0, -0.5]]})
+    write_teacher_scores(dataset, tmp_path / f"lists.{suffix}")
+    assert kd.load_teacher_scores(tmp_path / f"lists.{suffix}")[:] == dataset[:]
+
+
+def test_lists_do_not_fit_into_tsv(tmp_path):
+    dataset = datasets.Dataset.from_dict(LISTS | {"teacher_scores": [[1.0, 2.0, 3.0]] * 2})
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'lists.tsv'}: lists do not fit into columns; write")):
+        write_teacher_scores(dataset, tmp_path / "lists.tsv")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl", "parquet"])
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"scores.{suffix}"
+    path.write_text("old")
+    dataset = datasets.Dataset.from_dict(PAIRS)
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for name in ("to_parquet", "to_json"):
+        monkeypatch.setattr(datasets.Dataset, name, fail)
+    monkeypatch.setattr("hf_kd_ranking.data.triples.tsv_lines", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_teacher_scores(dataset, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

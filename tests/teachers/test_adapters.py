@@ -1,0 +1,379 @@
+"""Teachers of every kind score as their model called by hand, pair by pair, and give raw scores."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.models import ARCHITECTURES
+from hf_kd_ranking.teachers.adapters import (
+    INSTRUCTION,
+    YES_NO_BODY,
+    YES_NO_PREFIX,
+    YES_NO_SUFFIX,
+    load_teacher,
+)
+
+# Lengths differ, so that batches have padding; a pair twice; a text that is cut at 64 tokens.
+QUERIES = ["moon", "what is bread", "moon", "how to glass house", "a", "moon"]
+DOCUMENTS = ["night lake lake", "bread house", "jam", "king " * 70, "", "jam"]
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+LM_SIZES = SIZES | {
+    "num_key_value_heads": 1,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+LABELS = ["irrelevant", "relevant", "perfect"]
+
+
+def score(folder, **options) -> np.ndarray:
+    return load_teacher(str(folder), device="cpu", **options).score(QUERIES, DOCUMENTS)
+
+
+def close(wanted) -> list:
+    return pytest.approx(np.asarray(wanted, dtype=np.float32), rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture
+def make_classifier(tmp_path, tokenizer):
+    def make(labels: list[str]):
+        torch.manual_seed(2)
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=64,
+            initializer_range=0.5,
+            num_labels=len(labels),
+            **SIZES,
+        )
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: i for i, name in enumerate(labels)}
+        BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+        tokenizer.save_pretrained(tmp_path / "classifier")
+        return tmp_path / "classifier"
+
+    return make
+
+
+@torch.no_grad()
+def logits_by_hand(folder, tokenizer) -> np.ndarray:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = []
+    for query, document in zip(QUERIES, DOCUMENTS, strict=True):
+        inputs = tokenizer([query], [document], truncation=True, max_length=64, return_tensors="pt")
+        rows.append(model(**inputs).logits[0].numpy())
+    return np.stack(rows)
+
+
+# ---- Our rankers ----------------------------------------------------------------------------------------------------
+
+
+def test_a_ranker_is_told_by_its_checkpoint_and_scores_as_it_does(model, tokenizer, tmp_path):
+    ranker = kd.Ranker(model, tokenizer)
+    ranker.save_pretrained(tmp_path / "mine")
+    teacher = load_teacher(str(tmp_path / "mine"), batch_size=2, device="cpu")
+    scores = teacher.score(QUERIES, DOCUMENTS)
+    assert (scores.dtype, scores.shape, teacher.name) == (np.float32, (6,), "mine")
+    assert scores.std() > 0.05, "scores too alike to tell a change"
+    one_by_one = [ranker.score([query], [document])[0] for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert scores == close(one_by_one)
+    kind = next(name for name, cls in ARCHITECTURES.items() if isinstance(model, cls))
+    np.testing.assert_array_equal(score(tmp_path / "mine", kind=kind, batch_size=2), scores)
+
+
+def test_a_plain_encoder_is_the_ranker_that_it_is_said_to_be(encoder, tokenizer, tmp_path):
+    torch.manual_seed(4)
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SIZES)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = kd.Ranker.from_pretrained(tmp_path, "bert_dot", device="cpu").score(QUERIES, DOCUMENTS)
+    assert wanted.std() > 0.05
+    assert score(tmp_path, kind="bert_dot") == close(wanted)
+
+
+# ---- Classifiers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [None, "classifier"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokenizer, kind, batch_size):
+    folder = make_classifier(["LABEL_0"])
+    wanted = logits_by_hand(folder, tokenizer)[:, 0]
+    assert not all(0 <= logit <= 1 for logit in wanted), "the random weights hide a sigmoid"
+    assert score(folder, kind=kind, batch_size=batch_size) == close(wanted)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_of_several_outputs_the_named_one_is_the_score_without_a_softmax(make_classifier, tokenizer, label):
+    folder = make_classifier(LABELS)
+    assert score(folder, label=label) == close(logits_by_hand(folder, tokenizer)[:, LABELS.index(label)])
+
+
+def test_of_several_outputs_one_must_be_named(make_classifier):
+    folder = make_classifier(LABELS)
+    with pytest.raises(ValueError, match="has 3 outputs; name the one to score by: irrelevant, relevant, perfect"):
+        load_teacher(str(folder))
+    with pytest.raises(ValueError, match="has no output 'great'; it has irrelevant, relevant, perfect"):
+        load_teacher(str(folder), label="great")
+
+
+def test_max_length_cuts_the_longer_text_first(make_classifier, tokenizer):
+    folder = make_classifier(["LABEL_0"])
+    short = load_teacher(str(folder), max_length=8, device="cpu").score(["moon lake"], ["king " * 9 + "jam"])
+    whole = load_teacher(str(folder), device="cpu").score(["moon lake"], ["king king king"])
+    assert short == close(whole)
+
+
+def test_pairs_end_where_roberta_has_no_more_positions(tokenizer, tmp_path):
+    torch.manual_seed(2)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=0, num_labels=1, **SIZES
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(tmp_path)
+    longer = load_teacher(str(tmp_path), device="cpu").score(["moon", "moon"], ["king " * 40, "king " * 15])
+    assert longer[0] == pytest.approx(longer[1], abs=1e-5)  # 19 tokens of both
+
+
+@pytest.mark.parametrize("kind", ["classifier", "yes-no"])
+def test_an_encoder_without_a_trained_head_is_no_teacher(encoder, kind):
+    message = "without a trained head" if kind == "classifier" else "no single tokens 'yes' and 'no'"
+    with pytest.raises(ValueError, match=message):
+        load_teacher(str(encoder), kind)
+
+
+# ---- sentence-transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cross_encoder(make_classifier, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    CrossEncoder(str(make_classifier(["LABEL_0"])), device="cpu").save_pretrained(str(tmp_path / "cross"))
+    return tmp_path / "cross"
+
+
+def test_a_cross_encoder_gives_its_raw_logit_and_not_the_sigmoid(cross_encoder, tokenizer):
+    from sentence_transformers import CrossEncoder
+
+    wanted = logits_by_hand(cross_encoder, tokenizer)[:, 0]
+    assert score(cross_encoder) == close(wanted)
+    squashed = CrossEncoder(str(cross_encoder), device="cpu").predict(list(zip(QUERIES, DOCUMENTS, strict=True)))
+    assert squashed == close(1 / (1 + np.exp(-wanted))), "the checkpoint has no sigmoid that could be forgotten"
+
+
+@pytest.fixture
+def make_bi_encoder(encoder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    def make(**options):
+        module = Transformer(str(encoder), max_seq_length=12)
+        model = SentenceTransformer(modules=[module, Pooling(16, pooling_mode="mean")], device="cpu", **options)
+        model.save_pretrained(str(tmp_path / "bi"))
+        return tmp_path / "bi", model
+
+    return make
+
+
+def vectors_by_hand(model, prompt: str = "") -> tuple[np.ndarray, np.ndarray]:
+    sides = [[prompt + query for query in QUERIES], DOCUMENTS]
+    return tuple(np.stack([model.encode([text], show_progress_bar=False)[0] for text in side]) for side in sides)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "is_cosine"),
+    [
+        (None, None, True),
+        ("dot", None, False),
+        ("cosine", None, True),
+        ("dot", "cosine", True),
+        ("cosine", "dot", False),
+    ],
+)
+def test_a_bi_encoder_scores_by_dot_or_cosine_as_saved_or_as_given(make_bi_encoder, saved, given, is_cosine):
+    folder, model = make_bi_encoder(similarity_fn_name=saved)
+    queries, documents = vectors_by_hand(model)
+    if is_cosine:
+        queries, documents = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (queries, documents))
+    assert score(folder, similarity=given, batch_size=2) == close((queries * documents).sum(1))
+
+
+def test_a_bi_encoder_puts_its_prompt_before_queries_alone(make_bi_encoder):
+    folder, model = make_bi_encoder(prompts={"query": "what is ", "document": ""}, similarity_fn_name="dot")
+    queries, documents = vectors_by_hand(model, "what is ")
+    assert score(folder) == close((queries * documents).sum(1))
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
+def test_a_distance_is_no_score(make_bi_encoder, similarity):
+    folder, _ = make_bi_encoder(similarity_fn_name=similarity)
+    with pytest.raises(ValueError, match=f"scores by 'dot' or 'cosine', got '{similarity}'"):
+        load_teacher(str(folder))
+
+
+# ---- Language models ------------------------------------------------------------------------------------------------
+
+
+PROMPT = YES_NO_PREFIX + YES_NO_BODY + YES_NO_SUFFIX + INSTRUCTION
+
+
+def llama(tokenizer) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """Whole words again, those of the prompt too."""
+    split = pre_tokenizers.Whitespace()
+    known = dict.fromkeys([*tokenizer.get_vocab(), "yes", "no", *(word for word, _ in split.pre_tokenize_str(PROMPT))])
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = split
+    names = ["input_ids", "attention_mask"]
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", eos_token="[SEP]", model_input_names=names
+    )
+    return words, LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **LM_SIZES))
+
+
+def qwen2(tokenizer) -> tuple[Qwen2Tokenizer, Qwen2ForCausalLM]:
+    """Byte pairs, and the marks of a turn as single tokens."""
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = bytes_
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=bytes_.alphabet(), show_progress=False)
+    backend.train_from_iterator([PROMPT, "yes", "no", "yes", "no"], trainer)
+    trained = json.loads(backend.to_str())["model"]
+    pieces = Qwen2Tokenizer(vocab=trained["vocab"], merges=[tuple(pair) for pair in trained["merges"]])
+    pieces.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return pieces, Qwen2ForCausalLM(Qwen2Config(vocab_size=len(pieces), **LM_SIZES))
+
+
+@pytest.fixture(params=[llama, qwen2], ids=["llama", "qwen2"])
+def language_model(request, tokenizer, tmp_path) -> Path:
+    torch.manual_seed(3)
+    for part in request.param(tokenizer):
+        part.save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+@torch.no_grad()
+def yes_minus_no(folder: Path, query: str, document: str, instruction: str = INSTRUCTION, room: int = 10_000) -> float:
+    """By hand, alone: no padding, the whole prompt tokenised at once unless `room` tokens are left for its middle."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    body = YES_NO_BODY.format(instruction=instruction, query=query, document=document)
+    ids = tokenizer(YES_NO_PREFIX + body + YES_NO_SUFFIX)["input_ids"]
+    if room < 10_000:
+        ids = [*tokenizer(YES_NO_PREFIX)["input_ids"], *tokenizer(body)["input_ids"][:room]]
+        ids += tokenizer(YES_NO_SUFFIX)["input_ids"]
+    logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    vocabulary = tokenizer.get_vocab()
+    return (logits[vocabulary["yes"]] - logits[vocabulary["no"]]).item()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])  # 4: shorter prompts are padded on the left
+def test_a_language_model_scores_yes_minus_no_at_the_last_position(language_model, batch_size):
+    wanted = [yes_minus_no(language_model, *pair) for pair in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert np.std(wanted) > 0.1, "scores too alike to tell a change"
+    assert score(language_model, batch_size=batch_size) == close(wanted)
+
+
+def test_a_long_document_is_cut_and_the_frame_stays(language_model):
+    document, tokenizer = " ".join(["king", "moon", "jam"] * 100), AutoTokenizer.from_pretrained(language_model)
+    frame = sum(len(tokenizer(part)["input_ids"]) for part in (YES_NO_PREFIX, YES_NO_SUFFIX))
+    room = len(
+        tokenizer(YES_NO_BODY.format(instruction=INSTRUCTION, query="a", document="king moon jam"))["input_ids"]
+    )
+    teacher = load_teacher(str(language_model), max_length=frame + room, device="cpu")
+    scores = teacher.score(["a"], [document])
+    assert scores == close([yes_minus_no(language_model, "a", "king moon jam")])
+    assert scores == close([yes_minus_no(language_model, "a", document, room=room)])
+    assert scores != close([yes_minus_no(language_model, "a", document, room=room + 1)])
+
+
+def test_an_instruction_replaces_the_usual_one(language_model):
+    wanted = [yes_minus_no(language_model, *pair, "find the moon") for pair in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert score(language_model, instruction="find the moon") == close(wanted)
+
+
+def test_a_language_model_without_the_words_yes_and_no_is_no_teacher(tokenizer, tmp_path):
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LM_SIZES)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no single tokens 'yes' and 'no'"):
+        load_teacher(str(tmp_path))
+
+
+# ---- Fingerprints and errors ----------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_changes_with_a_weight_and_a_setting_and_not_otherwise(make_classifier):
+    folder = make_classifier(LABELS)
+
+    def fingerprint(**options) -> str:
+        return load_teacher(str(folder), **({"label": "relevant"} | options)).fingerprint
+
+    found = [
+        fingerprint(),
+        fingerprint(label="perfect"),
+        fingerprint(max_length=20),
+        fingerprint(batch_size=2),  # of which the last digits depend
+    ]
+    assert len(set(found)) == 4
+    assert fingerprint() == found[0]
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[-1, -1] += 1e-3  # not among a tensor's first values
+    model.save_pretrained(folder)
+    assert fingerprint() not in found
+
+
+def test_the_fingerprint_of_a_bi_encoder_changes_with_similarity_and_weights(make_bi_encoder):
+    folder, model = make_bi_encoder(similarity_fn_name="dot")
+    found = [load_teacher(str(folder), similarity=name).fingerprint for name in (None, "dot", "cosine")]
+    assert found[0] == found[1] != found[2]
+    with torch.no_grad():
+        next(model.parameters())[-1, -1] += 1e-3
+    model.save_pretrained(str(folder))
+    assert load_teacher(str(folder)).fingerprint not in found
+
+
+def test_a_kind_that_is_none_is_refused(encoder):
+    with pytest.raises(ValueError, match="Unknown kind of teacher 'oracle'; choose one of bert_cat, bert_dot,"):
+        load_teacher(str(encoder), "oracle")
+
+
+def test_of_a_plain_encoder_the_kind_must_be_said(encoder):
+    with pytest.raises(ValueError, match=r"is a bert of class BertModel, which gives no score by .* kind=bert_"):
+        load_teacher(str(encoder))
+
+
+@pytest.mark.parametrize("kind", [None, "bert_cat"])
+def test_a_folder_without_a_model_is_named(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
+        load_teacher(str(tmp_path), kind)
+
+
+def test_a_ranker_of_another_kind_is_refused(encoder, tokenizer, tmp_path):
+    kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_document_length=16), tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a BERT_Dot checkpoint, not 'colbert'"):
+        load_teacher(str(tmp_path), "colbert")
