@@ -14,7 +14,12 @@ def _defaults_from_file(context: typer.Context, path: Path | None) -> Path | Non
         return None
     if not path.is_file():
         raise FileNotFoundError(f"The config file {path} does not exist.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map options to values, got a {type(values).__name__}.")
     known = {parameter.name for parameter in context.command.params}
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(set(values) - known):

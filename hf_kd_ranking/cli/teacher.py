@@ -51,6 +51,8 @@ def score(
         raise ValueError("Give either --triples or --candidates.")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if len({Path(name).name for name in model}) < len(model):
+        raise ValueError(f"Two models would write one file, their last names being equal: {', '.join(model)}.")
     if len(model) > 1:
         output.mkdir(exist_ok=True)
     state = PartialState()
@@ -58,9 +60,12 @@ def score(
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     suffix = "tsv" if candidates is None else "trec"
     for name in model:
+        path = output / f"{Path(name).name}.{suffix}" if len(model) > 1 else output
+        if len(model) > 1 and path.exists() and not overwrite:  # of an earlier start of the same command
+            typer.echo(f"{path} is there and kept (--overwrite scores again)", err=True)
+            continue
         settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
         teacher = load_teacher(name, kind, dtype=DTYPES[dtype], device=state.device, **settings)
-        path = output / f"{teacher.name}.{suffix}" if len(model) > 1 else output
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         if state.is_main_process:
             report({"output": str(path), "teacher": teacher.name} | counts, json)

@@ -1,5 +1,6 @@
 """FlagEmbedding's training files, which hold texts, to teacher rows of ids and their texts."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,10 +71,15 @@ def _read(path: Path) -> Iterator[tuple[str, list]]:
         needed = ("query", "pos", "neg", "pos_scores", "neg_scores")
         if missing := [name for name in needed if name not in row]:
             raise ValueError(f"{path} line {line}: needed {', '.join(needed)}, missing {', '.join(missing)}.")
+        if not isinstance(row["query"], str):
+            raise ValueError(f"{path} line {line}: query must be a string, got {row['query']!r}.")
         sides = []
         for side in ("pos", "neg"):
             texts, scores = row[side], row[f"{side}_scores"]
-            if len(texts) != len(scores) or not all(isinstance(score, int | float) for score in scores):
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{path} line {line}: {side} must be a list of one or more strings, got {texts!r}.")
+            is_list = isinstance(scores, list) and len(scores) == len(texts)
+            if not is_list or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
                 raise ValueError(f"{path} line {line}: {side}_scores must be {len(texts)} numbers, got {scores}.")
             sides.append(list(zip(texts, map(float, scores), strict=True)))
         yield row["query"], [(positive, negative) for positive in sides[0] for negative in sides[1]]

@@ -264,7 +264,7 @@ def _float32(text: str) -> float:
 
 def nth_line(path: Path, row: int) -> int:
     """The line of a file on which its row stands, counted from 0 and without blank lines."""
-    lines = (line for line, text in read_lines(path) if text.strip())
+    lines = (line for line, text in read_lines(path) if text.strip(" "))  # a row of tabs is a row
     return next(itertools.islice(lines, row, None))
 
 

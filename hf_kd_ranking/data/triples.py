@@ -5,6 +5,7 @@ A row is the published five columns `pos_score neg_score query_id pos_id neg_id`
 Arrow table on disk (`datasets.Dataset`): 40 million rows cost no resident memory.
 """
 
+import json
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -235,9 +236,10 @@ def _without_unjudged_positives(
 ) -> list[tuple[str, str]]:
     scores = dict(teacher.get(query_id, ()))
     if missing := [doc_id for pair in pairs for doc_id in pair if doc_id not in scores]:
+        count = len(set(missing))
         raise KeyError(
-            f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({len(missing)} are missing); "
-            "score a run that holds the positives too."
+            f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({count} are missing); score a "
+            "run that holds the positives too."
         )
     return [(positive, negative) for positive, negative in pairs if scores[negative] <= scores[positive] - margin]
 
@@ -249,16 +251,24 @@ def write_teacher_scores(rows: datasets.Dataset, path: str | os.PathLike) -> Non
     """Write teacher rows or triples, in the columns that they have: `.parquet`, `.jsonl` (lists), else TSV.
 
     Raises:
-        ValueError: if rows of lists are to become TSV.
+        ValueError: if lists are to become TSV, pairs JSON lines, or margins anything but Parquet.
     """
     path = Path(path)
+    if has_only_margins(rows):
+        if path.suffix != ".parquet":
+            raise ValueError(f"{path}: only .parquet can say that rows hold margins and not scores.")
+        rows = rows.remove_columns("neg_score").rename_columns(
+            {"pos_score": "score", "pos_id": "positive_id", "neg_id": "negative_id"}
+        )
     if path.suffix == ".parquet":
         with writing(path, "wb") as file:
             rows.to_parquet(file)
         return
     if path.suffix == ".jsonl":
-        with writing(path, "wb") as file:
-            rows.to_json(file)
+        if "doc_ids" not in rows.column_names:
+            raise ValueError(f"{path}: JSON lines hold lists; write pairs as .tsv or .parquet.")
+        with writing(path) as file:
+            file.writelines(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n" for row in rows)
         return
     if "doc_ids" in rows.column_names:
         raise ValueError(f"{path}: lists do not fit into columns; write .jsonl or .parquet.")

@@ -25,6 +25,7 @@ from ..ranker import load_tokenizer
 
 KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
 MAX_LENGTH = 512
+MIN_TEXT = 4  # tokens of a query and a document that a prompt must have room for
 
 # The published prompt of Qwen3-Reranker.
 YES_NO_PREFIX = (
@@ -72,7 +73,7 @@ def load_teacher(
         label: name of the output that is the score, for a classifier with several.
         similarity: "dot" or "cosine", for a bi-encoder; None takes the checkpoint's.
         instruction: of a yes-no model's prompt.
-        max_length: tokens of a pair, for what is not one of our rankers; longer ones are cut, the longer text first.
+        max_length: tokens of a pair, for classifiers and yes-no models; longer ones are cut, the longer text first.
         batch_size: pairs (or texts) a forward.
         dtype: of the weights.
         device: None takes a GPU where there is one.
@@ -99,7 +100,7 @@ def load_teacher(
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         return score_pairs(model, tokenizer, queries, documents, batch_size, description=None)
 
-    settings = (kind, label, instruction, max_length, batch_size)
+    settings = (kind, label, instruction, max_length, batch_size, dtype)
     return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
 
 
@@ -145,7 +146,8 @@ class YesNoScores(LabelScores):
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
         """`scores` (N,) of prompts (N, L), padded on the left."""
-        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # padding is on the left
+        logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
         return RankingOutput(scores=logits[:, self.label] - logits[:, self.no])
 
 
@@ -208,9 +210,11 @@ def _kind_of(name_or_path: str) -> str:
 
 
 def _read_json(name_or_path: str, file: str) -> dict | list | None:
-    path = cached_file(
-        name_or_path, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        path = cached_file(name_or_path, file, **quiet)
+    except OSError as error:
+        raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -247,6 +251,9 @@ def _yes_no(
         raise ValueError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
+    frame = YES_NO_PREFIX + YES_NO_BODY.format(instruction=instruction, query="", document="") + YES_NO_SUFFIX
+    if (needed := len(tokenizer(frame)["input_ids"]) + MIN_TEXT) > limit:
+        raise ValueError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
     return YesNoScores(model, *answers), PromptTokenizer(
         tokenizer, 0, limit, joins_texts=True, instruction=instruction
     )
@@ -288,7 +295,7 @@ def _bi_encoder(
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         return (encode(model.encode_query, queries) * encode(model.encode_document, documents)).sum(1)
 
-    settings = ("bi-encoder", similarity, batch_size)
+    settings = ("bi-encoder", similarity, batch_size, dtype)
     return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
 
 

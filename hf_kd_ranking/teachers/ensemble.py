@@ -5,9 +5,10 @@ are first dealt into buckets on disk by a hash of their pair, and then one bucke
 """
 
 import os
-import tempfile
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -60,35 +61,63 @@ def ensemble_teachers(
         KeyError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
     """
     paths = [existing_file(path, "teacher scores") for path in files]
+    if not paths:
+        raise ValueError("An ensemble needs at least one file of teacher rows, got none.")
     combine = _combiner(method, len(paths), weights)
+    for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
+        columns = _parquet_columns(path) if path.suffix == ".parquet" else {}
+        if weight and "pos_score" in columns and "neg_score" not in columns:
+            raise ValueError(
+                f"{path} holds margins, which belong to a row and not to its pairs; average scores, or give it the "
+                "weight 0 to take its rows only."
+            )
     if on_missing not in ("error", "average", "drop"):
         raise ValueError(f"on_missing is 'error', 'average' or 'drop', got {on_missing!r}.")
     refuse_existing(output, overwrite)
-    if "doc_id" in next(_rows(paths[0])).schema.names:
+    if "doc_id" in next(_rows(paths[0]), pa.RecordBatch.from_pydict({})).schema.names:
         raise ValueError(
             f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(TEACHER_COLUMNS)}."
         )
-    with tempfile.TemporaryDirectory(prefix=f"{Path(output).name}.", dir=Path(output).parent) as folder:
+    with _work_folder(Path(output)) as folder:
         with tqdm(desc="Reading", unit="row", unit_scale=True) as progress:
-            facts = [_deal(path, Path(folder) / str(i), progress) for i, path in enumerate(paths)]
+            facts = [_deal(path, folder / str(i), progress) for i, path in enumerate(paths)]
         shifts = [(mean, std) if method == "standardized" else (0.0, 1.0) for _, mean, std in facts]
         places = facts[0][0]
-        result = np.memmap(Path(folder) / "scores", dtype=np.float64, mode="w+", shape=(places,))
-        found = np.memmap(Path(folder) / "found", dtype=np.uint8, mode="w+", shape=(places,))
+        result, found = (_mapped(folder / kind, places, kind) for kind in ("f8", "u1"))
         for bucket in tqdm(range(BUCKETS), desc="Averaging", unit="bucket"):
-            entries = [_read_bucket(Path(folder) / str(i), bucket) for i in range(len(paths))]
+            entries = [_read_bucket(folder / str(i), bucket) for i in range(len(paths))]
             _average(entries, shifts, combine, result, found)
         missing = np.flatnonzero(found < (1 if on_missing == "average" else len(paths)))
         if len(missing) and on_missing != "drop":
-            _raise_missing(paths, int(missing[0]), len(missing), Path(folder))
+            _raise_missing(paths, int(missing[0]), len(missing), folder)
         return _write(paths[0], output, result, found, len(paths), on_missing)
+
+
+@contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output, without what a killed run left in it, and gone in the end."""
+    folder = output.with_name(f"{output.name}.buckets")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mapped(path: Path, count: int, kind: str) -> np.ndarray:
+    """A mapped array whose room on the disk is taken now: a page that finds none would kill the process."""
+    size = count * np.dtype(kind).itemsize
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    return np.memmap(path, dtype=kind, mode="r+", shape=(count,))
 
 
 def _combiner(method: str, count: int, weights: Sequence[float] | None) -> Callable[[np.ndarray], np.ndarray]:
     """From (files, pairs) scores, NaN where a file lacks the pair, to (pairs,)."""
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
-    if weights is not None and (len(weights) != count or min(weights) < 0 or sum(weights) == 0):
+    if weights is not None and not (len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < np.inf):
         raise ValueError(f"Needed one weight of 0 or more for each of the {count} files, got {list(weights)}.")
     if weights is not None and method == "median":
         raise ValueError("A median has no weights; use method='mean' or 'standardized'.")
@@ -132,6 +161,8 @@ def _deal(path: Path, folder: Path, progress: tqdm) -> tuple[int, float, float]:
     finally:
         for file in files:
             file.close()
+    if places == 0:
+        raise ValueError(f"{path} holds no rows.")
     return places, mean, (squares / places) ** 0.5 or 1.0
 
 
@@ -152,9 +183,16 @@ def _rows(path: Path) -> Iterator[pa.RecordBatch]:
     """Batches of a file with ids as strings and scores as float64."""
     if path.suffix == ".parquet":
         file = pa.parquet.ParquetFile(path)
-        names = _parquet_columns(path, file.schema_arrow.names)
+        names, first_row = _parquet_columns(path), 0
         for batch in file.iter_batches(1 << 17, columns=list(names.values())):
             columns = {name: batch[theirs].cast(_type(name)) for name, theirs in names.items()}
+            for name, column in columns.items():
+                values = column.to_numpy(zero_copy_only=False) if "score" in name else None
+                bad = np.flatnonzero(column.is_null() if values is None else ~np.isfinite(values))
+                if len(bad):
+                    value = column[int(bad[0])].as_py()
+                    raise ValueError(f"{path} row {first_row + bad[0]}: {name} must be there and finite, got {value}.")
+            first_row += len(batch)
             if "pos_score" in columns and "neg_score" not in columns:  # margins
                 columns["neg_score"] = pa.array(np.zeros(len(batch)))
             yield pa.RecordBatch.from_pydict(columns)
@@ -164,8 +202,9 @@ def _rows(path: Path) -> Iterator[pa.RecordBatch]:
     yield from read_tsv(path, {name: _type(name) for name in columns}, 1 << 22)
 
 
-def _parquet_columns(path: Path, names: Sequence[str]) -> dict[str, str]:
+def _parquet_columns(path: Path) -> dict[str, str]:
     """Our columns -> those of a Parquet file: rows, the Hub's margins, or the Hub's scores of pairs."""
+    names = pa.parquet.read_schema(path).names
     layouts = [dict(zip(TEACHER_COLUMNS, TEACHER_COLUMNS, strict=True))]
     layouts.append({"pos_score": "score", "query_id": "query_id", "pos_id": "positive_id", "neg_id": "negative_id"})
     layouts += [

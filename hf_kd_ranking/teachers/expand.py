@@ -57,6 +57,8 @@ def expand_ids(
         ValueError: with file and line, for a malformed row, or a text that holds a tab or a line break.
         KeyError: with file, line, id and counts, for an id that a store lacks.
     """
+    if on_missing not in ("error", "skip"):
+        raise ValueError(f"on_missing is 'error' or 'skip', got {on_missing!r}.")
     scores = existing_file(scores, "teacher scores")
     refuse_existing(output, overwrite)
     counts: Counter[str] = Counter(rows=0, skipped=0)
@@ -74,6 +76,8 @@ def expand_ids(
                 file.writelines(lines)
                 counts += found
                 progress.update(found["rows"] + found["skipped"])
+        if not counts["rows"] + counts["skipped"]:
+            raise ValueError(f"{scores} holds no rows.")
     return dict(counts) | {"rows": counts["rows"], "skipped": counts["skipped"]}
 
 

@@ -49,11 +49,13 @@ class Pairs:
         source: the rows; a file of triples, a data set with the same columns, or a run.
         queries: query_id -> text.
         documents: doc_id -> text.
+        name: of the source, for messages.
     """
 
     source: Path | datasets.Dataset | Run
     queries: TextStore
     documents: TextStore
+    name: str
 
     def batches(self) -> Iterator[list[pa.Array]]:
         """Columns of ids as strings, the query's first."""
@@ -82,15 +84,18 @@ class Pairs:
             for store, ids, found in zip(stores, columns, rows, strict=True):
                 if (found < 0).any():
                     row = int(np.flatnonzero(found < 0)[0])
+                    where = self._row_name(first_row + row, columns[0][row])
                     raise KeyError(
-                        f"{self._row_name(first_row + row)}: id {str(ids[row])!r} is not among the {len(store):,} "
-                        f"texts of {store.source} ({(found < 0).sum():,} of the {len(found):,} ids looked up are not)."
+                        f"{where}: id {str(ids[row])!r} is not among the {len(store):,} texts of {store.source} "
+                        f"({(found < 0).sum():,} of the {len(found):,} ids looked up are not)."
                     )
             yield columns, rows[0][:, None] * len(self.documents) + np.stack(rows[1:], 1)
             first_row += len(columns[0])
 
-    def _row_name(self, row: int) -> str:
-        return f"{self.source} line {nth_line(self.source, row)}" if isinstance(self.source, Path) else f"row {row}"
+    def _row_name(self, row: int, query_id: pa.Scalar) -> str:
+        if isinstance(self.source, Path):
+            return f"{self.source} line {nth_line(self.source, row)}"
+        return f"{self.name} query {str(query_id)!r}" if isinstance(self.source, Run) else f"{self.name} row {row}"
 
 
 def score_teacher(
@@ -124,12 +129,17 @@ def score_teacher(
     """
     state, output = PartialState(), Path(output)
     teacher = load_teacher(teacher, device=state.device) if isinstance(teacher, str) else teacher
-    pairs = Pairs(_open(source), queries, documents)
+    name = str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
+    pairs = Pairs(_open(source), queries, documents, name)
     refuse_existing(output, overwrite)
     folder = output.with_name(f"{output.name}.parts")
     with state.main_process_first():
         if state.is_main_process:
-            _prepare(folder, pairs, teacher)
+            try:
+                _prepare(folder, pairs, teacher)
+            finally:
+                if not (folder / "parts.json").is_file():
+                    shutil.rmtree(folder)
     distinct = np.load(folder / "pairs.npy", mmap_mode="r")
     blocks = range(-(-len(distinct) // PAIRS_PER_BLOCK))
     finished = [block for block in blocks if _part(folder, block).is_file()]
@@ -170,7 +180,7 @@ def _open(source: str | os.PathLike | datasets.Dataset | Run) -> Path | datasets
             raise ValueError(f"Triples need the columns {', '.join(TRIPLE_COLUMNS)}, missing {', '.join(missing)}.")
         return source
     path = existing_file(source, "triples")
-    return read_run(path) if path.suffix in (".trec", ".run") else path
+    return read_run(path) if {".trec", ".run"} & set(path.suffixes) else path
 
 
 def _columns_of(path: Path) -> dict[str, pa.DataType]:
@@ -189,6 +199,8 @@ def _prepare(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
             keys.tofile(file)
             total += keys.size
             digest.update(keys.tobytes())
+    if total == 0:
+        raise ValueError(f"{pairs.name} holds no rows.")
     for store in (pairs.queries, pairs.documents):
         digest.update(store.fingerprint().encode())
     facts = {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}

@@ -203,13 +203,14 @@ def test_rows_in_parquet_equal_the_same_rows_in_tsv(tmp_path):
     assert run([tmp_path / "rows.tsv", parquet]) == wanted[::-1]
 
 
-def test_margins_are_rows_whose_negative_has_0(tmp_path):
+def test_margins_give_rows_but_no_scores_of_pairs(tmp_path):
     columns = {"query_id": ["q", "r"], "positive_id": ["a", "c"], "negative_id": ["b", "d"], "score": [3.5, -1.0]}
     files = [write_parquet(tmp_path / "margins.parquet", columns)]
-    assert run(files) == [(3.5, 0, "q", "a", "b"), (-1, 0, "r", "c", "d")]
     files.append(tmp_path / "rows.tsv")
     files[1].write_text("9\t2\tr\tc\td\n8\t7.5\tq\ta\tb\n")
-    assert [pos - neg for pos, neg, *_ in run(files)] == [(3.5 + 0.5) / 2, (-1 + 7) / 2]
+    assert run(files, weights=[0, 1]) == [(8, 7.5, "q", "a", "b"), (9, 2, "r", "c", "d")]
+    with pytest.raises(ValueError, match=r"margins\.parquet holds margins, which belong to a row"):
+        run(files)
 
 
 def test_compressed_files_are_read(files):

@@ -1,0 +1,150 @@
+"""Input of the teacher tools that must not go wrong in silence."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from test_adapters import DOCUMENTS, QUERIES, close, llama, make_classifier, score, yes_minus_no  # noqa: F401
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.data.flag_embedding import convert_flag_embedding
+from hf_kd_ranking.data.triples import has_only_margins, write_teacher_scores
+from hf_kd_ranking.teachers.adapters import Teacher, load_teacher
+
+ZEROS = Teacher("zeros", lambda queries, _: np.zeros(len(queries), dtype=np.float32), "f")
+
+
+def parquet(path, columns):
+    datasets.Dataset.from_dict(columns).to_parquet(path)
+    return path
+
+
+def ensemble(tmp_path, *files, **options):
+    kd.ensemble_teachers(files, tmp_path / "out.tsv", **options)
+    return [tuple(map(float, line.split("\t")[:2])) for line in (tmp_path / "out.tsv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
+def test_parquet_scores_that_are_no_numbers_are_refused(tmp_path, bad):
+    columns = {"pos_score": [bad, 1.0], "neg_score": [1.0, 2.0], "query_id": [1, 1]}
+    columns |= {"pos_id": [5, 8], "neg_id": [6, 7]}
+    with pytest.raises(ValueError, match=r"n\.parquet row 0: pos_score"):
+        ensemble(tmp_path, parquet(tmp_path / "n.parquet", columns))
+
+
+def test_small_scores_survive_jsonl(tmp_path):
+    scores = [[1e-12, 0.000123456789]]
+    rows = datasets.Dataset.from_dict({"query_id": [7], "doc_ids": [[1, 2]], "teacher_scores": scores})
+    write_teacher_scores(rows, tmp_path / "l.jsonl")
+    assert kd.load_teacher_scores(tmp_path / "l.jsonl")[0]["teacher_scores"] == [
+        float(np.float32(value)) for value in (1e-12, 0.000123456789)
+    ]
+
+
+def test_a_padded_prompt_has_the_positions_of_an_unpadded_one(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    words = llama(tokenizer)[0]
+    config = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=2, n_head=2, n_positions=512, initializer_range=0.5)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    wanted = [yes_minus_no(tmp_path, *pair) for pair in zip(QUERIES, DOCUMENTS, strict=True)]
+    assert score(tmp_path, kind="yes-no", batch_size=4) == close(wanted)
+
+
+def test_the_fingerprint_changes_with_the_dtype(make_classifier):  # noqa: F811
+    from transformers import BertForSequenceClassification
+
+    folder = make_classifier(["L"])
+    BertForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    found = {load_teacher(str(folder), dtype=dtype).fingerprint for dtype in (torch.float32, torch.bfloat16)}
+    assert len(found) == 2
+
+
+def test_a_missing_folder_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_teacher(str(tmp_path / "none"))
+
+
+def test_a_length_without_room_for_the_prompt_is_refused(tokenizer, tmp_path):
+    for part in llama(tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="max_length"):
+        score(tmp_path, max_length=20)
+
+
+def test_a_file_of_blank_lines_holds_no_rows(tmp_path):
+    for name in ("s.tsv", "c.tsv"):
+        (tmp_path / name).write_text("0\ta\n" if name == "c.tsv" else "\n\n")
+    store = kd.TextStore.from_file(tmp_path / "c.tsv")
+    for run in (
+        lambda: kd.ensemble_teachers([tmp_path / "s.tsv"], tmp_path / "out.tsv"),
+        lambda: kd.score_teacher(ZEROS, tmp_path / "s.tsv", store, store, tmp_path / "out.tsv"),
+        lambda: kd.expand_ids(tmp_path / "s.tsv", store, store, tmp_path / "out.tsv"),
+    ):
+        with pytest.raises(ValueError, match=r"s\.tsv holds no rows"):
+            run()
+
+
+@pytest.mark.parametrize("options", [{"weights": [float("nan")]}, {"weights": [float("inf")]}])
+def test_weights_that_are_not_finite_are_refused(tmp_path, options):
+    (tmp_path / "a.tsv").write_text("1\t2\tq\ta\tb\n")
+    with pytest.raises(ValueError, match="weight"):
+        ensemble(tmp_path, tmp_path / "a.tsv", **options)
+
+
+def test_no_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="file"):
+        ensemble(tmp_path)
+
+
+EMPTY = datasets.Dataset.from_dict({"query_id": [], "pos_id": [], "neg_id": []})
+
+
+@pytest.mark.parametrize("source", [kd.Run(), EMPTY])
+def test_nothing_to_score_is_refused(tmp_path, source):
+    (tmp_path / "c.tsv").write_text("0\ta\n")
+    store = kd.TextStore.from_file(tmp_path / "c.tsv")
+    with pytest.raises(ValueError):
+        kd.score_teacher(ZEROS, source, store, store, tmp_path / "out.tsv")
+
+
+def test_an_unknown_id_of_a_run_file_is_named_with_file_and_line(tmp_path):
+    (tmp_path / "c.tsv").write_text("a\tx\nb\ty\n")
+    (tmp_path / "r.trec").write_text("a Q0 b 1 1.0 t\na Q0 zz 2 0.5 t\n")
+    store = kd.TextStore.from_file(tmp_path / "c.tsv")
+    with pytest.raises(KeyError, match=r"r\.trec"):
+        kd.score_teacher(ZEROS, tmp_path / "r.trec", store, store, tmp_path / "out.trec")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pos_scores": None},
+        {"pos": "a", "pos_scores": [1]},
+        {"pos": [None]},
+        {"query": 5},
+        {"neg_scores": [float("nan")]},
+    ],
+)
+def test_flag_embedding_lines_of_other_types_are_named(tmp_path, change):
+    row = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1], "neg_scores": [2]} | change
+    (tmp_path / "f.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="line 1"):
+        convert_flag_embedding(tmp_path / "f.jsonl", tmp_path / "new")
+
+
+def test_written_margins_are_still_marked(tmp_path):
+    margins = {"query_id": [1], "positive_id": [5], "negative_id": [6], "score": [3.0]}
+    write_teacher_scores(kd.load_teacher_scores(datasets.Dataset.from_dict(margins)), tmp_path / "m.parquet")
+    assert has_only_margins(kd.load_teacher_scores(tmp_path / "m.parquet"))
+
+
+def test_expand_refuses_an_unknown_on_missing(tmp_path):
+    (tmp_path / "c.tsv").write_text("0\ta\n")
+    (tmp_path / "s.tsv").write_text("1\t2\t0\t0\t0\n")
+    store = kd.TextStore.from_file(tmp_path / "c.tsv")
+    with pytest.raises(ValueError, match="on_missing"):
+        kd.expand_ids(tmp_path / "s.tsv", store, store, tmp_path / "out.tsv", on_missing="drop")
