@@ -91,7 +91,8 @@ def ours(model: str, architecture: str, rows: datasets.Dataset, stores: tuple) -
 
 def sentence_transformers(model: str, architecture: str, rows: datasets.Dataset, texts: list) -> float:
     import sentence_transformers as st
-    from sentence_transformers import cross_encoder, multi_vector_encoder, sentence_transformer
+    from sentence_transformers import cross_encoder, sentence_transformer
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMarginMSELoss
 
     margins = [float(pos - neg) for pos, neg in zip(rows["pos_score"], rows["neg_score"], strict=True)]
     columns = dict(zip(("query", "pos", "neg", "label"), (*texts, margins), strict=True))
@@ -106,7 +107,7 @@ def sentence_transformers(model: str, architecture: str, rows: datasets.Dataset,
     else:
         student, loss = (
             st.MultiVectorEncoder(model, device="cpu"),
-            multi_vector_encoder.losses.MultiVectorMarginMSELoss,
+            MultiVectorMarginMSELoss,
         )
         trainer, arguments = st.MultiVectorEncoderTrainer, st.MultiVectorEncoderTrainingArguments
     clock = Clock()
