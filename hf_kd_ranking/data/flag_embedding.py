@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -42,11 +43,9 @@ def convert_flag_embedding(path: str | os.PathLike, folder: str | os.PathLike) -
             files.collection.open("w", encoding="utf-8") as collection,
         ):
             query_ids, doc_ids = _Ids(queries), _Ids(collection)
-            for query, pairs in _read(path):
-                query_id = query_ids.of(query)
-                for (positive, pos_score), (negative, neg_score) in pairs:
-                    ids = f"{doc_ids.of(positive)}\t{doc_ids.of(negative)}"
-                    rows.write(f"{pos_score!r}\t{neg_score!r}\t{query_id}\t{ids}\n")
+            for query, (positive, pos_score), (negative, neg_score) in _read(path):
+                ids = f"{query_ids.of(query)}\t{doc_ids.of(positive)}\t{doc_ids.of(negative)}"
+                rows.write(f"{pos_score!r}\t{neg_score!r}\t{ids}\n")
     return Converted(*(folder / f"{name}.tsv" for name in Converted._fields))
 
 
@@ -58,6 +57,7 @@ class _Ids:
         self._ids: dict[int, int] = {}  # hashes: the texts of a large file would not fit
 
     def of(self, text: str) -> int:
+        """The number of a text."""
         text = " ".join(text.splitlines()).replace("\t", " ")
         known = len(self._ids)
         number = self._ids.setdefault(hash(text), known)
@@ -66,7 +66,8 @@ class _Ids:
         return number
 
 
-def _read(path: Path) -> Iterator[tuple[str, list]]:
+def _read(path: Path) -> Iterator[tuple[str, tuple[str, float], tuple[str, float]]]:
+    """Queries, each with a positive and a negative and their scores."""
     for line, row in read_jsonl(path):
         needed = ("query", "pos", "neg", "pos_scores", "neg_scores")
         if missing := [name for name in needed if name not in row]:
@@ -82,4 +83,4 @@ def _read(path: Path) -> Iterator[tuple[str, list]]:
             if not is_list or not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
                 raise ValueError(f"{path} line {line}: {side}_scores must be {len(texts)} numbers, got {scores}.")
             sides.append(list(zip(texts, map(float, scores), strict=True)))
-        yield row["query"], [(positive, negative) for positive in sides[0] for negative in sides[1]]
+        yield from ((row["query"], positive, negative) for positive, negative in product(*sides))

@@ -65,7 +65,7 @@ class TextStore:
         """Open a store's folder, or build from a `.jsonl` or TSV file, by what the path is."""
         if Path(path).is_dir():
             return cls.open(path)
-        return cls.from_jsonl(path) if Path(path).suffix == ".jsonl" else cls.from_tsv(path)
+        return cls.from_jsonl(path) if ".jsonl" in Path(path).suffixes else cls.from_tsv(path)
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":

@@ -70,7 +70,7 @@ def load_teacher_scores(
     folder = cache_folder(path, "scores", cache_dir)
     if not folder.is_dir():
         with building(folder) as temporary:
-            batches = _read_lists(path) if path.suffix in (".jsonl", ".json") else _read_pairs(path)
+            batches = _read_lists(path) if {".jsonl", ".json"} & set(path.suffixes) else _read_pairs(path)
             write_arrow(temporary / "scores.arrow", batches, str(path))
     dataset = datasets.Dataset.from_file(str(folder / "scores.arrow"))
     dataset.info.description = str(path)

@@ -142,7 +142,7 @@ class EncoderRanker(RankerModel):
         rows, width = flat["input_ids"].shape
         check_positions(width, self.config.max_positions)
         groups = [(None, width)]
-        if "attention_mask" in flat and not torch.compiler.is_compiling():  # which wants one shape
+        if "attention_mask" in flat and may_group_rows():
             groups = length_groups(flat["attention_mask"])
         if len(groups) == 1:
             _, length = groups[0]
@@ -155,6 +155,15 @@ class EncoderRanker(RankerModel):
         order = torch.cat([chosen for chosen, _ in groups])
         place = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))
         return torch.cat(parts)[place]
+
+
+def may_group_rows() -> bool:
+    """False where every forward must be alike: a compiled graph wants one shape, and processes that share the weights
+    of a layer (FSDP, ZeRO) wait for each other in each of its forwards, so that all must make as many."""
+    if torch.compiler.is_compiling():
+        return False
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
 def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:

@@ -182,24 +182,28 @@ def _scored_pairs(path: Path) -> Iterator[tuple[pa.Array, pa.Array, np.ndarray]]
 def _rows(path: Path) -> Iterator[pa.RecordBatch]:
     """Batches of a file with ids as strings and scores as float64."""
     if path.suffix == ".parquet":
-        file = pa.parquet.ParquetFile(path)
-        names, first_row = _parquet_columns(path), 0
-        for batch in file.iter_batches(1 << 17, columns=list(names.values())):
-            columns = {name: batch[theirs].cast(_type(name)) for name, theirs in names.items()}
-            for name, column in columns.items():
-                values = column.to_numpy(zero_copy_only=False) if "score" in name else None
-                bad = np.flatnonzero(column.is_null() if values is None else ~np.isfinite(values))
-                if len(bad):
-                    value = column[int(bad[0])].as_py()
-                    raise ValueError(f"{path} row {first_row + bad[0]}: {name} must be there and finite, got {value}.")
-            first_row += len(batch)
-            if "pos_score" in columns and "neg_score" not in columns:  # margins
-                columns["neg_score"] = pa.array(np.zeros(len(batch)))
-            yield pa.RecordBatch.from_pydict(columns)
+        yield from _parquet_rows(path)
         return
     width = next((text.count("\t") + 1 for _, text in read_lines(path) if text.strip()), 0)
     columns = PAIR_COLUMNS if width == len(PAIR_COLUMNS) else TEACHER_COLUMNS
     yield from read_tsv(path, {name: _type(name) for name in columns}, 1 << 22)
+
+
+def _parquet_rows(path: Path) -> Iterator[pa.RecordBatch]:
+    file = pa.parquet.ParquetFile(path)
+    names, first_row = _parquet_columns(path), 0
+    for batch in file.iter_batches(1 << 17, columns=list(names.values())):
+        columns = {name: batch[theirs].cast(_type(name)) for name, theirs in names.items()}
+        for name, column in columns.items():
+            values = column.to_numpy(zero_copy_only=False) if "score" in name else None
+            bad = np.flatnonzero(column.is_null() if values is None else ~np.isfinite(values))
+            if len(bad):
+                value = column[int(bad[0])].as_py()
+                raise ValueError(f"{path} row {first_row + bad[0]}: {name} must be there and finite, got {value}.")
+        first_row += len(batch)
+        if "pos_score" in columns and "neg_score" not in columns:  # margins
+            columns["neg_score"] = pa.array(np.zeros(len(batch)))
+        yield pa.RecordBatch.from_pydict(columns)
 
 
 def _parquet_columns(path: Path) -> dict[str, str]:

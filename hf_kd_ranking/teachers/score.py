@@ -36,8 +36,9 @@ from ..data.triples import TEACHER_COLUMNS
 from .adapters import Teacher, load_teacher
 
 TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
-# Distinct pairs scored between two saves, and so lost at most; sorted by length within.
-PAIRS_PER_BLOCK = 16_384
+# Distinct pairs scored between two saves, and so lost at most; the progress bar moves by as many. Sorted by length
+# within, which a larger block would hardly do better.
+PAIRS_PER_BLOCK = 2_048
 ROWS_AT_ONCE = 1 << 19
 
 
@@ -135,11 +136,7 @@ def score_teacher(
     folder = output.with_name(f"{output.name}.parts")
     with state.main_process_first():
         if state.is_main_process:
-            try:
-                _prepare(folder, pairs, teacher)
-            finally:
-                if not (folder / "parts.json").is_file():
-                    shutil.rmtree(folder)
+            _prepare(folder, pairs, teacher)
     distinct = np.load(folder / "pairs.npy", mmap_mode="r")
     blocks = range(-(-len(distinct) // PAIRS_PER_BLOCK))
     finished = [block for block in blocks if _part(folder, block).is_file()]
@@ -155,12 +152,7 @@ def score_teacher(
     ) as progress:
         for block in mine:
             keys = np.asarray(distinct[block * PAIRS_PER_BLOCK : (block + 1) * PAIRS_PER_BLOCK])
-            query_rows, document_rows = np.divmod(keys, len(documents))
-            query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
-            scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
-            if not np.isfinite(scores).all():
-                raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
-            _save(_part(folder, block), scores)
+            _save(_part(folder, block), _scores_of(teacher, keys, queries, documents))
             progress.update(len(keys) * state.num_processes)
     state.wait_for_everyone()
     rows = 0
@@ -170,6 +162,15 @@ def score_teacher(
     state.wait_for_everyone()
     resumed = sum(min(PAIRS_PER_BLOCK, len(distinct) - block * PAIRS_PER_BLOCK) for block in finished)
     return {"rows": rows, "pairs": len(distinct), "resumed": resumed}
+
+
+def _scores_of(teacher: Teacher, keys: np.ndarray, queries: TextStore, documents: TextStore) -> np.ndarray:
+    query_rows, document_rows = np.divmod(keys, len(documents))
+    query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
+    scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
+    return scores
 
 
 def _open(source: str | os.PathLike | datasets.Dataset | Run) -> Path | datasets.Dataset | Run:
@@ -190,8 +191,16 @@ def _columns_of(path: Path) -> dict[str, pa.DataType]:
 
 
 def _prepare(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
-    """Find the distinct pairs, or see that a work folder is of these inputs."""
+    """Find the distinct pairs, or see that a work folder is of these inputs; leaves no folder where that fails."""
     folder.mkdir(exist_ok=True)
+    try:
+        _find_pairs(folder, pairs, teacher)
+    finally:
+        if not (folder / "parts.json").is_file():
+            shutil.rmtree(folder)
+
+
+def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
     keys_path, total = folder / "keys.npy", 0
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
