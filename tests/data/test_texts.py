@@ -1,5 +1,6 @@
 """Text stores: every text comes back as it was written, under either spelling of its id, in every process."""
 
+import gzip
 import json
 import pickle
 import re
@@ -242,3 +243,9 @@ def test_dataloader_workers_give_the_same_texts(tmp_path, method):
         ids, batch_size=3, num_workers=2, collate_fn=store.__getitem__, multiprocessing_context=method, timeout=60
     )
     assert list(loader) == [TEXTS[:3], TEXTS[3:6], TEXTS[6:]]
+
+
+def test_what_a_compressed_file_holds_is_told_by_its_name(tmp_path):
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps({"_id": "a", "text": "x"}).encode()))
+    assert list(kd.TextStore.from_file(path).items()) == [("a", "x")]

@@ -1,5 +1,6 @@
 """Teacher rows: exact values in file order, ids as written, one Arrow file; every bad line named; sampled triples."""
 
+import gzip
 import json
 import os
 import re
@@ -403,3 +404,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, suffix):
         write_teacher_scores(dataset, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_compressed_lists_are_lists(tmp_path):
+    path, row = tmp_path / "lists.jsonl.gz", {"query_id": 1, "doc_ids": [2, 3], "teacher_scores": [1.5, 0.5]}
+    path.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert kd.load_teacher_scores(path)[0] == row
