@@ -8,6 +8,9 @@ import torch
 
 from .texts import TextStore
 
+# What of a batch is not for the student.
+TARGETS = ("teacher_scores", "rows")
+
 
 @dataclass(frozen=True)
 class RankingCollator:
@@ -16,9 +19,9 @@ class RankingCollator:
     In:  [{"query_id": 7, "pos_id": 1, "neg_id": 2, "pos_score": 9.0, "neg_score": 4.0}], or lists
          [{"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}]
     Out: {"query": {"input_ids": (B, Lq), ...}, "document": {"input_ids": (B, n, Ld), ...},
-          "teacher_scores": [[9.0, 4.0]]}, column 0 the positive; for a ranker that joins texts the pair's
-         {"input_ids": (B, n, L), ...} stand in place of query and document. Rows without scores give no
-         `teacher_scores`.
+          "rows": {"query": (B,), "document": (B, n)}, "teacher_scores": [[9.0, 4.0]]}, column 0 the positive; for a
+         ranker that joins texts the pair's {"input_ids": (B, n, L), ...} stand in place of query and document. `rows`
+         are the places of the texts in their stores. Rows without scores give no `teacher_scores`.
 
     Args:
         make_inputs: of B queries and B * n documents a ranker's inputs, see `models.RankingTokenizer`.
@@ -44,9 +47,13 @@ class RankingCollator:
             raise ValueError(
                 f"The documents per query differ within a batch ({lengths}); cut all lists to one length."
             )
-        queries = self.queries[[row["query_id"] for row in rows]]
-        documents = self.documents[[doc_id for ids in doc_ids for doc_id in ids]]
-        batch = self.make_inputs(queries, documents)
+        query_ids = [row["query_id"] for row in rows]
+        all_ids = [doc_id for ids in doc_ids for doc_id in ids]
+        batch = self.make_inputs(self.queries[query_ids], self.documents[all_ids])
+        batch["rows"] = {
+            "query": torch.from_numpy(self.queries.rows_of(query_ids)),
+            "document": torch.from_numpy(self.documents.rows_of(all_ids)).view(len(rows), n),
+        }
         if "teacher_scores" in rows[0] or "pos_score" in rows[0]:
             batch["teacher_scores"] = torch.tensor([teacher_scores_of(row) for row in rows], dtype=torch.float32)
         return batch
@@ -55,3 +62,9 @@ class RankingCollator:
 def teacher_scores_of(row: Mapping[str, Any]) -> list[float]:
     """The teacher's scores of a row's documents, positive first."""
     return row["teacher_scores"] if "teacher_scores" in row else [row["pos_score"], row["neg_score"]]
+
+
+def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A batch's inputs for the student, and the rest, see `TARGETS`."""
+    inputs = {name: value for name, value in batch.items() if name not in TARGETS}
+    return inputs, {name: value for name, value in batch.items() if name in TARGETS}

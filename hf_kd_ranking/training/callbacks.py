@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from ..data.collate import split_batch
 from ..losses import margins, spread
 
 
@@ -121,7 +122,7 @@ class MatchTeacherScale(TrainerCallback):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break
-            batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in chosen]))
-            teacher_scores = batch.pop("teacher_scores")
-            found.append(margins(model(**batch).scores, teacher_scores))
+            batch = trainer.data_collator([trainer.train_dataset[row] for row in chosen])
+            features, targets = split_batch(trainer._prepare_inputs(batch))
+            found.append(margins(model(**features).scores, targets["teacher_scores"]))
         return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..data.collate import RankingCollator
+from ..data.collate import RankingCollator, split_batch
 from ..data.samplers import ShuffledSampler
 from ..data.texts import TextStore
 from ..data.triples import has_only_margins, row_name
@@ -97,8 +97,8 @@ class RankingTrainer(Trainer):
         Args:
             num_items_in_batch: rows of all accumulated batches of this step; None for a plain batch mean.
         """
-        features = dict(inputs)
-        teacher_scores = features.pop("teacher_scores") * self.teacher_scale  # (B, n)
+        features, targets = split_batch(inputs)
+        teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
         outputs = model(**features)
         parts = self.parts_of_loss(outputs.scores, teacher_scores)
         loss = sum(parts.values())
@@ -145,8 +145,8 @@ class RankingTrainer(Trainer):
         student, teacher = [], []
         with torch.no_grad():
             for batch in self.get_eval_dataloader(rows):
-                batch = dict(self._prepare_inputs(batch))
-                scores = batch.pop("teacher_scores"), self.model(**batch).scores
+                features, targets = split_batch(self._prepare_inputs(batch))
+                scores = targets["teacher_scores"], self.model(**features).scores
                 # Gathered before the mean: batches differ in size, and the last is filled up with repeated rows.
                 gathered = self.accelerator.gather_for_metrics(scores)
                 teacher.append(gathered[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.collate import RankingCollator
+from hf_kd_ranking.data.collate import RankingCollator, split_batch
 from hf_kd_ranking.models import RankingTokenizer
 
 # Ids of the tiny tokenizer in conftest.py.
@@ -41,7 +41,8 @@ def lists(batch: dict) -> dict:
 @pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
 def test_the_docstrings_row_becomes_the_docstrings_batch(collator, row):
     batch = collator()([row])
-    assert list(batch) == ["query", "document", "teacher_scores"]
+    assert list(batch) == ["query", "document", "rows", "teacher_scores"]
+    assert lists(batch["rows"]) == {"query": [0], "document": [[0, 1]]}
     assert lists(batch["query"]) == {
         "input_ids": [[CLS, APPLE, SEP]],
         "token_type_ids": [[0, 0, 0]],
@@ -59,8 +60,9 @@ def test_the_docstrings_row_becomes_the_docstrings_batch(collator, row):
 @pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
 def test_a_ranker_that_joins_texts_gets_each_document_behind_its_query(collator, row):
     batch = collator(joins_texts=True)([row])
-    assert batch.pop("teacher_scores").tolist() == [[9.0, 4.0]]
-    assert lists(batch) == {
+    inputs, targets = split_batch(batch)
+    assert targets["teacher_scores"].tolist() == [[9.0, 4.0]]
+    assert lists(inputs) == {
         "input_ids": [[[CLS, APPLE, SEP, DOG, SEP, PAD, PAD], [CLS, APPLE, SEP, EARTH, UNK, OF, SEP]]],
         "token_type_ids": [[[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]],
         "attention_mask": [[[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]]],
@@ -101,7 +103,7 @@ def test_a_row_alone_and_in_a_batch_differ_in_padding_only(collator):
 
 def test_rows_without_scores_give_none(collator):
     batch = collator()([{"query_id": 7, "pos_id": 1, "neg_id": 2}])
-    assert list(batch) == ["query", "document"]
+    assert list(batch) == ["query", "document", "rows"]
     assert batch["document"]["input_ids"].shape[:2] == (1, 2)
 
 
@@ -153,7 +155,7 @@ def test_prefixes_stand_before_their_side(collator):
 @pytest.mark.parametrize("joins_texts", [False, True])
 def test_a_batch_equals_a_direct_call_of_the_tokenizer(collator, tokenizer, joins_texts):
     rows = [{"query_id": q, "doc_ids": d} for q, d in [(7, [4, 3]), (8, [2, 1]), (7, [1, 1])]]
-    batch = collator(joins_texts=joins_texts)(rows)
+    batch, _ = split_batch(collator(joins_texts=joins_texts)(rows))
     queries = ["apple", "bread cat", "apple"]
     documents = ["fire glass house dog earth fire", "", "Earth unheard of", "dog", "dog", "dog"]
     options = {"padding": True, "truncation": True, "return_tensors": "pt"}

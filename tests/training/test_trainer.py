@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.collate import split_batch
 from hf_kd_ranking.training.callbacks import StepStatistics
 
 TWO_MODELS = pytest.mark.parametrize("model", ["bert_cat", "bert_dot-mean-compressed"], indirect=True)
@@ -97,7 +98,8 @@ def test_several_losses_are_summed_by_their_weights_and_each_is_logged(student, 
     trainer.train()
     (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     batch = batch_of(trainer, list(trainer.train_sampler())[:8])
-    teacher_scores, losses = batch.pop("teacher_scores"), kd.losses
+    (batch, targets), losses = split_batch(batch), kd.losses
+    teacher_scores = targets["teacher_scores"]
     with torch.no_grad():
         scores = student.eval()(**batch).scores
     wanted = {"margin_mse": 2.0, "mse": 0.5, "ranknet": 1.0}
