@@ -6,7 +6,7 @@ with one side that side's vectors.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pickle import UnpicklingError
@@ -19,6 +19,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
+
+from .padding import run_by_length
 
 Side = Literal["query", "document"]
 
@@ -148,6 +150,9 @@ class RankerModel(PreTrainedModel):
     # trust_remote_code=True on machines without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
+    # Set to False where processes share the weights of a layer (FSDP, ZeRO): they wait for one another in each of its
+    # forwards, so that all must make as many.
+    groups_rows: bool = True
 
     def forward(
         self, query: Mapping[str, Tensor] | None = None, document: Mapping[str, Tensor] | None = None
@@ -191,6 +196,15 @@ class RankerModel(PreTrainedModel):
     ) -> Tensor:
         """Score vectors as `forward` returned them, stored or fresh; (B,) or (B, n) float32."""
         raise NotImplementedError
+
+    def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+        """Run layers over (N, L, ...) inputs; rows of similar length together where that may be, see `run_by_length`.
+
+        A compiled graph wants one shape, and without a mask there is no length.
+        """
+        if mask is None or not self.groups_rows or torch.compiler.is_compiling():
+            return run(**inputs)
+        return run_by_length(run, inputs, mask)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """What the ranker adds to the pretrained part; trained at `head_learning_rate` where that is set."""

@@ -5,7 +5,6 @@ State-dict names are those of the published checkpoints: `bert_model.*` and the 
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from .base import RankerConfig, RankerModel, check_fields, check_finite, check_p
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
-# Tokens that fill a device, about: below that one more row costs less than one more forward.
-GROUP_TOKENS = {"cpu": 384, "cuda": 8192}
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
 RANKER_HEADS = ("_classification_layer.", "compressor.")
 
@@ -135,52 +132,13 @@ class EncoderRanker(RankerModel):
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H).
 
-        Rows of similar length run together and without the padding that they do not need, so that hardly any is
-        computed; states behind a row's last token are zero.
+        States behind a row's last token may be zero, see `RankerModel.run_rows`.
         """
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
-        rows, width = flat["input_ids"].shape
-        check_positions(width, self.config.max_positions)
-        groups = [(None, width)]
-        if "attention_mask" in flat and may_group_rows():
-            groups = length_groups(flat["attention_mask"])
-        if len(groups) == 1:
-            _, length = groups[0]
-            states = self.bert_model(**{name: tensor[:, :length] for name, tensor in flat.items()}).last_hidden_state
-            return nn.functional.pad(states, (0, 0, 0, width - length))
-        parts = []
-        for chosen, length in groups:
-            states = self.bert_model(**{name: tensor[chosen, :length] for name, tensor in flat.items()})
-            parts.append(nn.functional.pad(states.last_hidden_state, (0, 0, 0, width - length)))
-        order = torch.cat([chosen for chosen, _ in groups])
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))
-        return torch.cat(parts)[place]
-
-
-def may_group_rows() -> bool:
-    """False where every forward must be alike: a compiled graph wants one shape, and processes that share the weights
-    of a layer (FSDP, ZeRO) wait for each other in each of its forwards, so that all must make as many."""
-    if torch.compiler.is_compiling():
-        return False
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
-
-
-def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:
-    """Group the rows of a mask, (N, L), by where their last token stands.
-
-    Returns:
-        Row indices, longest rows first, and the length of the longest row, per group.
-    """
-    ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)  # (N,)
-    ends, order = ends.clamp(min=1).sort(descending=True)
-    lengths, enough = ends.tolist(), GROUP_TOKENS.get(mask.device.type, GROUP_TOKENS["cuda"])
-    starts = [0]
-    for row, length in enumerate(lengths):
-        first = starts[-1]
-        if length < lengths[first] and (row - first) * lengths[first] >= enough:
-            starts.append(row)
-    return [(order[start:stop], lengths[start]) for start, stop in pairwise([*starts, len(lengths)])]
+        check_positions(flat["input_ids"].shape[1], self.config.max_positions)
+        return self.run_rows(
+            lambda **rows: self.bert_model(**rows).last_hidden_state, flat, flat.get("attention_mask")
+        )
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

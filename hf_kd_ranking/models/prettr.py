@@ -164,12 +164,16 @@ class PreTTR(EncoderRanker):
         layers = self.bert_model.get_submodule(LAYERS[self.config.encoder_config.model_type])[which]
         if len(layers) == 0 or states.shape[1] == 0:
             return states
-        mask = create_bidirectional_mask(
-            config=self.bert_model.config, inputs_embeds=states, attention_mask=mask.long()
-        )
-        for layer in layers:
-            states = layer(states, mask)
-        return states
+
+        def run(states: Tensor, mask: Tensor) -> Tensor:
+            mask = create_bidirectional_mask(
+                config=self.bert_model.config, inputs_embeds=states, attention_mask=mask.long()
+            )
+            for layer in layers:
+                states = layer(states, mask)
+            return states
+
+        return self.run_rows(run, {"states": states, "mask": mask}, mask)
 
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
         """Position of each document's first term, (N,); checked against the encoder's positions."""

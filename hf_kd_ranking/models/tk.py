@@ -141,12 +141,14 @@ class TK(RankerModel):
         embeddings = self.word_embeddings(ids)  # (N, L, H)
         positions = self.positional_features_q if side == "query" else self.positional_features_d
         positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
-        states = (embeddings + positions).transpose(0, 1)  # (L, N, H)
-        states = self.contextualizer(states, src_key_padding_mask=~mask).transpose(0, 1)
+        states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
         shape = inputs["input_ids"].shape
         return states.reshape(*shape, -1), mask.view(shape)
+
+    def _contextualize(self, states: Tensor, mask: Tensor) -> Tensor:
+        return self.contextualizer(states.transpose(0, 1), src_key_padding_mask=~mask).transpose(0, 1)
 
     def score_vectors(
         self,

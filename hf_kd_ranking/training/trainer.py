@@ -80,6 +80,7 @@ class RankingTrainer(Trainer):
             **kwargs,
         )
         self.eval_dataset = eval_dataset
+        model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         if self.teacher_scale is None:
