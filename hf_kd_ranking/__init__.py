@@ -32,6 +32,7 @@ _LAZY = {
     "Run": "data.formats",
     "TextStore": "data.texts",
     "TrainingJob": "training.job",
+    "cluster_queries": "training.topics",
     "evaluate_run": "evaluation.metrics",
     "expand_ids": "teachers.expand",
     "diagnose_teachers": "teachers.diagnose",

@@ -205,14 +205,22 @@ LOSSES: dict[str, Loss] = {
         *(kl_div, listnet, info_nce, lambda_loss),
     )
 }
+# Losses on the labels alone, which need no teacher.
+IGNORE_TEACHER = frozenset({"ranknet", "info_nce"})
 # Losses that read single teacher scores: a file of margins has none.
 READ_SCORES = frozenset({"mse", "mse_ranknet"})
 # Losses over lists: two documents are a pair, for which there are better ones.
 READ_LISTS = frozenset({"all_margins_mse", "kl_div", "listnet", "lambda_loss"})
 
 
+# Before a loss's name: over every document of the step's batch, (B, N), and not only over the row's own.
+IN_BATCH = "in_batch_"
+
+
 def get_losses(text: str) -> dict[str, float]:
     """Read `name`, or several with their weights, `name:weight,name:weight`: name -> weight.
+
+    A name is one of `LOSSES`, or one of them behind `in_batch_`.
 
     Raises:
         ValueError: for an unknown name, naming the nearest loss and all others; for a weight that is none.
@@ -220,10 +228,12 @@ def get_losses(text: str) -> dict[str, float]:
     losses = {}
     for part in text.split(","):
         name, _, weight = part.strip().partition(":")
-        if name not in LOSSES:
-            near = get_close_matches(name, LOSSES, n=1)
+        if name.removeprefix(IN_BATCH) not in LOSSES:
+            near = get_close_matches(name, [*LOSSES, *(IN_BATCH + known for known in LOSSES)], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
-            raise ValueError(f"Unknown loss {name!r}{hint} Choose one of {', '.join(LOSSES)}.")
+            raise ValueError(
+                f"Unknown loss {name!r}{hint} Choose one of {', '.join(LOSSES)}, or one of them behind {IN_BATCH}."
+            )
         try:
             losses[name] = float(weight or 1)
         except ValueError:
@@ -237,7 +247,7 @@ def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) ->
     """Refuse losses that need what teacher rows lack.
 
     Args:
-        losses: names.
+        losses: names; those over the batch read no teacher row.
         documents: listed per query.
         has_only_margins: True where the rows hold differences of scores.
 

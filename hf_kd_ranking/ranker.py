@@ -37,7 +37,7 @@ class Ranker:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.is_distributed = is_distributed
-        self._inputs = RankingTokenizer.from_config(tokenizer, model.config, truncation)
+        self.make_inputs = RankingTokenizer.from_config(tokenizer, model.config, truncation)
 
     @classmethod
     def from_pretrained(
@@ -73,7 +73,7 @@ class Ranker:
         """
         queries = [queries] * len(documents) if isinstance(queries, str) else queries
         return score_pairs(
-            self.model, self._inputs, queries, documents, self.batch_size, is_distributed=self.is_distributed
+            self.model, self.make_inputs, queries, documents, self.batch_size, is_distributed=self.is_distributed
         )
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
@@ -90,7 +90,9 @@ class Ranker:
         return self._encode("document", texts)
 
     def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        return encode_texts(self.model, self._inputs, side, texts, self.batch_size, is_distributed=self.is_distributed)
+        return encode_texts(
+            self.model, self.make_inputs, side, texts, self.batch_size, is_distributed=self.is_distributed
+        )
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:

@@ -261,13 +261,16 @@ def test_a_weight_that_is_none_is_refused(weight):
         get_losses(f"margin_mse,mse:{weight}")
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("margin-mse", "margin_mse"), ("rank_net", "ranknet")])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("margin-mse", "margin_mse"), ("rank_net", "ranknet"), ("inbatch_margin_mse", "in_batch_margin_mse")],
+)
 def test_an_unknown_loss_names_the_nearest_and_all_others(name, nearest):
     with pytest.raises(ValueError) as error:
         get_losses(name)
     message = str(error.value)
     assert message.startswith(f"Unknown loss {name!r}; did you mean {nearest!r}?")
-    assert message.endswith(f"Choose one of {', '.join(LOSSES)}.")
+    assert message.endswith(f"Choose one of {', '.join(LOSSES)}, or one of them behind in_batch_.")
 
 
 def test_an_unknown_loss_that_resembles_none_lists_all():

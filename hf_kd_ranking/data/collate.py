@@ -9,7 +9,7 @@ import torch
 from .texts import TextStore
 
 # What of a batch is not for the student.
-TARGETS = ("teacher_scores", "rows")
+TARGETS = ("teacher_scores", "rows", "teacher_inputs")
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class RankingCollator:
         make_inputs: of B queries and B * n documents a ranker's inputs, see `models.RankingTokenizer`.
         queries: query_id -> text.
         documents: doc_id -> text.
+        make_teacher_inputs: of the same texts the inputs of a live teacher, `teacher_inputs`; None for none.
     """
 
     make_inputs: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
     queries: TextStore
     documents: TextStore
+    make_teacher_inputs: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows.
@@ -49,7 +51,10 @@ class RankingCollator:
             )
         query_ids = [row["query_id"] for row in rows]
         all_ids = [doc_id for ids in doc_ids for doc_id in ids]
-        batch = self.make_inputs(self.queries[query_ids], self.documents[all_ids])
+        texts = self.queries[query_ids], self.documents[all_ids]
+        batch = self.make_inputs(*texts)
+        if self.make_teacher_inputs is not None:
+            batch["teacher_inputs"] = self.make_teacher_inputs(*texts)
         batch["rows"] = {
             "query": torch.from_numpy(self.queries.rows_of(query_ids)),
             "document": torch.from_numpy(self.documents.rows_of(all_ids)).view(len(rows), n),

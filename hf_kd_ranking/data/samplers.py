@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sized
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -36,3 +37,89 @@ class ShuffledSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.data)
+
+
+class TopicBalancedSampler(Sampler[int]):
+    """Batches of queries on one topic, their pairs balanced over the teacher's margins (TAS-Balanced).
+
+    Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, equations 8 and 9: for each batch a cluster of queries is
+    drawn, then queries of it, each at most once; where it has too few, the next cluster goes on. Of a query one row is
+    drawn: first a bin of the range of its margins, among those that are not empty, then a row of it. Rows are drawn
+    anew each time, so an epoch is as many batches as the rows fill, not every row once.
+
+    Consecutive `batch_size` indices are a batch; processes take turns at it, so that it is that of all processes.
+    Memory is 4 bytes a row, and 8 a bin of each query.
+
+    Args:
+        queries: (N,) each row's query, an index into `clusters`.
+        margins: (N,) each row's teacher margin.
+        clusters: (Q,) cluster of each query; not read for queries without rows.
+        batch_size: rows of a step on all processes.
+        seed: of the order; the epoch is added to it.
+        bins: of equal width, from a query's lowest margin to its highest.
+
+    Raises:
+        ValueError: if there are fewer queries than a batch has rows.
+    """
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        margins: np.ndarray,
+        clusters: np.ndarray,
+        batch_size: int,
+        seed: int,
+        bins: int = 10,
+    ) -> None:
+        used = np.flatnonzero(np.bincount(queries, minlength=len(clusters)))
+        if len(used) < batch_size or bins < 1:
+            raise ValueError(
+                f"A batch of {batch_size} rows on one topic takes each query once, and the rows have {len(used)} "
+                f"queries, {bins} bins for their margins; make the batches smaller, with at least one bin."
+            )
+        self.batch_size, self.seed, self.bins, self.epoch = batch_size, seed, bins, 0
+        code = np.empty(len(clusters), dtype=np.int64)
+        code[used] = np.arange(len(used))
+        cells = code[queries] * bins + _bins_of(code[queries], margins, len(used), bins)
+        counts = np.bincount(cells, minlength=len(used) * bins)
+        self._rows = np.argsort(cells, kind="stable").astype(np.int32)  # by query, and in it by bin
+        self._starts = (np.cumsum(counts) - counts).reshape(-1, bins)
+        self._counts = counts.reshape(-1, bins).astype(np.int32)
+        by_cluster = np.argsort(clusters[used], kind="stable")
+        self._members = np.split(by_cluster, np.flatnonzero(np.diff(clusters[used][by_cluster])) + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives; Trainer calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        for _ in range(len(self) // self.batch_size):
+            yield from self._draw_rows(rng, self._draw_queries(rng)).tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows) // self.batch_size * self.batch_size
+
+    def _draw_queries(self, rng: np.random.Generator) -> np.ndarray:
+        chosen, missing = [], self.batch_size
+        for cluster in rng.permutation(len(self._members)):
+            chosen.append(rng.permutation(self._members[cluster])[:missing])
+            missing -= len(chosen[-1])
+            if missing == 0:
+                break
+        return np.concatenate(chosen)
+
+    def _draw_rows(self, rng: np.random.Generator, queries: np.ndarray) -> np.ndarray:
+        counts = self._counts[queries]  # (B, bins)
+        drawn = (rng.random(counts.shape) * (counts > 0)).argmax(1)
+        places = rng.integers(counts[np.arange(len(queries)), drawn])
+        return self._rows[self._starts[queries, drawn] + places]
+
+
+def _bins_of(queries: np.ndarray, margins: np.ndarray, count: int, bins: int) -> np.ndarray:
+    """Bin of each row's margin within the range of its query's, 0 where a query has but one margin."""
+    lowest, highest = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(lowest, queries, margins)
+    np.maximum.at(highest, queries, margins)
+    width = np.where(highest > lowest, highest - lowest, 1.0)
+    return np.minimum((margins - lowest[queries]) / width[queries] * bins, bins - 1).astype(np.int64)

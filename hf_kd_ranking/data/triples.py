@@ -8,7 +8,7 @@ Arrow table on disk (`datasets.Dataset`): 40 million rows cost no resident memor
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -86,6 +86,22 @@ def row_name(dataset: datasets.Dataset, row: int) -> str:
     """Name a row of teacher scores as its user knows it: file and line where it came from a file."""
     source = Path(dataset.info.description)
     return f"{source} line {nth_line(source, row)}" if source.is_file() else f"row {row} of the teacher scores"
+
+
+def column_batches(
+    dataset: datasets.Dataset, names: Sequence[str], batch_size: int = 1_000_000
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
+    table = dataset.select_columns(list(names)).with_format("arrow")
+    for start in range(0, len(dataset), batch_size):
+        batch = table[start : start + batch_size]
+        columns = {name: batch[name].combine_chunks() for name in names}
+        yield {
+            name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            if pa.types.is_list(column.type)
+            else column.to_numpy(zero_copy_only=False)
+            for name, column in columns.items()
+        }
 
 
 def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:

@@ -34,7 +34,10 @@ class RankingTrainingArguments(TrainingArguments):
     # Distillation
     loss: str = field(
         default="margin_mse",
-        metadata={"help": f"One of {', '.join(LOSSES)}; or several with weights, margin_mse:1,mse:0.1."},
+        metadata={
+            "help": f"One of {', '.join(LOSSES)}, or one of them behind in_batch_; or several with weights, "
+            "margin_mse:1,in_batch_margin_mse:0.75."
+        },
     )
     teacher_scale: str = field(
         default="1",
@@ -46,6 +49,10 @@ class RankingTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Learning rate of what the ranker adds to its encoder; None is that of the encoder."},
+    )
+
+    margin_bins: int = field(
+        default=10, metadata={"help": "Bins of a query's teacher margins, for batches on one topic (query_clusters)."}
     )
 
     # Output

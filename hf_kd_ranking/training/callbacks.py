@@ -1,7 +1,8 @@
 """What is watched during training: the statistics of the log lines, and the teacher's scale."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -19,18 +20,24 @@ class StepStatistics:
 
     Logged: `pairwise_agreement`, the share of pairs that student and teacher order alike; mean and standard deviation
     of `student_margin` and `teacher_margin` (positive minus negative, the teacher's after scaling); `padding_share`,
-    the share of token positions that are padding; `tokens_per_second`, real tokens over all processes; and with
-    several losses the weighted mean of each, as `loss_NAME`.
+    the share of token positions that are padding; `tokens_per_second`, real tokens over all processes;
+    `data_wait_share`, the share of the time that this process waited for batches; and with several losses the weighted
+    mean of each, as `loss_NAME`.
     """
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
         self._names: tuple[str, ...] = ()  # of the parts of the loss
         self._started: float | None = None
+        self._waited = 0.0
 
-    def start(self) -> None:
-        """Start the clock, if it is not running."""
-        self._started = self._started or time.perf_counter()
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data; starts the clock, if it is not running."""
+        started = time.perf_counter()
+        self._started = self._started or started
+        yield
+        self._waited += time.perf_counter() - started
 
     @torch.no_grad()
     def add(
@@ -63,6 +70,7 @@ class StepStatistics:
             return {}
         seconds = time.perf_counter() - self._started
         totals = accelerator.reduce(self._sums, "sum").tolist()
+        waited, self._waited = self._waited, 0.0
         self._sums = self._started = None
         pairs, agreement, tokens, positions, *moments = totals[:8]
         statistics = {"pairwise_agreement": agreement / pairs}
@@ -71,7 +79,11 @@ class StepStatistics:
             statistics[f"{name}_margin"] = mean
             statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
         statistics |= {f"loss_{name}": total / totals[8] for name, total in zip(self._names, totals[9:], strict=True)}
-        return statistics | {"padding_share": 1 - tokens / positions, "tokens_per_second": tokens / seconds}
+        return statistics | {
+            "padding_share": 1 - tokens / positions,
+            "tokens_per_second": tokens / seconds,
+            "data_wait_share": waited / seconds,
+        }
 
 
 class MatchTeacherScale(TrainerCallback):
@@ -117,7 +129,7 @@ class MatchTeacherScale(TrainerCallback):
         # Every process reads the same rows, so that all get the same factor.
         trainer, found = self.trainer, []
         model = trainer.model_wrapped.eval()
-        rows = iter(trainer.train_sampler())
+        rows = iter(trainer.train_sampler)
         for _ in range(self.batches):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:

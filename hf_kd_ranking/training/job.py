@@ -15,8 +15,9 @@ from ..data.triples import load_teacher_scores
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..evaluation.rerank import RerankingEvaluator
 from ..models import ARCHITECTURES, RankerModel, load_ranker
-from ..ranker import load_tokenizer
+from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
+from .topics import saved_clusters
 from .trainer import RankingTrainer
 
 
@@ -42,6 +43,15 @@ class TrainingJob:
     queries: str | None = field(
         default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."}
     )
+    in_batch_teacher: str | None = field(
+        default=None, metadata={"help": "A ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."}
+    )
+    query_clusters: int | None = field(
+        default=None, metadata={"help": "Batches on one topic out of so many (TAS-Balanced); 2000 in the paper."}
+    )
+    cluster_model: str | None = field(
+        default=None, metadata={"help": "The BERT_DOT whose query vectors are clustered, for query_clusters."}
+    )
     candidates: str | None = field(default=None, metadata={"help": "Held-out queries' first stage, a TREC run."})
     qrels: str | None = field(default=None, metadata={"help": "Held-out queries' judgments, TREC qrels."})
     measures: list[str] = field(
@@ -66,6 +76,8 @@ class TrainingJob:
             raise ValueError(f"Training needs {', '.join(missing)} as well.")
         if (self.candidates is None) != (self.qrels is None):
             raise ValueError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
+        if (self.query_clusters is None) != (self.cluster_model is None):
+            raise ValueError("Batches on one topic need both --query_clusters and --cluster_model, or neither.")
 
     def load_model(self) -> RankerModel:
         """The student as it starts."""
@@ -98,6 +110,10 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     if job.candidates is not None:
         candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)
         evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
+    clusters = None
+    if job.cluster_model is not None:
+        ranker = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
+        clusters = saved_clusters(ranker, queries, rows, job.query_clusters, args, is_new=checkpoint is None)
     trainer = RankingTrainer(
         job.load_model(),
         args,
@@ -106,6 +122,8 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
         documents=documents,
         evaluator=evaluator,
         processing_class=load_tokenizer(job.model_name),
+        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher),
+        query_clusters=clusters,
     )
     before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics

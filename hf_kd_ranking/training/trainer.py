@@ -1,25 +1,29 @@
 """`RankingTrainer`: a transformers Trainer whose loss compares a student's scores with a teacher's."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..data.collate import RankingCollator, split_batch
-from ..data.samplers import ShuffledSampler
+from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..data.triples import has_only_margins, row_name
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.model_card import write_model_card
-from ..losses import LOSSES, check_data, get_losses, margins
-from ..models import RankerModel, RankingTokenizer
+from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, margins
+from ..models import RankerModel, RankingOutput, RankingTokenizer
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 from .callbacks import MatchTeacherScale, StepStatistics
+from .in_batch import check_in_batch, in_batch_scores, known_positives
+from .topics import rows_of_queries, teacher_margins
 
 
 class RankingTrainer(Trainer):
@@ -32,6 +36,10 @@ class RankingTrainer(Trainer):
         queries: query_id -> text, of all rows.
         documents: doc_id -> text, of all rows.
         eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`; None for none.
+        in_batch_teacher: a ranker that scores all pairs of a batch, for losses that begin with `in_batch_`; None for
+            none. Its scores are multiplied by `teacher_scale` as well.
+        query_clusters: cluster of each text of `queries`, see `cluster_queries`; batches are then on one topic, see
+            `TopicBalancedSampler`. None shuffles the rows.
         evaluator: re-ranks held-out queries for `eval_nDCG@10` and the like, at every evaluation; None for none.
         processing_class: the encoder's tokenizer.
         **kwargs: of `transformers.Trainer`, for example `callbacks`.
@@ -54,6 +62,8 @@ class RankingTrainer(Trainer):
         eval_dataset: datasets.Dataset | None = None,
         evaluator: RerankingEvaluator | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        in_batch_teacher: Ranker | None = None,
+        query_clusters: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
         if queries is None or documents is None or processing_class is None:
@@ -61,18 +71,21 @@ class RankingTrainer(Trainer):
         for rows in (train_dataset, eval_dataset):
             if rows is not None:
                 check_ids(rows, queries, documents)
-        self.evaluator = evaluator
+        self.evaluator, self.query_clusters = evaluator, query_clusters
         self.losses = get_losses(args.loss)
         if train_dataset is not None:
             row = train_dataset[0]
             check_data(self.losses, len(row.get("doc_ids", "pn")), has_only_margins(train_dataset))
+        check_in_batch(self.losses, model, None if in_batch_teacher is None else in_batch_teacher.model)
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
         tokenizer = RankingTokenizer.from_config(processing_class, model.config)
         super().__init__(
             model=model,
             args=args,
-            data_collator=RankingCollator(tokenizer, queries, documents),
+            data_collator=RankingCollator(
+                tokenizer, queries, documents, None if in_batch_teacher is None else in_batch_teacher.make_inputs
+            ),
             train_dataset=train_dataset,
             # Trainer refuses to evaluate without a data set; the evaluator brings its own.
             eval_dataset=eval_dataset if eval_dataset is not None or evaluator is None else train_dataset,
@@ -83,6 +96,9 @@ class RankingTrainer(Trainer):
         model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
+        self.in_batch_teacher = None
+        if in_batch_teacher is not None:
+            self.in_batch_teacher = in_batch_teacher.model.to(self.args.device).eval().requires_grad_(False)
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
 
@@ -101,7 +117,7 @@ class RankingTrainer(Trainer):
         features, targets = split_batch(inputs)
         teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
         outputs = model(**features)
-        parts = self.parts_of_loss(outputs.scores, teacher_scores)
+        parts = self.parts_of_loss(outputs.scores, teacher_scores) | self._parts_over_the_batch(outputs, targets)
         loss = sum(parts.values())
         if model.training:
             self.statistics.add(features, outputs.scores, teacher_scores, parts)
@@ -110,13 +126,38 @@ class RankingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def parts_of_loss(self, student_scores: Tensor, teacher_scores: Tensor) -> dict[str, Tensor]:
-        """Loss name -> its weighted value for (B, n) scores; the loss is their sum."""
-        return {name: weight * LOSSES[name](student_scores, teacher_scores) for name, weight in self.losses.items()}
+        """Loss name -> its weighted value for (B, n) scores of the rows' own documents."""
+        return {
+            name: weight * LOSSES[name](student_scores, teacher_scores)
+            for name, weight in self.losses.items()
+            if not name.startswith(IN_BATCH)
+        }
+
+    def _parts_over_the_batch(self, outputs: RankingOutput, targets: dict[str, Any]) -> dict[str, Tensor]:
+        losses = {name: weight for name, weight in self.losses.items() if name.startswith(IN_BATCH)}
+        if not losses:
+            return {}
+        scores = in_batch_scores(self.accelerator.unwrap_model(self.model), outputs, self.accelerator)  # (B, N)
+        is_known = known_positives(targets["rows"], self.accelerator)
+        is_known[:, 0] = False  # the row's own positive stays
+        # The teacher knows what a positive is worth; labels alone would make a negative of another positive.
+        labelled = scores.masked_fill(is_known, -torch.inf)
+        teacher_scores = torch.zeros_like(scores)
+        if self.in_batch_teacher is not None:
+            with torch.no_grad():
+                outputs = self.in_batch_teacher(**targets["teacher_inputs"])
+                teacher_scores = in_batch_scores(self.in_batch_teacher, outputs, self.accelerator)
+        parts = {}
+        for name, weight in losses.items():
+            own = name.removeprefix(IN_BATCH)
+            student_scores = labelled if own in IGNORE_TEACHER else scores
+            parts[name] = weight * LOSSES[own](student_scores, teacher_scores * self.teacher_scale)
+        return parts
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """The batches of one step, and their rows: the mean of the loss is over rows, not over batches."""
-        self.statistics.start()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.statistics.waiting():
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, sum(len(batch["teacher_scores"]) for batch in batches)
 
     def evaluate(
@@ -156,16 +197,28 @@ class RankingTrainer(Trainer):
         student_margins, teacher_margins = margins(student, teacher)
         metrics = {"pairwise_agreement": ((student_margins > 0) == (teacher_margins > 0)).float().mean().item()}
         if self.teacher_scale is not None:  # not matched yet, so there is no loss yet
-            metrics["loss"] = sum(self.parts_of_loss(student, teacher * self.teacher_scale).values()).item()
+            parts = self.parts_of_loss(student, teacher * self.teacher_scale)
+            metrics |= {"loss": sum(parts.values()).item()} if parts else {}
         return metrics
 
-    def train_sampler(self) -> ShuffledSampler:
+    @cached_property
+    def train_sampler(self) -> ShuffledSampler | TopicBalancedSampler:
         """The order of the training rows, seeded by `data_seed`, else `seed`."""
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ShuffledSampler(self.train_dataset, seed)
+        args, rows = self.args, self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        if self.query_clusters is None:
+            return ShuffledSampler(rows, seed)
+        return TopicBalancedSampler(
+            rows_of_queries(rows, self.data_collator.queries),
+            teacher_margins(rows),
+            self.query_clusters,
+            args.train_batch_size * args.world_size,
+            seed,
+            args.margin_bins,
+        )
 
-    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> ShuffledSampler:
-        return self.train_sampler()
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int]:
+        return self.train_sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The parent's optimizer, with the ranker's own layers at `head_learning_rate`."""

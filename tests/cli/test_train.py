@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
@@ -46,6 +47,29 @@ def test_a_job_leaves_a_loadable_ranker_with_card_and_results(monkeypatch, capsy
     ranker = kd.Ranker.from_pretrained(folder)
     assert type(ranker.model) is kd.BertDot and ranker.model.config.max_document_length == 16
     assert "RR@10" in (folder / "README.md").read_text()
+
+
+def test_a_live_teacher_and_batches_on_one_topic_and_a_resumed_run_keeps_its_clusters(
+    monkeypatch, options, encoder, tokenizer, tmp_path
+):
+    for name, model in (("colbert", kd.ColBERT), ("dot", kd.BertDot)):
+        ranker = kd.Ranker(model.from_encoder(encoder, max_query_length=8, max_document_length=16), tokenizer)
+        ranker.save_pretrained(tmp_path / name)
+    options |= {
+        "--loss": "margin_mse:1,in_batch_margin_mse:0.75",
+        "--in_batch_teacher": str(tmp_path / "colbert"),
+        "--query_clusters": "3",
+        "--cluster_model": str(tmp_path / "dot"),
+        "--save_steps": "1",
+    }
+    assert run(monkeypatch, options) == 0
+    saved = Path(options["--output_dir"]) / "query_clusters.npy"
+    clusters, written = np.load(saved), saved.stat().st_mtime_ns
+    assert set(clusters) == {-1, 0, 1, 2}
+    assert run(monkeypatch, options | {"--max_steps": "3", "--resume_from_checkpoint": "true"}) == 0
+    assert saved.stat().st_mtime_ns == written
+    assert run(monkeypatch, options, "--overwrite") == 0
+    assert saved.stat().st_mtime_ns > written
 
 
 def test_an_option_file_is_read(monkeypatch, options, tmp_path):

@@ -97,7 +97,7 @@ def test_several_losses_are_summed_by_their_weights_and_each_is_logged(student, 
     trainer = make_trainer(student, loss="margin_mse:2,mse:0.5,ranknet", max_steps=1, learning_rate=0.0)
     trainer.train()
     (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-    batch = batch_of(trainer, list(trainer.train_sampler())[:8])
+    batch = batch_of(trainer, list(trainer.train_sampler)[:8])
     (batch, targets), losses = split_batch(batch), kd.losses
     teacher_scores = targets["teacher_scores"]
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
 
 def test_match_is_the_ratio_of_spreads_on_the_first_batches_before_training(model, make_trainer):
     trainer = make_trainer(model, teacher_scale="match", per_device_train_batch_size=4, max_steps=2)  # dropout is on
-    student_margins, teacher_margins = margins_of(trainer, list(trainer.train_sampler())[: 8 * 4])
+    student_margins, teacher_margins = margins_of(trainer, list(trainer.train_sampler)[: 8 * 4])
     student_spread, teacher_spread = (math.sqrt((m**2).mean()) for m in (student_margins, teacher_margins))
     trainer.train()
     assert trainer.teacher_scale == pytest.approx(student_spread / teacher_spread, rel=1e-4)
@@ -198,7 +198,7 @@ def test_logged_statistics_are_those_of_the_steps_since_the_last_line(student, m
     trainer = make_trainer(
         student, max_steps=4, logging_steps=2, per_device_train_batch_size=4, learning_rate=0.0, teacher_scale="0.5"
     )
-    order = list(trainer.train_sampler())
+    order = list(trainer.train_sampler)
     trainer.train()
     for line, chosen in enumerate((order[:8], order[8:16])):
         student_margins, teacher_margins = margins_of(trainer, chosen)
@@ -219,14 +219,17 @@ def masks_of(batch: dict) -> list[Tensor]:
     return [side["attention_mask"] for side in (batch.get("query", batch), batch.get("document")) if side]
 
 
-def test_tokens_per_second_counts_real_tokens_since_the_last_line(monkeypatch):
-    statistics, clock = StepStatistics(), iter([100.0, 104.0, 110.0, 111.0])
+def test_tokens_per_second_and_wait_share_are_of_the_time_since_the_last_line(monkeypatch):
+    # Batches came at 101 and 110; log lines at 104 and 112; the second clock starts at 108.
+    statistics, clock = StepStatistics(), iter([100.0, 101.0, 104.0, 108.0, 110.0, 112.0])
     monkeypatch.setattr("hf_kd_ranking.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     features = {"attention_mask": torch.tensor([[[1, 1, 1], [1, 1, 0]]])}
-    for wanted in (5 / 4, 5 / 1):
-        statistics.start()
+    for tokens_per_second, data_wait_share in ((5 / 4, 1 / 4), (5 / 4, 2 / 4)):
+        with statistics.waiting():
+            pass
         statistics.add(features, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-        assert statistics.pop(Accelerator(cpu=True))["tokens_per_second"] == wanted
+        logged = statistics.pop(Accelerator(cpu=True))
+        assert (logged["tokens_per_second"], logged["data_wait_share"]) == (tokens_per_second, data_wait_share)
 
 
 def test_eval_loss_is_that_of_all_rows_though_the_last_batch_is_smaller(student, make_trainer):

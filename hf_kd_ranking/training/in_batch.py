@@ -1,0 +1,99 @@
+"""Losses over every document of a step's batch: the other queries' documents are negatives too.
+
+Dual supervision (Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, section 3.2): teacher rows supervise each
+query's own documents, a live teacher that encodes the sides apart (ColBERT) scores each query with all others. The
+documents are encoded once, by the one forward; with several processes those of all are taken, with their gradients.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from ..losses import IGNORE_TEACHER, IN_BATCH
+from ..models import RankerModel, RankingOutput
+
+
+def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerModel | None) -> None:
+    """Refuse losses over the batch that student or teacher cannot give.
+
+    Raises:
+        ValueError: if one of them cannot score a stored document for another query, or the teacher is missing, or it
+            has nothing to do.
+    """
+    names = [name for name in losses if name.startswith(IN_BATCH)]
+    reading = [name for name in names if name.removeprefix(IN_BATCH) not in IGNORE_TEACHER]
+    if reading and teacher is None:
+        raise ValueError(
+            f"{reading[0]} needs a live teacher, since no file has scores for all pairs of a batch: give "
+            "in_batch_teacher, a ranker such as a trained ColBERT."
+        )
+    if teacher is not None and not reading:
+        raise ValueError(f"in_batch_teacher is read by losses over the batch alone, and there is none in {[*losses]}.")
+    for who, ranker in (("The student", model), ("in_batch_teacher", teacher)):
+        if names and ranker is not None and not encodes_apart(ranker):
+            raise ValueError(
+                f"{who}, a {ranker.config.model_type}, reads each document with its query, so all pairs of a batch "
+                f"would be forwards; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
+                "document_position_offset."
+            )
+
+
+def encodes_apart(model: RankerModel) -> bool:
+    """Say whether a document's vectors serve every query."""
+    return not model.config.joins_texts and model.config.encodes_documents_alone
+
+
+def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
+    """Score each query with all documents of the step, from the vectors of a forward.
+
+    Args:
+        model: not wrapped.
+        output: of B queries with n documents each.
+
+    Returns:
+        (B, N), N = B * n * processes; a query's own documents come first, its positive in column 0.
+    """
+    queries, mask = output.query_vectors, output.document_mask
+    # In float32 before it is repeated: a view costs nothing, a cast of one would copy it B times.
+    documents = gather_rows(output.document_vectors.float(), accelerator).flatten(0, 1)  # (N, ...)
+    documents = documents.expand(len(queries), *documents.shape)
+    if mask is not None:
+        mask = gather_rows(mask, accelerator).flatten(0, 1).bool()
+        mask = mask.expand(len(queries), *mask.shape)
+    scores = model.score_vectors(queries, documents, output.query_mask, mask)
+    return _own_first(scores, output.document_vectors.shape[1], accelerator)
+
+
+def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
+    """Where a document of the step is a positive of the query in one of its rows.
+
+    Args:
+        rows: `query` (B,) and `document` (B, n), places in the stores.
+
+    Returns:
+        (B, N) bool, columns as `in_batch_scores` has them.
+    """
+    queries, documents = (gather_rows(rows[side], accelerator) for side in ("query", "document"))
+    is_same_query = rows["query"].unsqueeze(1) == queries  # (B, M)
+    is_positive = documents[:, :1] == documents.flatten()  # (M, N)
+    known = (is_same_query.float() @ is_positive.float()) > 0
+    return _own_first(known, documents.shape[1], accelerator)
+
+
+def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+    """Rows of all processes, (B, n, ...) to (B * processes, n, ...), with their gradients; terms are padded."""
+    if accelerator.num_processes == 1:
+        return tensor
+    if tensor.dim() > 2:
+        tensor = accelerator.pad_across_processes(tensor, dim=2)
+    return torch.cat(all_gather(tensor.contiguous()))
+
+
+def _own_first(columns: Tensor, n: int, accelerator: Accelerator) -> Tensor:
+    rows, width = columns.shape
+    first = (torch.arange(rows, device=columns.device) + rows * accelerator.process_index) * n
+    order = (first.unsqueeze(1) + torch.arange(width, device=columns.device)) % width
+    return columns.gather(1, order)

@@ -1,0 +1,120 @@
+"""Losses over the batch: by hand, against a loop over single pairs, and what cannot have them."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.losses import LOSSES
+
+APART = pytest.mark.parametrize(
+    "model", ["bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "tk"], indirect=True
+)
+BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+CHOSEN = [0, 1, 2, 3]
+
+
+@pytest.fixture
+def teacher(encoder, tokenizer) -> kd.Ranker:
+    """A ColBERT with other weights than the students'."""
+    torch.manual_seed(7)
+    model = kd.ColBERT.from_encoder(encoder, max_query_length=8, max_document_length=16, compression_dim=4)
+    return kd.Ranker(model, tokenizer)
+
+
+def all_scores(ranker: kd.Ranker, trainer: kd.RankingTrainer, chosen: list[int]) -> Tensor:
+    """Each query with all documents of the rows, pair by pair; own documents first."""
+    rows = [trainer.train_dataset[i] for i in chosen]
+    texts = trainer.data_collator
+    documents = texts.documents[[row[name] for row in rows for name in ("pos_id", "neg_id")]]
+    scores = []
+    for place, row in enumerate(rows):
+        own_first = documents[2 * place :] + documents[: 2 * place]
+        scores.append(torch.from_numpy(ranker.score(texts.queries[row["query_id"]], own_first)))
+    return torch.stack(scores)
+
+
+def loss_of(trainer: kd.RankingTrainer, chosen: list[int]) -> Tensor:
+    return trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in chosen]))
+
+
+@APART
+@pytest.mark.parametrize("name", ["margin_mse", "kl_div", "mse"])
+def test_the_loss_is_that_of_all_pairs_scored_one_by_one(model, teacher, make_trainer, tokenizer, name):
+    loss = f"margin_mse:1,in_batch_{name}:0.75"
+    trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss=loss, teacher_scale="0.5")
+    student_scores = all_scores(kd.Ranker(model, tokenizer), trainer, CHOSEN)
+    teacher_scores = all_scores(teacher, trainer, CHOSEN)
+    rows = [trainer.train_dataset[i] for i in CHOSEN]
+    own = torch.tensor([[row["pos_score"], row["neg_score"]] for row in rows])
+    wanted = LOSSES["margin_mse"](student_scores[:, :2], 0.5 * own)
+    wanted += 0.75 * LOSSES[name](student_scores, 0.5 * teacher_scores)
+    assert loss_of(trainer, CHOSEN).item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@APART
+def test_info_nce_over_the_batch_leaves_out_other_positives_of_the_query(model, make_trainer, tokenizer, tmp_path):
+    # Rows 0 and 1 are of one query, whose positives 1 and 2 stand in columns 0 and 2; column 5 is document 1 again.
+    (tmp_path / "rows.tsv").write_text("1\t0\t100\t1\t8\n1\t0\t100\t2\t9\n1\t0\t101\t3\t1\n")
+    rows, columns = kd.load_teacher_scores(tmp_path / "rows.tsv"), [[0, 1, 3, 4], [2, 3, 4, 1], [4, 5, 0, 1, 2, 3]]
+    trainer = make_trainer(model, {"train_dataset": rows}, loss="in_batch_info_nce")
+    ranker, texts, losses = kd.Ranker(model, tokenizer), trainer.data_collator, []
+    documents = texts.documents[[1, 8, 2, 9, 3, 1]]
+    for row, chosen in zip(rows, columns, strict=True):
+        scores = torch.from_numpy(ranker.score(texts.queries[row["query_id"]], [documents[i] for i in chosen]))
+        losses.append(-scores.log_softmax(0)[0])
+    assert loss_of(trainer, [0, 1, 2]).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
+@BERT_DOT
+def test_losses_over_the_batch_train_and_are_logged_and_the_teacher_stays(teacher, make_trainer, model):
+    before = copy.deepcopy(teacher.model.state_dict())
+    trainer = make_trainer(
+        model,
+        {"in_batch_teacher": teacher},
+        loss="margin_mse:1,in_batch_margin_mse:0.75",
+        num_train_epochs=6,
+    )
+    trainer.train()
+    losses = [entry["loss_in_batch_margin_mse"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert all(torch.equal(before[name], value) for name, value in teacher.model.state_dict().items())
+
+
+@BERT_DOT
+def test_gradients_reach_documents_through_other_queries(model, make_trainer, teacher):
+    trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_mse")
+    outputs = {}
+    trainer.model.register_forward_hook(lambda _, __, output: outputs.update(output=output))
+    loss = loss_of(trainer, CHOSEN)
+    vectors = outputs["output"].document_vectors
+    (gradient,) = torch.autograd.grad(loss, vectors)
+    scores, wanted = outputs["output"].query_vectors @ vectors.flatten(0, 1).T, all_scores(teacher, trainer, CHOSEN)
+    wanted = torch.stack([wanted[i].roll(2 * i) for i in range(4)])
+    by_hand = 2 * (scores - wanted).T @ outputs["output"].query_vectors / scores.numel()
+    torch.testing.assert_close(gradient.flatten(0, 1), by_hand, rtol=1e-3, atol=1e-3 * by_hand.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "with_teacher", "message"),
+    [
+        ("bert_dot", "in_batch_margin_mse", False, "in_batch_margin_mse needs a live teacher"),
+        ("bert_dot", "margin_mse,in_batch_info_nce", True, "read by losses over the batch alone, and there is none"),
+        ("bert_cat", "in_batch_info_nce", False, "The student, a BERT_Cat, reads each document with its query"),
+        ("prettr-query_length", "in_batch_info_nce", False, "The student, a PreTTR, reads each document"),
+    ],
+    indirect=["model"],
+)
+def test_what_cannot_have_a_loss_over_the_batch_is_refused(model, make_trainer, teacher, loss, with_teacher, message):
+    parts = {"in_batch_teacher": teacher} if with_teacher else {}
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, parts, loss=loss)
+
+
+@BERT_DOT
+def test_a_teacher_that_joins_texts_is_refused(model, encoder, make_trainer, tokenizer):
+    teacher = kd.Ranker(kd.BertCat.from_encoder(encoder, max_query_length=8, max_document_length=16), tokenizer)
+    with pytest.raises(ValueError, match="in_batch_teacher, a BERT_Cat, reads each document with its query"):
+        make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_margin_mse")
