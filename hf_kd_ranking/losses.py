@@ -211,6 +211,8 @@ IGNORE_TEACHER = frozenset({"ranknet", "info_nce"})
 READ_SCORES = frozenset({"mse", "mse_ranknet"})
 # Losses over lists: two documents are a pair, for which there are better ones.
 READ_LISTS = frozenset({"all_margins_mse", "kl_div", "listnet", "lambda_loss"})
+# Losses that read grades, which may well lie between 0 and 1.
+READ_GRADES = frozenset({"lambda_loss"})
 
 
 # Before a loss's name: over every document of the step's batch, (B, N), and not only over the row's own.

@@ -261,21 +261,3 @@ def test_best_checkpoint_by_ndcg_is_loaded_at_the_end(student, make_trainer, tmp
     weights = trainer.model.state_dict()
     assert all(torch.equal(weights[name], best[name]) for name in best)
     assert not all(torch.equal(best[name], last[name]) for name in best)
-
-
-@pytest.mark.parametrize(
-    ("column", "wrong", "message"),
-    [
-        (2, "7", r"query_id '7' is not among the 16 texts of .*queries\.tsv \(2 of 64 ids"),
-        (4, "40", r"neg_id '40' is not among the 40 texts of .*collection\.tsv \(2 of 64 ids"),
-    ],
-)
-def test_an_id_without_a_text_names_file_line_and_counts(model, make_trainer, toy, tmp_path, column, wrong, message):
-    lines = [line.split("\t") for line in (toy / "scores.tsv").read_text().splitlines()]
-    lines[4][column] = lines[9][column] = wrong
-    path = tmp_path / "bad.tsv"
-    path.write_text("\n" + "".join("\t".join(line) + "\n" for line in lines))  # a blank line counts as a line
-    bad = kd.load_teacher_scores(path)
-    for parts in ({"train_dataset": bad}, {"eval_dataset": bad}):
-        with pytest.raises(KeyError, match=rf"bad\.tsv line 6: {message}"):
-            make_trainer(model, parts)
