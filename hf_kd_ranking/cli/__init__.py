@@ -21,7 +21,7 @@ app.command("train", context_settings=train.CONTEXT, add_help_option=False)(trai
 
 @contextmanager
 def exit_on_bad_input() -> Iterator[None]:
-    """Turn bad input into one line on standard error and exit status 2.
+    """Turn bad input into one line on standard error and exit status 2, what stops a training into one and status 1.
 
     HF_KD_RANKING_TRACEBACK=1 keeps the traceback.
     """
@@ -33,6 +33,11 @@ def exit_on_bad_input() -> Iterator[None]:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"error: {' '.join(str(message).split())}", err=True)
         sys.exit(2)
+    except (FloatingPointError, OSError) as error:
+        if os.environ.get("HF_KD_RANKING_TRACEBACK") == "1":
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(130)

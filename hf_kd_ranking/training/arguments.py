@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..losses import LOSSES, get_losses
+from .checkpoints import last_complete
 
 MATCH = "match"
 
@@ -86,8 +86,8 @@ class RankingTrainingArguments(TrainingArguments):
     def checkpoint_to_resume(self) -> str | None:
         """Look at the output folder before any work: the checkpoint to go on from, None for a fresh start.
 
-        `--resume_from_checkpoint true` takes the last checkpoint of the folder, and starts afresh where there is none
-        yet; with `--overwrite` earlier checkpoints are removed.
+        `--resume_from_checkpoint true` takes the last complete checkpoint of the folder, and starts afresh where there
+        is none yet; with `--overwrite` earlier checkpoints are removed.
 
         Raises:
             FileExistsError: if the folder holds something and neither is asked for.
@@ -96,7 +96,7 @@ class RankingTrainingArguments(TrainingArguments):
         folder = Path(self.output_dir)
         wanted = str(self.resume_from_checkpoint or "")  # Python callers may pass a bool
         if wanted.lower() == "true":
-            return get_last_checkpoint(folder) if folder.is_dir() else None
+            return last_complete(folder)
         if wanted.lower() not in ("", "false"):
             if not (Path(wanted) / "trainer_state.json").is_file():
                 raise FileNotFoundError(f"{wanted} is no checkpoint: no trainer_state.json in it.")

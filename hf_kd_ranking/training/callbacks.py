@@ -1,5 +1,7 @@
 """What is watched during training: the statistics of the log lines, and the teacher's scale."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,3 +140,51 @@ class MatchTeacherScale(TrainerCallback):
             features, targets = split_batch(trainer._prepare_inputs(batch))
             found.append(margins(model(**features).scores, targets["teacher_scores"]))
         return found
+
+
+class LogWithCheckpoints(TrainerCallback):
+    """Write a log line with every checkpoint: what was summed up since the last line is in none."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log where a checkpoint will be saved."""
+        control.should_log = control.should_log or control.should_save
+
+    on_epoch_end = on_step_end
+
+
+class StopOnTermination(TrainerCallback):
+    """On SIGTERM, which clusters send before they take a machine away: finish the step, save a checkpoint, stop.
+
+    Processes agree on the step, since each gets its signal at a moment of its own.
+
+    Args:
+        accelerator: of the trainer.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.is_asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signal for the length of a block; only the main thread can, others leave it alone."""
+        self.is_asked = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _ask(self, *_: Any) -> None:
+        self.is_asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, if any process was asked to."""
+        if self.accelerator.num_processes > 1:
+            asked = torch.tensor(int(self.is_asked), device=self.accelerator.device)
+            self.is_asked = bool(self.accelerator.reduce(asked, "sum"))
+        if self.is_asked:
+            control.should_save = control.should_training_stop = True

@@ -99,6 +99,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
 
     Raises:
         ValueError, KeyError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
+        SystemExit: after SIGTERM, with a checkpoint saved and nothing else.
     """
     job.check()
     checkpoint = args.checkpoint_to_resume()
@@ -127,6 +128,11 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     )
     before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    if trainer.termination.is_asked:
+        raise SystemExit(
+            f"Stopped by SIGTERM at step {trainer.state.global_step:,} with a checkpoint in {args.output_dir}; the "
+            "same command with --resume_from_checkpoint true goes on."
+        )
     results = {
         "first_stage": evaluator.first_stage() if evaluator is not None else {},
         "before": before,

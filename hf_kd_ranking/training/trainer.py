@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..data.collate import RankingCollator, split_batch
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
@@ -19,9 +21,11 @@ from ..evaluation.rerank import RerankingEvaluator
 from ..hub.model_card import write_model_card
 from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, margins
 from ..models import RankerModel, RankingOutput, RankingTokenizer
+from ..models.base import check_finite
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
-from .callbacks import MatchTeacherScale, StepStatistics
+from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination
+from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
 from .checks import check_data_sets
 from .in_batch import check_in_batch, in_batch_scores, known_positives
 from .topics import rows_of_queries, teacher_margins
@@ -99,6 +103,68 @@ class RankingTrainer(Trainer):
             self.in_batch_teacher = in_batch_teacher.model.to(self.args.device).eval().requires_grad_(False)
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
+        self.termination = StopOnTermination(self.accelerator)
+        self.add_callback(self.termination)
+        self.add_callback(LogWithCheckpoints())  # behind all that may ask for a checkpoint
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train; a resumed run ends bit by bit where an uninterrupted one does.
+
+        After SIGTERM the step is finished, a checkpoint saved, and training ends; `termination.is_asked` tells.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the last complete one of the output folder.
+
+        Raises:
+            ValueError: if the checkpoint is of another model or other data.
+            FloatingPointError: if a loss is not finite; names the step and its rows.
+            OSError: if a checkpoint cannot be written; the ones before it stay.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete(Path(self.args.output_dir))
+        if resume_from_checkpoint:
+            check_run(resume_from_checkpoint, self._run())
+        with self.termination.listening():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run(self) -> dict[str, Any]:
+        args = self.args
+        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+        order = {name: getattr(args, name) for name in names}
+        return describe_run(self.model.config.to_dict(), self.train_dataset, **order)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The parent's, all or nothing; older ones are removed when this one is complete."""
+        check_finite(self.model, f"step {self.state.global_step}")
+        folder = Path(self._get_output_dir(trial=trial))
+        checkpoint, limit = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            with written_whole(checkpoint, self.args.should_save):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes its random state
+                if self.args.should_save:
+                    mark_complete(checkpoint, self._run())
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: int | None = None) -> Tensor:
+        """The parent's step, stopped before the weights change where the loss is not a number."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not loss.isfinite():
+            rows, texts = inputs["rows"], self.data_collator
+            queries = texts.queries.ids_of(rows["query"].cpu().numpy())
+            documents = texts.documents.ids_of(rows["document"].flatten().cpu().numpy())
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}. Its batch: {len(queries)} queries "
+                f"({', '.join(queries[:3])} ...) and {len(documents)} documents ({', '.join(documents[:3])} ...). "
+                "The last checkpoint has the weights before it. Try a lower learning_rate, bf16 in place of fp16, and "
+                "look at the teacher's scores (`teacher diagnose`)."
+            )
+        return loss
 
     def compute_loss(
         self,
