@@ -157,12 +157,12 @@ class RankingTrainer(Trainer):
         if not loss.isfinite():
             rows, texts = inputs["rows"], self.data_collator
             queries = texts.queries.ids_of(rows["query"].cpu().numpy())
-            documents = texts.documents.ids_of(rows["document"].flatten().cpu().numpy())
+            documents = [texts.documents.ids_of(row) for row in rows["document"].cpu().numpy()]
+            ids = "; ".join(f"{query}: {', '.join(own)}" for query, own in zip(queries, documents, strict=True))
             raise FloatingPointError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}. Its batch: {len(queries)} queries "
-                f"({', '.join(queries[:3])} ...) and {len(documents)} documents ({', '.join(documents[:3])} ...). "
-                "The last checkpoint has the weights before it. Try a lower learning_rate, bf16 in place of fp16, and "
-                "look at the teacher's scores (`teacher diagnose`)."
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}; the weights were not changed by it. "
+                "Try a lower learning_rate, bf16 in place of fp16, and look at the teacher's scores (`teacher "
+                f"diagnose`). Its batch has the queries and documents {ids}."
             )
         return loss
 

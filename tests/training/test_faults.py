@@ -1,0 +1,176 @@
+"""What goes wrong while training runs: losses that are no numbers, full disks, SIGTERM, checkpoints of other runs."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete
+
+pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+
+
+class At(TrainerCallback):
+    """Do something at the end of a step."""
+
+    def __init__(self, step: int, action) -> None:
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            self.action()
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+# ---- Losses that are no numbers -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(model, make_trainer, tmp_path):
+    # Scores beyond float32's square root: the square of a margin overflows.
+    rows = [f"{3e38 if i == 40 else 1}\t0\t{100 + i % 12}\t{i % 40}\t{(i + 7) % 40}\n" for i in range(64)]
+    (tmp_path / "rows.tsv").write_text("".join(rows))
+    parts = {"train_dataset": kd.load_teacher_scores(tmp_path / "rows.tsv")}
+    trainer = make_trainer(model, parts, per_device_train_batch_size=4, save_strategy="steps", save_steps=1)
+    step = list(trainer.train_sampler).index(40) // 4 + 1
+    with pytest.raises(FloatingPointError, match=rf"The loss of step {step} is inf; .* documents .*104: 0, 7"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert last_complete(tmp_path / "out") == (str(tmp_path / "out" / f"checkpoint-{step - 1}") if step > 1 else None)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(model, make_trainer, tmp_path):
+    def spoil() -> None:
+        model.bert_model.embeddings.word_embeddings.weight.data[3, 3] = torch.nan
+
+    trainer = make_trainer(model, {"callbacks": [At(3, spoil)]}, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=r"step 3: the weights of .*word_embeddings.weight are not finite"):
+        trainer.train()
+    assert checkpoints(tmp_path / "out") == ["checkpoint-1", "checkpoint-2"]
+
+
+# ---- Full disks and half checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [100, 20_000, 60_000], ids=["config", "weights", "optimizer"])
+def test_a_full_disk_leaves_the_last_checkpoint_loadable(model, make_trainer, tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)  # files cannot grow beyond it, as on a full disk
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+
+    settings = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    trainer = make_trainer(model, {"callbacks": [At(3, fill)]}, **settings)
+    try:
+        with pytest.raises(
+            OSError, match=r"checkpoint-4 could not be written .* last complete one is .*checkpoint-2\. "
+        ):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
+    assert trainer.args.save_total_limit == 1
+    resumed = make_trainer(model, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 24
+
+
+def test_a_half_written_checkpoint_is_passed_over(model, make_trainer, tmp_path):
+    make_trainer(model, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2).train()
+    folder = tmp_path / "out"
+    assert checkpoints(folder) == ["checkpoint-3", "checkpoint-4"]
+    (folder / "checkpoint-4" / RUN_FILE).unlink()  # written last
+    (folder / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    args = kd.RankingTrainingArguments(str(folder), resume_from_checkpoint="true", use_cpu=True)
+    assert args.checkpoint_to_resume() == last_complete(folder) == str(folder / "checkpoint-3")
+    shutil.rmtree(folder / "checkpoint-3")
+    assert args.checkpoint_to_resume() is None
+    assert last_complete(tmp_path / "nowhere") is None
+
+
+# ---- Other runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(model, make_trainer, encoder, toy, tmp_path):
+    make_trainer(model, max_steps=1, save_strategy="steps", save_steps=1).train()
+    rows = kd.load_teacher_scores(toy / "scores.tsv")
+    lines = (toy / "scores.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "other.tsv").write_text("".join([f"7{lines[0]}", *lines[1:]]))
+    other_rows = kd.load_teacher_scores(tmp_path / "other.tsv")
+    compressed = kd.BertDot.from_encoder(encoder, max_query_length=8, max_document_length=16, compression_dim=4)
+    colbert = kd.ColBERT.from_encoder(encoder, max_query_length=8, max_document_length=16)
+    for trainer, message in (
+        (make_trainer(compressed), r"config: compression_dim is None there and 4 here"),
+        (make_trainer(colbert), r"config: .*model_type is 'BERT_Dot' there and 'ColBERT' here"),
+        (make_trainer(model, {"train_dataset": rows.select(range(60))}), r"data: .*rows is 64 there and 60 here"),
+        (make_trainer(model, {"train_dataset": other_rows}), r"data: content is '\w+' there and '\w+' here"),
+    ):
+        with pytest.raises(ValueError, match=rf"checkpoint-1 is of another run \(.*{message}"):
+            trainer.train(resume_from_checkpoint=True)
+
+
+def test_another_order_of_rows_is_a_warning_and_nothing_else_differs(model, make_trainer, tmp_path):
+    make_trainer(model, max_steps=1, save_strategy="steps", save_steps=1).train()
+    with pytest.warns(UserWarning, match=r"another order \(seed is 42 there and 7 here\)"):
+        make_trainer(model, max_steps=2, seed=7, learning_rate=1e-5).train(resume_from_checkpoint=True)
+    (tmp_path / "out" / "checkpoint-1" / RUN_FILE).unlink()
+    with pytest.warns(UserWarning, match="does not say of which run it is"):
+        make_trainer(model, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+
+
+# ---- SIGTERM --------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_finishes_the_step_saves_and_stops(model, make_trainer, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(model, {"callbacks": [At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))]})
+    trainer.train()
+    assert trainer.termination.is_asked
+    assert 5 <= trainer.state.global_step <= 6
+    assert last_complete(tmp_path / "out").endswith(f"checkpoint-{trainer.state.global_step}")
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = make_trainer(model)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.termination.is_asked, resumed.state.global_step) == (False, 24)
+
+
+def test_a_job_that_gets_sigterm_says_how_to_go_on_and_claims_no_results(model, toy, encoder, tmp_path, monkeypatch):
+    files = {"teacher_scores": "scores.tsv", "collection": "collection.tsv", "queries": "queries.tsv"}
+    job = kd.TrainingJob(str(encoder), "bert_dot", max_query_length=8, max_document_length=16)
+    for name, file in files.items():
+        setattr(job, name, str(toy / file))
+    settings = {"use_cpu": True, "disable_tqdm": True, "resume_from_checkpoint": "true", "num_train_epochs": 1}
+    args = kd.RankingTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, **settings)
+    compute_loss, calls = kd.RankingTrainer.compute_loss, []
+
+    def terminate(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *arguments, **named)
+
+    monkeypatch.setattr(kd.RankingTrainer, "compute_loss", terminate)
+    with pytest.raises(SystemExit, match=r"Stopped by SIGTERM at step 3 .* --resume_from_checkpoint true goes on"):
+        kd.train_ranker(job, args)
+    assert not (tmp_path / "out" / "results.json").exists()
+    kd.train_ranker(job, args)
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 16
+    assert len(calls) == 16
+
+
+def test_training_outside_the_main_thread_leaves_signals_alone(model, make_trainer):
+    trainer = make_trainer(model, max_steps=1)
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.state.global_step == 1
