@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import TrainOutput
 
 from ..data.collate import RankingCollator, split_batch
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
@@ -20,6 +22,7 @@ from ..hub.model_card import write_model_card
 from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, margins
 from ..models import RankerModel, RankingOutput, RankingTokenizer
 from ..ranker import Ranker
+from .adapters import merge_adapters, with_adapters
 from .arguments import RankingTrainingArguments
 from .callbacks import MatchTeacherScale, StepStatistics
 from .checks import check_data_sets
@@ -79,7 +82,7 @@ class RankingTrainer(Trainer):
         self.statistics = StepStatistics()
         tokenizer = RankingTokenizer.from_config(processing_class, model.config)
         super().__init__(
-            model=model,
+            model=with_adapters(model, args),
             args=args,
             data_collator=RankingCollator(
                 tokenizer, queries, documents, None if in_batch_teacher is None else in_batch_teacher.make_inputs
@@ -99,6 +102,14 @@ class RankingTrainer(Trainer):
             self.in_batch_teacher = in_batch_teacher.model.to(self.args.device).eval().requires_grad_(False)
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; adapters are then saved in `adapter` of the output folder and merged, so that a ranker remains."""
+        output = super().train(*args, **kwargs)
+        if self.args.lora_r is not None:
+            folder = Path(self.args.output_dir) / "adapter" if self.args.should_save else None
+            self.model = self.model_wrapped = merge_adapters(self.accelerator.unwrap_model(self.model), folder)
+        return output
 
     def compute_loss(
         self,
