@@ -12,15 +12,17 @@
         --max_steps 150000 --fp16 --dataloader_num_workers 4 --output_dir bert_dot-T2
         the paper's recipe on MS MARCO; defaults are the paper's settings (Adam, 7e-6, batches of 32).
 
+    accelerate launch examples/train.py --config examples/recipes/pairwise.yaml --max_steps 1000
+        options from a file, those of the command line in front of them; see examples/recipes/.
+
 All options: --help. The output folder gets weights, tokenizer, config, a model card and results.json.
 """
 
 import sys
 
-from transformers import HfArgumentParser
-
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import exit_on_bad_input
+from hf_kd_ranking.cli.train import parse_job
 
 
 def main() -> None:
@@ -30,8 +32,7 @@ def main() -> None:
 
         job, args = student_job("demo_output")
     else:
-        parser = HfArgumentParser((kd.TrainingJob, kd.RankingTrainingArguments))
-        job, args = parser.parse_args_into_dataclasses()
+        job, args, _ = parse_job(sys.argv[1:])
 
     # 2. Load, train, evaluate before and after, save (and push, with --push_to_hub)
     results = kd.train_ranker(job, args)

@@ -1,6 +1,8 @@
 """Options that are the same words in every verb."""
 
 import json
+import re
+from collections.abc import Collection as Names
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,23 +10,44 @@ import typer
 import yaml
 
 
-def _defaults_from_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what a YAML file says for options that the command line does not give."""
-    if path is None:
-        return None
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans and floats: `no` is a word (an option's value), 7e-6 a number."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789")
+
+
+def read_options(path: Path, known: Names[str]) -> dict[str, Any]:
+    """Options and their values in a YAML file, by names with underscores.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML, or holds something else than options, or options that are not among the known.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"The config file {path} does not exist.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map options to values, got a {type(values).__name__}.")
-    known = {parameter.name for parameter in context.command.params}
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{path} has options that this verb does not: {', '.join(unknown)}.")
-    context.default_map = values
+    return values
+
+
+def _defaults_from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Take what a YAML file says for options that the command line does not give."""
+    if path is not None:
+        context.default_map = read_options(path, [parameter.name for parameter in context.command.params])
     return path
 
 

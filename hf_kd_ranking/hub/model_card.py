@@ -24,6 +24,7 @@ ARCHITECTURE = {
 SETTINGS = (
     "learning_rate",
     "head_learning_rate",
+    "lora_r",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_train_epochs",

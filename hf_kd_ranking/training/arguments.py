@@ -55,6 +55,12 @@ class RankingTrainingArguments(TrainingArguments):
         default=10, metadata={"help": "Bins of a query's teacher margins, for batches on one topic (query_clusters)."}
     )
 
+    # Adapters
+    lora_r: int | None = field(
+        default=None, metadata={"help": "Rank of LoRA adapters on the encoder, trained in its place; None trains all."}
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Their scale times lora_r; None is 2 * lora_r."})
+
     # Output
     overwrite: bool = field(default=False, metadata={"help": "Train into an output folder that is not empty."})
     data_name: str | None = field(default=None, metadata={"help": "What it is trained on, for the model card."})

@@ -23,6 +23,7 @@ from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, m
 from ..models import RankerModel, RankingOutput, RankingTokenizer
 from ..models.base import check_finite
 from ..ranker import Ranker
+from .adapters import merge_adapters, with_adapters
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
@@ -83,7 +84,7 @@ class RankingTrainer(Trainer):
         self.statistics = StepStatistics()
         tokenizer = RankingTokenizer.from_config(processing_class, model.config)
         super().__init__(
-            model=model,
+            model=with_adapters(model, args),
             args=args,
             data_collator=RankingCollator(
                 tokenizer, queries, documents, None if in_batch_teacher is None else in_batch_teacher.make_inputs
@@ -111,6 +112,7 @@ class RankingTrainer(Trainer):
         """Train; a resumed run ends bit by bit where an uninterrupted one does.
 
         After SIGTERM the step is finished, a checkpoint saved, and training ends; `termination.is_asked` tells.
+        LoRA adapters are at the end saved in `adapter` of the output folder and merged, so that a ranker remains.
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the last complete one of the output folder.
@@ -125,7 +127,11 @@ class RankingTrainer(Trainer):
         if resume_from_checkpoint:
             check_run(resume_from_checkpoint, self._run())
         with self.termination.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.args.lora_r is not None:
+            folder = Path(self.args.output_dir) / "adapter" if self.args.should_save else None
+            self.model = self.model_wrapped = merge_adapters(self.accelerator.unwrap_model(self.model), folder)
+        return output
 
     def _run(self) -> dict[str, Any]:
         args = self.args

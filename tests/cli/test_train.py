@@ -8,6 +8,10 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
+from hf_kd_ranking.cli.train import parse_job
+from hf_kd_ranking.models import ARCHITECTURES
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
 
 @pytest.fixture
@@ -72,11 +76,76 @@ def test_a_live_teacher_and_batches_on_one_topic_and_a_resumed_run_keeps_its_clu
     assert saved.stat().st_mtime_ns > written
 
 
-def test_an_option_file_is_read(monkeypatch, options, tmp_path):
-    file = tmp_path / "job.yaml"
-    file.write_text("".join(f"{name[2:]}: {value}\n" for name, value in options.items()))
-    assert run(monkeypatch, {"--config": str(file)}) == 0
-    assert (Path(options["--output_dir"]) / "results.json").is_file()
+# ---- Option files ---------------------------------------------------------------------------------------------------
+
+
+def option_file(folder: Path, text: str) -> str:
+    (folder / "job.yaml").write_text(text)
+    return str(folder / "job.yaml")
+
+
+def test_an_option_file_is_read_and_the_command_line_wins(monkeypatch, options, tmp_path):
+    file = option_file(tmp_path, "".join(f"{name[2:]}: {value}\n" for name, value in options.items()))
+    wanted = tmp_path / "other"
+    assert run(monkeypatch, {"--config": file, "--output_dir": str(wanted), "--max_steps": "1"}) == 0
+    assert json.loads((wanted / "trainer_state.json").read_text())["global_step"] == 1
+    assert not Path(options["--output_dir"]).exists()
+
+
+def test_every_kind_of_value_can_stand_in_a_file(tmp_path):
+    file = option_file(
+        tmp_path,
+        """
+        learning-rate: 7e-6
+        use_cpu: true
+        eval_strategy: no
+        resume_from_checkpoint: true
+        layers: [0, 1]
+        measures:
+          - RR@10
+        config_overrides: {compression_dim: 128, normalize: true, initializer_range: 1e-2}
+        accelerator_config: {even_batches: false}
+        lr_scheduler_kwargs: {min_lr: 1e-7}
+        teacher_scale: 1
+        queries: null
+        """,
+    )
+    job, args, as_json = parse_job(["--config", file, "--json"])
+    assert (args.learning_rate, args.use_cpu, args.eval_strategy, as_json) == (7e-6, True, "no", True)
+    assert (args.resume_from_checkpoint, args.teacher_factor()) == ("true", 1.0)
+    assert (job.layers, job.measures, job.queries) == ([0, 1], ["RR@10"], None)
+    assert job.config_overrides == {"compression_dim": 128, "normalize": True, "initializer_range": 0.01}
+    assert (args.accelerator_config.even_batches, args.lr_scheduler_kwargs) == (False, {"min_lr": 1e-7})
+    assert parse_job([f"--config={file}", "--layers", "2"])[0].layers == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("lerning_rate: 1", [], "has options that this verb does not: lerning_rate."),
+        ("- max_steps", [], "must map options to values, got a list."),
+        ("a: [", [], "is no YAML"),
+        ("max_steps: many", [], "--max_steps/--max-steps: invalid int value: 'many'"),
+        ("layers: []", [], "--layers: expected at least one argument"),
+        ("", ["--max_step", "1"], "are not used by the HfArgumentParser: ['--max_step', '1']"),
+        ("", ["--config", "nowhere.yaml"], "The config file nowhere.yaml does not exist."),
+    ],
+)
+def test_what_is_no_option_is_one_line(monkeypatch, capsys, tmp_path, text, flags, message):
+    assert run(monkeypatch, {"--config": option_file(tmp_path, text)}, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_recipe_parses_and_names_all_that_it_needs(file, tmp_path):
+    job, args, _ = parse_job(["--config", str(file), "--use_cpu", "--fp16", "false"])
+    job.check()
+    assert job.architecture in ARCHITECTURES
+    assert args.learning_rate == 7e-6 and args.metric_for_best_model == "eval_nDCG@10"
+
+
+# ---- Bad input ------------------------------------------------------------------------------------------------------
 
 
 def break_file(name: str, text: bytes):
