@@ -253,9 +253,12 @@ class RankerModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write weights, config and the code that the checkpoint needs on a machine without this package."""
-        module = type(self).__module__.rpartition(".")[2]
+        # FSDP makes a class at run time, of a module of torch's, whose code would be saved in place of ours.
+        own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
+        type(self).__module__, type(self).__name__ = own.__module__, own.__name__
+        module = own.__module__.rpartition(".")[2]
         self.config.auto_map = {"AutoConfig": f"{module}.{type(self.config).__name__}"}
-        self.config.auto_map |= {name: f"{module}.{type(self).__name__}" for name in self.auto_classes}
+        self.config.auto_map |= dict.fromkeys(self.auto_classes, f"{module}.{own.__name__}")
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -6,11 +6,11 @@ documents are encoded once, by the one forward; with several processes those of 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from ..losses import IGNORE_TEACHER, IN_BATCH
 from ..models import RankerModel, RankingOutput
@@ -87,9 +87,23 @@ def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
     """Rows of all processes, (B, n, ...) to (B * processes, n, ...), with their gradients; terms are padded."""
     if accelerator.num_processes == 1:
         return tensor
-    if tensor.dim() > 2:
-        tensor = accelerator.pad_across_processes(tensor, dim=2)
-    return torch.cat(all_gather(tensor.contiguous()))
+    if tensor.dim() > 2:  # what is padded comes back as integers, if it was bool
+        tensor = accelerator.pad_across_processes(tensor, dim=2).to(tensor.dtype)
+    return _Gather.apply(tensor, accelerator)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes; each row's gradient is the sum of those it has in all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, accelerator: Accelerator) -> Tensor:
+        ctx.accelerator = accelerator
+        return accelerator.gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        parts = ctx.accelerator.reduce(gradient, "sum").chunk(ctx.accelerator.num_processes)
+        return parts[ctx.accelerator.process_index], None
 
 
 def _own_first(columns: Tensor, n: int, accelerator: Accelerator) -> Tensor:

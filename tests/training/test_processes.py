@@ -8,90 +8,141 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import hf_kd_ranking as kd
 
 pytestmark = pytest.mark.slow
-# Eight rows a step on both, on two processes in four batches of two. The training rows fill their batches (accelerate
-# would fill a smaller last one with rows from the start); held-out rows and candidates do not.
+# Eight rows a step on both. Accumulated are those of one run alone: a loss over the batch, or a batch on one topic,
+# would be another one.
 SCRIPT = """
-import json, sys
+import json, os, sys
+import numpy as np
 import hf_kd_ranking as kd
 from transformers import AutoTokenizer
 
-model, toy, output, batch_size, accumulation = sys.argv[1:]
+models, toy, output = sys.argv[1:]
+processes = int(os.environ.get("WORLD_SIZE", 1))
 queries, documents = kd.TextStore.from_tsv(f"{toy}/queries.tsv"), kd.TextStore.from_tsv(f"{toy}/collection.tsv")
 rows = kd.load_teacher_scores(f"{toy}/scores.tsv")
-trainer = kd.RankingTrainer(
-    kd.load_ranker(model),
-    kd.RankingTrainingArguments(
-        output,
-        per_device_train_batch_size=int(batch_size),
-        gradient_accumulation_steps=int(accumulation),
-        per_device_eval_batch_size=4,
-        learning_rate=1e-3,
-        optim="sgd",
-        num_train_epochs=1,
-        eval_strategy="steps",
-        eval_steps=4,
-        logging_steps=4,
-        save_strategy="no",
-        teacher_scale="0.5",
-        use_cpu=True,
-        disable_tqdm=True,
-    ),
-    train_dataset=rows,
-    eval_dataset=rows.select(range(51, 64)),
-    queries=queries,
-    documents=documents,
-    evaluator=kd.RerankingEvaluator(
-        kd.read_run(f"{toy}/candidates.trec"), kd.read_qrels(f"{toy}/qrels.txt"), queries, documents, depth=7
-    ),
-    processing_class=AutoTokenizer.from_pretrained(model),
+tokenizer = AutoTokenizer.from_pretrained(f"{models}/bert_dot")
+
+
+def train(name, run, accumulation=1, parts=None, **arguments):
+    trainer = kd.RankingTrainer(
+        kd.load_ranker(f"{models}/{name}"),
+        kd.RankingTrainingArguments(
+            f"{output}/{run}",
+            per_device_train_batch_size=8 // processes // accumulation,
+            gradient_accumulation_steps=accumulation,
+            per_device_eval_batch_size=4,
+            learning_rate=5e-3,
+            optim="sgd",
+            max_steps=20,
+            logging_steps=10,
+            save_strategy="no",
+            teacher_scale="0.5",
+            use_cpu=True,
+            disable_tqdm=True,
+            **arguments,
+        ),
+        train_dataset=rows,
+        queries=queries,
+        documents=documents,
+        processing_class=tokenizer,
+        **(parts or {}),
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+for name in ("bert_cat", "colbert", "prettr", "tk"):
+    train(name, name)
+evaluator = kd.RerankingEvaluator(
+    kd.read_run(f"{toy}/candidates.trec"), kd.read_qrels(f"{toy}/qrels.txt"), queries, documents, depth=7
 )
-trainer.train()
-trainer.save_model()
-trainer.save_state()
+trainer = train(
+    "bert_dot",
+    "bert_dot",
+    accumulation=processes,
+    parts={"eval_dataset": rows.select(range(51, 64)), "evaluator": evaluator},
+    eval_strategy="steps",
+    eval_steps=10,
+)
 with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
     json.dump(trainer.evaluate(), file)
+teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
+loss = "margin_mse:1,in_batch_margin_mse:0.75"
+train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
+train("bert_dot", "topics", parts={"query_clusters": np.arange(len(queries)) % 3})
 """
+SETTINGS = {
+    "bert_cat": {},
+    "bert_dot": {},
+    "colbert": {"compression_dim": 6},
+    "prettr": {"join_layer_idx": 1},
+    "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
+}
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+EVERY_RUN = pytest.mark.parametrize("run_name", [*SETTINGS, "in_batch", "topics"])
 SAME_ON_BOTH = (
-    "eval_loss", "eval_pairwise_agreement", "eval_nDCG@10", "eval_RR@10", "loss", "grad_norm", "pairwise_agreement",
-    "student_margin", "student_margin_std", "teacher_margin", "teacher_margin_std",
+    "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
+    "teacher_margin_std",
 )  # fmt: skip
+EVALUATED = ("eval_loss", "eval_pairwise_agreement", "eval_nDCG@10", "eval_RR@10")
 
 
 @pytest.fixture(scope="module")
-def runs(encoder, tokenizer, toy, tmp_path_factory) -> tuple[Path, Path]:
+def models(encoder, tokenizer, tmp_path_factory) -> Path:
+    """Folder of a checkpoint of each architecture, without dropout."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, settings in SETTINGS.items():
+        torch.manual_seed(1)
+        model = kd.load_ranker(encoder, name, max_query_length=8, max_document_length=16, **settings)
+        if name != "tk":
+            model.config.encoder_config.update({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+        kd.Ranker(model, tokenizer).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(models, toy, tmp_path_factory) -> tuple[Path, Path]:
     """Output folders of the script on one and on two processes."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(1)
-    model = kd.BertDot.from_encoder(str(encoder), max_query_length=8, max_document_length=16)
-    model.config.encoder_config.hidden_dropout_prob = model.config.encoder_config.attention_probs_dropout_prob = 0.0
-    kd.Ranker(model, tokenizer).save_pretrained(folder / "model")
     (folder / "script.py").write_text(SCRIPT)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for output, launcher, batches in (("1", [], ("8", "1")), ("2", launch, ("2", "2"))):
-        arguments = [folder / "script.py", folder / "model", toy, folder / output, *batches]
-        command = [sys.executable, *launcher, *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        assert result.returncode == 0, result.stderr[-3000:]
+    for output, launcher in (("1", []), ("2", TWO)):
+        run([*launcher, folder / "script.py", models, toy, folder / output])
     return folder / "1", folder / "2"
 
 
-def test_two_processes_log_the_figures_of_one(runs):
-    histories = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in runs]
-    for name in SAME_ON_BOTH:
-        one, two = ([entry[name] for entry in history if name in entry] for history in histories)
-        assert one, f"{name} is not logged"
+def run(arguments: list) -> None:
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@EVERY_RUN
+def test_two_processes_log_the_figures_of_one(runs, run_name):
+    states = [json.loads((folder / run_name / "trainer_state.json").read_text()) for folder in runs]
+    for name in SAME_ON_BOTH + (EVALUATED if run_name == "bert_dot" else ()):
+        one, two = ([entry[name] for entry in state["log_history"] if name in entry] for state in states)
+        assert len(one) == 2, f"{name} is not logged"
         assert two == pytest.approx(one, rel=1e-4, abs=1e-5), name
-    figures = [entry["eval_loss"] for entry in histories[0] if "eval_loss" in entry]
-    assert len(set(figures)) == len(figures) == 2, "training moves the figures"
 
 
-def test_two_processes_end_with_the_parameters_of_one(runs):
-    one, two = (load_file(folder / "model.safetensors") for folder in runs)
-    assert all(torch.allclose(two[name], one[name], rtol=0, atol=1e-5) for name in one)
+@EVERY_RUN
+def test_two_processes_end_with_the_parameters_of_one(runs, models, run_name):
+    start = load_file(models / (run_name if run_name in SETTINGS else "bert_dot") / "model.safetensors")
+    one, two = (load_file(folder / run_name / "model.safetensors") for folder in runs)
+    assert difference(one, start) > 1e-3, "training moves the parameters"
+    assert difference(two, one) <= 1e-5
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 def test_both_processes_get_the_same_metrics(runs):
