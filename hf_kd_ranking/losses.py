@@ -209,6 +209,9 @@ LOSSES: dict[str, Loss] = {
 READ_SCORES = frozenset({"mse", "mse_ranknet"})
 # Losses over lists: two documents are a pair, for which there are better ones.
 READ_LISTS = frozenset({"all_margins_mse", "kl_div", "listnet", "lambda_loss"})
+# Losses that read grades, which may well lie between 0 and 1; and those that read nothing of the teacher.
+READ_GRADES = frozenset({"lambda_loss"})
+IGNORE_TEACHER = frozenset({"ranknet", "info_nce"})
 
 
 def get_losses(text: str) -> dict[str, float]:

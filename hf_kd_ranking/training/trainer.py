@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from ..data.collate import RankingCollator, split_batch
 from ..data.samplers import ShuffledSampler
 from ..data.texts import TextStore
-from ..data.triples import has_only_margins, row_name
+from ..data.triples import has_only_margins
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.model_card import write_model_card
 from ..losses import LOSSES, check_data, get_losses, margins
@@ -20,6 +19,7 @@ from ..models import RankerModel, RankingTokenizer
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 from .callbacks import MatchTeacherScale, StepStatistics
+from .checks import check_data_sets
 
 
 class RankingTrainer(Trainer):
@@ -37,8 +37,7 @@ class RankingTrainer(Trainer):
         **kwargs: of `transformers.Trainer`, for example `callbacks`.
 
     Raises:
-        KeyError: if a row has an id that the stores lack; names the file, its line, the id and the counts.
-        ValueError: if what the settings need is missing.
+        KeyError, ValueError: for bad rows or scores, see `check_rows`; if what the settings need is missing.
     """
 
     # The loss is scaled in compute_loss, by rows: exact also where the last accumulated batch is a smaller one.
@@ -58,14 +57,12 @@ class RankingTrainer(Trainer):
     ) -> None:
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
-        for rows in (train_dataset, eval_dataset):
-            if rows is not None:
-                check_ids(rows, queries, documents)
         self.evaluator = evaluator
         self.losses = get_losses(args.loss)
         if train_dataset is not None:
-            row = train_dataset[0]
+            row = next(iter(train_dataset), {})
             check_data(self.losses, len(row.get("doc_ids", "pn")), has_only_margins(train_dataset))
+        check_data_sets(train_dataset, eval_dataset, evaluator, queries, documents, args)
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
         tokenizer = RankingTokenizer.from_config(processing_class, model.config)
@@ -203,29 +200,3 @@ class RankingTrainer(Trainer):
             results=evaluations[-1] if evaluations else {},
             training_rows=0 if self.train_dataset is None else len(self.train_dataset),
         )
-
-
-def check_ids(rows: datasets.Dataset, queries: TextStore, documents: TextStore, batch_size: int = 1_000_000) -> None:
-    """Look up every id of teacher rows before training starts.
-
-    Raises:
-        KeyError: naming the file and line of the first row with an id that is not there, the id, and how many rows.
-    """
-    stores = {"query_id": queries} | {
-        name: documents for name in ("pos_id", "neg_id", "doc_ids") if name in rows.column_names
-    }
-    table = rows.select_columns(list(stores)).with_format("arrow")
-    for start in range(0, len(rows), batch_size):
-        batch = table[start : start + batch_size]
-        for name, store in stores.items():
-            column = batch[name].combine_chunks()
-            is_list = name == "doc_ids"
-            ids = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
-            missing = np.flatnonzero(store.rows_of(ids) < 0)
-            if len(missing):
-                row = start + missing[0] // (len(ids) // len(column))
-                raise KeyError(
-                    f"{row_name(rows, int(row))}: {name} {str(ids[missing[0]])!r} is not among the {len(store):,} "
-                    f"texts of {store.source} ({len(missing):,} of {len(ids):,} ids looked up are not); do scores "
-                    "and texts belong to one release?"
-                )

@@ -263,8 +263,8 @@ def test_best_checkpoint_by_ndcg_is_loaded_at_the_end(student, make_trainer, tmp
 @pytest.mark.parametrize(
     ("column", "wrong", "message"),
     [
-        (2, "7", r"query_id '7' is not among the 16 texts of .*queries\.tsv \(2 of 64 ids"),
-        (4, "40", r"neg_id '40' is not among the 40 texts of .*collection\.tsv \(2 of 64 ids"),
+        (2, "7", r"query_id '7' is not among the 16 texts of .*queries\.tsv \(2 of 64 rows"),
+        (4, "40", r"neg_id '40' is not among the 40 texts of .*collection\.tsv \(2 of 64 rows"),
     ],
 )
 def test_an_id_without_a_text_names_file_line_and_counts(model, make_trainer, toy, tmp_path, column, wrong, message):
