@@ -69,6 +69,24 @@ def _check_scores(rows: datasets.Dataset, facts: "RowFacts", args: RankingTraini
         )
 
 
+def endless(stream: datasets.IterableDataset, args: RankingTrainingArguments) -> datasets.IterableDataset:
+    """A stream that begins again where it ends: one epoch for Trainer, so that a resumed run finds its place in it.
+
+    Raises:
+        ValueError: if its rows lack columns, or the settings need rows that can be read twice.
+    """
+    columns = set(next(iter(stream), {}))
+    if not any(columns >= set(wanted) for wanted in (TEACHER_COLUMNS, LIST_COLUMNS)):
+        raise ValueError(
+            f"The stream's first row has the columns {', '.join(columns) or 'of no row'}; teacher rows need "
+            f"{', '.join(TEACHER_COLUMNS)} or {', '.join(LIST_COLUMNS)}."
+        )
+    if args.teacher_factor() is None:
+        raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
+    args.accelerator_config.dispatch_batches = False  # one process's reading for all joins batches of unlike lengths
+    return stream.repeat(None)
+
+
 @dataclass
 class RowFacts:
     """What `check_rows` saw: which queries of their store are used, (len(queries),) bool, and the scores' range."""

@@ -19,7 +19,7 @@ from ..models import RankerModel, RankingTokenizer
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 from .callbacks import MatchTeacherScale, StepStatistics
-from .checks import check_data_sets
+from .checks import check_data_sets, endless
 
 
 class RankingTrainer(Trainer):
@@ -28,7 +28,8 @@ class RankingTrainer(Trainer):
     Args:
         model: a ranker.
         args: the settings.
-        train_dataset: teacher rows, see `load_teacher_scores`: pairs, or lists of one length.
+        train_dataset: teacher rows, see `load_teacher_scores`: pairs, or lists of one length. A stream of them is read
+            in its own order, as often as `max_steps` needs, and its ids are looked up as they come.
         queries: query_id -> text, of all rows.
         documents: doc_id -> text, of all rows.
         eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`; None for none.
@@ -47,7 +48,7 @@ class RankingTrainer(Trainer):
         self,
         model: RankerModel,
         args: RankingTrainingArguments,
-        train_dataset: datasets.Dataset | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         queries: TextStore | None = None,
         documents: TextStore | None = None,
         eval_dataset: datasets.Dataset | None = None,
@@ -57,6 +58,8 @@ class RankingTrainer(Trainer):
     ) -> None:
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
+        if isinstance(train_dataset, datasets.IterableDataset):
+            train_dataset = endless(train_dataset, args)
         self.evaluator = evaluator
         self.losses = get_losses(args.loss)
         if train_dataset is not None:
@@ -198,5 +201,12 @@ class RankingTrainer(Trainer):
             config=self.model.config.to_dict(),
             arguments=self.args.to_dict(),
             results=evaluations[-1] if evaluations else {},
-            training_rows=0 if self.train_dataset is None else len(self.train_dataset),
+            training_rows=self._training_rows(),
         )
+
+    def _training_rows(self) -> int:
+        if isinstance(self.train_dataset, datasets.IterableDataset):  # a stream has no length: the rows of all steps
+            args = self.args
+            rows = self.state.global_step * args.gradient_accumulation_steps * args.train_batch_size
+            return rows * args.world_size
+        return 0 if self.train_dataset is None else len(self.train_dataset)
