@@ -40,9 +40,11 @@ _MARGINS_ONLY = "margins only"
 
 
 def load_teacher_scores(
-    path_or_dataset: str | os.PathLike | datasets.Dataset, cache_dir: str | os.PathLike | None = None
-) -> datasets.Dataset:
-    """Load teacher scores as a memory-mapped table of ids and scores.
+    path_or_dataset: str | os.PathLike | datasets.Dataset,
+    cache_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load teacher scores as a memory-mapped table of ids and scores, or as a stream of rows.
 
     Args:
         path_or_dataset: the published five-column TSV; a `.jsonl` file of list rows; a `.parquet` file or a
@@ -51,16 +53,22 @@ def load_teacher_scores(
             see `has_only_margins`.
         cache_dir: where the Arrow file built from a TSV or JSONL file is kept; None is the cache of `datasets`. It is
             built once for a file's path, size and modification time.
+        streaming: read the rows in their order while they are used, without a table; then the name of a data set on
+            the Hub is taken as well (its split `train`). Shuffle with `.shuffle(seed, buffer_size=...)`. A table is
+            faster, shuffles all rows, and resumes at once.
 
     Returns:
         Columns `pos_score, neg_score` (float32), `query_id, pos_id, neg_id`; or `query_id, doc_ids, teacher_scores`.
-        Ids are int64 where all ids of the file are plain integers (`str(int(x)) == x`), else strings.
+        Ids are int64 where all ids of the file are plain integers (`str(int(x)) == x`), else strings; in a stream of a
+        text file always strings.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with file and line, for a wrong number of columns, a score that is no finite number, bad UTF-8,
             ragged lists, an empty file; or for a data set without the columns.
     """
+    if streaming:
+        return _open_stream(path_or_dataset)
     if isinstance(path_or_dataset, datasets.Dataset):
         return _check_finite(_check_columns(path_or_dataset, "the data set"), "the data set")
     path = existing_file(path_or_dataset, "teacher scores")
@@ -70,8 +78,7 @@ def load_teacher_scores(
     folder = cache_folder(path, "scores", cache_dir)
     if not folder.is_dir():
         with building(folder) as temporary:
-            batches = _read_lists(path) if {".jsonl", ".json"} & set(path.suffixes) else _read_pairs(path)
-            write_arrow(temporary / "scores.arrow", batches, str(path))
+            write_arrow(temporary / "scores.arrow", _read(path), str(path))
     dataset = datasets.Dataset.from_file(str(folder / "scores.arrow"))
     dataset.info.description = str(path)
     return _check_columns(dataset, str(path))
@@ -102,6 +109,26 @@ def column_batches(
             else column.to_numpy(zero_copy_only=False)
             for name, column in columns.items()
         }
+
+
+def _open_stream(name: str | os.PathLike) -> datasets.IterableDataset:
+    path = Path(name)
+    if path.exists() or {".tsv", ".txt", ".jsonl", ".json", ".parquet"} & set(path.suffixes) or len(path.parts) > 2:
+        existing_file(path, "teacher scores")
+        if path.suffix != ".parquet":
+            return datasets.IterableDataset.from_generator(_rows, gen_kwargs={"path": path})
+        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    return datasets.load_dataset(str(name), split="train", streaming=True)
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    for batch in _read(path, as_strings=True):
+        yield from batch.to_pylist()
+
+
+def _read(path: Path, as_strings: bool = False) -> Iterator[pa.RecordBatch]:
+    is_lists = {".jsonl", ".json"} & set(path.suffixes)
+    return _read_lists(path, as_strings) if is_lists else _read_pairs(path, as_strings)
 
 
 def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
@@ -137,19 +164,23 @@ def _check_finite(dataset: datasets.Dataset, source: str, batch_size: int = 1_00
     return dataset
 
 
-def _read_pairs(path: Path) -> Iterator[pa.RecordBatch]:
+def _read_pairs(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
     types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
     types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
-    are_integers = all(is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:])
+    are_integers = not as_strings and all(
+        is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
+    )
     for batch in read_tsv(path, types):
         ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
         yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
 
 
-def _read_lists(path: Path, rows_per_batch: int = 10_000) -> Iterator[pa.RecordBatch]:
+def _read_lists(path: Path, as_strings: bool, rows_per_batch: int = 10_000) -> Iterator[pa.RecordBatch]:
     rows: list[dict] = []
     length = None
-    are_integers = all(is_plain_integer(str(i)) for _, row in read_jsonl(path) for i in _ids_of(row))
+    are_integers = not as_strings and all(
+        is_plain_integer(str(i)) for _, row in read_jsonl(path) for i in _ids_of(row)
+    )
     convert = int if are_integers else str
     for line, row in read_jsonl(path):
         if missing := [name for name in LIST_COLUMNS if name not in row]:

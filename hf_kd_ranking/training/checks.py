@@ -46,8 +46,8 @@ def check_data_sets(
     for name, places in held_out.items():
         if shared := int(training.is_query_used[places[places >= 0]].sum()):
             warnings.warn(
-                f"{shared:,} of the {len(places):,} queries of the {name} are queries of the train_dataset too, so "
-                "its figures will flatter the student; hold them out of training.",
+                f"{shared:,} of the {len(places):,} queries of the {name} are training queries too, so its figures "
+                "will flatter the student; hold them out of training.",
                 stacklevel=3,
             )
 
@@ -56,17 +56,35 @@ def _check_scores(rows: datasets.Dataset, facts: "RowFacts", args: RankingTraini
     losses = [name for name in get_losses(args.loss) if name not in IGNORE_TEACHER and not name.startswith(IN_BATCH)]
     if losses and not facts.has_margins:
         raise ValueError(
-            f"All teacher margins are 0: in each of the {len(rows):,} rows, from {row_name(rows, 0)} on, all "
-            f"documents have one score, and {losses[0]} would learn nothing; check the teacher, or train with ranknet."
+            f"All teacher margins are 0: in each of the {len(rows):,} rows from {row_name(rows, 0)} on, all documents "
+            f"have one score, of which {losses[0]} learns nothing; check the teacher, or train with ranknet."
         )
     bound = max(abs(facts.lowest), abs(facts.highest))
     if args.teacher_factor() == 1 and bound <= 1 and not has_only_margins(rows) and set(losses) - READ_GRADES:
         kind, margin = ("sigmoid outputs", 1) if facts.lowest >= 0 else ("cosines", 2)
         warnings.warn(
-            f"All teacher scores lie within [{facts.lowest:g}, {facts.highest:g}]: they look like {kind}, with "
-            f"margins of at most {margin}; give raw logits (`teacher score` writes them), or teacher_scale match.",
+            f"All teacher scores lie in [{facts.lowest:g}, {facts.highest:g}] and look like {kind}, with margins of "
+            f"at most {margin}; give raw logits (`teacher score` writes them), or teacher_scale match.",
             stacklevel=4,
         )
+
+
+def endless(stream: datasets.IterableDataset, args: RankingTrainingArguments) -> datasets.IterableDataset:
+    """A stream that begins again where it ends: one epoch for Trainer, so that a resumed run finds its place in it.
+
+    Raises:
+        ValueError: if its rows lack columns, or the settings need rows that can be read twice.
+    """
+    columns = set(next(iter(stream), {}))
+    if not any(columns >= set(wanted) for wanted in (TEACHER_COLUMNS, LIST_COLUMNS)):
+        raise ValueError(
+            f"The stream's first row has the columns {', '.join(columns) or 'of no row'}; teacher rows need "
+            f"{', '.join(TEACHER_COLUMNS)} or {', '.join(LIST_COLUMNS)}."
+        )
+    if args.teacher_factor() is None:
+        raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
+    args.accelerator_config.dispatch_batches = False  # one process's reading for all joins batches of unlike lengths
+    return stream.repeat(None)
 
 
 @dataclass

@@ -39,6 +39,9 @@ class TrainingJob:
     teacher_scores: str | None = field(
         default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the teacher scores as a stream, shuffled 10,000 at a time."}
+    )
     collection: str | None = field(default=None, metadata={"help": "Documents: id<TAB>text, or JSONL."})
     queries: str | None = field(
         default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."}
@@ -105,8 +108,10 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
     with args.main_process_first():  # one process builds the memory-mapped files, the others open them
-        rows = load_teacher_scores(job.teacher_scores)
+        rows = load_teacher_scores(job.teacher_scores, streaming=job.streaming)
         queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+    if job.streaming:
+        rows = rows.repeat(None).shuffle(args.seed if args.data_seed is None else args.data_seed, buffer_size=10_000)
     evaluator = None
     if job.candidates is not None:
         candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)

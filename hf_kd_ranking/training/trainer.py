@@ -27,7 +27,7 @@ from .adapters import merge_adapters, with_adapters
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
-from .checks import check_data_sets
+from .checks import check_data_sets, endless
 from .in_batch import check_in_batch, in_batch_scores, known_positives
 from .topics import rows_of_queries, teacher_margins
 
@@ -38,7 +38,8 @@ class RankingTrainer(Trainer):
     Args:
         model: a ranker.
         args: the settings.
-        train_dataset: teacher rows, see `load_teacher_scores`: pairs, or lists of one length.
+        train_dataset: teacher rows, see `load_teacher_scores`: pairs, or lists of one length. A stream of them is read
+            in its own order, as often as `max_steps` needs, and its ids are looked up as they come.
         queries: query_id -> text, of all rows.
         documents: doc_id -> text, of all rows.
         eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`; None for none.
@@ -61,7 +62,7 @@ class RankingTrainer(Trainer):
         self,
         model: RankerModel,
         args: RankingTrainingArguments,
-        train_dataset: datasets.Dataset | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         queries: TextStore | None = None,
         documents: TextStore | None = None,
         eval_dataset: datasets.Dataset | None = None,
@@ -73,10 +74,12 @@ class RankingTrainer(Trainer):
     ) -> None:
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
+        if isinstance(train_dataset, datasets.IterableDataset):
+            train_dataset = endless(train_dataset, args)
         self.evaluator, self.query_clusters = evaluator, query_clusters
         self.losses = get_losses(args.loss)
         if train_dataset is not None:
-            row = train_dataset[0]
+            row = next(iter(train_dataset), {})
             check_data(self.losses, len(row.get("doc_ids", "pn")), has_only_margins(train_dataset))
         check_data_sets(train_dataset, eval_dataset, evaluator, queries, documents, args)
         check_in_batch(self.losses, model, None if in_batch_teacher is None else in_batch_teacher.model)
@@ -325,5 +328,12 @@ class RankingTrainer(Trainer):
             config=self.model.config.to_dict(),
             arguments=self.args.to_dict(),
             results=evaluations[-1] if evaluations else {},
-            training_rows=0 if self.train_dataset is None else len(self.train_dataset),
+            training_rows=self._training_rows(),
         )
+
+    def _training_rows(self) -> int:
+        if isinstance(self.train_dataset, datasets.IterableDataset):  # a stream has no length: the rows of all steps
+            args = self.args
+            rows = self.state.global_step * args.gradient_accumulation_steps * args.train_batch_size
+            return rows * args.world_size
+        return 0 if self.train_dataset is None else len(self.train_dataset)

@@ -1,5 +1,7 @@
-"""Bad rows and scores are one clear line before training starts; held-out queries that are not are a warning."""
+"""What `RankingTrainer` refuses or warns of before it trains, by row, file and count."""
 
+import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,142 +13,197 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.training.checks import check_rows
 
-pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-LISTS = {"query_id": [100, 101], "doc_ids": [[1, 2, 3], [4, 5, 6]], "teacher_scores": [[3.0, 1, 0], [2.0, 1, 1]]}
+ONE_MODEL = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+PAIRS = [(3.0 + i, 1.0, 100 + i % 3, i, 10 + i) for i in range(8)]
+LISTS = [(100 + i % 3, [i, 10 + i, 20 + i], [3.0, 1.0, float(-i)]) for i in range(8)]
 
 
 @pytest.fixture
-def changed(toy, tmp_path) -> Callable[..., datasets.Dataset]:
-    """changed(change): the toy rows after `change(lines)`, behind a blank line, which counts as a line."""
-
-    def make(change: Callable[[list[list[str]]], None]) -> datasets.Dataset:
-        lines = [line.split("\t") for line in (toy / "scores.tsv").read_text().splitlines()]
-        change(lines)
-        (tmp_path / "bad.tsv").write_text("\n" + "".join("\t".join(line) + "\n" for line in lines))
-        return kd.load_teacher_scores(tmp_path / "bad.tsv")
-
-    return make
+def stores(toy, private_cache) -> tuple[kd.TextStore, kd.TextStore]:
+    return kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
 
 
-def put(column: int, *values: str, first: int = 4, step: int = 5) -> Callable:
-    def change(lines: list[list[str]]) -> None:
-        for place, value in enumerate(values):
-            lines[first + place * step][column] = value
+@pytest.fixture
+def string_stores(tmp_path) -> tuple[kd.TextStore, kd.TextStore]:
+    """The same ids as strings: `q100`, `d0`."""
+    (tmp_path / "q.tsv").write_text("".join(f"q{i}\ttext\n" for i in range(100, 116)))
+    (tmp_path / "d.tsv").write_text("".join(f"d{i}\ttext\n" for i in range(40)))
+    return kd.TextStore.from_tsv(tmp_path / "q.tsv"), kd.TextStore.from_tsv(tmp_path / "d.tsv")
 
-    return change
+
+@pytest.fixture
+def write(tmp_path) -> Callable[..., datasets.Dataset]:
+    """write(rows, as_strings): the rows by way of a file, with a blank line first, which counts as a line."""
+
+    def write(rows: list[tuple], as_strings: bool = False) -> datasets.Dataset:
+        if len(rows[0]) == 5:
+            prefixes = ("", "", "q", "d", "d") if as_strings else ("",) * 5
+            lines = ["\t".join(p + str(v) for p, v in zip(prefixes, row, strict=True)) for row in rows]
+        else:
+            q, d = ("q{}", "d{}") if as_strings else ("{}", "{}")
+            names = ("query_id", "doc_ids", "teacher_scores")
+            rows = [(q.format(query), [d.format(i) for i in ids], scores) for query, ids, scores in rows]
+            lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        path = tmp_path / f"rows{len(list(tmp_path.glob('rows*')))}{'.tsv' if len(rows[0]) == 5 else '.jsonl'}"
+        path.write_text("\n" + "".join(line + "\n" for line in lines))
+        return kd.load_teacher_scores(path)
+
+    return write
 
 
+def changed(rows: list[tuple], *changes: tuple) -> list[tuple]:
+    """The rows with (row, column, value) changed; in a list the last document."""
+    rows = [list(row) for row in rows]
+    for row, column, value in changes:
+        old = rows[row][column]
+        rows[row][column] = [*old[:-1], value] if isinstance(old, list) else value
+    return [tuple(row) for row in rows]
+
+
+# In batches of 3 rows: within a batch, over batches, and in the last, smaller one.
+@pytest.mark.parametrize("as_strings", [False, True])
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_missing_ids_are_named_per_column_with_line_and_counts(write, stores, string_stores, as_strings, batch_size):
+    queries, documents = string_stores if as_strings else stores
+    q, d = ("q", "d") if as_strings else ("", "")
+    bad = changed(PAIRS, (4, 2, 9), *((row, 4, n) for row, n in ((1, 77), (2, 55), (5, 77), (6, 66), (7, 99))))
+    with pytest.raises(KeyError) as error:
+        check_rows(write(bad, as_strings), queries, documents, batch_size)
+    message = error.value.args[0]
+    assert re.search(
+        rf"rows0\.tsv line 6: query_id '{q}9' is not among the 16 texts of \S+ \(1 of 8 rows have such ids: '{q}9'\)",
+        message,
+    )
+    wanted = f"'{d}77', '{d}55', '{d}66'"
+    assert re.search(
+        rf"rows0\.tsv line 3: neg_id '{d}77' is not .* \(5 of 8 rows have such ids: {wanted}\); do", message
+    )
+    assert "pos_id" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("as_strings", [False, True])
+def test_missing_ids_of_lists_are_counted_by_rows(write, stores, string_stores, as_strings):
+    bad = [list(row) for row in LISTS]
+    bad[3][1] = [70, 71, 70]
+    bad[6][1] = [1, 2, 72]
+    rows = write([tuple(row) for row in bad], as_strings)
+    d = "d" if as_strings else ""
+    ids = f"'{d}70', '{d}71', '{d}72'"
+    with pytest.raises(KeyError, match=rf"line 5: doc_ids '{d}70' is not .* \(2 of 8 rows have such ids: {ids}\)"):
+        check_rows(rows, *(string_stores if as_strings else stores), batch_size=6)
+
+
+@pytest.mark.parametrize("as_strings", [False, True])
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (put(2, "7", "7"), r"query_id '7' .* 16 texts of .*queries\.tsv \(2 of 64 rows have such ids: '7'\)"),
-        (
-            put(4, "40", "41", "40", "44", "45"),
-            r"neg_id '40' .* the 40 texts of .*collection\.tsv \(5 of 64 rows have such ids: '40', '41', '44'\)",
-        ),
-        (put(3, "x1"), r"pos_id 'x1' is not among .* \(1 of 64 rows have such ids: 'x1'\); do scores and texts"),
-    ],
+    ("rows", "changes", "document"),
+    [(PAIRS, [(4, 3, 14), (7, 3, 17)], "14"), (LISTS, [(4, 1, 4), (7, 1, 17)], "4")],
+    ids=["pairs", "lists"],
 )
-@pytest.mark.parametrize("batch_size", [1_000_000, 7])
-def test_ids_without_texts_name_file_line_and_counts(model, changed, toy, change, message, batch_size):
-    queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
-    with pytest.raises(KeyError, match=rf"bad\.tsv line 6: {message}"):
-        check_rows(changed(change), queries, documents, batch_size)
-
-
-def test_both_data_sets_are_checked_and_all_columns_reported(model, make_trainer, changed):
-    def change(lines: list[list[str]]) -> None:
-        put(2, "7", first=9)(lines)
-        put(4, "40")(lines)
-
-    bad = changed(change)
-    for parts in ({"train_dataset": bad}, {"eval_dataset": bad}):
-        with pytest.raises(KeyError, match=r"bad\.tsv line 11: query_id '7' .*bad\.tsv line 6: neg_id '40'"):
-            make_trainer(model, parts)
-
-
-def test_a_document_twice_in_a_row_is_refused(model, make_trainer, changed):
-    def change(lines: list[list[str]]) -> None:
-        for line in (lines[3], lines[8]):
-            line[4] = line[3]
-
-    with pytest.raises(ValueError, match=r"bad\.tsv line 5: document \d+ stands twice in the row \(2 of 64 rows"):
-        make_trainer(model, {"train_dataset": changed(change)})
-    lists = datasets.Dataset.from_dict(LISTS | {"doc_ids": [[1, 2, 3], [4, 6, 6]]})
-    with pytest.raises(ValueError, match="row 1 of the teacher scores: document 6 stands twice"):
-        make_trainer(model, {"train_dataset": lists})
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"doc_ids": [[1, 2, 3], [4, 5]]}, r"row 1 of the teacher scores: doc_ids must be 3 values"),
-        ({"teacher_scores": [[3.0, 1, 0], [2.0, float("nan"), 1]]}, r"row 1: teacher_scores must be finite numbers"),
-        ({"query_id": [100, None]}, r"row 1 of the teacher scores: query_id must be 1 values .*, got None"),
-    ],
-)
-def test_odd_lists_of_a_data_set_are_refused(model, make_trainer, columns, message):
+def test_a_document_twice_in_a_row_is_refused(write, stores, string_stores, rows, changes, document, as_strings):
+    bad, stores = write(changed(rows, *changes), as_strings), string_stores if as_strings else stores
+    message = rf"line 6: document '?d?{document}'? stands twice in the row \(2 of 8 rows have such\)"
     with pytest.raises(ValueError, match=message):
-        make_trainer(model, {"train_dataset": kd.load_teacher_scores(datasets.Dataset.from_dict(LISTS | columns))})
+        check_rows(bad, *stores, batch_size=9)
+    check_rows(write(rows, as_strings), *stores, batch_size=9)
 
 
-def test_scores_without_a_margin_are_refused_where_they_are_read(model, make_trainer, changed):
-    def change(lines: list[list[str]]) -> None:
-        for place, line in enumerate(lines):
-            line[0] = line[1] = str(place)
-
-    constant = changed(change)
-    with pytest.raises(ValueError, match=r"All teacher margins are 0: in each of the 64 rows, from .*bad\.tsv line 2"):
-        make_trainer(model, {"train_dataset": constant})
-    make_trainer(model, {"train_dataset": constant}, loss="ranknet")
+def lists_of(ids: list, scores: list) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"query_id": [100] * len(ids), "doc_ids": ids, "teacher_scores": scores})
 
 
+# What a data set from memory or Parquet can hold, which the readers of text files refuse.
 @pytest.mark.parametrize(
-    ("lowest", "loss", "scale", "message"),
+    ("rows", "message"),
     [
-        (0.0, "margin_mse", "1", "look like sigmoid outputs, with margins of at most 1; give raw logits"),
-        (-1.0, "margin_mse", "1", "look like cosines, with margins of at most 2;"),
-        (0.0, "margin_mse", "match", None),
-        (0.0, "ranknet", "1", None),
-        (-1.1, "margin_mse", "1", None),
+        (lists_of([[1, 2], [3, 4, 5]], [[1.0, 2.0]] * 2), r"row 1 .*: doc_ids must be 2 values .*, got \[3, 4, 5\]"),
+        (lists_of([[1, 2], [3, 4]], [[1.0, 2.0], [1.0]]), r"row 1 .*: teacher_scores must be 2 values .*, got \[1"),
+        (lists_of([[1, 2], None], [[1.0, 2.0]] * 2), r"row 1 .*: doc_ids must be 2 values .*, got None"),
+        (lists_of([[1, 2], [3, None]], [[1.0, 2.0]] * 2), r"row 1 .*: doc_ids must be 2 values .*, got \[3, None\]"),
+        (lists_of([[1, 2]] * 2, [[1.0, 2], [1.0, np.nan]]), r"row 1 .*: teacher scores must be finite, got \[1.0, n"),
+        (lists_of([[1, 2]], [[1.0, 2.0]]).select([]), r"holds no teacher rows; at least one is needed"),
     ],
-)
-def test_squashed_scores_are_a_warning(model, make_trainer, changed, lowest, loss, scale, message):
-    def change(lines: list[list[str]]) -> None:
-        for place, line in enumerate(lines):
-            line[0], line[1] = str(lowest), str(1 - place / 64)
+    ids=["ragged", "fewer scores", "no list", "no id", "NaN", "empty"],
+)  # fmt: skip
+def test_odd_rows_are_refused(stores, rows, message):
+    with pytest.raises(ValueError, match=message):
+        check_rows(rows, *stores)
 
-    squashed = changed(change)
+
+def test_bad_rows_are_refused_in_both_data_sets_and_before_training(model, make_trainer, write):
+    bad = write(changed(PAIRS, (2, 4, 2)))
+    for name in ("train_dataset", "eval_dataset"):
+        with pytest.raises(ValueError, match=r"rows0\.tsv line 4: document 2 stands twice"):
+            make_trainer(model, {name: bad})
+
+
+@ONE_MODEL
+@pytest.mark.parametrize("rows", [PAIRS, LISTS], ids=["pairs", "lists"])
+def test_a_constant_teacher_is_refused_by_losses_that_read_it(model, make_trainer, write, rows):
+    flat = [(i, i, *row[2:]) if len(row) == 5 else (*row[:2], [float(i)] * 3) for i, row in enumerate(rows)]
+    message = r"All teacher margins are 0: in each of the 8 rows from .*line 2 on.* margin_mse learns nothing"
+    for loss in ("margin_mse", "ranknet:1,margin_mse:0.5"):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(model, {"train_dataset": write(flat)}, loss=loss)
+    make_trainer(model, {"train_dataset": write(flat)}, loss="ranknet")
+    make_trainer(model, {"eval_dataset": write(flat)})
+    one_margin = changed(flat, (7, 0, 9.0)) if rows is PAIRS else changed(flat, (7, 2, 9.0))
+    make_trainer(model, {"train_dataset": write(one_margin)})
+
+
+def warnings_of(make: Callable[[], object]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make_trainer(model, {"train_dataset": squashed}, loss=loss, teacher_scale=scale)
-    found = [str(warning.message) for warning in caught if "teacher scores lie" in str(warning.message)]
-    assert len(found) == (message is not None)
-    assert message is None or message in found[0]
+        make()
+    assert all(Path(warning.filename) != Path(check_rows.__code__.co_filename) for warning in caught)
+    return [str(warning.message) for warning in caught if warning.category is UserWarning]
 
 
-def test_held_out_queries_that_are_trained_on_are_a_warning(model, make_trainer, toy: Path):
-    rows = kd.load_teacher_scores(toy / "scores.tsv")
-    with pytest.warns(UserWarning, match="of the [0-9]+ queries of the eval_dataset are queries of the train_dataset"):
-        make_trainer(model, {"eval_dataset": rows.select(range(5))})
-    stores = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
-    run = {"112": [("1", 1.0)], str(rows[0]["query_id"]): [("1", 1.0)]}
-    evaluator = kd.RerankingEvaluator(kd.Run(run), {query: {"1": 1} for query in run}, *stores)
-    with pytest.warns(UserWarning, match="^1 of the 2 queries of the evaluator are queries of the train_dataset too"):
-        make_trainer(model, {"evaluator": evaluator})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        make_trainer(
-            model, {"evaluator": kd.RerankingEvaluator(kd.Run({"112": run["112"]}), {"112": {"1": 1}}, *stores)}
-        )
+@ONE_MODEL
+@pytest.mark.parametrize(
+    ("scores", "settings", "words"),
+    [
+        ((1.0, 0.0), {}, r"All teacher scores lie in \[0, 1\] and look like sigmoid outputs, .* at most 1"),
+        ((0.9, -1.0), {}, r"All teacher scores lie in \[-1, 0.9\] and look like cosines, .* at most 2"),
+        ((1.1, 0.0), {}, None),
+        ((0.5, -1.1), {}, None),
+        ((1.0, 0.0), {"teacher_scale": "match"}, None),
+        ((1.0, 0.0), {"teacher_scale": "20"}, None),
+        ((1.0, 0.0), {"loss": "ranknet"}, None),
+    ],
+)  # fmt: skip
+def test_squashed_teacher_scores_are_warned_of(model, make_trainer, write, scores, settings, words):
+    rows = write([(*scores, *PAIRS[0][2:]), (0.5, 0.2, *PAIRS[1][2:])])
+    found = warnings_of(lambda: make_trainer(model, {"train_dataset": rows}, **settings))
+    assert (len(found) == 1 and re.match(words, found[0])) if words else not found
 
 
-def test_facts_do_not_depend_on_the_size_of_the_batches(model, toy):
-    rows = kd.load_teacher_scores(toy / "scores.tsv")
-    stores = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
-    facts = [check_rows(rows, *stores, batch_size=size) for size in (3, 1000)]
-    assert np.flatnonzero(facts[0].is_query_used).tolist() == sorted({i - 100 for i in rows["query_id"]})
-    scores = [*rows["pos_score"], *rows["neg_score"]]
-    for found in facts:
-        assert (found.lowest, found.highest, found.has_margins) == (min(scores), max(scores), True)
-        assert (found.is_query_used == facts[0].is_query_used).all()
+@ONE_MODEL
+def test_grades_and_margins_may_be_small(model, make_trainer, write):
+    grades = write([(100, [1, 2, 3], [1.0, 0.0, 0.0])])
+    assert warnings_of(lambda: make_trainer(model, {"train_dataset": grades}, loss="lambda_loss")) == []
+    margins = datasets.Dataset.from_dict(
+        {"query_id": [100], "positive_id": [1], "negative_id": [2], "score": np.float32([0.5])}
+    )
+    margins = kd.load_teacher_scores(margins)
+    assert warnings_of(lambda: make_trainer(model, {"train_dataset": margins})) == []
+
+
+@ONE_MODEL
+def test_held_out_queries_that_are_trained_on_are_counted(model, make_trainer, write, toy, stores):
+    training = write([(3.0, 1.0, query, 1, 2) for query in (100, 101, 102, 112)])
+
+    def evaluator(*queries: int) -> kd.RerankingEvaluator:
+        run = kd.Run({str(query): [("1", 2.0), ("2", 1.0)] for query in queries})
+        return kd.RerankingEvaluator(run, {str(query): {"1": 1} for query in queries}, *stores)
+
+    overlapping = {
+        "eval_dataset": write([(3.0, 1.0, query, 1, 2) for query in (100, 105, 112, 112)]),
+        "evaluator": evaluator(112, 113, 114, 115),
+    }
+    found = warnings_of(lambda: make_trainer(model, {"train_dataset": training} | overlapping))
+    assert [text.split(",")[0] for text in found] == [
+        "2 of the 3 queries of the eval_dataset are training queries too",
+        "1 of the 4 queries of the evaluator are training queries too",
+    ]
+    held_out = {"eval_dataset": write([(3.0, 1.0, 105, 1, 2)]), "evaluator": evaluator(113, 7)}
+    assert warnings_of(lambda: make_trainer(model, {"train_dataset": training} | held_out)) == []
