@@ -58,7 +58,7 @@ def parse_job(
     names = [field.name for settings in SETTINGS for field in fields(settings) if field.init]
     from_file = [] if config is None else _as_arguments(read_options(config, names))
     parser = _Parser(SETTINGS, prog=program, parents=[shared], allow_abbrev=False)
-    job, args, given = parser.parse_args_into_dataclasses([*from_file, *arguments])
+    job, args, given = parser.parse_args_into_dataclasses([*from_file, *arguments], look_for_args_file=False)
     return job, args, given.json
 
 
