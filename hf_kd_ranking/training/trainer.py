@@ -174,7 +174,8 @@ class RankingTrainer(Trainer):
                 self.model,
                 self.processing_class,
                 self.args.per_device_eval_batch_size,
-                is_distributed=self.args.world_size > 1,
+                # Shares differ in their number of forwards, where all processes must make as many: each scores all.
+                is_distributed=self.args.world_size > 1 and self.model.groups_rows,
             )
             metrics |= self.evaluator(ranker)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
