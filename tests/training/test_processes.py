@@ -44,9 +44,7 @@ tokenizer = AutoTokenizer.from_pretrained(f"{models}/bert_dot")
 def train(name, run, accumulation=1, parts=None, **arguments):
     if run not in runs:
         return
-    if is_fsdp:
-        layer = "ContextLayer" if name == "tk" else "BertLayer"
-        arguments |= {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": layer}}
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = "ContextLayer" if name == "tk" else "BertLayer"
     trainer = kd.RankingTrainer(
         kd.load_ranker(f"{models}/{name}"),
         kd.RankingTrainingArguments(
@@ -70,6 +68,7 @@ def train(name, run, accumulation=1, parts=None, **arguments):
         processing_class=tokenizer,
         **(parts or {}),
     )
+    assert trainer.is_fsdp_enabled == is_fsdp
     trainer.train()
     trainer.save_model()
     trainer.save_state()
@@ -103,6 +102,8 @@ SETTINGS = {
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
+LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
 RUNS = {"ddp": (*SETTINGS, "in_batch", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
 EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
@@ -130,7 +131,7 @@ def runs(models, toy, tmp_path_factory) -> Path:
     """Output folders of the script on one process, `one`, and on two, `ddp` and `fsdp`."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
-    for output, launcher in (("one", ()), ("ddp", TWO), ("fsdp", TWO)):
+    for output, launcher in (("one", ()), ("ddp", TWO), ("fsdp", LAUNCH_FSDP)):
         run([*launcher, folder / "script.py", models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])])
     return folder
 
