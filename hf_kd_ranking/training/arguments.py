@@ -72,6 +72,8 @@ class RankingTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.label_names = ["teacher_scores"]
         self.teacher_factor()
+        if self.fp16 and self.device.type == "cpu":  # transformers would train without scaling the gradients
+            raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
         """`teacher_scale` as a number; None where it is to be matched.

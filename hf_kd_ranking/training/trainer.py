@@ -100,6 +100,8 @@ class RankingTrainer(Trainer):
         )
         self.eval_dataset = eval_dataset
         model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if not model.groups_rows:  # left on the CPU by Trainer, where evaluation before training would take hours
+            model.to(self.args.device)
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         self.in_batch_teacher = None
@@ -247,7 +249,8 @@ class RankingTrainer(Trainer):
                 self.model,
                 self.processing_class,
                 self.args.per_device_eval_batch_size,
-                is_distributed=self.args.world_size > 1,
+                # Shares differ in their number of forwards, where all processes must make as many: each scores all.
+                is_distributed=self.args.world_size > 1 and self.model.groups_rows,
             )
             metrics |= self.evaluator(ranker)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
