@@ -102,6 +102,8 @@ class RankingTrainer(Trainer):
         model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if not model.groups_rows:  # left on the CPU by Trainer, where evaluation before training would take hours
             model.to(self.args.device)
+        if args.lora_r is not None and not model.groups_rows:
+            raise ValueError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         self.in_batch_teacher = None
