@@ -72,7 +72,7 @@ class RankingTrainingArguments(TrainingArguments):
         self.remove_unused_columns = False
         self.label_names = ["teacher_scores"]
         self.teacher_factor()
-        if self.fp16 and self.device.type == "cpu":  # transformers would train without scaling the gradients
+        if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a word
             raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
