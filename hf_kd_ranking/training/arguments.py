@@ -70,8 +70,12 @@ class RankingTrainingArguments(TrainingArguments):
         super().__post_init__()
         get_losses(self.loss)
         self.remove_unused_columns = False
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # rankers have none, and looking for them costs each step
         self.label_names = ["teacher_scores"]
         self.teacher_factor()
+        if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a word
+            raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
         """`teacher_scale` as a number; None where it is to be matched.

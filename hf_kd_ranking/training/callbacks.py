@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -176,7 +176,7 @@ class StopOnTermination(TrainerCallback):
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
     def _ask(self, *_: Any) -> None:
         self.is_asked = True
@@ -188,3 +188,18 @@ class StopOnTermination(TrainerCallback):
             self.is_asked = bool(self.accelerator.reduce(asked, "sum"))
         if self.is_asked:
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # the time until SIGKILL is short: 30 seconds under torchrun
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Neither evaluate nor save a second time."""
+        if self.is_asked:
+            control.should_evaluate = control.should_save = False
+
+
+def start_worker(initialize: Callable[[int], None], worker: int) -> None:
+    """Initialize a dataloader worker that lets the first SIGTERM pass.
+
+    torchrun sends it to workers as well, and the step at hand needs their batches. A second one ends them.
+    """
+    initialize(worker)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -36,6 +36,10 @@ class TrainingJob:
     )
     max_query_length: int = field(default=30, metadata={"help": "Tokens; 30 in the paper."})
     max_document_length: int = field(default=200, metadata={"help": "Tokens; 200 in the paper."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention of the encoder: eager, sdpa, flash_attention_2, ...; best if unset."},
+    )
     teacher_scores: str | None = field(
         default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."}
     )
@@ -85,13 +89,16 @@ class TrainingJob:
     def load_model(self) -> RankerModel:
         """The student as it starts."""
         overrides = (self.config_overrides or {}) | ({} if self.layers is None else {"layers": self.layers})
-        return load_ranker(
+        model = load_ranker(
             self.model_name,
             self.architecture,
             max_query_length=self.max_query_length,
             max_document_length=self.max_document_length,
             **overrides,
         )
+        if self.attn_implementation is not None:
+            model.set_attn_implementation(self.attn_implementation)
+        return model
 
 
 def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, Any]:

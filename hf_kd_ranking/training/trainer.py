@@ -1,7 +1,7 @@
 """`RankingTrainer`: a transformers Trainer whose loss compares a student's scores with a teacher's."""
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
@@ -25,7 +25,7 @@ from ..models.base import check_finite
 from ..ranker import Ranker
 from .adapters import merge_adapters, with_adapters
 from .arguments import RankingTrainingArguments
-from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination
+from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
 from .checks import check_data_sets, endless
 from .in_batch import check_in_batch, in_batch_scores, known_positives
@@ -100,6 +100,10 @@ class RankingTrainer(Trainer):
         )
         self.eval_dataset = eval_dataset
         model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if not model.groups_rows:  # left on the CPU by Trainer, where evaluation before training would take hours
+            model.to(self.args.device)
+        if args.lora_r is not None and not model.groups_rows:
+            raise ValueError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         self.in_batch_teacher = None
@@ -127,6 +131,8 @@ class RankingTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete(Path(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} holds no complete checkpoint to go on from; start afresh.")
         if resume_from_checkpoint:
             check_run(resume_from_checkpoint, self._run())
         with self.termination.listening():
@@ -145,17 +151,20 @@ class RankingTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The parent's, all or nothing; older ones are removed when this one is complete."""
         check_finite(self.model, f"step {self.state.global_step}")
-        folder = Path(self._get_output_dir(trial=trial))
-        checkpoint, limit = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", self.args.save_total_limit
-        self.args.save_total_limit = None
+        args, folder = self.args, Path(self._get_output_dir(trial=trial))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        limit, push = args.save_total_limit, args.push_to_hub
+        args.save_total_limit, args.push_to_hub = None, False  # both when it is complete
         try:
-            with written_whole(checkpoint, self.args.should_save):
+            with written_whole(checkpoint, args.should_save):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its random state
-                if self.args.should_save:
+                if args.should_save:
                     mark_complete(checkpoint, self._run())
         finally:
-            self.args.save_total_limit = limit
+            args.save_total_limit, args.push_to_hub = limit, push
+        if push:
+            self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
@@ -229,6 +238,9 @@ class RankingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """The batches of one step, and their rows: the mean of the loss is over rows, not over batches."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the parent would train one step more
+            self.control.should_training_stop = True
+            return [], 0
         with self.statistics.waiting():
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, sum(len(batch["teacher_scores"]) for batch in batches)
@@ -247,7 +259,8 @@ class RankingTrainer(Trainer):
                 self.model,
                 self.processing_class,
                 self.args.per_device_eval_batch_size,
-                is_distributed=self.args.world_size > 1,
+                # Shares differ in their number of forwards, where all processes must make as many: each scores all.
+                is_distributed=self.args.world_size > 1 and self.model.groups_rows,
             )
             metrics |= self.evaluator(ranker)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -289,6 +302,26 @@ class RankingTrainer(Trainer):
             seed,
             args.margin_bins,
         )
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        # Resumed within an epoch on several processes, the parent does not reach the sampler, behind accelerate's
+        # wrappers that skip and share batches; it would read the first epoch's order again.
+        if not isinstance(self.train_dataset, datasets.IterableDataset):
+            self.train_sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The parent's, with workers that outlive a SIGTERM to all processes of the job."""
+        loader = super().get_train_dataloader()
+        base = loader.base_dataloader  # accelerate's wrapper hands attributes on from it, not to it
+        base.worker_init_fn = partial(start_worker, base.worker_init_fn)
+        return loader
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        if self.termination.is_asked:
+            # Else the best model is loaded, and with save_total_limit 1 the checkpoint just saved deleted.
+            self.state.best_model_checkpoint = None
+        return super()._finalize_training(*args)
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int]:
         return self.train_sampler

@@ -16,7 +16,8 @@ def arguments(folder: Path, **settings) -> kd.RankingTrainingArguments:
 def add_checkpoint(folder: Path, step: int) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
+    for name in ("trainer_state.json", "run.json"):
+        (checkpoint / name).write_text("{}")
     return checkpoint
 
 

@@ -207,3 +207,10 @@ def test_held_out_queries_that_are_trained_on_are_counted(model, make_trainer, w
     ]
     held_out = {"eval_dataset": write([(3.0, 1.0, 105, 1, 2)]), "evaluator": evaluator(113, 7)}
     assert warnings_of(lambda: make_trainer(model, {"train_dataset": training} | held_out)) == []
+
+
+def test_facts_are_of_all_rows_and_not_of_the_last_batch(stores):
+    rows = lists_of([[1, 2, 3]] * 8, [[-5.0, 9.0, 1.0]] + [[1.0, 1.0, 1.0]] * 7)
+    facts = check_rows(rows, *stores, batch_size=6)
+    assert (facts.has_margins, facts.lowest, facts.highest) == (True, -5.0, 9.0)
+    assert np.flatnonzero(facts.is_query_used).tolist() == [0]

@@ -14,28 +14,44 @@ import hf_kd_ranking as kd
 
 pytestmark = pytest.mark.slow
 # Eight rows a step on both. Accumulated are those of one run alone: a loss over the batch, or a batch on one topic,
-# would be another one.
+# would be another one. Candidates are 21 pairs: one process scores them in two batches, the other in three.
+# accelerate takes FSDP for GPUs only, so the script makes it believe in it; torch shards on the CPU as well.
 SCRIPT = """
 import json, os, sys
 import numpy as np
 import hf_kd_ranking as kd
+from accelerate.state import AcceleratorState, DistributedType
 from transformers import AutoTokenizer
 
-models, toy, output = sys.argv[1:]
+models, toy, output, *runs = sys.argv[1:]
+is_fsdp = output.endswith("fsdp")
 processes = int(os.environ.get("WORLD_SIZE", 1))
+if is_fsdp:
+    prepared = AcceleratorState.__init__
+
+    def prepare(self, *args, fsdp_plugin=None, **kwargs):
+        prepared(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.fsdp_plugin = fsdp_plugin or getattr(self, "fsdp_plugin", None)
+        if self.fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = prepare
 queries, documents = kd.TextStore.from_tsv(f"{toy}/queries.tsv"), kd.TextStore.from_tsv(f"{toy}/collection.tsv")
 rows = kd.load_teacher_scores(f"{toy}/scores.tsv")
 tokenizer = AutoTokenizer.from_pretrained(f"{models}/bert_dot")
 
 
 def train(name, run, accumulation=1, parts=None, **arguments):
+    if run not in runs:
+        return
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = "ContextLayer" if name == "tk" else "BertLayer"
     trainer = kd.RankingTrainer(
         kd.load_ranker(f"{models}/{name}"),
         kd.RankingTrainingArguments(
             f"{output}/{run}",
             per_device_train_batch_size=8 // processes // accumulation,
             gradient_accumulation_steps=accumulation,
-            per_device_eval_batch_size=4,
+            per_device_eval_batch_size=5,
             learning_rate=5e-3,
             optim="sgd",
             max_steps=20,
@@ -52,6 +68,7 @@ def train(name, run, accumulation=1, parts=None, **arguments):
         processing_class=tokenizer,
         **(parts or {}),
     )
+    assert trainer.is_fsdp_enabled == is_fsdp
     trainer.train()
     trainer.save_model()
     trainer.save_state()
@@ -60,13 +77,12 @@ def train(name, run, accumulation=1, parts=None, **arguments):
 
 for name in ("bert_cat", "colbert", "prettr", "tk"):
     train(name, name)
-evaluator = kd.RerankingEvaluator(
-    kd.read_run(f"{toy}/candidates.trec"), kd.read_qrels(f"{toy}/qrels.txt"), queries, documents, depth=7
-)
+candidates = dict(list(kd.read_run(f"{toy}/candidates.trec").items())[:3])
+evaluator = kd.RerankingEvaluator(candidates, kd.read_qrels(f"{toy}/qrels.txt"), queries, documents, depth=7)
 trainer = train(
     "bert_dot",
     "bert_dot",
-    accumulation=processes,
+    accumulation=1 if is_fsdp else processes,
     parts={"eval_dataset": rows.select(range(51, 64)), "evaluator": evaluator},
     eval_strategy="steps",
     eval_steps=10,
@@ -86,7 +102,10 @@ SETTINGS = {
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-EVERY_RUN = pytest.mark.parametrize("run_name", [*SETTINGS, "in_batch", "topics"])
+CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
+LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
+RUNS = {"ddp": (*SETTINGS, "in_batch", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
+EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
     "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
     "teacher_margin_std",
@@ -108,13 +127,13 @@ def models(encoder, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(models, toy, tmp_path_factory) -> tuple[Path, Path]:
-    """Output folders of the script on one and on two processes."""
+def runs(models, toy, tmp_path_factory) -> Path:
+    """Output folders of the script on one process, `one`, and on two, `ddp` and `fsdp`."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
-    for output, launcher in (("1", []), ("2", TWO)):
-        run([*launcher, folder / "script.py", models, toy, folder / output])
-    return folder / "1", folder / "2"
+    for output, launcher in (("one", ()), ("ddp", TWO), ("fsdp", LAUNCH_FSDP)):
+        run([*launcher, folder / "script.py", models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])])
+    return folder
 
 
 def run(arguments: list) -> None:
@@ -124,8 +143,8 @@ def run(arguments: list) -> None:
 
 
 @EVERY_RUN
-def test_two_processes_log_the_figures_of_one(runs, run_name):
-    states = [json.loads((folder / run_name / "trainer_state.json").read_text()) for folder in runs]
+def test_two_processes_log_the_figures_of_one(runs, way, run_name):
+    states = [json.loads((runs / output / run_name / "trainer_state.json").read_text()) for output in ("one", way)]
     for name in SAME_ON_BOTH + (EVALUATED if run_name == "bert_dot" else ()):
         one, two = ([entry[name] for entry in state["log_history"] if name in entry] for state in states)
         assert len(one) == 2, f"{name} is not logged"
@@ -133,9 +152,9 @@ def test_two_processes_log_the_figures_of_one(runs, run_name):
 
 
 @EVERY_RUN
-def test_two_processes_end_with_the_parameters_of_one(runs, models, run_name):
+def test_two_processes_end_with_the_parameters_of_one(runs, models, way, run_name):
     start = load_file(models / (run_name if run_name in SETTINGS else "bert_dot") / "model.safetensors")
-    one, two = (load_file(folder / run_name / "model.safetensors") for folder in runs)
+    one, two = (load_file(runs / output / run_name / "model.safetensors") for output in ("one", way))
     assert difference(one, start) > 1e-3, "training moves the parameters"
     assert difference(two, one) <= 1e-5
 
@@ -145,6 +164,14 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
-def test_both_processes_get_the_same_metrics(runs):
-    first, second = (json.loads((runs[1] / f"rank{rank}.json").read_text()) for rank in range(2))
+@pytest.mark.parametrize("way", RUNS)
+def test_both_processes_get_the_same_metrics(runs, way):
+    first, second = (json.loads((runs / way / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("run_name", RUNS["fsdp"])
+def test_a_checkpoint_trained_with_fsdp_ships_the_code_and_config_of_one_process(runs, run_name):
+    one, fsdp = (runs / output / run_name for output in ("one", "fsdp"))
+    assert sorted(path.name for path in fsdp.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert json.loads((fsdp / "config.json").read_text()) == json.loads((one / "config.json").read_text())
