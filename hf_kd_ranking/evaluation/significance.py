@@ -66,6 +66,31 @@ def compare_runs(
     return {"queries": len(shared), "correction": correction, "means": means, "pairs": pairs}
 
 
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """What `compare_runs` gives as Markdown tables: means, then pairs."""
+    measures = list(next(iter(result["means"].values())))
+    lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    for name, means in result["means"].items():
+        lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
+    heads = (
+        "measure",
+        "treatment - control",
+        "difference",
+        "95 % interval",
+        "p (t-test)",
+        f"p ({result['correction']})",
+    )
+    heads += ("p (randomisation)", "effect size", "wins / ties / losses")
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for pair in result["pairs"]:
+        low, high = pair["interval"]
+        cells = [pair["measure"], f"{pair['treatment']} - {pair['control']}", f"{pair['difference']:+.4f}"]
+        cells += [f"{low:+.4f} to {high:+.4f}"]
+        cells += [f"{pair[name]:.2g}" for name in ("p_value", "p_corrected", "p_randomisation", "effect_size")]
+        lines.append(f"| {' | '.join([*cells, ' / '.join(str(pair[n]) for n in ('wins', 'ties', 'losses'))])} |")
+    return "\n".join(lines)
+
+
 def _shared_queries(runs: Mapping[str, Run], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
     judged = {name: run.keys() & qrels.keys() for name, run in runs.items()}
     shared, every = set.intersection(*judged.values()), set.union(*judged.values())
