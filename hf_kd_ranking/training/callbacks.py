@@ -196,10 +196,11 @@ class StopOnTermination(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
 
-def start_worker(initialize: Callable[[int], None], worker: int) -> None:
+def start_worker(initialize: Callable[[int], None] | None, worker: int) -> None:
     """Initialize a dataloader worker that lets the first SIGTERM pass.
 
     torchrun sends it to workers as well, and the step at hand needs their batches. A second one ends them.
     """
-    initialize(worker)
+    if initialize is not None:  # of a stream
+        initialize(worker)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

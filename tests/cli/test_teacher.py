@@ -1,6 +1,7 @@
 """`hf-kd-ranking teacher VERB` on the toy data: each verb does its work; bad input is one line and status 2."""
 
 import json
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -391,7 +392,9 @@ def no_room_after(bytes_: int):
 
 
 @pytest.mark.parametrize("verb", ["score", "ensemble", "expand", "triples"])
-def test_without_room_nothing_stands_under_the_name_of_the_output(monkeypatch, texts, teachers, toy, tmp_path, verb):
+def test_without_room_nothing_stands_under_the_name_of_the_output(
+    monkeypatch, capsys, texts, teachers, toy, tmp_path, verb
+):
     rows = (toy / "scores.tsv").read_text() * 40
     (tmp_path / "scores.tsv").write_text(rows)
     options = {
@@ -406,8 +409,10 @@ def test_without_room_nothing_stands_under_the_name_of_the_output(monkeypatch, t
     arguments = ["hf-kd-ranking", "teacher", verb, *options, "--output", tmp_path / "out.tsv"]
     monkeypatch.setattr("sys.argv", list(map(str, arguments)))
     room = {"score": 60_000, "triples": 500}.get(verb, 100_000)
-    with no_room_after(room), pytest.raises(OSError, match=r"too large|requested and \d+ written"):
+    with no_room_after(room), pytest.raises(SystemExit) as exit_:
         main()
+    assert exit_.value.code == 1
+    assert re.search(r"^error: .*(too large|requested and \d+ written)", capsys.readouterr().err, re.MULTILINE)
     assert {path.name for path in tmp_path.iterdir()} - before <= {"out.tsv.parts"}
     with pytest.raises(SystemExit) as exit_:
         main()

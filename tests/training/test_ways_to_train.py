@@ -27,7 +27,7 @@ def test_bf16_trains_near_float32_and_not_as_it(student, make_trainer):
 
 
 @pytest.mark.slow
-@FIVE
+@pytest.mark.parametrize("model", ["bert_cat", "prettr"], indirect=True)  # a quarter of a minute each
 def test_compiled_training_has_the_losses_of_plain(student, make_trainer):
     plain = train(make_trainer, student)
     counters.clear()
