@@ -33,6 +33,7 @@ _LAZY = {
     "TextStore": "data.texts",
     "TrainingJob": "training.job",
     "cluster_queries": "training.topics",
+    "compare_runs": "evaluation.significance",
     "evaluate_run": "evaluation.metrics",
     "expand_ids": "teachers.expand",
     "diagnose_teachers": "teachers.diagnose",

@@ -6,8 +6,11 @@ from collections.abc import Collection as Names
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 import yaml
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _Loader(yaml.SafeLoader):

@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from ..data.formats import read_qrels, read_run, refuse_existing
@@ -16,10 +15,9 @@ from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_tex
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.score import score_teacher
-from .options import Collection, Config, Json, Output, Overwrite, Queries, report
+from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
 
 app = typer.Typer(help="Teacher scores: make, average, inspect, expand.", no_args_is_help=True)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @app.command()

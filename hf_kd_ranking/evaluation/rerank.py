@@ -8,6 +8,17 @@ from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, evaluate_run
 
 
+def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
+    """Candidates in a ranker's order; ties keep the first stage's.
+
+    Raises:
+        KeyError: if a query or document has no text.
+    """
+    pairs = [(query_id, doc_id) for query_id, ranking in candidates.items() for doc_id, _ in ranking]
+    query_ids, doc_ids = zip(*pairs, strict=True)
+    return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
+
+
 class RerankingEvaluator:
     """Re-ranks candidates with a ranker and measures the result; usable inside training and outside.
 
@@ -41,15 +52,8 @@ class RerankingEvaluator:
         self.measures = tuple(measures)
 
     def rerank(self, ranker: Ranker) -> Run:
-        """The candidates in the ranker's order; ties keep the first stage's.
-
-        Raises:
-            KeyError: if a query or document of the candidates has no text.
-        """
-        pairs = [(query_id, doc_id) for query_id, ranking in self.candidates.items() for doc_id, _ in ranking]
-        query_ids, doc_ids = zip(*pairs, strict=True)
-        scores = ranker.score(self.queries[query_ids], self.documents[doc_ids])
-        return Run.from_scores(query_ids, doc_ids, scores)
+        """The candidates in the ranker's order, see `rerank_run`."""
+        return rerank_run(ranker, self.candidates, self.queries, self.documents)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Re-rank and measure: measure -> mean over the queries of the qrels."""

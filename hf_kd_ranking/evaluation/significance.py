@@ -1,7 +1,153 @@
 """Whether a difference between two rankers is more than chance."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..data.formats import Run
+from .metrics import DEFAULT_MEASURES, evaluate_queries
+
+RESAMPLES = 10_000
+
+
+def compare_runs(
+    runs: Mapping[str, Run],
+    qrels: Mapping[str, Mapping[str, int]],
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    correction: str = "holm",
+    intersect: bool = False,
+    moved: int = 5,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Compare all pairs of runs on every measure.
+
+    Args:
+        runs: name -> run, at least two.
+        qrels: query_id -> {doc_id: grade}.
+        measures: in ir_measures' notation.
+        correction: of the p-values over all pairs of a measure, a name in `CORRECTIONS`.
+        intersect: True compares the queries that all runs have, where they differ; False refuses that.
+        moved: how many of the queries that changed most are named, of each pair and measure.
+        seed: of the resampling.
+
+    Returns:
+        `queries` (their number), `correction`, `means` {run: {measure: mean}}, and `pairs`, each with `control`,
+        `treatment`, `measure`, `difference` (treatment minus control), `interval` (95 %, bootstrap over queries),
+        `p_value` (paired t-test), `p_randomisation` (sign flips), `p_corrected` (of `p_value`), `effect_size` (mean
+        over standard deviation of the differences), `wins`, `ties`, `losses`, `moved` [[query_id, difference]].
+
+    Raises:
+        ValueError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
+            correction is not known.
+    """
+    if len(runs) < 2 or correction not in CORRECTIONS:
+        raise ValueError(
+            f"Comparing needs at least two runs and a correction out of {', '.join(CORRECTIONS)}; got {len(runs)} and "
+            f"{correction!r}."
+        )
+    shared = _shared_queries(runs, qrels, intersect)
+    qrels = {query_id: qrels[query_id] for query_id in shared}
+    values = {name: evaluate_queries(run, qrels, measures) for name, run in runs.items()}
+    pairs = []
+    for measure in measures:
+        tests = [
+            {"control": control, "treatment": treatment, "measure": measure}
+            | _compare(values[treatment][measure], values[control][measure], moved, seed)
+            for control, treatment in combinations(runs, 2)
+        ]
+        corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
+        pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
+    means = {
+        name: {measure: fmean(by_query[measure].values()) for measure in measures} for name, by_query in values.items()
+    }
+    return {"queries": len(shared), "correction": correction, "means": means, "pairs": pairs}
+
+
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """What `compare_runs` gives as Markdown tables: means, then pairs."""
+    measures = list(next(iter(result["means"].values())))
+    lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    for name, means in result["means"].items():
+        lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
+    heads = (
+        "measure",
+        "treatment - control",
+        "difference",
+        "95 % interval",
+        "p (t-test)",
+        f"p ({result['correction']})",
+    )
+    heads += ("p (randomisation)", "effect size", "wins / ties / losses")
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for pair in result["pairs"]:
+        low, high = pair["interval"]
+        cells = [pair["measure"], f"{pair['treatment']} - {pair['control']}", f"{pair['difference']:+.4f}"]
+        cells += [f"{low:+.4f} to {high:+.4f}"]
+        cells += [f"{pair[name]:.2g}" for name in ("p_value", "p_corrected", "p_randomisation", "effect_size")]
+        lines.append(f"| {' | '.join([*cells, ' / '.join(str(pair[n]) for n in ('wins', 'ties', 'losses'))])} |")
+    return "\n".join(lines)
+
+
+def _shared_queries(runs: Mapping[str, Run], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
+    judged = {name: run.keys() & qrels.keys() for name, run in runs.items()}
+    shared, every = set.intersection(*judged.values()), set.union(*judged.values())
+    if shared != every and not intersect:
+        counts = ", ".join(f"{name} {len(found):,}" for name, found in judged.items())
+        raise ValueError(
+            f"The runs have results for different judged queries ({counts}; {len(shared):,} in common, not in all: "
+            f"{', '.join(sorted(every - shared)[:3])}); complete them, or compare those in common with intersect."
+        )
+    if len(shared) < 2:
+        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(shared)}.")
+    return [query_id for query_id in qrels if query_id in shared]
+
+
+def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
+    from scipy.stats import bootstrap, permutation_test
+
+    test = paired_t_test(treatment, control)
+    by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
+    differences = np.array([*by_query.values()])
+    settings = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100, "rng": seed}
+    interval, p_randomisation, effect_size = [0.0, 0.0], 1.0, 0.0
+    if differences.any():
+        resampled = bootstrap((differences,), np.mean, method="percentile", **settings)
+        interval = [float(bound) for bound in resampled.confidence_interval]
+        flipped = permutation_test((differences,), np.mean, permutation_type="samples", **settings)
+        p_randomisation = float(flipped.pvalue)
+        deviation = differences.std(ddof=1)
+        effect_size = float(differences.mean() / deviation) if deviation else float("inf")
+    signs = np.sign(differences)
+    most = sorted(by_query.items(), key=lambda item: (-abs(item[1]), item[0]))[:moved]
+    return {
+        "difference": test["difference"],
+        "interval": interval,
+        "p_value": test["p_value"],
+        "p_randomisation": p_randomisation,
+        "effect_size": effect_size,
+        **{name: int((signs == sign).sum()) for name, sign in (("wins", 1), ("ties", 0), ("losses", -1))},
+        "moved": [[query_id, difference] for query_id, difference in most if difference],
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values under Holm's step-down correction (1979): the k-th smallest of m times m - k + 1, never falling."""
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
+    return corrected.tolist()
+
+
+def bonferroni(p_values: Sequence[float]) -> list[float]:
+    """p-values times their number, at most 1."""
+    return [min(1.0, p_value * len(p_values)) for p_value in p_values]
+
+
+CORRECTIONS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "bonferroni": bonferroni}
 
 
 def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:

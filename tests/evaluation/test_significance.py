@@ -1,11 +1,14 @@
-"""The paired t-test against a t computed by hand, and its p-value in closed form."""
+"""The paired t-test against a t computed by hand; several runs against scipy, all sign flips and hand computation."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from hf_kd_ranking.evaluation.significance import paired_t_test
+import hf_kd_ranking as kd
+from hf_kd_ranking.evaluation.significance import bonferroni, compare_runs, holm, paired_t_test
 
 CONTROL = {"q1": 0.5, "q2": 0.25, "q3": 0.0}
 TREATMENT = {"q3": 0.3, "q1": 0.6, "q2": 0.45}  # differences 0.1, 0.2, 0.3 in another order of queries
@@ -55,3 +58,96 @@ def test_identical_values_differ_with_p_value_one():
 def test_other_queries_and_fewer_than_two_are_refused_with_counts(treatment, control, counts):
     with pytest.raises(ValueError, match=f"the same queries on both sides, at least two; {counts}"):
         paired_t_test(treatment, control)
+
+
+# ---- Several runs ---------------------------------------------------------------------------------------------------
+
+QRELS = {f"q{i}": {"good": 1} for i in range(12)}
+
+
+def run_with(ranks: list[int]) -> kd.Run:
+    """A run whose i-th query has its good document at the i-th rank given."""
+    return kd.Run(
+        {
+            f"q{i}": [("good" if place == rank else f"d{place}", -place) for place in range(1, 11)]
+            for i, rank in enumerate(ranks)
+        }
+    )
+
+
+RUNS = {
+    "first": run_with([1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1]),
+    "second": run_with([2, 4, 2, 2, 5, 2, 1, 2, 4, 1, 2, 10]),
+    "third": run_with([1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1]),
+}
+
+
+def test_all_pairs_are_compared_with_the_tests_of_scipy():
+    result = compare_runs(RUNS, QRELS, ["RR@10"])
+    assert [(pair["control"], pair["treatment"]) for pair in result["pairs"]] == [
+        ("first", "second"), ("first", "third"), ("second", "third"),
+    ]  # fmt: skip
+    pair = result["pairs"][0]
+    first = np.array([1, 1, 1, 1 / 2, 1, 1, 1, 1, 1, 1 / 2, 1, 1])
+    second = np.array([1 / 2, 1 / 4, 1 / 2, 1 / 2, 1 / 5, 1 / 2, 1, 1 / 2, 1 / 4, 1, 1 / 2, 1 / 10])
+    differences = second - first
+    assert result["means"]["second"]["RR@10"] == pytest.approx(second.mean())
+    assert pair["difference"] == pytest.approx(differences.mean())
+    assert pair["p_value"] == pytest.approx(stats.ttest_rel(second, first).pvalue)
+    assert pair["effect_size"] == pytest.approx(differences.mean() / differences.std(ddof=1))
+    assert (pair["wins"], pair["ties"], pair["losses"]) == (1, 2, 9)
+    assert pair["moved"][0] == ["q11", pytest.approx(-0.9)]
+    assert [query for query, _ in pair["moved"]] == ["q11", "q4", "q1", "q8", "q0"]
+    # All 2^12 sign flips, one by one.
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 12)).reshape(12, -1)
+    exact = (np.abs(differences @ signs) >= abs(differences.sum()) - 1e-12).mean()
+    assert pair["p_randomisation"] == pytest.approx(exact)
+    low, high = pair["interval"]
+    assert low < differences.mean() < high < 0
+    error = differences.std(ddof=1) / math.sqrt(12)
+    assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_equal_runs_differ_nowhere():
+    pair = compare_runs(RUNS, QRELS, ["RR@10"])["pairs"][1]
+    assert (pair["difference"], pair["p_value"], pair["p_randomisation"], pair["effect_size"]) == (0, 1, 1, 0)
+    assert (pair["interval"], pair["wins"], pair["ties"], pair["losses"], pair["moved"]) == ([0, 0], 0, 12, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("correction", "wanted"), [(holm, [0.03, 0.06, 0.06, 0.02]), (bonferroni, [0.04, 0.12, 0.16, 0.02])]
+)
+def test_corrections_by_hand(correction, wanted):
+    # Holm: .005 * 4, .01 * 3 (not below .02), .03 * 2, .04 * 1 (not below .06).
+    assert correction([0.01, 0.03, 0.04, 0.005]) == pytest.approx(wanted)
+    assert correction([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_p_values_are_corrected_over_the_pairs_of_a_measure():
+    for name, correction in (("holm", holm), ("bonferroni", bonferroni)):
+        result = compare_runs(RUNS, QRELS, ["RR@10", "nDCG@10"], correction=name)
+        for measure in ("RR@10", "nDCG@10"):
+            pairs = [pair for pair in result["pairs"] if pair["measure"] == measure]
+            assert [pair["p_corrected"] for pair in pairs] == correction([pair["p_value"] for pair in pairs])
+    json.dumps(result)
+
+
+def test_different_queries_are_refused_or_cut_to_those_in_common():
+    fewer = kd.Run({query: ranking for query, ranking in RUNS["second"].items() if query not in ("q3", "q7")})
+    runs = {"first": RUNS["first"], "fewer": fewer}
+    with pytest.raises(ValueError, match=r"\(first 12, fewer 10; 10 in common, not in all: q3, q7\)"):
+        compare_runs(runs, QRELS)
+    assert compare_runs(runs, QRELS, intersect=True)["queries"] == 10
+
+
+@pytest.mark.parametrize(
+    ("runs", "settings", "message"),
+    [
+        ({"one": RUNS["first"]}, {}, "at least two runs and a correction out of holm, bonferroni; got 1 and 'holm'"),
+        (RUNS, {"correction": "none"}, "got 3 and 'none'"),
+        ({"a": kd.Run({"q1": [("good", 1.0)]}), "b": kd.Run({"q1": [("good", 1.0)]})}, {}, "two judged queries"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, settings, message):
+    with pytest.raises(ValueError, match=message):
+        compare_runs(runs, QRELS, **settings)

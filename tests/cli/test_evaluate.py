@@ -1,0 +1,93 @@
+"""`rerank`, `evaluate` and `compare` on the toy data, as the command line calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("verb --option value"): exit status, standard output, standard error."""
+
+    def run(command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def runs(toy, tmp_path) -> tuple[Path, Path]:
+    """The toy candidates and the same with the order of each query turned round."""
+    candidates = kd.read_run(toy / "candidates.trec")
+    turned = {query: [(doc, -score) for doc, score in reversed(ranking)] for query, ranking in candidates.items()}
+    kd.write_run(turned, tmp_path / "turned.trec")
+    return toy / "candidates.trec", tmp_path / "turned.trec"
+
+
+@pytest.mark.parametrize("model", ["bert_dot", "bert_cat"], indirect=True)
+def test_a_reranked_run_has_the_rankers_scores(call, model, tokenizer, toy, tmp_path):
+    ranker = kd.Ranker(model, tokenizer)
+    ranker.save_pretrained(tmp_path / "model")
+    texts = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {toy}/candidates.trec"
+    status, out, err = call(f"rerank --model {tmp_path}/model {texts} --k 3 --output {tmp_path}/out.trec --json")
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"output": f"{tmp_path}/out.trec", "queries": 4, "pairs": 12}
+    queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
+    found = kd.read_run(tmp_path / "out.trec")
+    for query, ranking in kd.read_run(toy / "candidates.trec").top(3).items():
+        ids = [doc for doc, _ in ranking]
+        wanted = dict(zip(ids, ranker.score(queries[query], documents[ids]).tolist(), strict=True))
+        assert dict(found[query]) == pytest.approx(wanted, rel=1e-5)
+        assert [score for _, score in found[query]] == pytest.approx(sorted(wanted.values(), reverse=True), rel=1e-5)
+    status, _, err = call(f"rerank --model {tmp_path}/model {texts} --output {tmp_path}/out.trec")
+    assert (status, "out.trec" in err) == (2, True)
+
+
+def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
+    options = f"--qrels {toy}/qrels.txt --measure RR@10 --measure nDCG@3"
+    status, out, _ = call(f"evaluate --run {runs[0]} --run turned={runs[1]} {options} --json")
+    result = json.loads(out)
+    assert status == 0
+    # The positives stand at ranks 5 and 8 of ten; turned round at 6 and 3.
+    assert result["candidates"]["RR@10"] == pytest.approx(1 / 5)
+    assert result["turned"]["RR@10"] == pytest.approx(1 / 3)
+    assert result["turned"]["queries"], result["turned"]["without_results"] == (4, 0)
+    status, out, _ = call(f"evaluate --run {runs[0]} {options} --per-query")
+    assert set(json.loads(out)["candidates"]["per_query"]["RR@10"].values()) == {1 / 5}
+    status, out, _ = call(f"evaluate --run {runs[0]} {options}")
+    assert out == "candidates: RR@10 0.2, nDCG@3 0, queries 4, without_results 0\n"
+
+
+def test_runs_are_compared_in_tables_and_json(call, runs, toy):
+    command = f"compare --run {runs[0]} --run turned={runs[1]} --qrels {toy}/qrels.txt --measure RR@10"
+    status, out, _ = call(f"{command} --json")
+    (pair,) = json.loads(out)["pairs"]
+    assert (status, pair["wins"], pair["ties"], pair["losses"]) == (0, 4, 0, 0)
+    assert pair["difference"] == pytest.approx(1 / 3 - 1 / 5)
+    status, out, _ = call(command)
+    assert "| candidates | 0.2000 |" in out
+    assert "| RR@10 | turned - candidates | +0.1333 |" in out
+    assert out.count("4 / 0 / 0") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--run {run}", "at least two runs"),
+        ("--run {run} --run {run}", "Two runs are called 'candidates'; write --run NAME=PATH"),
+        ("--run {run} --run b={run} --correction none", "a correction out of holm, bonferroni"),
+        ("--run {run} --run b={run} --measure nDC@10", "Unknown measure"),
+        ("--run {run} --run b=gone.trec", "gone.trec"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(call, runs, toy, options, message):
+    status, _, err = call(f"compare --qrels {toy}/qrels.txt {options.format(run=runs[0])}")
+    assert (status, message in err, err.count("\n")) == (2, True, 1)
