@@ -215,7 +215,7 @@ READ_LISTS = frozenset({"all_margins_mse", "kl_div", "listnet", "lambda_loss"})
 READ_GRADES = frozenset({"lambda_loss"})
 
 
-# Before a loss's name: over every document of the step's batch, (B, N), and not only over the row's own.
+# Before a loss's name: over every document of the batch, (B, N), and not only over the row's own.
 IN_BATCH = "in_batch_"
 
 

@@ -11,12 +11,15 @@ from typing import Any
 import datasets
 import numpy as np
 import xxhash
+from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
 from ..data.formats import writing
 
 # In every complete checkpoint; nothing is written after it.
 RUN_FILE = "run.json"
+# What a full disk is to Python, to torch.save and to safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 # What a run is of: resumed with another value it would go on with another model or other data.
 IDENTITY = ("config", "data")
 # Config fields that follow from where and with what a model was saved.
@@ -36,13 +39,13 @@ def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
     """A block that writes a checkpoint; what it wrote is removed again if it cannot end.
 
     Raises:
-        OSError: if the block fails, for example as the disk is full; names the checkpoint and the last complete one.
+        OSError: if it cannot be written, for example as the disk is full; names it and the last complete one.
     """
     if is_main:
         (checkpoint / RUN_FILE).unlink(missing_ok=True)  # it is not complete while it is written again
     try:
         yield
-    except Exception as error:  # also RuntimeError and SafetensorError: torch and safetensors have no OSError
+    except WRITE_ERRORS as error:
         shutil.rmtree(checkpoint, ignore_errors=True)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(

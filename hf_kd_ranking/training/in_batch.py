@@ -1,8 +1,9 @@
-"""Losses over every document of a step's batch: the other queries' documents are negatives too.
+"""Losses over every document of a batch: the other queries' documents are negatives too.
 
 Dual supervision (Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, section 3.2): teacher rows supervise each
 query's own documents, a live teacher that encodes the sides apart (ColBERT) scores each query with all others. The
 documents are encoded once, by the one forward; with several processes those of all are taken, with their gradients.
+Batches whose gradients are accumulated do not see one another's documents.
 """
 
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ def encodes_apart(model: RankerModel) -> bool:
 
 
 def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
-    """Score each query with all documents of the step, from the vectors of a forward.
+    """Score each query with all documents of the batch, from the vectors of a forward.
 
     Args:
         model: not wrapped.
@@ -68,7 +69,7 @@ def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Acce
 
 
 def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
-    """Where a document of the step is a positive of the query in one of its rows.
+    """Where a document of the batch is a positive of the query in one of its rows.
 
     Args:
         rows: `query` (B,) and `document` (B, n), places in the stores.

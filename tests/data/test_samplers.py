@@ -8,6 +8,7 @@ import torch
 from accelerate import skip_first_batches
 from torch.utils.data import DataLoader
 
+from hf_kd_ranking.data import samplers
 from hf_kd_ranking.data.samplers import ShuffledSampler, TopicBalancedSampler
 
 
@@ -115,6 +116,16 @@ def test_rows_are_balanced_over_the_margins_and_not_over_their_number():
     assert np.bincount(drawn % 5) / len(drawn) == pytest.approx([1 / 6] * 3 + [1 / 4] * 2, abs=0.03)
     plain = np.concatenate([topic_order(epoch=epoch, bins=1).flatten() for epoch in range(20)])
     assert np.bincount(plain % 5) / len(plain) == pytest.approx([0.2] * 5, abs=0.03)
+
+
+def test_rows_are_placed_part_by_part_as_a_stable_sort_does(monkeypatch):
+    whole = topic_order()
+    parts = samplers._parts
+    monkeypatch.setattr(samplers, "_parts", lambda length: parts(length, 7))
+    assert (topic_order() == whole).all()
+    cells = np.random.default_rng(0).integers(0, 9, 100)
+    counts = np.bincount(cells, minlength=9)
+    assert (samplers._rows_by_cell(cells, np.cumsum(counts) - counts) == np.argsort(cells, kind="stable")).all()
 
 
 def test_a_query_with_one_margin_has_one_bin():

@@ -27,7 +27,7 @@ SETTINGS = {
     "learning_rate": 1e-2,
     "warmup_steps": 3,
     "max_steps": 20,
-    "logging_steps": 1,
+    "logging_steps": 3,  # and with every checkpoint, so that the sums of a line never span a kill
     "save_strategy": "steps",
     "save_steps": 2,
     "save_total_limit": 1,
@@ -121,7 +121,7 @@ def check_kills(model, tokenizer, toy: Path, folder: Path, processes: int, on_to
     ended.append(folder / f"killed{len(ended)}")
     run(*arguments, ended[-1], processes, on_topics)
     wanted = outcome(folder / "whole")
-    assert [entry["step"] for entry in wanted[1]] == list(range(1, 21))
+    assert [entry["step"] for entry in wanted[1]] == [step for step in range(1, 21) if step % 2 == 0 or step % 3 == 0]
     for output in ended:
         weights, history = outcome(output)
         assert history == wanted[1]
