@@ -59,7 +59,7 @@ class TopicBalancedSampler(Sampler[int]):
         bins: of equal width, from a query's lowest margin to its highest.
 
     Raises:
-        ValueError: if there are fewer queries than a batch has rows.
+        ValueError: if there are fewer queries than a batch has rows, or a query of a row has no cluster.
     """
 
     def __init__(
@@ -76,6 +76,11 @@ class TopicBalancedSampler(Sampler[int]):
             raise ValueError(
                 f"A batch of {batch_size} rows on one topic takes each query once, and the rows have {len(used)} "
                 f"queries, {bins} bins for their margins; make the batches smaller, with at least one bin."
+            )
+        if used[-1] >= len(clusters) or clusters[used].min() < 0:
+            raise ValueError(
+                f"Each query of the rows needs a cluster, a number from 0 on, got {len(clusters):,} clusters for the "
+                f"queries {used[0]} to {used[-1]}; do they belong to other queries?"
             )
         self.batch_size, self.seed, self.bins, self.epoch = batch_size, seed, bins, 0
         code = np.empty(len(clusters), dtype=np.int32)

@@ -85,6 +85,8 @@ class TrainingJob:
             raise ValueError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
         if (self.query_clusters is None) != (self.cluster_model is None):
             raise ValueError("Batches on one topic need both --query_clusters and --cluster_model, or neither.")
+        if self.streaming and self.query_clusters is not None:
+            raise ValueError("Batches on one topic need all rows at hand; leave --streaming or --query_clusters out.")
 
     def load_model(self) -> RankerModel:
         """The student as it starts."""

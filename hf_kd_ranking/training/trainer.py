@@ -75,6 +75,8 @@ class RankingTrainer(Trainer):
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
         if isinstance(train_dataset, datasets.IterableDataset):
+            if query_clusters is not None:
+                raise ValueError("Batches on one topic need all rows at hand, got a stream; leave query_clusters out.")
             train_dataset = endless(train_dataset, args)
         self.evaluator, self.query_clusters = evaluator, query_clusters
         self.losses = get_losses(args.loss)

@@ -59,7 +59,7 @@ def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
     # The positives stand at ranks 5 and 8 of ten; turned round at 6 and 3.
     assert result["candidates"]["RR@10"] == pytest.approx(1 / 5)
     assert result["turned"]["RR@10"] == pytest.approx(1 / 3)
-    assert result["turned"]["queries"], result["turned"]["without_results"] == (4, 0)
+    assert (result["turned"]["queries"], result["turned"]["without_results"]) == (4, 0)
     status, out, _ = call(f"evaluate --run {runs[0]} {options} --per-query")
     assert set(json.loads(out)["candidates"]["per_query"]["RR@10"].values()) == {1 / 5}
     status, out, _ = call(f"evaluate --run {runs[0]} {options}")

@@ -195,6 +195,12 @@ BAD_INPUT = {
     "no model": (empty_model, "is no model folder: it has no config.json"),
     "architecture": (set_option("--architecture", "bert_dto"), "choose one of bert_cat, bert_dot"),
     "length": (set_option("--max_document_length", "65"), "max_document_length is 65 tokens, but the encoder"),
+    "clusters alone": (set_option("--query_clusters", "3"), "need both --query_clusters and --cluster_model"),
+    "a document twice": (
+        break_file(SCORES, b"3\t2\t100\t1\t1\n"),
+        "line 1: document 1 stands twice in the row (1 of 1",
+    ),
+    "constant": (break_file(SCORES, b"2\t2\t100\t1\t2\n"), "All teacher margins are 0"),
     "loss": (set_option("--loss", "margin_sme"), "did you mean 'margin_mse'"),
     "pooling": (set_option("--config_overrides", '{"pooling": "max"}'), "max"),
 }

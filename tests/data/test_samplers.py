@@ -144,3 +144,9 @@ def test_topic_batches_depend_on_seed_and_epoch_and_come_again_after_a_resume():
 def test_batches_with_more_rows_than_there_are_queries_are_refused():
     with pytest.raises(ValueError, match=r"A batch of 61 rows .* the rows have 60 queries, 10 bins"):
         topic_order(batch_size=61)
+
+
+@pytest.mark.parametrize("clusters", [CLUSTERS[:40], np.where(np.arange(61) == 7, -1, CLUSTERS)])
+def test_queries_without_a_cluster_are_refused(clusters):
+    with pytest.raises(ValueError, match=rf"needs a cluster, .* got {len(clusters)} clusters for the queries 0 to 59"):
+        TopicBalancedSampler(QUERIES, MARGINS, clusters, 10, 42)

@@ -3,6 +3,7 @@
 import copy
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,8 @@ def test_what_a_stream_cannot_do_is_said_before_training(model, make_trainer, to
         make_trainer(model, {"train_dataset": stream()})
     with pytest.raises(ValueError, match=r"'match' needs rows that can be read twice, got a stream; give a number"):
         make_trainer(model, {"train_dataset": stream()}, max_steps=2, teacher_scale="match")
+    with pytest.raises(ValueError, match=r"one topic need all rows at hand, got a stream; leave query_clusters out"):
+        make_trainer(model, {"train_dataset": stream(), "query_clusters": np.zeros(16, dtype=int)}, max_steps=2)
     other = datasets.Dataset.from_dict({"query": ["a"]}).to_iterable_dataset()
     with pytest.raises(
         ValueError, match=r"has the columns query; teacher rows need pos_score, .* or query_id, doc_ids"
