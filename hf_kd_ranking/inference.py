@@ -101,6 +101,35 @@ def encode_texts(
     return np.stack(vectors) if vectors[0].ndim == 1 else vectors
 
 
+def score_stored(
+    model: RankerModel, query: np.ndarray, documents: np.ndarray | Sequence[np.ndarray], batch_size: int = 64
+) -> np.ndarray:
+    """Score one query with documents that were encoded ahead, as `encode_texts` returned them or in another dtype.
+
+    Args:
+        query: (D,), or (Lq, D) where every term has a vector.
+        documents: (N, D), which are scored at once, or N of (Ld, D).
+        batch_size: documents a forward, similar lengths together.
+
+    Returns:
+        (N,) float32.
+    """
+    query_vectors, query_mask = _stacked([query], model.device)
+    with torch.inference_mode():
+        if query.ndim == 1:
+            vectors = torch.from_numpy(np.asarray(documents)).to(model.device)
+            return model.score_vectors(query_vectors, vectors.unsqueeze(0))[0].cpu().numpy()
+        scores = np.empty(len(documents), dtype=np.float32)
+        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            vectors, mask = _stacked([documents[row] for row in rows], model.device)
+            scores[rows] = model.score_vectors(query_vectors, vectors.unsqueeze(0), query_mask, mask.unsqueeze(0))[
+                0
+            ].cpu()
+    return scores
+
+
 def _over_blocks(
     model: RankerModel,
     count: int,

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.inference import score_stored
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night".split()
 
@@ -147,6 +148,19 @@ def test_a_ranker_that_joins_texts_has_no_vectors(encoder, tokenizer):
     model = kd.BertCat.from_encoder(str(encoder), max_query_length=8, max_document_length=16)
     with pytest.raises(ValueError, match="BertCat reads query and document as one sequence and has no vectors"):
         kd.Ranker(model, tokenizer).encode_documents(["moon"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_documents_encoded_ahead_score_as_their_texts(ranker, dtype):
+    if ranker.model.config.joins_texts or not ranker.model.config.encodes_documents_alone:
+        pytest.skip("its vectors are not stored")
+    ranker.model.to(dtype)
+    documents = pairs(9)[1]
+    query, stored = ranker.encode_queries(["king moon"])[0], ranker.encode_documents(documents)
+    scores = score_stored(ranker.model, query, stored, batch_size=4)
+    tolerance = {"atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    assert scores.dtype == np.float32
+    assert np.allclose(scores, ranker.score("king moon", documents), **tolerance)
 
 
 def test_numbers_of_queries_and_documents_must_agree(ranker):
