@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
@@ -128,6 +129,15 @@ def score_stored(
                 0
             ].cpu()
     return scores
+
+
+def fingerprint(model: nn.Module, *settings: object) -> str:
+    """A short name of weights and settings, the same on every device: changes if any of them does."""
+    digest = xxhash.xxh3_128(repr(settings).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _over_blocks(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -19,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from ..inference import score_pairs
+from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
 from ..ranker import load_tokenizer
 
@@ -174,16 +173,6 @@ class PromptTokenizer(RankingTokenizer):
         body_ids = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
         input_ids = [[*prefix, *ids, *suffix] for ids in body_ids]
         return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
-
-
-def fingerprint(model: nn.Module, *settings: object) -> str:
-    """A short name of weights and settings: changes if a tensor's name, shape, sum or first values do."""
-    digest = xxhash.xxh3_128(repr(settings).encode())
-    for name, tensor in model.state_dict().items():
-        values = tensor.detach().flatten()
-        facts = (name, tuple(tensor.shape), values.double().sum().item(), values[:16].tolist())
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()
 
 
 def _kind_of(name_or_path: str) -> str:

@@ -139,7 +139,7 @@ def test_rows_of_has_the_shape_of_the_ids(tmp_path):
 
 def test_a_string_id_that_shares_the_hash_of_another_is_absent(tmp_path, monkeypatch):
     store = build(tmp_path, "tsv", ["a", "b"], TEXTS[:2])
-    monkeypatch.setattr("hf_kd_ranking.data.texts._hashes", lambda ids: np.array([store._keys[0] for _ in ids]))
+    monkeypatch.setattr("hf_kd_ranking.data.ids._hashes", lambda ids: np.array([store._keys[0] for _ in ids]))
     owner = list(store.ids())[store._rows[0]]
     assert store.rows_of(["a", "b"]).tolist() == [0 if owner == "a" else -1, 1 if owner == "b" else -1]
 
@@ -175,7 +175,7 @@ def test_missing_ids_are_counted_and_the_first_three_named(tmp_path, ids, missin
         (["0\ta", "b"], " line 2: needed 2 tab-separated columns (id, text), got 1: 'b'"),
         (["a\tx", "b\ty", "a\tz"], ": id 'a' stands twice with different texts, in rows 1 and 3"),
         (["0\tx", "1\ty", "1\tz"], ": id '1' stands twice with different texts, in rows 2 and 3"),
-        (["5\tx", "4\ty", "5\tx", "5\tz"], ": id '5' stands twice with different texts, in rows 3 and 4"),
+        (["5\tx", "4\ty", "5\tx", "5\tz"], ": id '5' stands twice with different texts, in rows 1 and 4"),
         (["", ""], " holds no rows"),
         (['{"_id": 1, "text": "a"}', '{"key": 2, "text": "a"}'], " line 2: needed an id (_id, id, doc_id, query_id)"),
         (['{"_id": 1, "text": null}'], " line 1: needed an id (_id, id, doc_id, query_id) and a string 'text'"),

@@ -1,0 +1,155 @@
+"""Encode a collection: in blocks that survive an interruption, shared among the processes of an `accelerate` job.
+
+Beside the output stands a work folder, `OUTPUT.parts`, with the vectors of every finished block. The same call goes on
+from there, and the bytes are the same as without an interruption: a block's content does not depend on when or by which
+process it is encoded.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ..data.formats import writing
+from ..data.ids import IdIndex
+from ..data.texts import TextStore
+from ..inference import encode_texts
+from ..ranker import Ranker
+from .versions import FACTS, model_facts, new_version
+
+STORAGES = ("float32", "float16", "int8")
+# Documents encoded between two saves, and so lost at most; sorted by length within. With 768 values a term, 0.5 GB.
+DOCUMENTS_PER_BLOCK = 1_024
+
+
+def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Vectors in the dtype that they are stored in.
+
+    Args:
+        vectors: (T, D) float32.
+        storage: one of `STORAGES`.
+
+    Returns:
+        (T, D), and for int8 the factor of each vector, (T,) float32: its largest value / 127.
+
+    Raises:
+        ValueError: if a value is not finite, or none in float16.
+    """
+    if storage == "int8":
+        scales = np.abs(vectors).max(1, initial=0.0) / np.float32(127)
+        values = np.rint(vectors / np.where(scales == 0, 1, scales)[:, None])
+    else:
+        scales = None
+        with np.errstate(over="ignore"):
+            values = vectors.astype(storage, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"A vector has a value that is not finite in {storage}; store float32, or encode in float32.")
+    return values.astype(storage, copy=False), scales
+
+
+def encode_collection(
+    ranker: Ranker, documents: TextStore, folder: Path, storage: str = "float32", overwrite: bool = False
+) -> None:
+    """Encode all texts and write a store, see `VectorStore.build`."""
+    if storage not in STORAGES:
+        raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
+    if (folder / FACTS).exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; give another output, or --overwrite (overwrite=True) to replace it.")
+    state, parts = PartialState(), folder.with_name(f"{folder.name}.parts")
+    (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
+    facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
+    rows = documents.distinct_rows()
+    with state.main_process_first():
+        if state.is_main_process:
+            _prepare(parts, facts | {"documents": documents.fingerprint(), "per_block": DOCUMENTS_PER_BLOCK})
+    blocks = range(-(-len(rows) // DOCUMENTS_PER_BLOCK))
+    finished = {block for block in blocks if _part(parts, block).is_file()}
+    state.wait_for_everyone()  # all have seen the same
+    todo = [block for block in blocks if block not in finished]
+    with tqdm(
+        total=len(rows),
+        initial=min(len(finished) * DOCUMENTS_PER_BLOCK, len(rows)),
+        desc="Encoding",
+        unit="passage",
+        disable=not state.is_main_process,
+    ) as progress:
+        for block in todo[state.process_index :: state.num_processes]:
+            chosen = rows[block * DOCUMENTS_PER_BLOCK : (block + 1) * DOCUMENTS_PER_BLOCK]
+            arrays = _encode_block(ranker, documents.texts.take(pa.array(chosen)).to_pylist(), storage)
+            with writing(_part(parts, block), "wb") as file:
+                np.savez(file, **arrays)
+            progress.update(len(chosen) * state.num_processes)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        facts["documents"] = len(rows)
+        with new_version(folder, facts) as data:
+            _join([_part(parts, block) for block in blocks], data)
+            save_ids(documents, rows, data)
+        shutil.rmtree(parts)
+    state.wait_for_everyone()
+
+
+def save_ids(documents: IdIndex, rows: np.ndarray, data: Path) -> None:
+    """Write the ids of some rows of a collection, as those of the rows 0..N-1."""
+    steps = [rows[start : start + 100_000] for start in range(0, len(rows), 100_000)]
+    IdIndex.build([pa.array(documents.ids_of(step), pa.string()) for step in steps]).save_ids(data)
+
+
+def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, np.ndarray]:
+    vectors = encode_texts(
+        ranker.model, ranker.make_inputs, "document", texts, ranker.batch_size, description=None
+    )  # (N, D), or N of (L, D)
+    arrays = {}
+    if isinstance(vectors, list):
+        arrays["lengths"] = np.array([len(terms) for terms in vectors])
+        vectors = np.concatenate(vectors)
+    arrays["vectors"], scales = pack(vectors, storage)
+    return arrays if scales is None else arrays | {"scales": scales}
+
+
+def _part(parts: Path, block: int) -> Path:
+    return parts / f"block-{block:06d}.npz"
+
+
+def _prepare(parts: Path, facts: dict[str, Any]) -> None:
+    """Make the work folder, or see that the one that is there is of the same work."""
+    known = parts / "parts.json"
+    if not known.is_file():
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        with writing(known) as file:
+            json.dump(facts, file)
+        return
+    found = json.loads(known.read_text(encoding="utf-8"))
+    if other := [name for name in facts if found.get(name) != facts[name]]:
+        raise ValueError(
+            f"{parts} holds the unfinished work of another {' and other '.join(other)}; finish that first, or remove "
+            "the folder."
+        )
+
+
+def _join(paths: list[Path], data: Path) -> None:
+    """Write the blocks as one array of vectors, and where each document's vectors begin."""
+    columns: dict[str, list[np.ndarray]] = {"lengths": [], "scales": []}
+    total, dimension, dtype = 0, 0, None
+    for path in paths:
+        with np.load(path) as part:
+            for name in columns.keys() & set(part.files):
+                columns[name].append(part[name])
+            total += len(part["vectors"])
+            dimension, dtype = part["vectors"].shape[1], part["vectors"].dtype
+    with (data / "vectors.npy").open("wb") as file:  # not mapped: a full disk must be an error, not a signal
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (total, dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for path in paths:
+            with np.load(path) as part:
+                part["vectors"].tofile(file)
+    if columns["lengths"]:
+        np.save(data / "offsets.npy", np.cumsum(np.concatenate([[0], *columns["lengths"]])))
+    if columns["scales"]:
+        np.save(data / "scales.npy", np.concatenate(columns["scales"]))
