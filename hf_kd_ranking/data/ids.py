@@ -41,20 +41,25 @@ class IdIndex:
         self.has_integer_ids = not isinstance(ids, pa.LargeStringArray)
 
     @classmethod
-    def build(cls, columns: Sequence[pa.Array]) -> "IdIndex":
-        """Index ids given as arrays of strings, those of the first rows first."""
+    def build(cls, columns: Sequence[pa.Array], removed: np.ndarray | None = None) -> "IdIndex":
+        """Index ids given as arrays of strings, those of the first rows first.
+
+        Args:
+            removed: (N,) True at rows that no id finds; None for none.
+        """
         if all(is_integer_ids(column) for column in columns):
             ids = keys = np.concatenate([column.cast(pa.int64()).to_numpy() for column in columns])
-            if np.array_equal(keys, np.arange(len(keys))):
+            if removed is None and np.array_equal(keys, np.arange(len(keys))):
                 return cls(len(keys))
         else:
             ids = pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
             keys = _hashes(i for column in columns for i in column.to_pylist())
         order = np.argsort(keys, kind="stable")
+        order = order if removed is None else order[~removed[order]]
         keys = keys[order]
         first = np.ones(len(keys), dtype=bool)
         first[1:] = keys[1:] != keys[:-1]
-        return cls(len(keys), ids, keys[first], order[first])
+        return cls(len(ids), ids, keys[first], order[first])
 
     def save_ids(self, folder: Path) -> None:
         """Write the index into a folder, where an id is not its row."""
@@ -83,6 +88,11 @@ class IdIndex:
         if not self.has_integer_ids:
             return self._ids.take(pa.array(rows)).to_pylist()
         return [str(i) for i in (rows if self._ids is None else self._ids[rows]).tolist()]
+
+    def columns(self, rows: np.ndarray | None = None) -> list[pa.Array]:
+        """The ids of some rows, or of all, as arrays of strings, for `build`."""
+        rows = np.arange(len(self)) if rows is None else rows
+        return [pa.array(self.ids_of(rows[i : i + 100_000]), pa.string()) for i in range(0, len(rows), 100_000)]
 
     def distinct_rows(self) -> np.ndarray:
         """The first row of each id, ascending."""

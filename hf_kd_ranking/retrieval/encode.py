@@ -1,7 +1,7 @@
 """Encode a collection: in blocks that survive an interruption, shared among the processes of an `accelerate` job.
 
 Beside the output stands a work folder, `OUTPUT.parts`, with the vectors of every finished block. The same call goes on
-from there, and the bytes are the same as without an interruption: a block's content does not depend on when or by which
+from there, and the bytes are those of an uninterrupted run: a block's content does not depend on when or by which
 process it is encoded.
 """
 
@@ -89,15 +89,9 @@ def encode_collection(
         facts["documents"] = len(rows)
         with new_version(folder, facts) as data:
             _join([_part(parts, block) for block in blocks], data)
-            save_ids(documents, rows, data)
+            IdIndex.build(documents.columns(rows)).save_ids(data)
         shutil.rmtree(parts)
     state.wait_for_everyone()
-
-
-def save_ids(documents: IdIndex, rows: np.ndarray, data: Path) -> None:
-    """Write the ids of some rows of a collection, as those of the rows 0..N-1."""
-    steps = [rows[start : start + 100_000] for start in range(0, len(rows), 100_000)]
-    IdIndex.build([pa.array(documents.ids_of(step), pa.string()) for step in steps]).save_ids(data)
 
 
 def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, np.ndarray]:
