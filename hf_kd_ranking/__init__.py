@@ -25,13 +25,17 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. `losses` is public as a module.
 _LAZY = {
     "BM25Index": "retrieval.bm25",
+    "ColBERTIndex": "retrieval.colbert_index",
+    "DenseIndex": "retrieval.dense_index",
     "Ranker": "ranker",
     "RankingTrainer": "training.trainer",
     "RankingTrainingArguments": "training.arguments",
     "RerankingEvaluator": "evaluation.rerank",
     "Run": "data.formats",
+    "TermStore": "retrieval.term_store",
     "TextStore": "data.texts",
     "TrainingJob": "training.job",
+    "VectorStore": "retrieval.vectors",
     "cluster_queries": "training.topics",
     "compare_runs": "evaluation.significance",
     "evaluate_run": "evaluation.metrics",

@@ -14,12 +14,11 @@ import numpy as np
 from ..data.formats import Run
 from ..data.ids import Id, IdIndex, open_ids
 from ..ranker import Ranker
-from .vectors import VectorStore
+from .vectors import VectorStore, faiss_reason, train_index
 from .versions import FACTS, check_model, new_version, open_version
 
 QUERIES_AT_ONCE = 256
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
-TRAINING_VECTORS = 262_144
 # Of float32 sums, for vectors of length 1; what comes closer than this to rank k may belong before it.
 ROUNDING = 4e-6
 
@@ -57,13 +56,7 @@ class DenseIndex:
         """
         check_model(store.facts, ranker, store.folder)
         _refuse_terms(store)
-        try:
-            index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                rng = np.random.default_rng(seed)
-                index.train(store.take(np.sort(rng.permutation(len(store))[:TRAINING_VECTORS])))
-        except RuntimeError as error:
-            raise ValueError(f"faiss cannot build {factory!r} over {len(store):,} vectors: {_reason(error)}") from None
+        index = train_index(store, factory, seed)
         for _, _, vectors in store.chunks():
             index.add(vectors)
         facts = {name: store.facts[name] for name in ("architecture", "model_dtype", "model", "dimension", "storage")}
@@ -85,7 +78,7 @@ class DenseIndex:
             try:
                 faiss.write_index(self.index, str(data / "dense.faiss"))
             except RuntimeError as error:
-                raise OSError(f"{folder}: faiss could not write the index: {_reason(error)}") from None
+                raise OSError(f"{folder}: faiss could not write the index: {faiss_reason(error)}") from None
             self.ids.save_ids(data)
             np.save(data / "removed.npy", self.removed)
 
@@ -147,7 +140,7 @@ class DenseIndex:
         try:
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
         except RuntimeError as error:
-            raise ValueError(f"{self.facts['factory']} has no setting {settings!r}: {_reason(error)}") from None
+            raise ValueError(f"{self.facts['factory']} has no setting {settings!r}: {faiss_reason(error)}") from None
 
     def search(self, queries: Mapping[str, str], k: int = 100, only: Sequence[Id] | None = None) -> Run:
         """The best k documents of every query.
@@ -260,7 +253,3 @@ def _refuse_terms(store: VectorStore) -> None:
             f"{store.folder} has a vector a term ({store.facts['architecture']}); a dense index takes one a document: "
             "use ColBERTIndex, or TermStore."
         )
-
-
-def _reason(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].rpartition(": ")[2]  # in front of it, faiss' own source line

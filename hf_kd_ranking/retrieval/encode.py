@@ -7,6 +7,7 @@ process it is encoded.
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +131,26 @@ def _prepare(parts: Path, facts: dict[str, Any]) -> None:
 def _join(paths: list[Path], data: Path) -> None:
     """Write the blocks as one array of vectors, and where each document's vectors begin."""
     columns: dict[str, list[np.ndarray]] = {"lengths": [], "scales": []}
-    total, dimension, dtype = 0, 0, None
+    total, dimension = 0, 0
     for path in paths:
         with np.load(path) as part:
             for name in columns.keys() & set(part.files):
                 columns[name].append(part[name])
             total += len(part["vectors"])
-            dimension, dtype = part["vectors"].shape[1], part["vectors"].dtype
-    with (data / "vectors.npy").open("wb") as file:  # not mapped: a full disk must be an error, not a signal
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (total, dimension)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for path in paths:
-            with np.load(path) as part:
-                part["vectors"].tofile(file)
+            dimension = part["vectors"].shape[1]
+    write_vectors(data / "vectors.npy", (np.load(path)["vectors"] for path in paths), (total, dimension))
     if columns["lengths"]:
         np.save(data / "offsets.npy", np.cumsum(np.concatenate([[0], *columns["lengths"]])))
     if columns["scales"]:
         np.save(data / "scales.npy", np.concatenate(columns["scales"]))
+
+
+def write_vectors(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
+    """Write arrays of one dtype one after another as one array; not mapped, so that a full disk is an error."""
+    with path.open("wb") as file:
+        for number, array in enumerate(arrays):
+            if number == 0:
+                descr = np.lib.format.dtype_to_descr(array.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(array).data)

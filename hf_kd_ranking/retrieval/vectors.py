@@ -1,23 +1,26 @@
-"""The encoded collection on disk, memory-mapped: one vector a document, or one a term; in float32, float16 or int8.
+"""The encoded collection on disk, memory-mapped: one vector a document, or one a term.
 
 One format for the four architectures that store: `vectors.npy` (T, D), `offsets.npy` (N + 1,) where every term has a
-vector, `scales.npy` (T,) for int8, and the ids.
+vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T,); or codes (T, bytes) of a faiss codec,
+`codec.faiss`.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
 from ..ranker import Ranker
-from .encode import encode_collection
-from .versions import check_model, open_version
+from .encode import encode_collection, write_vectors
+from .versions import check_model, new_version, open_version
 
 # Vectors turned to float32 at once: 200 MB of 768 dimensions.
 CHUNK_SIZE = 65_536
+TRAINING_VECTORS = 262_144
 
 
 class VectorStore(IdIndex):
@@ -34,6 +37,8 @@ class VectorStore(IdIndex):
         self.dimension: int = self.facts["dimension"]
         self.values = np.load(data / "vectors.npy", mmap_mode="r")  # (T, D)
         self.scales = np.load(data / "scales.npy", mmap_mode="r") if (data / "scales.npy").is_file() else None
+        has_codec = (data / "codec.faiss").is_file()
+        self._codec = faiss.read_index(str(data / "codec.faiss")) if has_codec else None
         has_terms = (data / "offsets.npy").is_file()
         self.offsets = np.load(data / "offsets.npy", mmap_mode="r") if has_terms else None  # (N + 1,)
         super().__init__(self.facts["documents"], *open_ids(data))
@@ -83,6 +88,37 @@ class VectorStore(IdIndex):
             check_model(store.facts, ranker, store.folder)
         return store
 
+    def compress(self, folder: str | os.PathLike, factory: str, seed: int = 0) -> "VectorStore":
+        """Write the same vectors as codes of a faiss codec, which every look-up decodes.
+
+        Args:
+            folder: of the new store.
+            factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits a value for what is
+                left (residual compression, as in ColBERTv2), "PQ64" 64 bytes a vector.
+            seed: of the vectors that the codec is trained on.
+
+        Raises:
+            ValueError: if faiss cannot build the codec.
+        """
+        codec = train_index(self, factory, seed)
+
+        def codes() -> Iterator[np.ndarray]:
+            return (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
+
+        with new_version(Path(folder), self.facts | {"storage": factory}) as data:
+            write_vectors(data / "vectors.npy", codes(), (len(self.values), codec.sa_code_size()))
+            faiss.write_index(codec, str(data / "codec.faiss"))
+            if self.offsets is not None:
+                np.save(data / "offsets.npy", self.offsets)
+            IdIndex.build(self.columns()).save_ids(data)
+        return type(self)(folder, is_verified=False)
+
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """About so many of the vectors, of random documents; (S, D) float32."""
+        documents = max(1, count * len(self) // max(len(self.values), 1))
+        vectors = self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:documents]))
+        return np.concatenate(vectors) if self.has_terms else vectors
+
     @property
     def has_terms(self) -> bool:
         """True where every term has a vector."""
@@ -114,5 +150,28 @@ class VectorStore(IdIndex):
         return int(np.searchsorted(self.offsets, vector, side="right")) - 1
 
     def _unpacked(self, chosen: slice | np.ndarray) -> np.ndarray:
+        if self._codec is not None:
+            return self._codec.sa_decode(np.ascontiguousarray(self.values[chosen]))
         vectors = self.values[chosen].astype(np.float32)  # also a copy of what is mapped
         return vectors if self.scales is None else vectors * self.scales[chosen][:, None]
+
+
+def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
+    """An empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
+
+    Raises:
+        ValueError: if the factory is not faiss', or needs more vectors.
+    """
+    try:
+        index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(store.sample(TRAINING_VECTORS, seed))
+    except RuntimeError as error:
+        reason = faiss_reason(error)
+        raise ValueError(f"faiss cannot build {factory!r} over {len(store.values):,} vectors: {reason}.") from None
+    return index
+
+
+def faiss_reason(error: RuntimeError) -> str:
+    """What faiss says, without the line of its source that it names first."""
+    return str(error).strip().splitlines()[-1].rpartition(": ")[2]

@@ -66,7 +66,8 @@ def new_version(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield data
         files = {path.name: [path.stat().st_size, _checksum(path)] for path in sorted(data.iterdir())}
-        facts = {**facts, "version": number, "files": files}
+        facts = {name: value for name, value in facts.items() if name != "checksum"}  # of what it is made from
+        facts |= {"version": number, "files": files}
         with writing(folder / FACTS) as file:
             json.dump(facts | {"checksum": _digest(facts)}, file, indent=1)
     except BaseException:

@@ -1,0 +1,64 @@
+"""Re-ranking from the store is re-ranking from texts."""
+
+import numpy as np
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.evaluation.rerank import rerank_run
+
+STORING = ("bert_dot", "colbert", "colbert-normalized", "prettr", "prettr-compressed", "tk")
+
+
+@pytest.fixture
+def candidates(documents, queries) -> kd.Run:
+    ids = list(dict(documents.items()))
+    return kd.Run(
+        {query_id: [(ids[(7 * i + j) % 41], -float(j)) for j in range(12)] for i, query_id in enumerate(queries)}
+    )
+
+
+@pytest.mark.parametrize("model", STORING, indirect=True)
+def test_reranking_from_the_store_is_reranking_from_texts(ranker, documents, queries, candidates, tmp_path):
+    kd.TermStore.build(ranker, documents, tmp_path / "store", "float32")
+    ranker.model.train()  # a store is for use
+    found = kd.TermStore.open(tmp_path / "store", ranker).rerank(candidates, queries)
+    (tmp_path / "queries.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in queries.items()))
+    wanted = rerank_run(ranker, candidates, kd.TextStore.from_tsv(tmp_path / "queries.tsv"), documents)
+    assert found.keys() == wanted.keys()
+    for query_id, ranking in wanted.items():
+        scale = max(abs(score) for _, score in ranking)
+        assert dict(found[query_id]) == pytest.approx(dict(ranking), abs=1e-5 * max(scale, 1))
+        if len({round(score, 3) for _, score in ranking}) == 12:
+            assert [doc_id for doc_id, _ in found[query_id]] == [doc_id for doc_id, _ in ranking]
+
+
+@pytest.mark.parametrize("model", ["prettr", "tk", "colbert"], indirect=True)
+@pytest.mark.parametrize(("storage", "loss"), [("float16", 2e-3), ("int8", 3e-2)])
+def test_smaller_storages_move_scores_little(ranker, documents, queries, tmp_path, storage, loss):
+    stores = [kd.TermStore.build(ranker, documents, tmp_path / name, name) for name in ("float32", storage)]
+    ids = list(documents.ids())
+    wanted, found = (store.score("cat of the river", ids) for store in stores)
+    assert 0 < np.abs(found - wanted).max() < loss * np.abs(wanted).max()
+    assert stores[1].store.values.nbytes < stores[0].store.values.nbytes
+
+
+@pytest.mark.parametrize("model", ["tk"], indirect=True)
+def test_a_document_without_terms_is_scored_as_from_its_text(ranker, tmp_path):
+    (tmp_path / "texts.tsv").write_text("empty\t\nfull\tcat dog\n")
+    documents = kd.TextStore.from_tsv(tmp_path / "texts.tsv")
+    store = kd.TermStore.build(ranker, documents, tmp_path / "store", "float32")
+    assert [len(vectors) for vectors in store.store.take([0, 1])] == [0, 2]
+    for ids in (["empty", "full"], ["empty"]):
+        wanted = ranker.score("cat", documents[ids])
+        assert store.score("cat", ids) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["tk"], indirect=True)
+def test_unknown_ids_and_other_models_are_refused(ranker, documents, tmp_path, encoder, tokenizer):
+    store = kd.TermStore.build(ranker, documents, tmp_path / "store")
+    assert len(store) == 41
+    with pytest.raises(KeyError, match=r"1 of 2 ids are not among the 41 documents of .*store: 'gone'"):
+        store.rerank(kd.Run({"q": [("gone", 1.0), ("d ü 1", 0.5)]}), {"q": "cat"})
+    other = kd.Ranker(kd.TK.from_embeddings(encoder, max_document_length=16), tokenizer)
+    with pytest.raises(ValueError, match="another model"):
+        kd.TermStore.open(tmp_path / "store", other)
