@@ -21,7 +21,7 @@ from ..data.ids import IdIndex
 from ..data.texts import TextStore
 from ..inference import encode_texts
 from ..ranker import Ranker
-from .versions import FACTS, model_facts, new_version
+from .versions import FACTS, model_facts, new_version, read_facts
 
 STORAGES = ("float32", "float16", "int8")
 # Documents encoded between two saves, and so lost at most; sorted by length within. With 768 values a term, 0.5 GB.
@@ -59,15 +59,20 @@ def encode_collection(
     """Encode all texts and write a store, see `VectorStore.build`."""
     if storage not in STORAGES:
         raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
-    if (folder / FACTS).exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists; give another output, or --overwrite (overwrite=True) to replace it.")
     state, parts = PartialState(), folder.with_name(f"{folder.name}.parts")
     (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
     facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
+    facts["collection"] = documents.fingerprint()
+    if (folder / FACTS).exists() and not overwrite:
+        if facts.items() <= read_facts(folder).items():
+            return  # nothing is left to do
+        raise FileExistsError(
+            f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
+        )
     rows = documents.distinct_rows()
     with state.main_process_first():
         if state.is_main_process:
-            _prepare(parts, facts | {"documents": documents.fingerprint(), "per_block": DOCUMENTS_PER_BLOCK})
+            _prepare(parts, facts | {"per_block": DOCUMENTS_PER_BLOCK})
     blocks = range(-(-len(rows) // DOCUMENTS_PER_BLOCK))
     finished = {block for block in blocks if _part(parts, block).is_file()}
     state.wait_for_everyone()  # all have seen the same

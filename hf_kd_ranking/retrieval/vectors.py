@@ -52,7 +52,8 @@ class VectorStore(IdIndex):
         storage: str = "float32",
         overwrite: bool = False,
     ) -> "VectorStore":
-        """Encode a collection; killed at any moment, the same call goes on, and the bytes are the same.
+        """Encode a collection; killed at any moment, the same call goes on, and the bytes are the same; once it is
+        finished, the same call opens the store.
 
         Under `accelerate launch` the processes share the work; all must make the same call.
 
@@ -64,7 +65,7 @@ class VectorStore(IdIndex):
             overwrite: True replaces a store that exists; readers of the old one keep it.
 
         Raises:
-            FileExistsError: if there is a store and it is not to be replaced.
+            FileExistsError: if there is a store of other vectors and it is not to be replaced.
             ValueError: if the ranker cannot encode documents alone, a work folder belongs to other inputs, or a value
                 does not fit the storage.
         """

@@ -118,8 +118,9 @@ def test_unfinished_work_of_other_inputs_is_refused(ranker, documents, tmp_path,
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 def test_a_new_version_takes_the_old_ones_place_only_when_it_is_complete(ranker, documents, tmp_path, monkeypatch):
     old = VectorStore.build(ranker, documents, tmp_path / "store")
-    with pytest.raises(FileExistsError, match="store exists; give another output"):
+    with pytest.raises(FileExistsError, match="store holds other vectors; give another output"):
         VectorStore.build(ranker, documents, tmp_path / "store", "float16")
+    assert VectorStore.build(ranker, documents, tmp_path / "store").facts == old.facts  # the same once more
     before, wanted = files(tmp_path / "store"), old.take(np.arange(41))
     with monkeypatch.context() as patch:
         patch.setattr("hf_kd_ranking.data.ids.IdIndex.save_ids", lambda *_: (_ for _ in ()).throw(OSError("full")))

@@ -1,0 +1,150 @@
+"""`hf-kd-ranking index | search | fuse`: encode a collection, search it, mix runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..data.formats import Run, read_run, refuse_existing, write_run
+from ..data.texts import TextStore
+from ..models import ARCHITECTURES
+from ..ranker import Ranker
+from ..retrieval.encode import STORAGES
+from ..retrieval.fusion import METHODS, fuse_runs
+from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
+
+Model = Annotated[str | None, typer.Option(help="A ranker; none for BM25.")]
+Architecture = Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")]
+Dtype = Annotated[str, typer.Option(help=f"Of the model: {', '.join(DTYPES)}")]
+
+
+def index(
+    collection: Collection,
+    output: Output,
+    model: Model = None,
+    architecture: Architecture = None,
+    storage: Annotated[str, typer.Option(help=f"Of the vectors: {', '.join(STORAGES)}")] = "float32",
+    factory: Annotated[str | None, typer.Option(help="BERT_DOT: a faiss index, HNSW32, IVF4096,PQ64, ...")] = None,
+    centroids: Annotated[int | None, typer.Option(min=0, help="ColBERT: for approximate search; 0 chooses.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    dtype: Dtype = "fp32",
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Encode a collection (BM25 without --model); the same command goes on where it was stopped."""
+    if model is None:
+        from ..retrieval.bm25 import BM25Index
+
+        documents = TextStore.from_file(collection)
+        BM25Index.build(documents).save(output)
+        return report({"output": str(output), "documents": len(documents)}, json)
+
+    from accelerate import PartialState
+
+    from ..retrieval.vectors import VectorStore
+
+    state = PartialState()
+    with state.main_process_first():  # one process builds the store, the others open it
+        documents = TextStore.from_file(collection)
+    ranker = _ranker(model, architecture, batch_size, dtype, state.device)
+    store = VectorStore.build(ranker, documents, output, storage, overwrite)
+    if state.is_main_process:
+        if factory is not None:
+            from ..retrieval.dense_index import DenseIndex
+
+            DenseIndex.build(ranker, store, factory).save(output / "dense", overwrite)
+        if centroids is not None:
+            from ..retrieval.colbert_index import ColBERTIndex
+
+            ColBERTIndex(ranker, store).cluster(centroids or None)
+        report({"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}, json)
+    return None
+
+
+def search(
+    index: Annotated[Path, typer.Option(help="What `index` wrote.")],
+    queries: Queries,
+    output: Output,
+    model: Model = None,
+    architecture: Architecture = None,
+    candidates: Annotated[Path | None, typer.Option(help="A run, re-ranked from the stored vectors.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 1_000,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every document.")] = False,
+    settings: Annotated[str | None, typer.Option(help="Of the faiss index: nprobe=16, efSearch=128.")] = None,
+    probes: Annotated[int | None, typer.Option(min=1, help="ColBERT: centroids a query term.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    dtype: Dtype = "fp32",
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Search a collection, or re-rank candidates from what is stored, and write a run."""
+    refuse_existing(output, overwrite)
+    texts = TextStore.from_file(queries)
+    if model is None:
+        from ..retrieval.bm25 import BM25Index
+
+        run = BM25Index.open(index).search(dict(texts.items()), k)
+    else:
+        ranker = _ranker(model, architecture, batch_size, dtype)
+        first = None if candidates is None else read_run(candidates).top(k)
+        run = _search(ranker, index, texts, first, k, exact, settings, probes)
+    write_run(run, output, tag=Path(model or "bm25").name.replace(" ", "_"))
+    report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
+
+
+def fuse(
+    run: Annotated[list[Path], typer.Option(help="TREC runs, several times.")],
+    output: Output,
+    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "reciprocal_rank",
+    weights: Annotated[list[float] | None, typer.Option(help="One for each run.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 1_000,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Mix runs of the same queries (hybrid search)."""
+    refuse_existing(output, overwrite)
+    fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
+    write_run(fused, output, tag=method)
+    report({"output": str(output), "queries": len(fused)}, json)
+
+
+def _search(
+    ranker: Ranker,
+    folder: Path,
+    queries: TextStore,
+    candidates: Run | None,
+    k: int,
+    exact: bool,
+    settings: str | None,
+    probes: int | None,
+) -> Run:
+    from ..retrieval.colbert_index import ColBERTIndex
+    from ..retrieval.dense_index import DenseIndex
+    from ..retrieval.term_store import TermStore
+    from ..retrieval.vectors import VectorStore
+    from ..retrieval.versions import read_facts
+
+    if candidates is not None:
+        return TermStore.open(folder, ranker).rerank(candidates, queries)
+    architecture, texts = ranker.model.config.model_type, dict(queries.items())
+    if architecture == "ColBERT":
+        return ColBERTIndex.open(folder, ranker).search(texts, k, None if exact else probes)
+    if architecture != "BERT_Dot":
+        raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
+    if exact or not (folder / "dense").is_dir():
+        return DenseIndex.build(ranker, VectorStore.open(folder, ranker)).search(texts, k)
+    dense = DenseIndex.open(folder / "dense", ranker)
+    if dense.facts["vectors"] != read_facts(folder)["checksum"]:
+        raise ValueError(f"{folder / 'dense'} is of an earlier version of the vectors; give index --factory again.")
+    if settings is not None:
+        dense.tune(settings)
+    return dense.search(texts, k)
+
+
+def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
+    return Ranker.from_pretrained(model, architecture, device, batch_size=batch_size, dtype=DTYPES[dtype])

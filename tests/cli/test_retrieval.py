@@ -1,0 +1,99 @@
+"""`hf-kd-ranking index | search | fuse`: what the classes give, from files to files."""
+
+import json
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(command) -> exit status, standard output, standard error."""
+
+    def run(command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def paths(model, tokenizer, toy, tmp_path):
+    """The model's folder and ranker, and the beginnings of commands."""
+    ranker = kd.Ranker(model, tokenizer)
+    ranker.save_pretrained(tmp_path / "model")
+    index = f"index --model {tmp_path}/model --collection {toy}/collection.tsv --output {tmp_path}/index --json"
+    search = f"search --model {tmp_path}/model --index {tmp_path}/index --queries {toy}/queries.tsv --json"
+    return ranker, index, f"{search} --output {tmp_path}"
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_dense_vectors_are_indexed_and_searched(call, paths, toy, tmp_path):
+    ranker, index, search = paths
+    status, out, err = call(f"{index} --factory IVF4,Flat")
+    assert status == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result == {"output": f"{tmp_path}/index", "documents": 40, "bytes_per_document": 64.0}
+    queries = dict(kd.TextStore.from_tsv(toy / "queries.tsv").items())
+    wanted = kd.DenseIndex.build(ranker, kd.VectorStore.open(tmp_path / "index")).search(queries, 7)
+    for name, options in [("exact", "--exact"), ("approximate", "--settings nprobe=4")]:
+        status, out, err = call(f"{search}/{name}.trec --k 7 {options}")
+        assert status == 0, err
+        assert json.loads(out.splitlines()[-1])["documents"] == 16 * 7
+        run = kd.read_run(tmp_path / f"{name}.trec")
+        assert {q: [d for d, _ in ranking] for q, ranking in run.items()} == {
+            q: [d for d, _ in ranking] for q, ranking in wanted.items()
+        }
+    assert call(f"{index} --storage float16")[0] == 2
+    assert call(f"{index} --storage float16 --overwrite")[0] == 0
+    status, _, err = call(f"{search}/stale.trec")
+    assert (status, "dense is of an earlier version" in err) == (2, True)
+
+
+@pytest.mark.parametrize("model", ["colbert"], indirect=True)
+def test_term_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
+    ranker, index, search = paths
+    assert call(f"{index} --centroids 4")[0] == 0
+    queries = dict(kd.TextStore.from_tsv(toy / "queries.tsv").items())
+    wanted = kd.ColBERTIndex.open(tmp_path / "index", ranker).search(queries, 5)
+    for name, options in [("exact", "--exact"), ("all", "--probes 4")]:
+        assert call(f"{search}/{name}.trec --k 5 {options}")[0] == 0
+        for query_id, ranking in kd.read_run(tmp_path / f"{name}.trec").items():
+            assert [s for _, s in ranking] == pytest.approx([s for _, s in wanted[query_id]], rel=1e-4, abs=1e-4)
+    status, _, err = call(f"{search}/reranked.trec --k 3 --candidates {toy}/candidates.trec")
+    assert status == 0, err
+    candidates = kd.read_run(toy / "candidates.trec").top(3)
+    found = kd.read_run(tmp_path / "reranked.trec")
+    assert {q: {d for d, _ in r} for q, r in found.items()} == {q: {d for d, _ in r} for q, r in candidates.items()}
+
+
+@pytest.mark.parametrize("model", ["tk"], indirect=True)
+def test_what_cannot_be_searched_is_one_line(call, paths, tmp_path):
+    _, index, search = paths
+    assert call(index)[0] == 0
+    for command, message in [
+        (f"{search}/run.trec", "A TK searches no collection; give --candidates"),
+        (f"{search}/run.trec --index {tmp_path}/none", "does not exist"),
+        (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),
+    ]:
+        status, _, err = call(command)
+        assert (status, message in err.strip().splitlines()[-1]) == (2, True), err
+
+
+def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
+    assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")[0] == 0
+    command = f"search --index {tmp_path}/bm25 --queries {toy}/queries.tsv"
+    status, _, err = call(f"{command} --output {tmp_path}/bm25.trec --k 9")
+    assert status == 0, err
+    status, _, err = call(
+        f"fuse --run {tmp_path}/bm25.trec --run {toy}/candidates.trec --weights 2 --weights 1 --method weighted_sum "
+        f"--k 4 --output {tmp_path}/fused.trec"
+    )
+    assert status == 0, err
+    runs = [kd.read_run(path) for path in (tmp_path / "bm25.trec", toy / "candidates.trec")]
+    assert kd.read_run(tmp_path / "fused.trec") == kd.fuse_runs(runs, "weighted_sum", [2, 1]).top(4)
