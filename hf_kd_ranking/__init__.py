@@ -27,6 +27,7 @@ _LAZY = {
     "BM25Index": "retrieval.bm25",
     "ColBERTIndex": "retrieval.colbert_index",
     "DenseIndex": "retrieval.dense_index",
+    "QdrantIndex": "retrieval.qdrant_index",
     "Ranker": "ranker",
     "RankingTrainer": "training.trainer",
     "RankingTrainingArguments": "training.arguments",
