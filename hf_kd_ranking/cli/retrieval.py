@@ -26,6 +26,7 @@ def index(
     storage: Annotated[str, typer.Option(help=f"Of the vectors: {', '.join(STORAGES)}")] = "float32",
     factory: Annotated[str | None, typer.Option(help="BERT_DOT: a faiss index, HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="ColBERT: for approximate search; 0 chooses.")] = None,
+    tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (stop words, stems).")] = "plain",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
@@ -37,7 +38,7 @@ def index(
         from ..retrieval.bm25 import BM25Index
 
         documents = TextStore.from_file(collection)
-        BM25Index.build(documents).save(output)
+        BM25Index.build(documents, tokenization=tokenization).save(output)
         return report({"output": str(output), "documents": len(documents)}, json)
 
     from accelerate import PartialState

@@ -104,6 +104,22 @@ def test_a_saved_and_opened_index_gives_the_same_results(store, tmp_path, ids):
     assert len(expected["q1"]) == 4
 
 
+def test_english_drops_stop_words_and_takes_stems_before_and_after_saving(store, tmp_path):
+    documents = store({"a": "The running of the dogs", "b": "It is the of", "c": "a dog runs"})
+    index = kd.BM25Index.build(documents, tokenization="english")
+    index.save(tmp_path / "mine")
+    for opened in (index, kd.BM25Index.open(tmp_path / "mine")):
+        run = opened.search({"stem": "Dog", "verb": "run", "stop": "of the"})
+        assert {query_id: {doc_id for doc_id, _ in ranking} for query_id, ranking in run.items()} == {
+            "stem": {"a", "c"},
+            "verb": {"a", "c"},
+            "stop": set(),
+        }
+    assert {doc_id for doc_id, _ in kd.BM25Index.build(documents).search({"q": "of the"})["q"]} == {"a", "b"}
+    with pytest.raises(ValueError, match="one of plain, english, got 'klingon'"):
+        kd.BM25Index.build(documents, tokenization="klingon")
+
+
 def test_an_existing_folder_is_refused_and_left_alone(store, tmp_path):
     index = kd.BM25Index.build(store(DOCUMENTS))
     (tmp_path / "mine").mkdir()
