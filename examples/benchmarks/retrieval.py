@@ -6,8 +6,8 @@
 MODEL is a sentence-transformers bi-encoder with mean pooling. Encoding: both read the same passages, cut to 200
 tokens, with the same weights in float32; twice in turn, the better time of each; ours is `VectorStore.build` with
 everything it writes. Growth and recall: the vectors of these passages, repeated with noise up to each size; each size
-in a process of its own, whose memory before and after is compared; one query at a time, best of 3. The last line is one
-JSON object.
+in a process of its own, whose memory before and after is compared; one query at a time, best of 3. The last line is
+one JSON object.
 """
 
 import argparse

@@ -73,16 +73,16 @@ def test_term_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_what_cannot_be_searched_is_one_line(call, paths, tmp_path):
+def test_what_cannot_be_searched_is_one_line(call, paths, toy, tmp_path):
     _, index, search = paths
     assert call(index)[0] == 0
     for command, message in [
         (f"{search}/run.trec", "A TK searches no collection; give --candidates"),
-        (f"{search}/run.trec --index {tmp_path}/none", "does not exist"),
+        (f"{search}/run.trec --index {tmp_path}/none --candidates {toy}/candidates.trec", "does not exist"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),
     ]:
         status, _, err = call(command)
-        assert (status, message in err.strip().splitlines()[-1]) == (2, True), err
+        assert (status, message in err, err.count("error: "), "Traceback" in err) == (2, True, 1, False), err
 
 
 def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
