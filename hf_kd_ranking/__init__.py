@@ -29,7 +29,7 @@ _LAZY = {
     "RankingTrainer": "training.trainer",
     "RankingTrainingArguments": "training.arguments",
     "RerankingEvaluator": "evaluation.rerank",
-    "Run": "data.formats",
+    "Run": "data.trec",
     "TextStore": "data.texts",
     "TrainingJob": "training.job",
     "cluster_queries": "training.topics",
@@ -40,13 +40,13 @@ _LAZY = {
     "ensemble_teachers": "teachers.ensemble",
     "load_teacher": "teachers.adapters",
     "load_teacher_scores": "data.triples",
-    "read_qrels": "data.formats",
-    "read_run": "data.formats",
+    "read_qrels": "data.trec",
+    "read_run": "data.trec",
     "sample_triples": "data.triples",
     "score_teacher": "teachers.score",
     "train_ranker": "training.job",
-    "write_qrels": "data.formats",
-    "write_run": "data.formats",
+    "write_qrels": "data.trec",
+    "write_run": "data.trec",
 }
 
 __all__ = [

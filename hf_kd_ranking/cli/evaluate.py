@@ -1,14 +1,17 @@
 """`hf-kd-ranking rerank | evaluate | compare`: from a ranker to a run, to measures, to tests between runs."""
 
 import json as json_module
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..data.formats import Run, read_qrels, read_run, refuse_existing, write_run
+from ..data.formats import refuse_existing
 from ..data.texts import TextStore
-from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
+from ..data.trec import Run, read_qrels, read_run, write_run
+from ..evaluation.matchmaker import read_ranking
+from ..evaluation.metrics import DEFAULT_MEASURES, DIALECTS, check_same_collection, deepest, evaluate_queries
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..models import ARCHITECTURES
@@ -51,14 +54,16 @@ def evaluate(
     run: Runs,
     qrels: Qrels,
     measure: Measures = DEFAULT_MEASURES,
+    dialect: Annotated[str, typer.Option(help=f"How measures are computed: {', '.join(DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option("--per-query", help="Also each query's values.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments, results = read_qrels(qrels), {}
-    for name, ranking in _read_runs(run).items():
-        values = evaluate_queries(ranking, judgments, measure)
+    for name, ranking in _RunFiles(run, measure, dialect).items():
+        values = evaluate_queries(ranking, judgments, measure, dialect)
+        check_same_collection(ranking, judgments)
         results[name] = {key: sum(by_query.values()) / len(by_query) for key, by_query in values.items()}
         results[name] |= {"queries": len(judgments), "without_results": len(judgments.keys() - ranking.keys())}
         if per_query:
@@ -80,16 +85,27 @@ def compare(
     json: Json = False,
 ) -> None:
     """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
-    result = compare_runs(_read_runs(run), read_qrels(qrels), measure, correction, intersect)
+    result = compare_runs(_RunFiles(run, measure), read_qrels(qrels), measure, correction, intersect)
     typer.echo(json_module.dumps(result) if json else comparison_text(result))
 
 
-def _read_runs(options: list[str]) -> dict[str, Run]:
-    runs = {}
-    for option in options:
-        name, _, path = option.rpartition("=")
-        name = name or Path(path).stem
-        if name in runs:
-            raise ValueError(f"Two runs are called {name!r}; write --run NAME=PATH.")
-        runs[name] = read_run(path)
-    return runs
+class _RunFiles(Mapping[str, Run]):
+    """Runs by name, each read when it is asked for and no deeper than the measures look."""
+
+    def __init__(self, options: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
+        self.k, self.is_in_file_order, self.paths = deepest(measures), dialect == "matchmaker", {}
+        for option in options:
+            name, _, path = option.rpartition("=")
+            name = name or Path(path).stem
+            if name in self.paths:
+                raise ValueError(f"Two runs are called {name!r}; write --run NAME=PATH.")
+            self.paths[name] = path
+
+    def __getitem__(self, name: str) -> Run:
+        return read_ranking(self.paths[name]) if self.is_in_file_order else read_run(self.paths[name], self.k)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..data.formats import read_qrels, read_run, refuse_existing
+from ..data.formats import refuse_existing
 from ..data.texts import TextStore
+from ..data.trec import read_qrels, read_run
 from ..data.triples import load_teacher_scores, sample_triples, write_teacher_scores
 from ..hub.dataset_card import FILE, push_folder, write_dataset_card
 from ..teachers.adapters import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher

@@ -13,8 +13,9 @@ from statistics import fmean
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.formats import Run, read_qrels, read_run, write_run, writing
+from ..data.formats import writing
 from ..data.texts import TextStore
+from ..data.trec import Run, read_qrels, read_run, write_run
 from ..evaluation.metrics import evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import paired_t_test

@@ -1,11 +1,11 @@
 """Re-ranking of a first stage's candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from ..data.formats import Run
 from ..data.texts import TextStore
+from ..data.trec import Run
 from ..ranker import Ranker
-from .metrics import DEFAULT_MEASURES, evaluate_run
+from .metrics import DEFAULT_MEASURES, Qrels, evaluate_run
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
@@ -37,7 +37,7 @@ class RerankingEvaluator:
     def __init__(
         self,
         candidates: Run,
-        qrels: Mapping[str, Mapping[str, int]],
+        qrels: Qrels,
         queries: TextStore,
         documents: TextStore,
         measures: Sequence[str] = DEFAULT_MEASURES,

@@ -8,8 +8,9 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
-from ..data.formats import Run, building, existing_file
+from ..data.formats import building, existing_file
 from ..data.texts import TextStore
+from ..data.trec import Run
 
 
 class BM25Index:
