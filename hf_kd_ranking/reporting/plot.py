@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
@@ -22,7 +23,7 @@ INK = "#1d2025"
 COLOURS = ("#1f78b4", "#cc5a00", "#128a63", "#b65fa0", "#8a7a00", "#d04a4a", "#6d77c9", "#6f7780")
 STYLES = ("solid", "dashed", "dotted")
 MARKERS = "osD^vPX*"
-LABEL_HEIGHT = 12  # points between the feet of two labels
+LABEL_HEIGHT = 12  # points between the middles of two labels
 SETTINGS = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
@@ -37,6 +38,7 @@ SETTINGS = {
     "text.parse_math": False,  # a ranker's name may have dollars in it
 }
 SVG = "http://www.w3.org/2000/svg"
+NAMESPACES = {"": SVG, "xlink": "http://www.w3.org/1999/xlink"}
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -86,11 +88,11 @@ def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[s
     axes.margins(x=0.15, y=0.12)
     places = {point.name: (point.latency_ms["p50"], point.value["mean"]) for point in points}
     for control, treatment in arrows:
-        style = {"arrowstyle": "->", "color": INK, "alpha": 0.7, "shrinkA": 6, "shrinkB": 6}
+        style = {"arrowstyle": "->", "color": INK, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3}
         if control in places and treatment in places:
             axes.annotate("", places[treatment], places[control], arrowprops=style)
     figure.legend(handles.values(), handles, loc="outside upper left", ncols=5, handletextpad=0, borderpad=0)
-    _label(axes, places)
+    _label(axes, points)
     return figure
 
 
@@ -124,8 +126,7 @@ def line_plot(
         axes.minorticks_off()
     if log_y and min(y for curve in curves.values() for _, y in curve) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_plain))
+        _set_plain(axes.yaxis)
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 
@@ -168,7 +169,8 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> str:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    ElementTree.register_namespace("", SVG)
+    for prefix, namespace in NAMESPACES.items():  # HTML knows these prefixes only
+        ElementTree.register_namespace(prefix, namespace)
     root = ElementTree.fromstring(buffer.getvalue())
     for node in root.iter():
         for name, value in node.attrib.items():
@@ -186,32 +188,32 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> str:
 
 def _set_log_x(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_minor_formatter("")
+    _set_plain(axes.xaxis)
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:g}"
+def _set_plain(axis: Axis) -> None:
+    """1, 2, 5, 10 rather than powers, which would need mathematical text."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter("")
 
 
-def _label(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
-    """Names beside their points, on the side with more room, moved up where they would cover one another."""
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside their points and bars, where there is more room, moved up where they would cover one another."""
     axes.figure.draw_without_rendering()  # only then is it known where a point lies
-    to_points = 72 / axes.figure.dpi
-    left, right = axes.bbox.x0, axes.bbox.x1
+    to_points, centre = 72 / axes.figure.dpi, (axes.bbox.x0 + axes.bbox.x1) / 2
     lowest = {True: float("-inf"), False: float("-inf")}
-    for name, place in sorted(places.items(), key=lambda item: item[1][1]):
-        x, y = axes.transData.transform(place)
-        is_left = x < (left + right) / 2
-        foot = max(y * to_points + 5, lowest[is_left] + LABEL_HEIGHT)
-        lowest[is_left] = foot
+    for point in sorted(points, key=lambda point: point.value["mean"]):
+        x, y = axes.transData.transform((point.latency_ms["p50"], point.value["mean"]))
+        is_left = bool(x < centre)
+        middle = max(y * to_points, lowest[is_left] + LABEL_HEIGHT)
+        lowest[is_left] = middle
         axes.annotate(
-            name,
-            place,
-            (7 if is_left else -7, foot - y * to_points),
+            point.name,
+            (point.latency_ms["p95" if is_left else "p50"], point.value["mean"]),
+            (5 if is_left else -8, middle - y * to_points),
             textcoords="offset points",
             ha="left" if is_left else "right",
+            va="center",
             fontsize=9,
-            color=INK,
         )
