@@ -189,7 +189,7 @@ def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, st
     return {
         "names": names,
         "measures": measures,
-        "means": {name: [_mean([*values[name][measure].values()]) for measure in measures] for name in names},
+        "means": {name: [mean_interval([*values[name][measure].values()]) for measure in measures] for name in names},
         "efficiency": {name: found.efficiency["rankers"].get(name, {}) for name in names},
         "not_measured": [name for name in names if name not in found.efficiency["rankers"]],
         "not_ranked": sorted(found.efficiency["rankers"].keys() - found.runs.keys()),
@@ -206,8 +206,8 @@ def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, st
     }
 
 
-def _mean(values: list[float]) -> dict[str, float]:
-    """Mean over queries and its 95 % bootstrap interval."""
+def mean_interval(values: list[float]) -> dict[str, float]:
+    """`mean` over queries and its 95 % bootstrap interval (scipy), `low` to `high`; of two values or more."""
     from scipy.stats import bootstrap  # 0.6 s, and only needed here
 
     resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=42)
