@@ -4,6 +4,7 @@ Inside a page a plot takes its ink from the page, so that it follows dark and li
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ INK = "#1d2025"
 COLOURS = ("#1f78b4", "#cc5a00", "#128a63", "#b65fa0", "#8a7a00", "#d04a4a", "#6d77c9", "#6f7780")
 STYLES = ("solid", "dashed", "dotted")
 MARKERS = "osD^vPX*"
-LABEL_HEIGHT = 12  # points between the middles of two labels
+LABEL_LENGTH = 36  # characters
+LABEL_WIDTH, LABEL_HEIGHT = 5.5, 12  # points, of a character and of a line
 SETTINGS = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
@@ -73,15 +75,17 @@ def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[s
     architectures = list(dict.fromkeys(point.architecture for point in points))
     for point in points:
         kind, latency, value = architectures.index(point.architecture), point.latency_ms, point.value
-        handles[f" {point.architecture}"] = axes.errorbar(  # the blank: a label that begins with _ would be left out
-            latency["p50"],
-            value["mean"],
-            xerr=[[0], [max(0, latency["p95"] - latency["p50"])]],
-            yerr=[[max(0, value["mean"] - value["low"])], [max(0, value["high"] - value["mean"])]],
-            fmt=MARKERS[kind % len(MARKERS)],
-            color=COLOURS[kind % len(COLOURS)],
-            markersize=7,
-            elinewidth=0.9,
+        handles[f" {_short(point.architecture)}"] = (
+            axes.errorbar(  # the blank: a label that begins with _ would be left out
+                latency["p50"],
+                value["mean"],
+                xerr=[[0], [max(0, latency["p95"] - latency["p50"])]],
+                yerr=[[max(0, value["mean"] - value["low"])], [max(0, value["high"] - value["mean"])]],
+                fmt=MARKERS[kind % len(MARKERS)],
+                color=COLOURS[kind % len(COLOURS)],
+                markersize=7,
+                elinewidth=0.9,
+            )
         )
     _set_log_x(axes)
     axes.set(xlabel="latency of one query with all its candidates, ms (log scale)", ylabel=measure)
@@ -199,21 +203,32 @@ def _set_plain(axis: Axis) -> None:
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points and bars, where there is more room, moved up where they would cover one another."""
+    """Names beside their points and bars, where there is more room, moved up or down to where they cover nothing."""
     axes.figure.draw_without_rendering()  # only then is it known where a point lies
     to_points, centre = 72 / axes.figure.dpi, (axes.bbox.x0 + axes.bbox.x1) / 2
-    lowest = {True: float("-inf"), False: float("-inf")}
-    for point in sorted(points, key=lambda point: point.value["mean"]):
-        x, y = axes.transData.transform((point.latency_ms["p50"], point.value["mean"]))
-        is_left = bool(x < centre)
-        middle = max(y * to_points, lowest[is_left] + LABEL_HEIGHT)
-        lowest[is_left] = middle
-        axes.annotate(
-            point.name,
-            (point.latency_ms["p95" if is_left else "p50"], point.value["mean"]),
-            (5 if is_left else -8, middle - y * to_points),
+    places = [axes.transData.transform((of.latency_ms["p50"], of.value["mean"])) for of in points]
+    taken = [(x * to_points - 5, x * to_points + 5, y * to_points) for x, y in places]  # by the markers
+    for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda item: item[1][1]):
+        name, is_left, middle = _short(point.name), x < centre, y * to_points
+        end = point.latency_ms["p95" if is_left else "p50"]
+        start = axes.transData.transform((end, 0))[0] * to_points + (5 if is_left else -8 - LABEL_WIDTH * len(name))
+        beside = [at for low, high, at in taken if low < start + LABEL_WIDTH * len(name) and start < high]
+        moves = (sign * i * LABEL_HEIGHT for i in itertools.count() for sign in (1, -1))
+        move = next(move for move in moves if all(abs(at - middle - move) >= LABEL_HEIGHT - 1 for at in beside))
+        taken.append((start, start + LABEL_WIDTH * len(name), middle + move))
+        line = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "relpos": (0 if is_left else 1, 0.5)}
+        label = axes.annotate(
+            name,
+            (end, point.value["mean"]),
+            (5 if is_left else -8, move),
             textcoords="offset points",
             ha="left" if is_left else "right",
             va="center",
             fontsize=9,
+            arrowprops=line if move else None,
         )
+        label.set_in_layout(False)  # the axes would give way to it
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}…"
