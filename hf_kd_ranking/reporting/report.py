@@ -36,13 +36,9 @@ from ..evaluation.rerank import depth_curve
 from ..evaluation.significance import RESAMPLES, compare_runs
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = {
-    "qrels": "qrels.txt",
-    "queries": "queries.tsv",
-    "collection": "collection.tsv",
-    "candidates": "candidates.trec",
-}
+FILES = dict(qrels="qrels.txt", queries="queries.tsv", collection="collection.tsv", candidates="candidates.trec")
 ALPHA = 0.05
+PAIR_KEYS = ("control", "treatment", "measure", "difference", "p_corrected", "wins", "ties", "losses")
 # What the browser of queries holds, so that the page stays small.
 MOVED_QUERIES = 100
 SHOWN_PASSAGES = 5
@@ -158,7 +154,7 @@ def _read_efficiency(path: Path | None) -> dict[str, dict[str, Any]]:
 
 def _read_training(path: Path) -> list[dict[str, Any]]:
     history = _read_object(path, "log_history", list)["log_history"]
-    if not all(isinstance(entry, dict) and "step" in entry for entry in history):
+    if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in history):
         raise ValueError(f"{path}: log_history must be entries with a step, as trainer_state.json has them.")
     return history
 
@@ -184,7 +180,8 @@ def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, st
     weakest_first = {name: found.runs[name] for name in reversed(names)}  # so that most differences are gains
     comparison = compare_runs(weakest_first, found.qrels, measures, moved=0) if len(names) > 1 else {"pairs": []}
     depths, depth_notes = _depths(found, names, measures)
-    data = {"names": names, "measures": measures, "pairs": comparison["pairs"]}
+    pairs = [{key: pair[key] for key in PAIR_KEYS} for pair in comparison["pairs"]]
+    data = {"names": names, "measures": measures, "pairs": pairs}
     data |= {"marks": _marks(names, measures, comparison["pairs"])} | _browser(found, values, names, measures)
     return {
         "names": names,
@@ -337,22 +334,15 @@ def _logged(history: list[dict[str, Any]], key: str) -> list[tuple[float, float]
 
 
 def _ends(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
-    return [
-        f"{name} from {of[0][1]:.4g} at {of[0][0]:g} to {of[-1][1]:.4g} at {of[-1][0]:g}"
-        for name, of in curves.items()
-    ]
+    ends = {name: (*curve[0], *curve[-1]) for name, curve in curves.items()}
+    return [f"{name} from {y0:.4g} at {x0:g} to {y1:.4g} at {x1:g}" for name, (x0, y0, x1, y1) in ends.items()]
 
 
 # ---- The page -------------------------------------------------------------------------------------------------------
 
 
 def _page(context: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["figure"] = _shown
     return environment.get_template("report.html.j2").render(context)
 

@@ -197,6 +197,19 @@ def test_plots_tell_what_they_show_to_those_who_cannot_see_them(page):
     assert "best from 0.5 at 2 to 0.6 at 3" in page.text
 
 
+def test_differences_that_are_all_equal_leave_the_pages_data_readable(tmp_path):
+    results = write_results(tmp_path / "results", runs=2)
+    kd.write_qrels({f"q{i}": {"x": 1} for i in range(12)}, results / "qrels.txt")
+    for name, place in (("bm25", 1), (NAME, 0)):
+        rankings = {f"q{i}": sorted([("x", 1.0 - place), ("y", 0.5)], key=lambda of: -of[1]) for i in range(12)}
+        kd.write_run(rankings, results / "runs" / f"{name}.trec")
+    kd.write_report(results, tmp_path / "report.html", ["RR@10"])
+    page = Page(tmp_path / "report.html")
+    assert " inf " in page.text  # the effect size, which JSON has no number for
+    assert not re.search("Infinity|NaN", page.source)
+    assert page.data["pairs"][0]["wins"] == 12
+
+
 def test_the_same_results_are_the_same_page(written, tmp_path):
     results, output = written
     kd.write_report(results, tmp_path / "again.html", MEASURES, [(NAME, "best")], title=HOSTILE)
@@ -265,7 +278,11 @@ def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
         ({"efficiency.json": "[]"}, {}, r"efficiency\.json must be a JSON object in which 'rankers' is a dict"),
         ({"efficiency.json": '{"rankers": {"best": {}}}'}, {}, "ranker 'best' needs total_ms with p50 and p95"),
         ({"efficiency.json": '{"rankers": {}, "protocol": 1}'}, {}, "'protocol' must be an object"),
-        ({"training/best.json": '{"log_history": [1]}'}, {}, r"best\.json: log_history must be entries with a step"),
+        (
+            {"training/best.json": '{"log_history": [{"loss": 1}]}'},
+            {},
+            r"best\.json: log_history must be entries with a step",
+        ),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(tmp_path, broken, options, message):
