@@ -46,6 +46,7 @@ _LAZY = {
     "score_teacher": "teachers.score",
     "train_ranker": "training.job",
     "write_qrels": "data.trec",
+    "write_report": "reporting.report",
     "write_run": "data.trec",
 }
 
