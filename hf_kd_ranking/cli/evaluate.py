@@ -11,7 +11,14 @@ from ..data.formats import refuse_existing
 from ..data.texts import TextStore
 from ..data.trec import Run, read_qrels, read_run, write_run
 from ..evaluation.matchmaker import read_ranking
-from ..evaluation.metrics import DEFAULT_MEASURES, DIALECTS, check_same_collection, deepest, evaluate_queries
+from ..evaluation.metrics import (
+    DEFAULT_MEASURES,
+    DIALECTS,
+    check_same_collection,
+    deepest,
+    evaluate_queries,
+    mean_values,
+)
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..models import ARCHITECTURES
@@ -64,8 +71,10 @@ def evaluate(
     for name, ranking in _RunFiles(run, measure, dialect).items():
         values = evaluate_queries(ranking, judgments, measure, dialect)
         check_same_collection(ranking, judgments)
-        results[name] = {key: sum(by_query.values()) / len(by_query) for key, by_query in values.items()}
-        results[name] |= {"queries": len(judgments), "without_results": len(judgments.keys() - ranking.keys())}
+        results[name] = mean_values(values) | {
+            "queries": len(judgments),
+            "without_results": len(judgments.keys() - ranking.keys()),
+        }
         if per_query:
             results[name]["per_query"] = values
     if json or per_query:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..data.trec import Run
@@ -38,7 +39,12 @@ def evaluate_run(
     """
     scores = evaluate_queries(run, qrels, measures, dialect)
     check_same_collection(run, qrels)
-    return {measure: sum(by_query.values()) / len(by_query) for measure, by_query in scores.items()}
+    return mean_values(scores)
+
+
+def mean_values(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean over the queries of what `evaluate_queries` gives: measure -> mean."""
+    return {measure: fmean(by_query.values()) for measure, by_query in values.items()}
 
 
 def evaluate_queries(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..data.texts import TextStore
 from ..data.trec import Run
 from ..ranker import Ranker
-from .metrics import DEFAULT_MEASURES, Qrels, evaluate_run
+from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, evaluate_run, mean_values
 
 DEPTHS = (10, 20, 50, 100, 200, 1000)
 
@@ -24,7 +24,7 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
 def depth_curve(
     run: Run,
     candidates: Run,
-    qrels: Mapping[str, Mapping[str, int]],
+    qrels: Qrels,
     measures: Sequence[str] = DEFAULT_MEASURES,
     depths: Sequence[int] = DEPTHS,
 ) -> dict[int, dict[str, float]]:
@@ -61,7 +61,7 @@ def depth_curve(
         if i and depths[i - 1] >= longest:
             break
         cut = {q: [(doc, s) for doc, s in run[q] if known.get(doc, depth) < depth] for q, known in places.items()}
-        curve[depth] = evaluate_run(Run(cut), qrels, measures)
+        curve[depth] = mean_values(evaluate_queries(Run(cut), qrels, measures))
     return curve
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.trec import Run
-from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries
+from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
 
@@ -69,9 +69,7 @@ def compare_runs(
         ]
         corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
         pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
-    means = {
-        name: {measure: fmean(by_query[measure].values()) for measure in measures} for name, by_query in values.items()
-    }
+    means = {name: mean_values(by_measure) for name, by_measure in values.items()}
     return {"queries": len(shared), "correction": correction, "means": means, "pairs": pairs}
 
 
