@@ -49,10 +49,8 @@ def compare_runs(
             f"{correction!r}."
         )
     values, judged = {}, {}
-    for name, run in runs.items():  # one at a time in memory, where they are read here
-        values[name] = evaluate_queries(run, qrels, measures)
-        check_same_collection(run, qrels)
-        judged[name] = run.keys() & qrels.keys()
+    for name in runs:
+        values[name], judged[name] = _measured(runs[name], qrels, measures)
     shared = _shared_queries(judged, qrels, intersect)
     values = {
         name: {
@@ -96,6 +94,13 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         cells += [f"{pair[name]:.2g}" for name in ("p_value", "p_corrected", "p_randomisation", "effect_size")]
         lines.append(f"| {' | '.join([*cells, ' / '.join(str(pair[n]) for n in ('wins', 'ties', 'losses'))])} |")
     return "\n".join(lines)
+
+
+def _measured(run: Run, qrels: Qrels, measures: Sequence[str]) -> tuple[dict[str, dict[str, float]], set[str]]:
+    """Values and judged queries of a run, which is then let go: one at a time is in memory where they are files."""
+    values = evaluate_queries(run, qrels, measures)
+    check_same_collection(run, qrels)
+    return values, run.keys() & qrels.keys()
 
 
 def _shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
