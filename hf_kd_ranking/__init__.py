@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "BM25Index": "retrieval.bm25",
     "Ranker": "ranker",
+    "RankingMetric": "evaluation.hf_metric",
     "RankingTrainer": "training.trainer",
     "RankingTrainingArguments": "training.arguments",
     "RerankingEvaluator": "evaluation.rerank",
