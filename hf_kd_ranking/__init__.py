@@ -41,6 +41,7 @@ _LAZY = {
     "ensemble_teachers": "teachers.ensemble",
     "load_teacher": "teachers.adapters",
     "load_teacher_scores": "data.triples",
+    "measure_efficiency": "reporting.efficiency",
     "read_qrels": "data.trec",
     "read_run": "data.trec",
     "sample_triples": "data.triples",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from . import demo, evaluate, report, teacher, train
+from . import benchmark, demo, evaluate, report, teacher, train
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
@@ -16,7 +16,7 @@ BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirec
 app = typer.Typer(help="Distil fast passage rankers from slow ones.", no_args_is_help=True, add_completion=False)
 app.command("demo")(demo.demo)
 app.add_typer(teacher.app, name="teacher")
-for verb in (evaluate.rerank, evaluate.evaluate, evaluate.compare, report.report):
+for verb in (benchmark.benchmark, evaluate.rerank, evaluate.evaluate, evaluate.compare, report.report):
     app.command(verb.__name__)(verb)
 app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
 

@@ -23,7 +23,7 @@ from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
-from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
+from .options import Collection, Config, Dtype, Json, Output, Overwrite, Queries, report, torch_dtype
 
 Runs = Annotated[list[str], typer.Option(help="A TREC run, PATH or NAME=PATH; several times.")]
 Qrels = Annotated[Path, typer.Option(help="Judgments, TREC qrels.")]
@@ -39,19 +39,17 @@ def rerank(
     architecture: Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")] = None,
     k: Annotated[int | None, typer.Option(min=1, help="Candidates a query; all if not given.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
+    dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Re-rank a first stage's candidates."""
     refuse_existing(output, overwrite)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
     run = read_run(candidates)
     run = run if k is None else run.top(k)
     stores = TextStore.from_file(queries), TextStore.from_file(collection)
-    ranker = Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=DTYPES[dtype])
+    ranker = Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=torch_dtype(dtype))
     run = rerank_run(ranker, run, *stores)
     write_run(run, output, tag=Path(model).name.replace(" ", "_"))
     report({"output": str(output), "queries": len(run), "pairs": sum(map(len, run.values()))}, json)

@@ -61,8 +61,20 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Output = Annotated[Path, typer.Option(help="What is written; it appears when it is complete.")]
+Dtype = Annotated[str, typer.Option(help=", ".join(DTYPES))]
 Queries = Annotated[Path, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
 Collection = Annotated[Path, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that an option names.
+
+    Raises:
+        ValueError: listing those there are.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
+    return DTYPES[name]
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:
