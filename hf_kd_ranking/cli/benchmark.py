@@ -12,13 +12,16 @@ from ..data.formats import refuse_existing, writing
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from ..reporting.efficiency import efficiency_text, measure_efficiency
-from .options import Collection, Config, Dtype, Json, Overwrite, Queries, torch_dtype
+from . import options
+from .options import Config, Dtype, Json, Overwrite, torch_dtype
 
 
 def benchmark(
     model: Annotated[list[str], typer.Option(help="A ranker, PATH or NAME=PATH; several times.")],
-    queries: Queries,
-    collection: Collection,
+    queries: options.Queries = None,
+    collection: options.Collection = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "test",
     output: Annotated[Path | None, typer.Option(help="Where the JSON is written, for `report`.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Candidates of every query, drawn from the collection.")] = 1_000,
     rounds: Annotated[int, typer.Option(min=1, help="Queries that are timed, drawn.")] = 20,
@@ -34,14 +37,15 @@ def benchmark(
     if output is not None:
         refuse_existing(output, overwrite)
     rankers = {}
-    for option in model:
-        name, _, path = option.rpartition("=")
+    for choice in model:
+        name, _, path = choice.rpartition("=")
         name = name or Path(path).name
         if name in rankers:
             raise ValueError(f"Two rankers are called {name!r}; write --model NAME=PATH.")
         settings = {"device": device, "batch_size": batch_size, "dtype": torch_dtype(dtype)}
         rankers[name] = partial(Ranker.from_pretrained, path, **settings)
-    texts = [_drawn(TextStore.from_file(path), count) for path, count in ((queries, rounds), (collection, k))]
+    data = options.collection_of(dataset, split, queries=queries, documents=collection)
+    texts = _drawn(data.queries, rounds), _drawn(data.documents, k)
     results = measure_efficiency(rankers, *texts, warm_up)
     if output is not None:
         with writing(output) as file:

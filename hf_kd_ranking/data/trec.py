@@ -189,7 +189,7 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
         is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
     columns = ("query-id", "corpus-id", "score") if is_beir else ("query_id", "0", "doc_id", "grade")
     qrels: dict[str, dict[str, int]] = {}
-    for line, fields in _trec_lines(path, columns):
+    for line, fields in _trec_lines(path, columns, "\t" if is_beir else None):
         if is_beir and line == 1:
             continue
         query_id, doc_id, grade = fields[0], fields[-2], number(path, line, "grade", fields[-1], int)
@@ -213,16 +213,17 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike)
                 file.write(f"{query_id} 0 {doc_id} {grade}\n")
 
 
-def _trec_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields, which white space parts, or a delimiter."""
     empty, layout = True, " ".join(columns)
     for line, text in read_lines(path):
-        fields = text.split()
-        if not fields:
+        fields = text.split(delimiter)
+        if not text.strip():
             continue
         if len(fields) != len(columns):
             raise ValueError(
-                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}; "
-                "ids cannot hold white space."
+                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}"
+                f"{'' if delimiter else '; ids cannot hold white space'}."
             )
         empty = False
         yield line, fields
