@@ -46,10 +46,11 @@ class Ranker:
         architecture: str | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 64,
+        is_distributed: bool = False,
         truncation: bool = True,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint, see `load_ranker`.
+        """Load a checkpoint, see `load_ranker`; other arguments as the class has them.
 
         Args:
             device: None takes a GPU where there is one.
@@ -58,7 +59,7 @@ class Ranker:
         model = load_ranker(name_or_path, architecture, **overrides)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), load_tokenizer(name_or_path), batch_size, truncation=truncation)
+        return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write weights, config and tokenizer."""

@@ -1,66 +1,96 @@
 """`hf-kd-ranking rerank | evaluate | compare`: from a ranker to a run, to measures, to tests between runs."""
 
 import json as json_module
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..data.formats import Run, read_qrels, read_run, refuse_existing, write_run
-from ..data.texts import TextStore
-from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
+from ..data.formats import refuse_existing
+from ..data.named import RankingCollection
+from ..data.trec import Run, read_run, write_run
+from ..evaluation.matchmaker import read_ranking
+from ..evaluation.metrics import (
+    DEFAULT_MEASURES,
+    DIALECTS,
+    check_same_collection,
+    deepest,
+    evaluate_queries,
+    mean_values,
+)
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
-from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
+from . import options
+from .options import Config, Dtype, Json, Output, Overwrite, torch_dtype
+
+BM25_DEPTH = 100
 
 Runs = Annotated[list[str], typer.Option(help="A TREC run, PATH or NAME=PATH; several times.")]
-Qrels = Annotated[Path, typer.Option(help="Judgments, TREC qrels.")]
 Measures = Annotated[list[str], typer.Option(help="As ir_measures writes them: nDCG@10, RR(rel=2)@10; several times.")]
 
 
 def rerank(
     model: Annotated[str, typer.Option(help="A ranker.")],
-    queries: Queries,
-    collection: Collection,
-    candidates: Annotated[Path, typer.Option(help="A first stage, TREC run.")],
     output: Output,
+    queries: options.Queries = None,
+    collection: options.Collection = None,
+    candidates: Annotated[Path | None, typer.Option(help="A first stage, TREC run; BM25 if not given.")] = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "test",
     architecture: Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Candidates a query; all if not given.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Candidates a query; all if not given, of BM25 100.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
+    dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Re-rank a first stage's candidates."""
+    """Re-rank a first stage's candidates; `accelerate launch -m hf_kd_ranking rerank` shares the work."""
+    from accelerate import PartialState
+
     refuse_existing(output, overwrite)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
-    run = read_run(candidates)
-    run = run if k is None else run.top(k)
-    stores = TextStore.from_file(queries), TextStore.from_file(collection)
-    ranker = Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=DTYPES[dtype])
-    run = rerank_run(ranker, run, *stores)
-    write_run(run, output, tag=Path(model).name.replace(" ", "_"))
-    report({"output": str(output), "queries": len(run), "pairs": sum(map(len, run.values()))}, json)
+    parts = {"queries": queries, "documents": collection, "candidates": candidates}
+    data = options.collection_of(dataset, split, **parts)
+    state, settings = PartialState(), {"batch_size": batch_size, "dtype": torch_dtype(dtype)}
+    device = state.device if state.num_processes > 1 else None
+    ranker = Ranker.from_pretrained(model, architecture, device, is_distributed=state.num_processes > 1, **settings)
+    with state.main_process_first():  # it builds the stores
+        stores, run = (data.queries, data.documents), data.candidates or _bm25(data, k or BM25_DEPTH)
+    run = rerank_run(ranker, run if k is None else run.top(k), *stores)
+    if state.is_main_process:
+        write_run(run, output, tag=Path(model).name.replace(" ", "_"))
+        options.report({"output": str(output), "queries": len(run), "pairs": sum(map(len, run.values()))}, json)
+
+
+def _bm25(data: RankingCollection, k: int) -> Run:
+    from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
+
+    return BM25Index.build(data.documents).search(data.judged_queries(), k)
 
 
 def evaluate(
     run: Runs,
-    qrels: Qrels,
+    qrels: options.Qrels = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "test",
     measure: Measures = DEFAULT_MEASURES,
+    dialect: Annotated[str, typer.Option(help=f"How measures are computed: {', '.join(DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option("--per-query", help="Also each query's values.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Measure runs against judgments; a query without results counts as 0."""
-    judgments, results = read_qrels(qrels), {}
-    for name, ranking in _read_runs(run).items():
-        values = evaluate_queries(ranking, judgments, measure)
-        results[name] = {key: sum(by_query.values()) / len(by_query) for key, by_query in values.items()}
-        results[name] |= {"queries": len(judgments), "without_results": len(judgments.keys() - ranking.keys())}
+    judgments, results = options.collection_of(dataset, split, qrels=qrels).qrels, {}
+    for name, ranking in _RunFiles(run, measure, dialect).items():
+        values = evaluate_queries(ranking, judgments, measure, dialect)
+        check_same_collection(ranking, judgments)
+        results[name] = mean_values(values) | {
+            "queries": len(judgments),
+            "without_results": len(judgments.keys() - ranking.keys()),
+        }
         if per_query:
             results[name]["per_query"] = values
     if json or per_query:
@@ -72,7 +102,9 @@ def evaluate(
 
 def compare(
     run: Runs,
-    qrels: Qrels,
+    qrels: options.Qrels = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "test",
     measure: Measures = DEFAULT_MEASURES,
     correction: Annotated[str, typer.Option(help=f"Over all pairs: {', '.join(CORRECTIONS)}.")] = "holm",
     intersect: Annotated[bool, typer.Option("--intersect", help="Compare the queries that all runs have.")] = False,
@@ -80,16 +112,28 @@ def compare(
     json: Json = False,
 ) -> None:
     """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
-    result = compare_runs(_read_runs(run), read_qrels(qrels), measure, correction, intersect)
+    judgments = options.collection_of(dataset, split, qrels=qrels).qrels
+    result = compare_runs(_RunFiles(run, measure), judgments, measure, correction, intersect)
     typer.echo(json_module.dumps(result) if json else comparison_text(result))
 
 
-def _read_runs(options: list[str]) -> dict[str, Run]:
-    runs = {}
-    for option in options:
-        name, _, path = option.rpartition("=")
-        name = name or Path(path).stem
-        if name in runs:
-            raise ValueError(f"Two runs are called {name!r}; write --run NAME=PATH.")
-        runs[name] = read_run(path)
-    return runs
+class _RunFiles(Mapping[str, Run]):
+    """Runs by name, each read when it is asked for and no deeper than the measures look."""
+
+    def __init__(self, runs: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
+        self.k, self.is_in_file_order, self.paths = deepest(measures), dialect == "matchmaker", {}
+        for option in runs:
+            name, _, path = option.rpartition("=")
+            name = name or Path(path).stem
+            if name in self.paths:
+                raise ValueError(f"Two runs are called {name!r}; write --run NAME=PATH.")
+            self.paths[name] = path
+
+    def __getitem__(self, name: str) -> Run:
+        return read_ranking(self.paths[name]) if self.is_in_file_order else read_run(self.paths[name], self.k)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)

@@ -3,12 +3,17 @@
 import json
 import re
 from collections.abc import Collection as Names
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 import yaml
+
+from ..data.named import RankingCollection, load_collection
+from ..data.texts import TextStore
+from ..data.trec import read_qrels, read_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,8 +66,50 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Output = Annotated[Path, typer.Option(help="What is written; it appears when it is complete.")]
-Queries = Annotated[Path, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
-Collection = Annotated[Path, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
+Dtype = Annotated[str, typer.Option(help=", ".join(DTYPES))]
+# Optional in verbs that give them a default, which take --dataset as well.
+Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
+Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
+
+
+Qrels = Annotated[Path | None, typer.Option(help="Judgments, TREC qrels.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="A collection by name (a folder, trec-dl-2019, beir/scifact/test), in place of its files."),
+]
+Split = Annotated[str, typer.Option(help="Of a collection that is a folder.")]
+
+
+def collection_of(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
+    """The collection that a verb's options name: as a whole, or by its files.
+
+    Args:
+        **files: `queries`, `documents`, `qrels`, `candidates`, as far as the verb has them; they win over the whole's.
+
+    Raises:
+        ValueError: where neither names a part.
+    """
+    readers = {"queries": TextStore.from_file, "documents": TextStore.from_file, "qrels": read_qrels}
+    readers["candidates"] = read_run
+    parts = {name: partial(readers[name], path) for name, path in files.items() if path is not None}
+    if dataset is not None:
+        return load_collection(dataset, split, parts)
+    needed = [name for name in files if name not in (*parts, "candidates")]
+    if needed:
+        options = ", ".join("--collection" if name == "documents" else f"--{name}" for name in needed)
+        raise ValueError(f"Give {options}, or --dataset.")
+    return RankingCollection("files", parts)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that an option names.
+
+    Raises:
+        ValueError: listing those there are.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
+    return DTYPES[name]
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:

@@ -1,26 +1,28 @@
 """`hf-kd-ranking index | search | fuse`: encode a collection, search it, mix runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..data.formats import Run, read_run, refuse_existing, write_run
-from ..data.texts import TextStore
+from ..data.formats import refuse_existing
+from ..data.trec import Run, read_run, write_run
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
-from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
+from . import options
+from .options import Config, Dtype, Json, Output, Overwrite, report, torch_dtype
 
 Model = Annotated[str | None, typer.Option(help="A ranker; none for BM25.")]
 Architecture = Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")]
-Dtype = Annotated[str, typer.Option(help=f"Of the model: {', '.join(DTYPES)}")]
 
 
 def index(
-    collection: Collection,
     output: Output,
+    collection: options.Collection = None,
+    dataset: options.Dataset = None,
     model: Model = None,
     architecture: Architecture = None,
     storage: Annotated[str, typer.Option(help=f"Of the vectors: {', '.join(STORAGES)}")] = "float32",
@@ -37,7 +39,7 @@ def index(
     if model is None:
         from ..retrieval.bm25 import BM25Index
 
-        documents = TextStore.from_file(collection)
+        documents = options.collection_of(dataset, "test", documents=collection).documents
         BM25Index.build(documents, tokenization=tokenization).save(output)
         return report({"output": str(output), "documents": len(documents)}, json)
 
@@ -47,7 +49,7 @@ def index(
 
     state = PartialState()
     with state.main_process_first():  # one process builds the store, the others open it
-        documents = TextStore.from_file(collection)
+        documents = options.collection_of(dataset, "test", documents=collection).documents
     ranker = _ranker(model, architecture, batch_size, dtype, state.device)
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if state.is_main_process:
@@ -65,8 +67,10 @@ def index(
 
 def search(
     index: Annotated[Path, typer.Option(help="What `index` wrote.")],
-    queries: Queries,
     output: Output,
+    queries: options.Queries = None,
+    dataset: options.Dataset = None,
+    split: options.Split = "test",
     model: Model = None,
     architecture: Architecture = None,
     candidates: Annotated[Path | None, typer.Option(help="A run, re-ranked from the stored vectors.")] = None,
@@ -82,11 +86,12 @@ def search(
 ) -> None:
     """Search a collection, or re-rank candidates from what is stored, and write a run."""
     refuse_existing(output, overwrite)
-    texts = TextStore.from_file(queries)
+    data = options.collection_of(dataset, split, queries=queries)
+    texts = dict(data.queries.items()) if dataset is None else data.judged_queries()
     if model is None:
         from ..retrieval.bm25 import BM25Index
 
-        run = BM25Index.open(index).search(dict(texts.items()), k)
+        run = BM25Index.open(index).search(texts, k)
     else:
         ranker = _ranker(model, architecture, batch_size, dtype)
         first = None if candidates is None else read_run(candidates).top(k)
@@ -115,7 +120,7 @@ def fuse(
 def _search(
     ranker: Ranker,
     folder: Path,
-    queries: TextStore,
+    queries: Mapping[str, str],
     candidates: Run | None,
     k: int,
     exact: bool,
@@ -130,22 +135,20 @@ def _search(
 
     if candidates is not None:
         return TermStore.open(folder, ranker).rerank(candidates, queries)
-    architecture, texts = ranker.model.config.model_type, dict(queries.items())
+    architecture = ranker.model.config.model_type
     if architecture == "ColBERT":
-        return ColBERTIndex.open(folder, ranker).search(texts, k, None if exact else probes)
+        return ColBERTIndex.open(folder, ranker).search(queries, k, None if exact else probes)
     if architecture != "BERT_Dot":
         raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
     if exact or not (folder / "dense").is_dir():
-        return DenseIndex.build(ranker, VectorStore.open(folder, ranker)).search(texts, k)
+        return DenseIndex.build(ranker, VectorStore.open(folder, ranker)).search(queries, k)
     dense = DenseIndex.open(folder / "dense", ranker)
     if dense.facts["vectors"] != read_facts(folder)["checksum"]:
         raise ValueError(f"{folder / 'dense'} is of an earlier version of the vectors; give index --factory again.")
     if settings is not None:
         dense.tune(settings)
-    return dense.search(texts, k)
+    return dense.search(queries, k)
 
 
 def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
-    return Ranker.from_pretrained(model, architecture, device, batch_size=batch_size, dtype=DTYPES[dtype])
+    return Ranker.from_pretrained(model, architecture, device, batch_size=batch_size, dtype=torch_dtype(dtype))

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..data.formats import read_qrels, read_run, refuse_existing
+from ..data.formats import refuse_existing
 from ..data.texts import TextStore
+from ..data.trec import read_qrels, read_run
 from ..data.triples import load_teacher_scores, sample_triples, write_teacher_scores
 from ..hub.dataset_card import FILE, push_folder, write_dataset_card
 from ..teachers.adapters import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
@@ -15,7 +16,7 @@ from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_tex
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.score import score_teacher
-from .options import DTYPES, Collection, Config, Json, Output, Overwrite, Queries, report
+from .options import Collection, Config, Dtype, Json, Output, Overwrite, Queries, report, torch_dtype
 
 app = typer.Typer(help="Teacher scores: make, average, inspect, expand.", no_args_is_help=True)
 
@@ -37,7 +38,7 @@ def score(
     instruction: Annotated[str, typer.Option(help="Of a yes-no model's prompt.")] = INSTRUCTION,
     max_length: Annotated[int, typer.Option(help="Tokens of a pair.")] = MAX_LENGTH,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
+    dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
@@ -47,8 +48,6 @@ def score(
 
     if (triples is None) == (candidates is None):
         raise ValueError("Give either --triples or --candidates.")
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {dtype!r}.")
     if len({Path(name).name for name in model}) < len(model):
         raise ValueError(f"Two models would write one file, their last names being equal: {', '.join(model)}.")
     if len(model) > 1:
@@ -63,7 +62,7 @@ def score(
             typer.echo(f"{path} is there and kept (--overwrite scores again)", err=True)
             continue
         settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
-        teacher = load_teacher(name, kind, dtype=DTYPES[dtype], device=state.device, **settings)
+        teacher = load_teacher(name, kind, dtype=torch_dtype(dtype), device=state.device, **settings)
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         if state.is_main_process:
             report({"output": str(path), "teacher": teacher.name} | counts, json)

@@ -1,4 +1,4 @@
-"""What is read and written: runs and qrels (TREC text), and below them lines, JSON lines, TSV columns, Arrow files.
+"""What files have in common, whatever they mean: lines, JSON lines, TSV columns, Arrow files, folders.
 
 Readers name file and line in every error; writers give a file its name only when it is complete.
 """
@@ -21,139 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # what str() makes of integers of 64 bits
-
-# ---- Runs and qrels -------------------------------------------------------------------------------------------------
-
-
-class Run(dict[str, list[tuple[str, float]]]):
-    """A ranking per query: query_id -> [(doc_id, score)], best first. BM25, rerankers and indexes all produce it."""
-
-    def top(self, k: int) -> "Run":
-        """The first k documents of every query."""
-        return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
-
-    @classmethod
-    def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
-        """Group scored pairs by query and sort by falling score; ties keep the order given."""
-        run = cls()
-        for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
-            run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
-        for ranking in run.values():
-            ranking.sort(key=lambda scored: -scored[1])
-        return run
-
-
-def read_run(path: str | os.PathLike) -> Run:
-    """Read a TREC run file (`query_id Q0 doc_id rank score tag`); the scores give the order, ties by rank in the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, a document
-            listed twice for a query; for an empty file.
-    """
-    path = existing_file(path, "run")
-    run = Run()
-    seen: set[tuple[str, str]] = set()
-    for line, (query_id, _, doc_id, _, score, _) in _trec_lines(path, 6, "query_id Q0 doc_id rank score tag"):
-        if (query_id, doc_id) in seen:
-            raise ValueError(f"{path} line {line}: document {doc_id!r} stands twice in the ranking of {query_id!r}.")
-        seen.add((query_id, doc_id))
-        run.setdefault(query_id, []).append((doc_id, _number(path, line, "score", score, float)))
-    for ranking in run.values():
-        ranking.sort(key=lambda scored: -scored[1])
-    return run
-
-
-def write_run(
-    run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
-) -> None:
-    """Write a TREC run file, ranks from 1; it appears under its name only when it is complete.
-
-    Raises:
-        ValueError: if an id or the tag holds white space, which the format cannot carry.
-    """
-    with writing(path) as file:
-        for query_id, ranking in run.items():
-            for rank, (doc_id, score) in enumerate(ranking, start=1):
-                _check_no_space(query_id, doc_id, tag)
-                # repr of a float is the shortest text that reads back as the same float
-                file.write(f"{query_id} Q0 {doc_id} {rank} {float(score)!r} {tag}\n")
-
-
-def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read TREC relevance judgments (`query_id 0 doc_id grade`): query_id -> {doc_id: grade}, grades kept as they are.
-
-    BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a wrong number of columns, a grade that is no integer, two different
-            grades for one pair; for an empty file.
-    """
-    path = existing_file(path, "qrels")
-    with path.open("rb") as file:
-        is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
-    width, layout = (3, "query-id corpus-id score") if is_beir else (4, "query_id 0 doc_id grade")
-    qrels: dict[str, dict[str, int]] = {}
-    for line, fields in _trec_lines(path, width, layout):
-        if is_beir and line == 1:
-            continue
-        query_id, doc_id, grade = fields[0], fields[-2], _number(path, line, "grade", fields[-1], int)
-        if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise ValueError(
-                f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
-            )
-    return qrels
-
-
-def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments.
-
-    Raises:
-        ValueError: if an id holds white space, which the format cannot carry.
-    """
-    with writing(path) as file:
-        for query_id, grades in qrels.items():
-            for doc_id, grade in grades.items():
-                _check_no_space(query_id, doc_id)
-                file.write(f"{query_id} 0 {doc_id} {grade}\n")
-
-
-def _trec_lines(path: Path, width: int, layout: str) -> Iterator[tuple[int, list[str]]]:
-    empty = True
-    for line, text in read_lines(path):
-        fields = text.split()
-        if not fields:
-            continue
-        if len(fields) != width:
-            raise ValueError(
-                f"{path} line {line}: needed {width} columns ({layout}), got {len(fields)}: {text[:80]!r}."
-            )
-        empty = False
-        yield line, fields
-    if empty:
-        raise ValueError(f"{path} is empty; needed lines of {layout}.")
-
-
-def _number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise ValueError(
-            f"{path} line {line}: {name} must be a finite {'integer' if kind is int else 'number'}, got {text!r}."
-        )
-    return value
-
-
-def _check_no_space(*names: str) -> None:
-    for name in names:
-        if not name or any(character.isspace() for character in name):
-            raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")
-
-
-# ---- Files ----------------------------------------------------------------------------------------------------------
 
 
 def existing_file(path: str | os.PathLike, what: str) -> Path:
@@ -254,7 +121,28 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
             )
         for (name, kind), field in zip(types.items(), fields, strict=True):
             if pa.types.is_floating(kind):
-                _number(path, line, name, field, _float32 if kind == pa.float32() else float)
+                number(path, line, name, field, _float32 if kind == pa.float32() else float)
+
+
+def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
+    """The finite number that a field of a line spells.
+
+    Args:
+        name: of the field.
+        kind: int or float, or another function of the text.
+
+    Raises:
+        ValueError: with file and line, if it is none.
+    """
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise ValueError(
+            f"{path} line {line}: {name} must be a finite {'integer' if kind is int else 'number'}, got {text!r}."
+        )
+    return value
 
 
 def _float32(text: str) -> float:

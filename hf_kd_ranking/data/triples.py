@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from .formats import (
-    Run,
     building,
     cache_folder,
     existing_file,
@@ -29,6 +28,7 @@ from .formats import (
     write_arrow,
     writing,
 )
+from .trec import Run
 
 TEACHER_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
 LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")

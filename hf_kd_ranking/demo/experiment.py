@@ -6,6 +6,8 @@ the development split from one grid, and so is each run's best epoch; the test s
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -13,15 +15,17 @@ from statistics import fmean
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.formats import Run, read_qrels, read_run, write_run, writing
+from ..data.formats import writing
 from ..data.texts import TextStore
+from ..data.trec import Run, read_qrels, read_run, write_run
 from ..evaluation.metrics import evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import paired_t_test
-from ..ranker import Ranker
+from ..ranker import Ranker, load_tokenizer
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob
 from .outcome import outcome_text
+from .report import write_demo_report
 from .stages import MEASURE, SEED, Inputs, prepare, run_once, score_triples, teachers, train_teacher, training
 
 LEARNING_RATES = (5e-5, 1.5e-4)
@@ -65,8 +69,10 @@ def run_demo(output: Path, seeds: int = 1) -> dict:
     chosen["T1"] = chosen["T2"]  # the same loss
     for condition, seed in product(TEACHER_OF, range(SEED, SEED + seeds)):
         run_once(*student(inputs, scores, condition, chosen[condition], seed))
-    announce("5/5 the test split, once")
-    values = values_on_test(inputs, scores, chosen, seeds)
+    announce("5/5 the test split, once; latencies and the report")
+    rankers = rankers_on_test(inputs, scores, chosen, seeds)
+    runs = runs_on_test(inputs, rankers)
+    values = values_on_test(inputs, runs)
     results = {
         "collection": inputs.stats,
         "queries": {split: len(read_qrels(inputs.qrels(split))) for split in ("train", "dev", "test")},
@@ -82,7 +88,10 @@ def run_demo(output: Path, seeds: int = 1) -> dict:
     }
     with writing(output / "results.json") as file:
         json.dump(results, file, indent=2)
+    trained = {name: student_folder(inputs, scores, name, chosen[name]) for name in TEACHER_OF}
+    page = write_demo_report(inputs, runs, {name: loads[0] for name, loads in rankers.items()}, trained)
     typer.echo(outcome_text(results))
+    typer.echo(f"Report with tests, latencies, curves and single queries: {page}")
     return results
 
 
@@ -117,38 +126,44 @@ def student(
     )
 
 
-def values_on_test(
+def student_folder(inputs: Inputs, scores: dict[str, Path], condition: str, rate: float, seed: int = SEED) -> Path:
+    """Where a student is, or will be."""
+    return Path(student(inputs, scores, condition, rate, seed)[1].output_dir)
+
+
+def rankers_on_test(
     inputs: Inputs, scores: dict[str, Path], chosen: dict[str, float], seeds: int
-) -> dict[str, dict[str, float]]:
-    """The measure per test query of BM25, teachers, untrained student and students, the last over their seeds."""
-    evaluator = RerankingEvaluator(
-        read_run(inputs.candidates("test")),
-        read_qrels(inputs.qrels("test")),
-        TextStore.from_tsv(inputs.queries),
-        TextStore.from_tsv(inputs.collection),
-        (MEASURE,),
-    )
+) -> dict[str, list[Callable[[], Ranker]]]:
+    """What loads each ranker that the test split compares, the trained students for every seed."""
     job, _ = student(inputs, scores, "no teacher", LEARNING_RATES[0])
-    rankers = {f"teacher {name}": ranker for name, ranker in teachers(inputs).items()}
-    tokenizer = rankers["teacher MiniLM"].tokenizer
-    rankers["untrained student"] = Ranker(job.load_model(), tokenizer)
-    runs = {"BM25": [evaluator.candidates]}
-    runs |= {name: [_rerank_once(inputs, evaluator, name, ranker)] for name, ranker in rankers.items()}
+    of_teachers = teachers(inputs)
+    rankers = {f"teacher {name}": [partial(of_teachers.get, name)] for name in of_teachers}
+    rankers["untrained student"] = [lambda: Ranker(job.load_model(), load_tokenizer(job.model_name))]
     for condition in TEACHER_OF:
-        rate, runs[condition] = chosen[condition], []
-        for seed in range(SEED, SEED + seeds):
-            folder = Path(student(inputs, scores, condition, rate, seed)[1].output_dir)
-            runs[condition].append(_rerank_once(inputs, evaluator, folder.name, Ranker.from_pretrained(folder)))
-    values = {}
+        folders = [student_folder(inputs, scores, condition, chosen[condition], SEED + i) for i in range(seeds)]
+        rankers[condition] = [partial(Ranker.from_pretrained, folder) for folder in folders]
+    return rankers
+
+
+def runs_on_test(inputs: Inputs, rankers: Mapping[str, Sequence[Callable[[], Ranker]]]) -> dict[str, list[Run]]:
+    """The test candidates in the order of BM25 and of each ranker, for every seed; what was scored before is read."""
+    candidates, qrels = read_run(inputs.candidates("test")), read_qrels(inputs.qrels("test"))
+    stores = TextStore.from_tsv(inputs.queries), TextStore.from_tsv(inputs.collection)
+    evaluator, runs = RerankingEvaluator(candidates, qrels, *stores, (MEASURE,)), {"BM25": [candidates]}
+    (inputs.output / "test_runs").mkdir(exist_ok=True)
+    for name, loads in rankers.items():
+        for seed, load in enumerate(loads, start=SEED):
+            path = inputs.output / "test_runs" / f"{name.replace(' ', '_')}-seed{seed}.trec"
+            if not path.is_file():
+                write_run(evaluator.rerank(load()), path, tag=path.stem)
+            runs.setdefault(name, []).append(read_run(path))
+    return runs
+
+
+def values_on_test(inputs: Inputs, runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, float]]:
+    """The measure per test query, the mean over seeds."""
+    qrels, values = read_qrels(inputs.qrels("test")), {}
     for name, several in runs.items():
-        by_seed = [evaluate_queries(run, evaluator.qrels, (MEASURE,))[MEASURE] for run in several]
-        values[name] = {query_id: fmean(run[query_id] for run in by_seed) for query_id in evaluator.qrels}
+        by_seed = [evaluate_queries(run, qrels, (MEASURE,))[MEASURE] for run in several]
+        values[name] = {query_id: fmean(run[query_id] for run in by_seed) for query_id in qrels}
     return values
-
-
-def _rerank_once(inputs: Inputs, evaluator: RerankingEvaluator, name: str, ranker: Ranker) -> Run:
-    path = inputs.output / "test_runs" / f"{name.replace(' ', '_')}.trec"
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        write_run(evaluator.rerank(ranker), path, tag=path.stem)
-    return read_run(path)

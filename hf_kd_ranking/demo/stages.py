@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from ..data.formats import Run, read_qrels, read_run, write_qrels, write_run, writing
+from ..data.formats import writing
 from ..data.texts import TextStore
+from ..data.trec import Run, read_qrels, read_run, write_qrels, write_run
 from ..data.triples import sample_triples
 from ..ranker import Ranker
 from ..retrieval.bm25 import BM25Index

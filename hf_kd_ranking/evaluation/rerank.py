@@ -1,11 +1,13 @@
 """Re-ranking of a first stage's candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from ..data.formats import Run
 from ..data.texts import TextStore
+from ..data.trec import Run
 from ..ranker import Ranker
-from .metrics import DEFAULT_MEASURES, evaluate_run
+from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, evaluate_run, mean_values
+
+DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
@@ -17,6 +19,50 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
     pairs = [(query_id, doc_id) for query_id, ranking in candidates.items() for doc_id, _ in ranking]
     query_ids, doc_ids = zip(*pairs, strict=True)
     return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
+
+
+def depth_curve(
+    run: Run,
+    candidates: Run,
+    qrels: Qrels,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    depths: Sequence[int] = DEPTHS,
+) -> dict[int, dict[str, float]]:
+    """What re-ranking only the first d candidates of each query would reach, from one run over all of them.
+
+    Args:
+        run: all candidates in a ranker's order; other documents in it are passed over.
+        candidates: the first stage's run, in its order.
+        qrels: query_id -> {doc_id: grade}.
+        measures: in ir_measures' notation.
+        depths: numbers of candidates; of those that cover the longest list only the smallest is kept.
+
+    Returns:
+        depth -> measure -> mean over the queries of the qrels.
+
+    Raises:
+        KeyError: if the run lacks a candidate of a judged query, so that it is no re-ranking of them all.
+        ValueError: as `evaluate_run`.
+    """
+    places = {
+        query_id: {doc_id: place for place, (doc_id, _) in enumerate(ranking)}
+        for query_id, ranking in candidates.items()
+        if query_id in qrels
+    }
+    for query_id, known in places.items():
+        if missing := known.keys() - {doc_id for doc_id, _ in run.get(query_id, ())}:
+            raise KeyError(
+                f"The run lacks {len(missing):,} of {len(known):,} candidates of query {query_id!r}, for example "
+                f"{min(missing)!r}; a depth curve needs a run that scores every candidate."
+            )
+    depths, longest = sorted(depths), max(map(len, places.values()), default=0)
+    curve = {}
+    for i, depth in enumerate(depths):
+        if i and depths[i - 1] >= longest:
+            break
+        cut = {q: [(doc, s) for doc, s in run[q] if known.get(doc, depth) < depth] for q, known in places.items()}
+        curve[depth] = mean_values(evaluate_queries(Run(cut), qrels, measures))
+    return curve
 
 
 class RerankingEvaluator:
@@ -37,7 +83,7 @@ class RerankingEvaluator:
     def __init__(
         self,
         candidates: Run,
-        qrels: Mapping[str, Mapping[str, int]],
+        qrels: Qrels,
         queries: TextStore,
         documents: TextStore,
         measures: Sequence[str] = DEFAULT_MEASURES,

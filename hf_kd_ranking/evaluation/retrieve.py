@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import faiss
 import numpy as np
 
-from ..data.formats import Run
 from ..data.texts import TextStore
+from ..data.trec import Run
 from ..ranker import Ranker
 from ..retrieval.colbert_index import search_terms
 from ..retrieval.dense_index import search_index

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..data.formats import Run
-from .metrics import DEFAULT_MEASURES, evaluate_queries
+from ..data.trec import Run
+from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
 
 
 def compare_runs(
     runs: Mapping[str, Run],
-    qrels: Mapping[str, Mapping[str, int]],
+    qrels: Qrels,
     measures: Sequence[str] = DEFAULT_MEASURES,
     correction: str = "holm",
     intersect: bool = False,
@@ -48,9 +48,16 @@ def compare_runs(
             f"Comparing needs at least two runs and a correction out of {', '.join(CORRECTIONS)}; got {len(runs)} and "
             f"{correction!r}."
         )
-    shared = _shared_queries(runs, qrels, intersect)
-    qrels = {query_id: qrels[query_id] for query_id in shared}
-    values = {name: evaluate_queries(run, qrels, measures) for name, run in runs.items()}
+    values, judged = {}, {}
+    for name in runs:
+        values[name], judged[name] = _measured(runs[name], qrels, measures)
+    shared = _shared_queries(judged, qrels, intersect)
+    values = {
+        name: {
+            measure: {query_id: by_query[query_id] for query_id in shared} for measure, by_query in by_measure.items()
+        }
+        for name, by_measure in values.items()
+    }
     pairs = []
     for measure in measures:
         tests = [
@@ -60,9 +67,7 @@ def compare_runs(
         ]
         corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
         pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
-    means = {
-        name: {measure: fmean(by_query[measure].values()) for measure in measures} for name, by_query in values.items()
-    }
+    means = {name: mean_values(by_measure) for name, by_measure in values.items()}
     return {"queries": len(shared), "correction": correction, "means": means, "pairs": pairs}
 
 
@@ -91,8 +96,14 @@ def comparison_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _shared_queries(runs: Mapping[str, Run], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
-    judged = {name: run.keys() & qrels.keys() for name, run in runs.items()}
+def _measured(run: Run, qrels: Qrels, measures: Sequence[str]) -> tuple[dict[str, dict[str, float]], set[str]]:
+    """Values and judged queries of a run, which is then let go: one at a time is in memory where they are files."""
+    values = evaluate_queries(run, qrels, measures)
+    check_same_collection(run, qrels)
+    return values, run.keys() & qrels.keys()
+
+
+def _shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
     shared, every = set.intersection(*judged.values()), set.union(*judged.values())
     if shared != every and not intersect:
         counts = ", ".join(f"{name} {len(found):,}" for name, found in judged.items())
@@ -106,7 +117,7 @@ def _shared_queries(runs: Mapping[str, Run], qrels: Mapping[str, Any], intersect
 
 
 def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
-    from scipy.stats import bootstrap, permutation_test
+    from scipy.stats import bootstrap
 
     test = paired_t_test(treatment, control)
     by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
@@ -116,8 +127,7 @@ def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved
     if differences.any():
         resampled = bootstrap((differences,), np.mean, method="percentile", **settings)
         interval = [float(bound) for bound in resampled.confidence_interval]
-        flipped = permutation_test((differences,), np.mean, permutation_type="samples", **settings)
-        p_randomisation = float(flipped.pvalue)
+        p_randomisation = _randomisation_test(differences, settings)
         deviation = differences.std(ddof=1)
         effect_size = float(differences.mean() / deviation) if deviation else float("inf")
     signs = np.sign(differences)
@@ -131,6 +141,22 @@ def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved
         **{name: int((signs == sign).sum()) for name, sign in (("wins", 1), ("ties", 0), ("losses", -1))},
         "moved": [[query_id, difference] for query_id, difference in most if difference],
     }
+
+
+def _randomisation_test(differences: np.ndarray, settings: Mapping[str, Any]) -> float:
+    """The p-value of the mean difference when each query's sign is a coin's; all signs of few queries are tried."""
+    from scipy.stats import monte_carlo_test, permutation_test
+
+    if 2 ** len(differences) <= RESAMPLES:
+        test = permutation_test((differences,), np.mean, permutation_type="samples", **settings)
+        return float(test.pvalue)
+    rng = np.random.default_rng(settings["rng"])
+    settings = {name: value for name, value in settings.items() if name != "rng"}
+
+    def flipped(size: tuple[int, ...]) -> np.ndarray:
+        return differences * (1 - 2 * rng.integers(0, 2, size, dtype=np.int8))
+
+    return float(monte_carlo_test(differences, flipped, np.mean, **settings).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,8 +9,9 @@ import bm25s
 import numpy as np
 import Stemmer
 
-from ..data.formats import Run, building, existing_file
+from ..data.formats import building, existing_file
 from ..data.texts import TextStore
+from ..data.trec import Run
 
 TOKENIZATIONS = ("plain", "english")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import faiss
 import numpy as np
 
-from ..data.formats import Run
+from ..data.trec import Run
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker

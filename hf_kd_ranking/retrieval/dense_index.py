@@ -11,8 +11,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ..data.formats import Run
 from ..data.ids import Id, IdIndex, open_ids
+from ..data.trec import Run
 from ..ranker import Ranker
 from .vectors import VectorStore, faiss_reason, train_index
 from .versions import FACTS, check_model, new_version, open_version

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..data.formats import Run
+from ..data.trec import Run
 
 METHODS = ("reciprocal_rank", "weighted_sum")
 

@@ -16,8 +16,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from tqdm.auto import tqdm
 
-from ..data.formats import Run
 from ..data.ids import Id
+from ..data.trec import Run
 from ..ranker import Ranker
 from .colbert_index import best_of
 from .vectors import VectorStore

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..data.formats import Run
 from ..data.ids import Id
 from ..data.texts import TextStore
+from ..data.trec import Run
 from ..inference import score_stored
 from ..ranker import Ranker
 from .vectors import VectorStore

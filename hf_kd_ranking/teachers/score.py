@@ -19,19 +19,9 @@ import xxhash
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ..data.formats import (
-    Run,
-    existing_file,
-    nth_line,
-    read_lines,
-    read_run,
-    read_tsv,
-    refuse_existing,
-    tsv_lines,
-    write_run,
-    writing,
-)
+from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
+from ..data.trec import Run, read_run, write_run
 from ..data.triples import TEACHER_COLUMNS
 from .adapters import Teacher, load_teacher
 

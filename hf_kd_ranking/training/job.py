@@ -9,8 +9,9 @@ import torch
 import transformers
 from transformers import set_seed
 
-from ..data.formats import read_qrels, read_run, writing
+from ..data.formats import writing
 from ..data.texts import TextStore
+from ..data.trec import read_qrels, read_run
 from ..data.triples import load_teacher_scores
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..evaluation.rerank import RerankingEvaluator

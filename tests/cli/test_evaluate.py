@@ -1,12 +1,15 @@
 """`rerank`, `evaluate` and `compare` on the toy data, as the command line calls them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
+from hf_kd_ranking.evaluation.rerank import rerank_run
 
 
 @pytest.fixture
@@ -91,3 +94,61 @@ def test_runs_are_compared_in_tables_and_json(call, runs, toy):
 def test_what_cannot_be_compared_is_one_line(call, runs, toy, options, message):
     status, _, err = call(f"compare --qrels {toy}/qrels.txt {options.format(run=runs[0])}")
     assert (status, message in err, err.count("\n")) == (2, True, 1)
+
+
+@pytest.fixture
+def folder(toy, tmp_path) -> Path:
+    """The toy data as a collection in TREC's layout, without a first stage."""
+    for source, name in (("collection.tsv",) * 2, ("queries.tsv",) * 2, ("qrels.txt",) * 2):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((toy / source).read_bytes())
+    return tmp_path / "data"
+
+
+def test_a_collection_by_name_has_queries_documents_judgments_and_bm25(call, model, tokenizer, folder, tmp_path):
+    kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "model")
+    command = f"rerank --model {tmp_path}/model --dataset {folder} --k 3 --output {tmp_path}/out.trec --json"
+    status, out, err = call(command)
+    assert status == 0, err
+    data = kd.load_collection(str(folder))
+    wanted = kd.BM25Index.build(data.documents).search(data.judged_queries(), 3)
+    found = kd.read_run(tmp_path / "out.trec")
+    assert {query: {doc for doc, _ in of} for query, of in found.items()} == {
+        query: {doc for doc, _ in of} for query, of in wanted.items()
+    }
+    status, out, _ = call(f"evaluate --run {tmp_path}/out.trec --dataset {folder} --measure R@3 --json")
+    assert json.loads(out)["out"]["R@3"] == pytest.approx(kd.evaluate_run(wanted, data.qrels, ["R@3"])["R@3"])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compare"])
+def test_a_verb_without_judgments_says_which_options_give_them(call, runs, verb):
+    status, _, err = call(f"{verb} --run {runs[0]}")
+    assert (status, err) == (2, "error: Give --qrels, or --dataset.\n")
+
+
+def test_two_processes_rerank_as_one(encoder, tokenizer, toy, tmp_path):
+    lengths = {"max_query_length": 8, "max_document_length": 16}
+    ranker = kd.Ranker(kd.load_ranker(str(encoder), "bert_dot", **lengths), tokenizer)
+    ranker.save_pretrained(tmp_path / "model")
+    texts = ["--queries", f"{toy}/queries.tsv", "--collection", f"{toy}/collection.tsv"]
+    verb = ["rerank", "--model", f"{tmp_path}/model", *texts, "--candidates", f"{toy}/candidates.trec"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        "-m",
+        "hf_kd_ranking",
+    ]
+    result = subprocess.run([*command, *verb, "--output", f"{tmp_path}/out.trec"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("out.trec") == 1
+    stores = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
+    found, wanted = (
+        kd.read_run(tmp_path / "out.trec"),
+        rerank_run(ranker, kd.read_run(toy / "candidates.trec"), *stores),
+    )
+    for query, ranking in wanted.items():
+        assert dict(found[query]) == pytest.approx(dict(ranking), rel=1e-5)

@@ -6,6 +6,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
+from hf_kd_ranking.retrieval.fusion import fuse_runs
 
 
 @pytest.fixture
@@ -96,4 +97,4 @@ def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
     )
     assert status == 0, err
     runs = [kd.read_run(path) for path in (tmp_path / "bm25.trec", toy / "candidates.trec")]
-    assert kd.read_run(tmp_path / "fused.trec") == kd.fuse_runs(runs, "weighted_sum", [2, 1]).top(4)
+    assert kd.read_run(tmp_path / "fused.trec") == fuse_runs(runs, "weighted_sum", [2, 1]).top(4)

@@ -46,6 +46,11 @@ def test_the_demo_runs_all_stages_says_what_it_found_and_reuses_what_is_done(tin
         difference = results["test"][name] - results["test"]["no teacher"]
         assert results["against_no_teacher"][name]["difference"] == pytest.approx(difference)
         assert f"With {name} the student" in printed
+    page = (tiny / "report.html").read_text()
+    assert f"single queries: {tiny / 'report.html'}" in printed
+    assert all(name in page for name in ROWS)
+    timed = json.loads((tiny / "report" / "efficiency.json").read_text())["rankers"]
+    assert list(timed) == [name for name in ROWS if name != "BM25"]
     # Teacher and students: the same triples, the teachers' scores in the order of the labels.
     labels, taught = (kd.load_teacher_scores(tiny / name) for name in ("labels.tsv", "scores.T1.tsv"))
     assert [labels[name] for name in ("query_id", "pos_id", "neg_id")] == [

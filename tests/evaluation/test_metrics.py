@@ -4,10 +4,11 @@ import os
 from math import log2
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
+from hf_kd_ranking.evaluation.metrics import DEFAULT_MEASURES, deepest, evaluate_queries
 
 QRELS = {"q": {"a": 3, "b": 1, "c": 2, "zero": 0}}
 
@@ -43,7 +44,7 @@ def test_ndcg_of_graded_judgments_matches_hand_computed_values(run, expected):
     [
         ("RR@10", ranked("zero", "b", "a"), 1 / 2),
         ("RR(rel=2)@10", ranked("zero", "b", "a"), 1 / 3),
-        ("RR@10", ranked("unjudged", "x", "y"), 0.0),
+        ("RR@10", ranked("unjudged", "x", "zero"), 0.0),
         ("RR@10", ranked(*"012345678", "b"), 1 / 10),
         ("RR@10", ranked(*"0123456789", "b"), 0.0),
         ("R@1000", ranked("a", "zero"), 1 / 3),
@@ -138,6 +139,31 @@ def test_an_unknown_measure_is_refused_by_name_before_anything_is_measured(measu
 def test_run_and_qrels_without_a_common_query_are_refused_with_counts_and_examples(run, message):
     with pytest.raises(ValueError, match=message):
         kd.evaluate_run(run, QRELS)
+
+
+def test_run_and_qrels_of_different_collections_are_refused_with_documents_of_both():
+    with pytest.raises(ValueError, match=r"Run \(first document 'x'\) and qrels \(first '\w+'\) have no document in"):
+        kd.evaluate_run(ranked("x", "y"), QRELS)
+
+
+def test_the_judged_share_counts_every_grade():
+    assert kd.evaluate_run(ranked("a", "zero", "x", "y"), QRELS, ["Judged@2", "Judged@4"]) == {
+        "Judged@2": 1.0,
+        "Judged@4": 0.5,
+    }
+
+
+def test_documents_below_the_deepest_cutoff_change_nothing():
+    rng = np.random.default_rng(0)
+    docs = [str(i) for i in range(50)]
+    run = kd.Run({str(q): [(doc, float(rng.integers(9))) for doc in docs] for q in range(9)})
+    qrels = {str(q): {doc: int(rng.integers(-1, 4)) for doc in docs[::3]} for q in range(9)}
+    measures = ["nDCG@10", "RR(rel=2)@3", "R@20", "Judged@10", "P@5"]
+    assert deepest(measures) == 20
+    assert deepest([*measures, "AP"]) is None
+    cut = evaluate_queries(run, qrels, measures)
+    whole = evaluate_queries(run, qrels, [*measures, "AP"])
+    assert cut == {measure: whole[measure] for measure in measures}
 
 
 # ---- trec_eval on TREC-DL -------------------------------------------------------------------------------------------

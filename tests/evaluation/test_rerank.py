@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.evaluation.rerank import depth_curve, rerank_run
 from hf_kd_ranking.models import RankingTokenizer
 
 
@@ -118,3 +119,46 @@ def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
         assert [score for _, score in reranked[query_id]] == pytest.approx(scores, rel=1e-4, abs=1e-5)
         assert len(set(scores)) == 10  # nothing here hangs on a tie
     assert evaluator(kd.Ranker(model, tokenizer)) == pytest.approx(kd.evaluate_run(kd.Run(expected), qrels))
+
+
+def random_data(rng: np.random.Generator) -> tuple[kd.Run, dict[str, dict[str, int]], dict[str, float]]:
+    """Candidates of 6 queries (3 to 25 of 40 documents), qrels of 7, and tied scores of every document."""
+    ids = [f"d{i}" for i in range(40)]
+    candidates = kd.Run(
+        {
+            f"q{i}": [(str(doc), float(-place)) for place, doc in enumerate(rng.choice(ids, length, replace=False))]
+            for i, length in enumerate((3, 8, 12, 20, 25, 25))
+        }
+    )
+    qrels = {f"q{i}": {str(doc): int(rng.integers(3)) for doc in rng.choice(ids, 15)} for i in range(1, 8)}
+    return candidates, qrels, {f"text {doc}": float(rng.integers(12)) for doc in ids}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_depth_curve_equals_reranking_at_each_depth_anew(tmp_path, seed):
+    candidates, qrels, scores = random_data(np.random.default_rng(seed))
+    (tmp_path / "queries.tsv").write_text("".join(f"{query}\ttext\n" for query in candidates))
+    (tmp_path / "docs.tsv").write_text("".join(f"{text.split()[1]}\t{text}\n" for text in scores))
+    stores = [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
+    run = rerank_run(FixedRanker(scores), candidates, *stores)
+    for ranking in run.values():  # a document that is no candidate changes nothing
+        ranking.insert(0, ("other", 99.0))
+    measures = ("nDCG@10", "RR@10", "R@20")
+    curve = depth_curve(run, candidates, qrels, measures, depths=(20, 3, 10, 50, 100))
+    assert list(curve) == [3, 10, 20, 50]  # 50 covers the 25 of the longest list, 100 would say the same
+    for depth, values in curve.items():
+        anew = rerank_run(FixedRanker(scores), candidates.top(depth), *stores)
+        assert values == pytest.approx(kd.evaluate_run(anew, qrels, measures), abs=1e-12)
+    assert curve[3]["R@20"] < curve[50]["R@20"]
+
+
+def test_depths_end_with_the_smallest_that_covers_the_longest_list_of_a_judged_query():
+    assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"])) == [10]
+    assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"], (1, 2, 4, 8))) == [1, 2, 4]
+    assert list(depth_curve(CANDIDATES, CANDIDATES, {"7": {"b": 1}}, ["RR@10"], (1, 2, 4, 8))) == [1, 2]
+    assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"], (1, 2))) == [1, 2]
+
+
+def test_a_depth_curve_of_a_run_that_lacks_candidates_is_refused():
+    with pytest.raises(KeyError, match="lacks 2 of 4 candidates of query '8', for example 'b'"):
+        depth_curve(CANDIDATES.top(2), CANDIDATES, QRELS)

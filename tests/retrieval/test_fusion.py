@@ -5,6 +5,7 @@ import re
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.retrieval.fusion import fuse_runs
 
 RUNS = [
     kd.Run({"1": [("a", 9.0), ("b", 5.0), ("c", 1.0)], "2": [("x", 1.0)]}),
@@ -13,7 +14,7 @@ RUNS = [
 
 
 def test_reciprocal_ranks_match_hand_computed_values():
-    fused = kd.fuse_runs(RUNS)
+    fused = fuse_runs(RUNS)
     wanted = {"c": (1 / 63 + 1 / 61) / 2, "a": 1 / 122, "b": 1 / 124, "d": 1 / 124}
     assert [doc_id for doc_id, _ in fused["1"]] == list(wanted)  # b and d are tied: the first run's comes first
     assert dict(fused["1"]) == pytest.approx(wanted)
@@ -21,7 +22,7 @@ def test_reciprocal_ranks_match_hand_computed_values():
 
 
 def test_weighted_sums_match_hand_computed_values():
-    fused = kd.fuse_runs(RUNS, "weighted_sum", weights=[1, 2])
+    fused = fuse_runs(RUNS, "weighted_sum", weights=[1, 2])
     assert fused["1"] == [("c", 2.0), ("a", 1.0), ("b", 0.5), ("d", 0.0)]
     assert fused["3"] == [("y", 2.0), ("z", 2.0)]
 
@@ -29,8 +30,8 @@ def test_weighted_sums_match_hand_computed_values():
 def test_neither_scale_nor_shift_of_a_run_changes_the_result():
     other = kd.Run({query: [(doc, 3 * score - 8) for doc, score in ranking] for query, ranking in RUNS[0].items()})
     for method in ("reciprocal_rank", "weighted_sum"):
-        wanted = kd.fuse_runs(RUNS, method)
-        for query_id, ranking in kd.fuse_runs([other, RUNS[1]], method).items():
+        wanted = fuse_runs(RUNS, method)
+        for query_id, ranking in fuse_runs([other, RUNS[1]], method).items():
             assert dict(ranking) == pytest.approx(dict(wanted[query_id]))
 
 
@@ -44,4 +45,4 @@ def test_neither_scale_nor_shift_of_a_run_changes_the_result():
 )
 def test_what_cannot_be_fused_is_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        kd.fuse_runs(**options)
+        fuse_runs(**options)

@@ -1,0 +1,169 @@
+"""Test collections by name: a folder in BEIR's or TREC's layout, the Hub, or ir_datasets (optional)."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .formats import cache_folder
+from .texts import TextStore
+from .trec import Run, read_qrels, read_run
+
+DATA_FOLDER = "HF_KD_RANKING_DATA"
+# Short names of the paper's collections, in ir_datasets.
+SHORT_NAMES = {
+    "trec-dl-2019": "msmarco-passage/trec-dl-2019/judged",
+    "trec-dl-2020": "msmarco-passage/trec-dl-2020/judged",
+    "msmarco-dev": "msmarco-passage/dev/small",
+}
+
+
+class RankingCollection:
+    """Queries, documents and judgments that belong together; each is read when it is first asked for.
+
+    Args:
+        name: of the collection.
+        parts: `queries`, `documents`, `qrels` and `candidates` -> what reads it; the last may be missing.
+    """
+
+    def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
+        self.name = name
+        self._parts = parts
+
+    @cached_property
+    def queries(self) -> TextStore:
+        """query_id -> text."""
+        return self._parts["queries"]()
+
+    @cached_property
+    def documents(self) -> TextStore:
+        """doc_id -> text."""
+        return self._parts["documents"]()
+
+    @cached_property
+    def qrels(self) -> dict[str, dict[str, int]]:
+        """query_id -> {doc_id: grade}."""
+        return self._parts["qrels"]()
+
+    def judged_queries(self) -> dict[str, str]:
+        """The queries that have judgments; all where the collection has none."""
+        judged = self.qrels if "qrels" in self._parts else None
+        return {query_id: text for query_id, text in self.queries.items() if judged is None or query_id in judged}
+
+    @cached_property
+    def candidates(self) -> Run | None:
+        """A first stage's run where the collection has one."""
+        return self._parts["candidates"]() if "candidates" in self._parts else None
+
+
+def load_collection(
+    name: str, split: str = "test", parts: Mapping[str, Callable[[], Any]] | None = None
+) -> RankingCollection:
+    """Find a collection by its name.
+
+    Tried in this order: a folder; a folder of this name in the one that `HF_KD_RANKING_DATA` names; ir_datasets, where
+    it is installed (`trec-dl-2019`, `trec-dl-2020`, `msmarco-dev`, or a name of its own as `beir/scifact/test`);
+    `owner/name` on the Hub, in BEIR's form (configs `corpus`, `queries`, `qrels`: `zeta-alpha-ai/NanoSciFact`). A
+    folder has BEIR's layout (`corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`) or TREC's (`collection.tsv`,
+    `queries.SPLIT.tsv`, `qrels.SPLIT.txt`, and `candidates.SPLIT.trec` if there is a first stage; names without
+    `.SPLIT` serve every split).
+
+    Args:
+        name: see above.
+        split: of a folder; the others name it themselves, or have one.
+        parts: what reads other `queries`, `documents`, `qrels` or `candidates` than the collection's.
+
+    Raises:
+        FileNotFoundError: if there is no such collection, or a file of its folder is missing.
+    """
+    for folder in (Path(name), Path(os.environ.get(DATA_FOLDER) or ".") / name):
+        if folder.is_dir():
+            found = _folder_parts(folder, split)
+            break
+    else:
+        found = _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name)
+    return RankingCollection(name, {**found, **(parts or {})})
+
+
+def _folder_parts(folder: Path, split: str) -> dict[str, Callable[[], Any]]:
+    if (folder / "corpus.jsonl").is_file():
+        places = {"documents": "corpus.jsonl", "queries": "queries.jsonl", "qrels": f"qrels/{split}.tsv"}
+        paths = {part: folder / place for part, place in places.items()}
+    else:
+        endings = {"documents": "collection.tsv", "queries": "queries.tsv", "qrels": "qrels.txt"}
+        paths = {part: _of_split(folder / name, split) for part, name in endings.items()}
+    if missing := [str(path) for path in paths.values() if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: a collection has corpus.jsonl, queries.jsonl and qrels/{split}.tsv "
+            f"(BEIR), or collection.tsv, queries.{split}.tsv and qrels.{split}.txt."
+        )
+    readers = {"documents": TextStore.from_file, "queries": TextStore.from_file, "qrels": read_qrels}
+    candidates = _of_split(folder / "candidates.trec", split)
+    parts = {part: partial(readers[part], path) for part, path in paths.items()}
+    return parts | ({"candidates": partial(read_run, candidates)} if candidates.is_file() else {})
+
+
+def _of_split(path: Path, split: str) -> Path:
+    of_split = path.with_name(f"{path.stem}.{split}{path.suffix}")
+    return of_split if of_split.is_file() else path
+
+
+def _hub_parts(name: str) -> dict[str, Callable[[], Any]]:
+    def rows(config: str) -> datasets.Dataset:
+        try:
+            (dataset,) = datasets.load_dataset(name, config).values()  # of one split, whatever its name
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"No collection {name!r}: no folder of this name, none in ${DATA_FOLDER}, unknown to ir_datasets if "
+                f"that is installed (pip install ir-datasets), and on the Hub: {str(error).splitlines()[0]}"
+            ) from error
+        return dataset
+
+    def texts(config: str) -> TextStore:
+        dataset = rows(config)
+        folder = cache_folder(Path(dataset.cache_files[0]["filename"]), "store", None)
+        return TextStore.from_dataset(dataset, folder, id_column="_id")
+
+    def qrels() -> dict[str, dict[str, int]]:
+        found = {}
+        for row in rows("qrels"):  # without a grade in NanoBEIR: each is relevant
+            found.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row.get("score", 1))
+        return found
+
+    return {"documents": partial(texts, "corpus"), "queries": partial(texts, "queries"), "qrels": qrels}
+
+
+def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
+    """None where the library is not installed or does not know the name."""
+    try:
+        import ir_datasets
+
+        source = ir_datasets.load(name)
+    except (ImportError, KeyError):
+        return None
+
+    def texts(side: str) -> TextStore:
+        def generate() -> Iterator[dict[str, str]]:
+            for record in source.docs_iter() if side == "docs" else source.queries_iter():
+                yield {"id": record[0], "text": record.default_text()}
+
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking" / f"{name.replace('/', '-')}-{side}"
+        if (folder / "store.json").is_file():
+            return TextStore.open(folder)
+        return TextStore.from_dataset(datasets.Dataset.from_generator(generate), folder)
+
+    def qrels() -> dict[str, dict[str, int]]:
+        found = {}
+        for record in source.qrels_iter():
+            found.setdefault(record.query_id, {})[record.doc_id] = record.relevance
+        return found
+
+    def candidates() -> Run:
+        records = ((record.query_id, record.doc_id, record.score) for record in source.scoreddocs_iter())
+        return Run.from_scores(*zip(*records, strict=True))
+
+    parts = {"documents": partial(texts, "docs"), "queries": partial(texts, "queries"), "qrels": qrels}
+    return parts | ({"candidates": candidates} if source.has_scoreddocs() else {})

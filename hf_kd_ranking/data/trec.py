@@ -1,0 +1,237 @@
+"""TREC runs and qrels: what first stages, rankers and judges say, and what measures and tests read."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from .formats import existing_file, nth_line, number, open_binary, plain_integers, read_lines, writing
+
+logger = logging.getLogger(__name__)
+
+WHITE_SPACE = r"[\pZ\s\x{85}\x{1c}-\x{1f}]"  # what str.split() splits at, for RE2
+RUN_COLUMNS = ("query_id", "Q0", "doc_id", "rank", "score", "tag")
+
+
+class Run(dict[str, list[tuple[str, float]]]):
+    """A ranking per query: query_id -> [(doc_id, score)], best first. BM25, rerankers and indexes all produce it."""
+
+    def top(self, k: int) -> "Run":
+        """The first k documents of every query."""
+        return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
+
+    @classmethod
+    def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
+        """Group scored pairs by query and sort by falling score; ties keep the order given."""
+        run = cls()
+        for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
+            run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
+        for ranking in run.values():
+            ranking.sort(key=lambda scored: -scored[1])
+        return run
+
+
+def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
+    """Read a TREC run file (`query_id Q0 doc_id rank score tag`); the scores give the order, ties that of the file.
+
+    Ranks that contradict the scores are warned of, once a file.
+
+    Args:
+        k: keeps the first k documents of every query and what ties with the last of them; None keeps all.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, a document
+            listed twice for a query; for an empty file; for a k below 1.
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
+    path = existing_file(path, "run")
+    columns = _read_at_once(path) or _read_by_line(path)
+    queries, scores = columns.queries.indices.to_numpy(), columns.scores
+    step = np.diff(queries)
+    rows = np.arange(len(scores))
+    if not ((step > 0) | ((step == 0) & (np.diff(scores) <= 0))).all():
+        rows = np.lexsort((-scores, queries))  # stable
+        queries, scores = queries[rows], scores[rows]
+    _warn_of_ranks(path, queries, columns.ranks[rows], scores, rows)
+    starts = np.flatnonzero(np.diff(queries, prepend=-1))
+    if k is not None:
+        lengths = np.diff(starts, append=len(queries))
+        last = np.repeat(starts + np.minimum(k, lengths) - 1, lengths)  # of each row's query
+        is_kept = (np.arange(len(queries)) <= last) | (scores == scores[last])
+        queries, scores, rows = queries[is_kept], scores[is_kept], rows[is_kept]
+        starts = np.flatnonzero(np.diff(queries, prepend=-1))
+    query_ids = columns.queries.dictionary.take(pa.array(queries[starts])).to_pylist()
+    documents, bounds = columns.documents.take(pa.array(rows)), [*starts.tolist(), len(scores)]
+    del columns, queries, rows  # Python's strings and numbers take ten times their memory
+    doc_ids, scores = documents.to_pylist(), scores.tolist()
+    del documents
+    return Run(
+        {
+            query_id: list(zip(doc_ids[start:stop], scores[start:stop], strict=True))
+            for query_id, (start, stop) in zip(query_ids, pairwise(bounds), strict=True)
+        }
+    )
+
+
+class _Columns(NamedTuple):
+    """A run file, a row a line."""
+
+    queries: pa.DictionaryArray
+    documents: pa.Array
+    ranks: np.ndarray
+    scores: np.ndarray
+
+
+def _read_at_once(path: Path) -> _Columns | None:
+    """The columns of a file in its usual form, one space or tab between them; None for what needs a closer look."""
+    with open_binary(path) as file:
+        delimiter = "\t" if b"\t" in file.readline() else " "
+    types = {
+        "query_id": pa.dictionary(pa.int32(), pa.string()),
+        "doc_id": pa.large_string(),
+        "rank": pa.int64(),
+        "score": pa.float64(),
+    }
+    try:
+        table = pa.csv.read_csv(
+            pa.input_stream(str(path), compression="detect"),
+            pa.csv.ReadOptions(column_names=RUN_COLUMNS, block_size=1 << 22),
+            pa.csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            pa.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    table = table.unify_dictionaries().combine_chunks()
+    queries, documents, ranks, scores = (table[name].chunk(0) for name in types)
+    columns = _Columns(queries, documents, ranks.to_numpy(), scores.to_numpy())
+    has_space = any(
+        pc.any(pc.match_substring_regex(ids, WHITE_SPACE)).as_py() for ids in (queries.dictionary, documents)
+    )
+    is_plain = np.isfinite(columns.scores).all() and not has_space and not _has_twice(queries, documents)
+    return columns if is_plain else None
+
+
+def _has_twice(queries: pa.DictionaryArray, documents: pa.Array) -> bool:
+    numbers, queries = plain_integers(documents), queries.indices.to_numpy().astype(np.int64)
+    if numbers is None or numbers.min() < 0 or numbers.max() >= 2**31:
+        numbers = documents.dictionary_encode().indices.to_numpy()  # slower
+    pairs = queries << 31 | numbers
+    pairs.sort()
+    return bool((pairs[1:] == pairs[:-1]).any())
+
+
+def _read_by_line(path: Path) -> _Columns:
+    """The columns of a file with any white space between them; raises where a line is at fault."""
+    queries, documents, ranks, scores = [], [], [], []
+    seen: set[tuple[str, str]] = set()
+    for line, (query_id, _, doc_id, rank, score, _) in _trec_lines(path, RUN_COLUMNS):
+        if (query_id, doc_id) in seen:
+            raise ValueError(f"{path} line {line}: document {doc_id!r} stands twice in the ranking of {query_id!r}.")
+        seen.add((query_id, doc_id))
+        queries.append(query_id)
+        documents.append(doc_id)
+        ranks.append(int(rank) if rank.isdecimal() else 0)
+        scores.append(number(path, line, "score", score, float))
+    return _Columns(pa.array(queries).dictionary_encode(), pa.array(documents), np.array(ranks), np.array(scores))
+
+
+def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+    """Say where ranks contradict scores, which then decide; all in the order of the scores, `rows` their places."""
+    is_wrong = (np.diff(queries) == 0) & (np.diff(ranks) < 0) & (np.diff(scores) < 0)
+    if is_wrong.any():
+        place = int(np.flatnonzero(is_wrong)[0])
+        logger.warning(
+            "%s line %d: rank %d contradicts the scores (%d such places), which give the order.",
+            path,
+            nth_line(path, int(rows[place + 1])),
+            ranks[place + 1],
+            is_wrong.sum(),
+        )
+
+
+def write_run(
+    run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
+) -> None:
+    """Write a TREC run file, ranks from 1; it appears under its name only when it is complete.
+
+    Raises:
+        ValueError: if an id or the tag holds white space, which the format cannot carry.
+    """
+    with writing(path) as file:
+        for query_id, ranking in run.items():
+            for rank, (doc_id, score) in enumerate(ranking, start=1):
+                _check_no_space(query_id, doc_id, tag)
+                # repr of a float is the shortest text that reads back as the same float
+                file.write(f"{query_id} Q0 {doc_id} {rank} {float(score)!r} {tag}\n")
+
+
+def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
+    """Read TREC relevance judgments (`query_id 0 doc_id grade`): query_id -> {doc_id: grade}, grades kept as they are.
+
+    BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with file and line, for a wrong number of columns, a grade that is no integer, two different
+            grades for one pair; for an empty file.
+    """
+    path = existing_file(path, "qrels")
+    with open_binary(path) as file:
+        is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
+    columns = ("query-id", "corpus-id", "score") if is_beir else ("query_id", "0", "doc_id", "grade")
+    qrels: dict[str, dict[str, int]] = {}
+    for line, fields in _trec_lines(path, columns, "\t" if is_beir else None):
+        if is_beir and line == 1:
+            continue
+        query_id, doc_id, grade = fields[0], fields[-2], number(path, line, "grade", fields[-1], int)
+        if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
+            raise ValueError(
+                f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
+            )
+    return qrels
+
+
+def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
+    """Write TREC relevance judgments.
+
+    Raises:
+        ValueError: if an id holds white space, which the format cannot carry.
+    """
+    with writing(path) as file:
+        for query_id, grades in qrels.items():
+            for doc_id, grade in grades.items():
+                _check_no_space(query_id, doc_id)
+                file.write(f"{query_id} 0 {doc_id} {grade}\n")
+
+
+def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields, which white space parts, or a delimiter."""
+    empty, layout = True, " ".join(columns)
+    for line, text in read_lines(path):
+        fields = text.split(delimiter)
+        if not text.strip():
+            continue
+        if len(fields) != len(columns):
+            raise ValueError(
+                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}"
+                f"{'' if delimiter else '; ids cannot hold white space'}."
+            )
+        empty = False
+        yield line, fields
+    if empty:
+        raise ValueError(f"{path} is empty; needed lines of {layout}.")
+
+
+def _check_no_space(*names: str) -> None:
+    for name in names:
+        if not name or any(character.isspace() for character in name):
+            raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")

@@ -1,0 +1,1 @@
+"""What rankers cost and reach, for readers: plots and the HTML report."""

@@ -1,0 +1,86 @@
+"""`report` as the command line calls it."""
+
+import json
+import shutil
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.cli import main
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("verb --option value"): exit status, standard output, standard error."""
+
+    def run(command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def results(toy, tmp_path):
+    """Two runs, judgments, and the latency of one."""
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    candidates = kd.read_run(toy / "candidates.trec")
+    turned = {query: [(doc, -score) for doc, score in reversed(ranking)] for query, ranking in candidates.items()}
+    kd.write_run(candidates, tmp_path / "results" / "runs" / "bm25.trec")
+    kd.write_run(turned, tmp_path / "results" / "runs" / "turned.trec")
+    shutil.copy(toy / "qrels.txt", tmp_path / "results")
+    latencies = {"rankers": {"turned": {"architecture": "bert_dot", "total_ms": {"p50": 3.5, "p95": 4.0}}}}
+    (tmp_path / "results" / "efficiency.json").write_text(json.dumps(latencies))
+    return tmp_path / "results"
+
+
+def test_a_folder_of_results_becomes_a_page_and_a_plot(call, results, toy, tmp_path):
+    texts = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {toy}/candidates.trec"
+    options = f"--measure RR@10 --arrow bm25=turned --plot {tmp_path}/plot.png --title Toy {texts} --json"
+    status, out, err = call(f"report --results {results} --output {tmp_path}/report.html {options}")
+    assert status == 0, err
+    expected = {"output": f"{tmp_path}/report.html", "plot": f"{tmp_path}/plot.png", "rankers": 2, "queries": 4}
+    assert json.loads(out.splitlines()[-1]) == expected
+    page = (tmp_path / "report.html").read_text()
+    assert "<title>Toy</title>" in page
+    assert "0.3333" in page  # RR of the relevant document at rank 3
+    assert kd.TextStore.from_tsv(toy / "queries.tsv")["112"] in page
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_output_that_exists_is_kept_unless_told_otherwise(call, results, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    command = f"report --results {results} --output {tmp_path}/report.html"
+    status, _, err = call(command)
+    assert (status, "report.html exists" in err, (tmp_path / "report.html").read_text()) == (2, True, "mine")
+    assert call(f"{command} --overwrite")[0] == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_options_come_from_a_file(call, results, toy, tmp_path):
+    (tmp_path / "report.yaml").write_text(f"results: {results}\noutput: {tmp_path}/report.html\nmeasure: [P@1]\n")
+    status, out, _ = call(f"report --config {tmp_path}/report.yaml")
+    assert (status, out) == (0, f"output {tmp_path}/report.html, rankers 2, queries 4\n")
+    assert "P@1" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--arrow bm25", "--arrow is CONTROL=TREATMENT, got 'bm25'"),
+        ("--arrow bm25=gone", "No run is called gone"),
+        ("--qrels gone.txt", "gone.txt does not exist"),
+        ("--plot none/plot.png", "does not exist"),
+        ("--results none", "none/runs holds no NAME.trec"),
+    ],
+)
+def test_bad_input_is_one_line(call, results, tmp_path, options, message):
+    status, _, err = call(f"report --results {results} --output {tmp_path}/report.html {options}")
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "report.html").exists()

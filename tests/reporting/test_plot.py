@@ -1,0 +1,125 @@
+"""Plots: what is drawn is what was given, and the page's <svg> is safe to stand beside others in HTML."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.text import Text
+
+from hf_kd_ranking.reporting import plot
+
+NAMES = ["cat", "_dot <b>", "dot $x$ & T2"]
+
+
+def points() -> list[plot.Point]:
+    """One slow ranker and two fast ones of equal latency."""
+    rows = zip(NAMES, ("bert_cat", "_dot", "_dot"), (400.0, 12.0, 12.0), (0.7, 0.6, 0.601), strict=True)
+    return [
+        plot.Point(name, kind, {"p50": ms, "p95": 1.5 * ms}, {"mean": mean, "low": mean - 0.02, "high": mean + 0.03})
+        for name, kind, ms, mean in rows
+    ]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_points_and_bars_stand_where_the_figures_say():
+    figure = plot.latency_plot(points(), "nDCG@10")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylabel() == "nDCG@10"
+    for point, container in zip(points(), axes.containers, strict=True):
+        centre, _, (x_bar, y_bar) = container.lines
+        ms, value = point.latency_ms, point.value
+        assert centre.get_xydata().tolist() == [[ms["p50"], value["mean"]]]
+        np.testing.assert_allclose(x_bar.get_segments()[0], [[ms["p50"], value["mean"]], [ms["p95"], value["mean"]]])
+        np.testing.assert_allclose(y_bar.get_segments()[0], [[ms["p50"], value["low"]], [ms["p50"], value["high"]]])
+    markers = [container.lines[0].get_marker() for container in axes.containers]
+    assert markers[0] != markers[1] == markers[2]
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["bert_cat", "_dot"]
+
+
+def test_an_arrow_leads_from_control_to_treatment_where_both_have_latencies():
+    (axes,) = plot.latency_plot(points(), "RR@10", [(NAMES[1], NAMES[0]), (NAMES[1], "bm25")]).axes
+    (arrow,) = [text for text in axes.texts if not text.get_text()]
+    assert (arrow.xyann, arrow.xy) == ((12.0, 0.6), (400.0, 0.7))
+
+
+def test_names_do_not_cover_one_another():
+    figure = plot.latency_plot(points(), "RR@10")
+    figure.draw_without_rendering()
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}  # without leader lines
+    assert boxes.keys() == set(NAMES)
+    assert boxes[NAMES[2]].y0 >= boxes[NAMES[1]].y1 - 1  # the pair that is 0.001 apart, in the same order
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
+def test_lines_hold_their_curves_and_a_log_axis_is_ticked_at_the_points():
+    curves = {"a": [(10, 0.5), (20, 0.7)], "b": [(10, 0.4), (50, 0.2)]}
+    (axes,) = plot.line_plot(curves, plot.line_styles("ab"), "depth", "RR@10", log_x=True).axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[10, 0.5], [20, 0.7]], [[10, 0.4], [50, 0.2]]]
+    assert axes.get_xticks().tolist() == [10, 20, 50]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+    assert plot.line_plot(curves, plot.line_styles("ab"), "step", "loss", log_y=True).axes[0].get_yscale() == "log"
+    below_zero = plot.line_plot({"a": [(1, -0.5), (2, 0.5)]}, plot.line_styles("a"), "step", "loss", log_y=True)
+    assert below_zero.axes[0].get_yscale() == "linear"
+
+
+def test_a_name_keeps_its_style_and_more_names_than_colours_differ_by_dashes():
+    styles = plot.line_styles([str(i) for i in range(20)])
+    assert len(set(styles.values())) == 20
+    assert plot.line_styles(["0", "1"]).items() <= styles.items()
+
+
+@pytest.mark.parametrize("page", ["#fcfcfa", "#16181c"])
+def test_colours_have_a_contrast_of_three_to_one_in_light_and_dark(page):
+    for colour in plot.COLOURS:
+        low, high = sorted((luminance(colour), luminance(page)))
+        assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_an_inline_plot_has_its_own_ids_the_pages_ink_and_an_alternative_text():
+    figure = plot.latency_plot(points(), "nDCG@10", [(NAMES[1], NAMES[2])])
+    svg = plot.inline_svg(figure, "key", "A <title>", 'says "this" & that')
+    root = ElementTree.fromstring(svg)
+    ids = [node.get("id") for node in root.iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+    assert all(name.startswith("key-") for name in ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= set(ids)
+    assert svg.count("xlink:href=") > 10  # markers: HTML knows no other prefix
+    assert plot.INK not in svg
+    assert "currentColor" in svg
+    assert (root[0].text, root[1].text) == ("A <title>", 'says "this" & that')
+    assert root.get("aria-labelledby").split() == [root[0].get("id"), root[1].get("id")]
+    assert "width" not in root.attrib
+    texts = {node.text for node in root.iter(f"{{{plot.SVG}}}text")}
+    assert {*NAMES, "nDCG@10"} <= texts
+    assert {f"https://{site}" for site in re.findall(r"https?://([^/\"]+)", svg)} == {"https://www.w3.org"}
+
+
+def test_the_same_plot_is_the_same_file(tmp_path):
+    for name in ("a.svg", "b.svg"):
+        plot.save_plot(plot.latency_plot(points(), "nDCG@10"), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert plot.INK in (tmp_path / "a.svg").read_text()  # a file has no page to take its ink from
+
+
+def test_the_files_suffix_says_its_kind(tmp_path):
+    figure = plot.line_plot({"a": [(1, 2), (2, 3)]}, plot.line_styles("a"), "x", "y")
+    plot.save_plot(figure, tmp_path / "plot.png")
+    plot.save_plot(figure, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag == f"{{{plot.SVG}}}svg"
+    with pytest.raises(ValueError, match=r"written as \.png or \.svg, got .*plot\.pdf"):
+        plot.save_plot(figure, tmp_path / "plot.pdf")
+    with pytest.raises(FileNotFoundError, match="none"):
+        plot.save_plot(figure, tmp_path / "none" / "plot.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.png", "plot.svg"]
