@@ -10,7 +10,7 @@ from ..data.trec import Run
 from ..ranker import Ranker
 from ..retrieval.colbert_index import search_terms
 from ..retrieval.dense_index import search_index
-from .metrics import DEFAULT_MEASURES, evaluate_run
+from .metrics import DEFAULT_MEASURES, evaluate_queries, evaluate_run, mean_values
 
 DOCUMENTS_AT_ONCE = 1_024
 
@@ -78,4 +78,4 @@ class RetrievalEvaluator:
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""
-        return evaluate_run(self.retrieve(ranker), self.qrels, self.measures)
+        return mean_values(evaluate_queries(self.retrieve(ranker), self.qrels, self.measures))
