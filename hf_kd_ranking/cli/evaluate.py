@@ -88,7 +88,7 @@ def evaluate(
         values = evaluate_queries(ranking, judgments, measure, dialect)
         check_same_collection(ranking, judgments)
         results[name] = mean_values(values) | {
-            "queries": len(judgments),
+            "queries": len(next(iter(values.values()))),
             "without_results": len(judgments.keys() - ranking.keys()),
         }
         if per_query:

@@ -103,7 +103,7 @@ def check_same_collection(run: Run, qrels: Qrels) -> None:
     Raises:
         ValueError: naming documents of both.
     """
-    judged = {doc_id for grades in qrels.values() for doc_id in grades}
+    judged = dict.fromkeys(doc_id for grades in qrels.values() for doc_id in grades)
     if not any(doc_id in judged for ranking in run.values() for doc_id, _ in ranking):
         ranked = next((doc_id for ranking in run.values() for doc_id, _ in ranking), None)
         raise ValueError(

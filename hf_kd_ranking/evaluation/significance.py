@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from ..data.trec import Run
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
@@ -26,7 +27,7 @@ def compare_runs(
 
     Args:
         runs: name -> run, at least two.
-        qrels: query_id -> {doc_id: grade}.
+        qrels: query_id -> {doc_id: grade}; a query of them that no run has counts as 0 for all.
         measures: in ir_measures' notation.
         correction: of the p-values over all pairs of a measure, a name in `CORRECTIONS`.
         intersect: True compares the queries that all runs have, where they differ; False refuses that.
@@ -43,32 +44,66 @@ def compare_runs(
         ValueError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
             correction is not known.
     """
-    if len(runs) < 2 or correction not in CORRECTIONS:
-        raise ValueError(
-            f"Comparing needs at least two runs and a correction out of {', '.join(CORRECTIONS)}; got {len(runs)} and "
-            f"{correction!r}."
-        )
+    _check_comparable(runs, correction)
     values, judged = {}, {}
     for name in runs:
         values[name], judged[name] = _measured(runs[name], qrels, measures)
-    shared = _shared_queries(judged, qrels, intersect)
+    shared = shared_queries(judged, qrels, intersect)
     values = {
-        name: {
-            measure: {query_id: by_query[query_id] for query_id in shared} for measure, by_query in by_measure.items()
-        }
-        for name, by_measure in values.items()
+        name: {measure: {query_id: of_run[measure][query_id] for query_id in shared} for measure in measures}
+        for name, of_run in values.items()
     }
-    pairs = []
-    for measure in measures:
-        tests = [
-            {"control": control, "treatment": treatment, "measure": measure}
-            | _compare(values[treatment][measure], values[control][measure], moved, seed)
-            for control, treatment in combinations(runs, 2)
-        ]
-        corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
-        pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
+    return compare_values(values, correction, moved, seed)
+
+
+def compare_values(
+    values: Mapping[str, Mapping[str, Mapping[str, float]]], correction: str = "holm", moved: int = 5, seed: int = 42
+) -> dict[str, Any]:
+    """Compare all pairs of rankers by what `evaluate_queries` gave for each.
+
+    Args:
+        values: name -> measure -> query_id -> value, the same measures and queries for all.
+
+    Returns:
+        As `compare_runs`, arguments and errors otherwise too.
+    """
+    _check_comparable(values, correction)
     means = {name: mean_values(by_measure) for name, by_measure in values.items()}
-    return {"queries": len(shared), "correction": correction, "means": means, "pairs": pairs}
+    measures, couples, pairs = list(next(iter(means.values()))), list(combinations(values, 2)), []
+    with tqdm(total=len(measures) * len(couples), desc="Comparing", unit="pair", delay=3) as progress:
+        for measure in measures:
+            tests = []
+            for control, treatment in couples:
+                test = _compare(values[treatment][measure], values[control][measure], moved, seed)
+                tests.append({"control": control, "treatment": treatment, "measure": measure} | test)
+                progress.update()
+            corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
+            pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
+    queries = len(next(iter(values.values()))[measures[0]])
+    return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
+
+
+def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
+    """The queries to compare runs on, in the order of the qrels: all of them, or with `intersect` those in common.
+
+    Args:
+        judged: name -> the queries of the qrels that a run has.
+        qrels: query_id -> judgments.
+        intersect: False refuses runs that differ.
+
+    Raises:
+        ValueError: if they differ and are not to be intersected, or fewer than two are in common.
+    """
+    shared, every = set.intersection(*judged.values()), set.union(*judged.values())
+    if shared != every and not intersect:
+        counts = ", ".join(f"{name} {len(found):,}" for name, found in judged.items())
+        raise ValueError(
+            f"The runs have results for different judged queries ({counts}; {len(shared):,} in common, not in all: "
+            f"{', '.join(sorted(every - shared)[:3])}); complete them, or compare those in common with intersect."
+        )
+    if len(shared) < 2:
+        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(shared)}.")
+    return [query_id for query_id in qrels if query_id in shared or not intersect]
 
 
 def comparison_text(result: Mapping[str, Any]) -> str:
@@ -103,17 +138,12 @@ def _measured(run: Run, qrels: Qrels, measures: Sequence[str]) -> tuple[dict[str
     return values, run.keys() & qrels.keys()
 
 
-def _shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool) -> list[str]:
-    shared, every = set.intersection(*judged.values()), set.union(*judged.values())
-    if shared != every and not intersect:
-        counts = ", ".join(f"{name} {len(found):,}" for name, found in judged.items())
+def _check_comparable(rankers: Mapping[str, Any], correction: str) -> None:
+    if len(rankers) < 2 or correction not in CORRECTIONS:
         raise ValueError(
-            f"The runs have results for different judged queries ({counts}; {len(shared):,} in common, not in all: "
-            f"{', '.join(sorted(every - shared)[:3])}); complete them, or compare those in common with intersect."
+            f"Comparing needs at least two runs and a correction out of {', '.join(CORRECTIONS)}; got {len(rankers)} "
+            f"and {correction!r}."
         )
-    if len(shared) < 2:
-        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(shared)}.")
-    return [query_id for query_id in qrels if query_id in shared]
 
 
 def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:

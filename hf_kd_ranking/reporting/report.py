@@ -34,7 +34,7 @@ from ..data.texts import TextStore
 from ..data.trec import Run, read_qrels, read_run
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve
-from ..evaluation.significance import RESAMPLES, compare_runs
+from ..evaluation.significance import RESAMPLES, compare_values, shared_queries
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = dict(qrels="qrels.txt", queries="queries.tsv", collection="collection.tsv", candidates="candidates.trec")
@@ -102,11 +102,9 @@ def write_report(
         raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(found.runs)}.")
     if plot is not None and not found.efficiency["rankers"].keys() & found.runs.keys():
         raise ValueError(f"A plot needs latencies of the runs, in {Path(results) / 'efficiency.json'}.")
-    if intersect:
-        shared = set.intersection(*(set(run) for run in found.runs.values()))
-        found = replace(found, qrels={query: grades for query, grades in found.qrels.items() if query in shared})
-    if len(found.qrels) < 2:
-        raise ValueError(f"A report needs at least two judged queries, got {len(found.qrels)}.")
+    judged = {name: run.keys() & found.qrels.keys() for name, run in found.runs.items()}
+    shared = shared_queries(judged, found.qrels, intersect)
+    found = replace(found, qrels={query_id: found.qrels[query_id] for query_id in shared})
     context = _context(found, list(dict.fromkeys(measures)), arrows) | {"title": title, "figures": None}
     if plots is not None:
         context["styles"] = plots.line_styles([*dict.fromkeys([*context["names"], *found.training])])
@@ -178,8 +176,8 @@ def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, st
     bar = tqdm(found.runs.items(), desc="Measuring", unit="run")
     values = {name: evaluate_queries(run, found.qrels, measures) for name, run in bar}
     names = sorted(values, key=lambda name: -fmean(values[name][measures[0]].values()))
-    weakest_first = {name: found.runs[name] for name in reversed(names)}  # so that most differences are gains
-    comparison = compare_runs(weakest_first, found.qrels, measures, moved=0) if len(names) > 1 else {"pairs": []}
+    weakest_first = {name: values[name] for name in reversed(names)}  # so that most differences are gains
+    comparison = compare_values(weakest_first, moved=0) if len(names) > 1 else {"pairs": []}
     depths, depth_notes = _depths(found, names, measures)
     pairs = [{key: pair[key] for key in PAIR_KEYS} for pair in comparison["pairs"]]
     data = {"names": names, "measures": measures, "pairs": pairs}

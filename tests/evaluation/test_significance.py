@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.evaluation.metrics import evaluate_run
 from hf_kd_ranking.evaluation.significance import bonferroni, compare_runs, holm, paired_t_test
 
 CONTROL = {"q1": 0.5, "q2": 0.25, "q3": 0.0}
@@ -130,6 +131,14 @@ def test_p_values_are_corrected_over_the_pairs_of_a_measure():
             pairs = [pair for pair in result["pairs"] if pair["measure"] == measure]
             assert [pair["p_corrected"] for pair in pairs] == correction([pair["p_value"] for pair in pairs])
     json.dumps(result)
+
+
+def test_a_query_that_no_run_has_counts_as_zero_as_it_does_in_the_measures():
+    qrels = QRELS | {"nobody": {"d": 1}}
+    result = compare_runs(RUNS, qrels, ["RR@10"])
+    assert result["queries"] == len(qrels)
+    for name, run in RUNS.items():
+        assert result["means"][name] == pytest.approx(evaluate_run(run, qrels, ["RR@10"]))
 
 
 def test_different_queries_are_refused_or_cut_to_those_in_common():

@@ -266,8 +266,8 @@ def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
     [
         ({"runs": None}, {}, r"runs holds no NAME\.trec"),
         ({"qrels.txt": None}, {}, r"qrels file .*qrels\.txt does not exist"),
-        ({"qrels.txt": "q0 0 d1 1\n"}, {}, "at least two judged queries, got 1"),
-        ({"qrels.txt": "a 0 d1 1\nb 0 d1 1\n"}, {}, "have no query in common"),
+        ({"qrels.txt": "q0 0 d1 1\n"}, {}, "at least two judged queries in common, got 1"),
+        ({"qrels.txt": "a 0 d1 1\nb 0 d1 1\n"}, {}, "two judged queries in common, got 0"),
         ({"runs/bm25.trec": "q0 Q0 d1 1 x tag\n"}, {}, r"bm25\.trec line 1: score"),
         ({}, {"files": {"queries": "gone.tsv"}}, r"gone\.tsv does not exist"),
         ({}, {"arrows": [("bm25", "gone")]}, "No run is called gone; there are .*, best, bm25"),
