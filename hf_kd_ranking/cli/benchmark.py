@@ -26,7 +26,8 @@ def benchmark(
     k: Annotated[int, typer.Option(min=1, help="Candidates of every query, drawn from the collection.")] = 1_000,
     rounds: Annotated[int, typer.Option(min=1, help="Queries that are timed, drawn.")] = 20,
     warm_up: Annotated[int, typer.Option(min=0, help="Rounds before them that are not counted.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    architecture: options.Architecture = None,
+    batch_size: options.BatchSize = 64,
     dtype: Dtype = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda; a GPU where there is one if not given.")] = None,
     overwrite: Overwrite = False,
@@ -36,14 +37,11 @@ def benchmark(
     """Measure latency, throughput, memory and storage of rankers, by turns."""
     if output is not None:
         refuse_existing(output, overwrite)
-    rankers = {}
-    for choice in model:
-        name, _, path = choice.rpartition("=")
-        name = name or Path(path).name
-        if name in rankers:
-            raise ValueError(f"Two rankers are called {name!r}; write --model NAME=PATH.")
-        settings = {"device": device, "batch_size": batch_size, "dtype": torch_dtype(dtype)}
-        rankers[name] = partial(Ranker.from_pretrained, path, **settings)
+    settings = {"device": device, "batch_size": batch_size, "dtype": torch_dtype(dtype)}
+    rankers = {
+        name: partial(Ranker.from_pretrained, path, architecture, **settings)
+        for name, path in options.named(model, "rankers").items()
+    }
     data = options.collection_of(dataset, split, queries=queries, documents=collection)
     texts = _drawn(data.queries, rounds), _drawn(data.documents, k)
     results = measure_efficiency(rankers, *texts, warm_up)

@@ -21,7 +21,6 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
-from ..models import ARCHITECTURES
 from ..ranker import Ranker
 from . import options
 from .options import Config, Dtype, Json, Output, Overwrite, torch_dtype
@@ -40,9 +39,9 @@ def rerank(
     candidates: Annotated[Path | None, typer.Option(help="A first stage, TREC run; BM25 if not given.")] = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    architecture: Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")] = None,
+    architecture: options.Architecture = None,
     k: Annotated[int | None, typer.Option(min=1, help="Candidates a query; all if not given, of BM25 100.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: options.BatchSize = 64,
     dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
@@ -121,13 +120,8 @@ class _RunFiles(Mapping[str, Run]):
     """Runs by name, each read when it is asked for and no deeper than the measures look."""
 
     def __init__(self, runs: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
-        self.k, self.is_in_file_order, self.paths = deepest(measures), dialect == "matchmaker", {}
-        for option in runs:
-            name, _, path = option.rpartition("=")
-            name = name or Path(path).stem
-            if name in self.paths:
-                raise ValueError(f"Two runs are called {name!r}; write --run NAME=PATH.")
-            self.paths[name] = path
+        self.k, self.is_in_file_order = deepest(measures), dialect == "matchmaker"
+        self.paths = options.named(runs, "runs")
 
     def __getitem__(self, name: str) -> Run:
         return read_ranking(self.paths[name]) if self.is_in_file_order else read_run(self.paths[name], self.k)

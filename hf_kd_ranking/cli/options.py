@@ -14,6 +14,7 @@ import yaml
 from ..data.named import RankingCollection, load_collection
 from ..data.texts import TextStore
 from ..data.trec import read_qrels, read_run
+from ..models import ARCHITECTURES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,12 +67,12 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 Output = Annotated[Path, typer.Option(help="What is written; it appears when it is complete.")]
-Dtype = Annotated[str, typer.Option(help=", ".join(DTYPES))]
+Architecture = Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts, or pairs, a forward.")]
+Dtype = Annotated[str, typer.Option(help=f"Of the model: {', '.join(DTYPES)}.")]
 # Optional in verbs that give them a default, which take --dataset as well.
 Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
 Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
-
-
 Qrels = Annotated[Path | None, typer.Option(help="Judgments, TREC qrels.")]
 Dataset = Annotated[
     str | None,
@@ -99,6 +100,25 @@ def collection_of(dataset: str | None, split: str, **files: Path | None) -> Rank
         options = ", ".join("--collection" if name == "documents" else f"--{name}" for name in needed)
         raise ValueError(f"Give {options}, or --dataset.")
     return RankingCollection("files", parts)
+
+
+def named(options: list[str], what: str) -> dict[str, str]:
+    """Paths by name, of options that are PATH or NAME=PATH; a path's own name is its last part without the suffix.
+
+    Args:
+        what: they are, for the message.
+
+    Raises:
+        ValueError: if two have one name.
+    """
+    paths = {}
+    for option in options:
+        name, _, path = option.rpartition("=")
+        name = name or (Path(path).stem if Path(path).is_file() else Path(path).name)
+        if name in paths:
+            raise ValueError(f"Two of the {what} are called {name!r}; write NAME=PATH.")
+        paths[name] = path
+    return paths
 
 
 def torch_dtype(name: str) -> torch.dtype:

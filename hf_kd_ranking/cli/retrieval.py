@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..data.formats import refuse_existing
+from ..data.named import RankingCollection
 from ..data.trec import Run, read_run, write_run
-from ..models import ARCHITECTURES
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
@@ -16,7 +16,6 @@ from . import options
 from .options import Config, Dtype, Json, Output, Overwrite, report, torch_dtype
 
 Model = Annotated[str | None, typer.Option(help="A ranker; none for BM25.")]
-Architecture = Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")]
 
 
 def index(
@@ -24,12 +23,12 @@ def index(
     collection: options.Collection = None,
     dataset: options.Dataset = None,
     model: Model = None,
-    architecture: Architecture = None,
+    architecture: options.Architecture = None,
     storage: Annotated[str, typer.Option(help=f"Of the vectors: {', '.join(STORAGES)}")] = "float32",
     factory: Annotated[str | None, typer.Option(help="BERT_DOT: a faiss index, HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="ColBERT: for approximate search; 0 chooses.")] = None,
     tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (stop words, stems).")] = "plain",
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: options.BatchSize = 64,
     dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
@@ -37,11 +36,11 @@ def index(
 ) -> None:
     """Encode a collection (BM25 without --model); the same command goes on where it was stopped."""
     if model is None:
-        from ..retrieval.bm25 import BM25Index
-
-        documents = options.collection_of(dataset, "test", documents=collection).documents
-        BM25Index.build(documents, tokenization=tokenization).save(output)
-        return report({"output": str(output), "documents": len(documents)}, json)
+        facts = _index_bm25(
+            options.collection_of(dataset, "test", documents=collection), output, tokenization, overwrite
+        )
+        report({"output": str(output)} | facts, json)
+        return
 
     from accelerate import PartialState
 
@@ -51,6 +50,9 @@ def index(
     with state.main_process_first():  # one process builds the store, the others open it
         documents = options.collection_of(dataset, "test", documents=collection).documents
     ranker = _ranker(model, architecture, batch_size, dtype, state.device)
+    for option, value, kind in (("--factory", factory, "BERT_Dot"), ("--centroids", centroids, "ColBERT")):
+        if value is not None and ranker.model.config.model_type != kind:
+            raise ValueError(f"{option} is for a {kind}; {model} is a {ranker.model.config.model_type}.")
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if state.is_main_process:
         if factory is not None:
@@ -62,7 +64,6 @@ def index(
 
             ColBERTIndex(ranker, store).cluster(centroids or None)
         report({"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}, json)
-    return None
 
 
 def search(
@@ -72,13 +73,13 @@ def search(
     dataset: options.Dataset = None,
     split: options.Split = "test",
     model: Model = None,
-    architecture: Architecture = None,
+    architecture: options.Architecture = None,
     candidates: Annotated[Path | None, typer.Option(help="A run, re-ranked from the stored vectors.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 1_000,
     exact: Annotated[bool, typer.Option("--exact", help="Compare every document.")] = False,
     settings: Annotated[str | None, typer.Option(help="Of the faiss index: nprobe=16, efSearch=128.")] = None,
     probes: Annotated[int | None, typer.Option(min=1, help="ColBERT: centroids a query term.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: options.BatchSize = 64,
     dtype: Dtype = "fp32",
     overwrite: Overwrite = False,
     config: Config = None,
@@ -115,6 +116,14 @@ def fuse(
     fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)
     report({"output": str(output), "queries": len(fused)}, json)
+
+
+def _index_bm25(data: RankingCollection, output: Path, tokenization: str, overwrite: bool) -> dict[str, int]:
+    from ..retrieval.bm25 import BM25Index
+
+    refuse_existing(output, overwrite)
+    BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
+    return {"documents": len(data.documents)}
 
 
 def _search(

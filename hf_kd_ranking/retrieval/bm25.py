@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,19 +43,20 @@ class BM25Index:
         retriever.index(_tokenize(texts, tokenization), show_progress=len(texts) > 100_000)
         return cls(retriever, list(doc_ids), tokenization)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write the index; the folder appears when it is complete.
+    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+        """Write the index; the folder appears, or is replaced, when it is complete.
 
         Raises:
-            FileExistsError: if the folder is there.
+            FileExistsError: if the folder is there and is not to be replaced, or is no BM25 index.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists; give a new folder for the index.")
+        if folder.exists() and not (overwrite and (folder / "tokenization.json").is_file()):
+            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a BM25 index.")
         with building(folder) as temporary:
             self._retriever.save(str(temporary))
             (temporary / "doc_ids.json").write_text(json.dumps(self._doc_ids), encoding="utf-8")
             (temporary / "tokenization.json").write_text(json.dumps(self._tokenization), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # readers of the old files keep them
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "BM25Index":

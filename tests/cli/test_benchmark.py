@@ -5,47 +5,38 @@ import json
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli import main
 
 
 @pytest.fixture
-def call(encoder, tokenizer, toy, tmp_path, monkeypatch, capsys):
+def command(encoder, tokenizer, toy, tmp_path) -> str:
+    """The beginning of commands; two rankers stand in the folder."""
     lengths = {"max_query_length": 8, "max_document_length": 16}
     for name in ("bert_dot", "bert_cat"):
         kd.Ranker(kd.load_ranker(str(encoder), name, **lengths), tokenizer).save_pretrained(tmp_path / name)
-
-    def run(options: str) -> tuple[int, str, str]:
-        texts = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv"
-        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", "benchmark", *f"{texts} {options}".split()])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
+    return f"benchmark --queries {toy}/queries.tsv --collection {toy}/collection.tsv"
 
 
-def test_rankers_are_measured_into_a_table_and_a_file(call, tmp_path):
+def test_rankers_are_measured_into_a_table_and_a_file(call, command, tmp_path):
     models = f"--model {tmp_path}/bert_cat --model dot={tmp_path}/bert_dot"
-    status, out, err = call(f"{models} --k 5 --rounds 3 --warm-up 1 --output {tmp_path}/efficiency.json")
+    status, out, err = call(f"{command} {models} --k 5 --rounds 3 --warm-up 1 --output {tmp_path}/efficiency.json")
     assert status == 0, err
     results = json.loads((tmp_path / "efficiency.json").read_text())
     assert list(results["rankers"]) == ["bert_cat", "dot"]
     assert (results["protocol"]["queries"], results["protocol"]["candidates"]) == (3, 5)
     assert out.count("\n| ") == 2
-    status, out, _ = call(f"--model {tmp_path}/bert_dot --k 2 --rounds 1 --json")
+    status, out, _ = call(f"{command} --model {tmp_path}/bert_dot --k 2 --rounds 1 --json")
     assert json.loads(out)["rankers"]["bert_dot"]["architecture"] == "bert_dot"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model {0}/bert_dot --model {0}/bert_dot", "Two rankers are called 'bert_dot'; write --model NAME=PATH"),
+        ("--model {0}/bert_dot --model {0}/bert_dot", "Two of the rankers are called 'bert_dot'; write NAME=PATH"),
         ("--model {0}/bert_dot --dtype int4", "--dtype is one of fp32, bf16, fp16, got 'int4'"),
         ("--model {0}/gone", "gone"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(call, tmp_path, options, message):
-    status, _, err = call(options.format(tmp_path))
+def test_what_cannot_be_measured_is_one_line(call, command, tmp_path, options, message):
+    status, _, err = call(f"{command} {options.format(tmp_path)}")
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (status, len(lines), message in lines[0]) == (2, 1, True)

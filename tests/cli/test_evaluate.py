@@ -8,22 +8,7 @@ from pathlib import Path
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli import main
 from hf_kd_ranking.evaluation.rerank import rerank_run
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call("verb --option value"): exit status, standard output, standard error."""
-
-    def run(command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -69,6 +54,19 @@ def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
     assert out == "candidates: RR@10 0.2, nDCG@3 0, queries 4, without_results 0\n"
 
 
+def test_the_dialect_of_the_training_code_counts_its_own_queries_and_reads_in_file_order(call, toy, tmp_path):
+    (tmp_path / "qrels.txt").write_text("1 0 a 1\n2 0 a 0\n3 0 a 1\n")
+    (tmp_path / "run.tsv").write_text("1 Q0 b 1 1 t\n1 Q0 a 2 9 t\n2 Q0 a 1 1 t\n")
+    command = f"evaluate --run {tmp_path}/run.tsv --qrels {tmp_path}/qrels.txt --measure RR@10 --json"
+    found = {}
+    for dialect in ("trec_eval", "matchmaker"):
+        status, out, err = call(f"{command} --dialect {dialect}")
+        assert status == 0, err
+        found[dialect] = json.loads(out)["run"]
+    assert (found["matchmaker"]["RR@10"], found["matchmaker"]["queries"]) == (1 / 2, 1)
+    assert (found["trec_eval"]["RR@10"], found["trec_eval"]["queries"]) == (pytest.approx(1 / 3), 3)
+
+
 def test_runs_are_compared_in_tables_and_json(call, runs, toy):
     command = f"compare --run {runs[0]} --run turned={runs[1]} --qrels {toy}/qrels.txt --measure RR@10"
     status, out, _ = call(f"{command} --json")
@@ -85,7 +83,7 @@ def test_runs_are_compared_in_tables_and_json(call, runs, toy):
     ("options", "message"),
     [
         ("--run {run}", "at least two runs"),
-        ("--run {run} --run {run}", "Two runs are called 'candidates'; write --run NAME=PATH"),
+        ("--run {run} --run {run}", "Two of the runs are called 'candidates'; write NAME=PATH"),
         ("--run {run} --run b={run} --correction none", "a correction out of holm, bonferroni"),
         ("--run {run} --run b={run} --measure nDC@10", "Unknown measure"),
         ("--run {run} --run b=gone.trec", "gone.trec"),

@@ -6,23 +6,8 @@ import shutil
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli import main
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call("verb --option value"): exit status, standard output, standard error."""
-
-    def run(command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -5,22 +5,7 @@ import json
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli import main
 from hf_kd_ranking.retrieval.fusion import fuse_runs
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """call(command) -> exit status, standard output, standard error."""
-
-    def run(command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -80,6 +65,8 @@ def test_what_cannot_be_searched_is_one_line(call, paths, toy, tmp_path):
     for command, message in [
         (f"{search}/run.trec", "A TK searches no collection; give --candidates"),
         (f"{search}/run.trec --index {tmp_path}/none --candidates {toy}/candidates.trec", "does not exist"),
+        (f"{index} --overwrite --factory Flat", "--factory is for a BERT_Dot;"),
+        (f"{index} --overwrite --centroids 0", "--centroids is for a ColBERT;"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),
     ]:
         status, _, err = call(command)
@@ -88,6 +75,9 @@ def test_what_cannot_be_searched_is_one_line(call, paths, toy, tmp_path):
 
 def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
     assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")[0] == 0
+    status, _, err = call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")
+    assert (status, "bm25 exists" in err) == (2, True)
+    assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25 --overwrite")[0] == 0
     command = f"search --index {tmp_path}/bm25 --queries {toy}/queries.tsv"
     status, _, err = call(f"{command} --output {tmp_path}/bm25.trec --k 9")
     assert status == 0, err

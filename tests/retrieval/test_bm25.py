@@ -125,7 +125,20 @@ def test_an_existing_folder_is_refused_and_left_alone(store, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match=re.escape(f"{tmp_path / 'mine'} exists; give a new folder")):
         index.save(tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="to replace a BM25 index"):
+        index.save(tmp_path / "mine", overwrite=True)  # it is none
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_index_is_replaced_where_that_is_asked_for(store, tmp_path):
+    old, documents = kd.BM25Index.build(store(DOCUMENTS)), {"new": "entirely other words"}
+    old.save(tmp_path / "index")
+    opened = kd.BM25Index.open(tmp_path / "index")
+    with pytest.raises(FileExistsError):
+        old.save(tmp_path / "index")
+    kd.BM25Index.build(store(documents)).save(tmp_path / "index", overwrite=True)
+    assert [doc_id for doc_id, _ in kd.BM25Index.open(tmp_path / "index").search({"q": "entirely"})["q"]] == ["new"]
+    assert opened.search({"q": "entirely"}) == {"q": []}  # a reader of the old one
 
 
 def test_opening_what_is_no_index_names_the_missing_file(tmp_path):
