@@ -78,7 +78,7 @@ Dataset = Annotated[
     str | None,
     typer.Option(help="A collection by name (a folder, trec-dl-2019, beir/scifact/test), in place of its files."),
 ]
-Split = Annotated[str, typer.Option(help="Of a collection that is a folder.")]
+Split = Annotated[str, typer.Option(help="Of a collection that has several.")]
 
 
 def collection_of(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:

@@ -73,7 +73,7 @@ def load_collection(
 
     Args:
         name: see above.
-        split: of a folder; the others name it themselves, or have one.
+        split: of a folder, or of a data set on the Hub where it has several; ir_datasets' names contain it.
         parts: what reads other `queries`, `documents`, `qrels` or `candidates` than the collection's.
 
     Raises:
@@ -84,7 +84,7 @@ def load_collection(
             found = _folder_parts(folder, split)
             break
     else:
-        found = _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name)
+        found = _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name, split)
     return RankingCollection(name, {**found, **(parts or {})})
 
 
@@ -111,16 +111,18 @@ def _of_split(path: Path, split: str) -> Path:
     return of_split if of_split.is_file() else path
 
 
-def _hub_parts(name: str) -> dict[str, Callable[[], Any]]:
+def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
     def rows(config: str) -> datasets.Dataset:
         try:
-            (dataset,) = datasets.load_dataset(name, config).values()  # of one split, whatever its name
+            splits = datasets.load_dataset(name, config)
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"No collection {name!r}: no folder of this name, none in ${DATA_FOLDER}, unknown to ir_datasets if "
                 f"that is installed (pip install ir-datasets), and on the Hub: {str(error).splitlines()[0]}"
             ) from error
-        return dataset
+        if len(splits) > 1 and split not in splits:
+            raise ValueError(f"The {config} of {name} have the splits {', '.join(splits)}, not {split!r}.")
+        return next(iter(splits.values())) if len(splits) == 1 else splits[split]
 
     def texts(config: str) -> TextStore:
         dataset = rows(config)

@@ -91,6 +91,16 @@ def test_the_hubs_form_with_and_without_grades(tmp_path, monkeypatch, has_grades
     assert collection.qrels == (QRELS if has_grades else {q: dict.fromkeys(of, 1) for q, of in QRELS.items()})
 
 
+def test_of_several_splits_on_the_hub_the_one_asked_for_is_read(monkeypatch):
+    rows = {"query-id": ["q1"], "corpus-id": ["d2"], "score": [3]}
+    splits = datasets.DatasetDict(dev=datasets.Dataset.from_dict(rows), train=datasets.Dataset.from_dict(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: splits)
+    monkeypatch.setitem(sys.modules, "ir_datasets", None)
+    assert kd.load_collection("owner/Nano", "dev").qrels == {"q1": {"d2": 3}}
+    with pytest.raises(ValueError, match="The qrels of owner/Nano have the splits dev, train, not 'test'"):
+        kd.load_collection("owner/Nano").qrels  # noqa: B018
+
+
 class Text(NamedTuple):
     """A record as ir_datasets has them."""
 
