@@ -69,8 +69,7 @@ def train(model: Path, toy: Path, output: Path, rank: int, processes: int, port:
     trainer.train(resume_from_checkpoint=args.checkpoint_to_resume())
     trainer.save_model()
     trainer.save_state()
-    if processes > 1:
-        torch.distributed.destroy_process_group()
+    os._exit(0)  # the process group is not taken down, as it is not by users' programs: under load that has hung
 
 
 def run(model: Path, toy: Path, output: Path, processes: int, on_topics: bool, seconds: float | None = None) -> bool:
