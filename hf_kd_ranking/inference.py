@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xxhash
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -21,6 +21,12 @@ from .models import RankerModel, RankingTokenizer, TokenLists
 BLOCK_SIZE = 4_096
 # Work below this many texts finishes before anyone wonders: no progress bar.
 PROGRESS_FROM = 2_000
+
+
+def processes() -> PartialState:
+    """The processes of an `accelerate` job: accelerate itself, asked without `cpu`, takes several on a machine without
+    a GPU for one each, which would all do the whole work."""
+    return PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def score_pairs(
@@ -150,7 +156,7 @@ def _over_blocks(
     """Run `compute` over blocks of 0..count, this process's share of them, and gather the results in order."""
     if count == 0:
         raise ValueError(f"{description or 'Scoring'} needs at least one text, got none.")
-    state = PartialState() if is_distributed else None
+    state = processes() if is_distributed else None
     rank, world = (state.process_index, state.num_processes) if state else (0, 1)
     start, stop = count * rank // world, count * (rank + 1) // world
     was_training = model.training

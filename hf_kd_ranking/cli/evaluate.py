@@ -21,6 +21,7 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
+from ..inference import processes
 from ..ranker import Ranker
 from . import options
 from .options import Config, Dtype, Json, Output, Overwrite, torch_dtype
@@ -48,12 +49,10 @@ def rerank(
     json: Json = False,
 ) -> None:
     """Re-rank a first stage's candidates; `accelerate launch -m hf_kd_ranking rerank` shares the work."""
-    from accelerate import PartialState
-
     refuse_existing(output, overwrite)
     parts = {"queries": queries, "documents": collection, "candidates": candidates}
     data = options.collection_of(dataset, split, **parts)
-    state, settings = PartialState(), {"batch_size": batch_size, "dtype": torch_dtype(dtype)}
+    state, settings = processes(), {"batch_size": batch_size, "dtype": torch_dtype(dtype)}
     device = state.device if state.num_processes > 1 else None
     ranker = Ranker.from_pretrained(model, architecture, device, is_distributed=state.num_processes > 1, **settings)
     with state.main_process_first():  # it builds the stores

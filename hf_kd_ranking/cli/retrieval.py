@@ -9,6 +9,7 @@ import typer
 from ..data.formats import refuse_existing
 from ..data.named import RankingCollection
 from ..data.trec import Run, read_run, write_run
+from ..inference import processes
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
@@ -42,11 +43,9 @@ def index(
         report({"output": str(output)} | facts, json)
         return
 
-    from accelerate import PartialState
-
     from ..retrieval.vectors import VectorStore
 
-    state = PartialState()
+    state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = options.collection_of(dataset, "test", documents=collection).documents
     ranker = _ranker(model, architecture, batch_size, dtype, state.device)

@@ -11,6 +11,7 @@ from ..data.texts import TextStore
 from ..data.trec import read_qrels, read_run
 from ..data.triples import load_teacher_scores, sample_triples, write_teacher_scores
 from ..hub.dataset_card import FILE, push_folder, write_dataset_card
+from ..inference import processes
 from ..teachers.adapters import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
 from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
@@ -44,15 +45,13 @@ def score(
     json: Json = False,
 ) -> None:
     """Score triples or candidates; the same command goes on where it was stopped, alone or under accelerate launch."""
-    from accelerate import PartialState
-
     if (triples is None) == (candidates is None):
         raise ValueError("Give either --triples or --candidates.")
     if len({Path(name).name for name in model}) < len(model):
         raise ValueError(f"Two models would write one file, their last names being equal: {', '.join(model)}.")
     if len(model) > 1:
         output.mkdir(exist_ok=True)
-    state = PartialState()
+    state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     suffix = "tsv" if candidates is None else "trec"

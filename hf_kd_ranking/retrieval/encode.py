@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data.formats import writing
 from ..data.ids import IdIndex
 from ..data.texts import TextStore
-from ..inference import encode_texts
+from ..inference import encode_texts, processes
 from ..ranker import Ranker
 from .versions import FACTS, model_facts, new_version, read_facts
 
@@ -59,7 +58,7 @@ def encode_collection(
     """Encode all texts and write a store, see `VectorStore.build`."""
     if storage not in STORAGES:
         raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
-    state, parts = PartialState(), folder.with_name(f"{folder.name}.parts")
+    state, parts = processes(), folder.with_name(f"{folder.name}.parts")
     (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
     facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
     facts["collection"] = documents.fingerprint()

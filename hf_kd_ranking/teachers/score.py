@@ -16,13 +16,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
 from ..data.trec import Run, read_run, write_run
 from ..data.triples import TEACHER_COLUMNS
+from ..inference import processes
 from .adapters import Teacher, load_teacher
 
 TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
@@ -118,7 +118,7 @@ def score_teacher(
         KeyError: naming file, line and id, if an id has no text.
         ValueError: if a work folder is there that belongs to other inputs, or a score is not finite.
     """
-    state, output = PartialState(), Path(output)
+    state, output = processes(), Path(output)
     teacher = load_teacher(teacher, device=state.device) if isinstance(teacher, str) else teacher
     name = str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
     pairs = Pairs(_open(source), queries, documents, name)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.metrics import evaluate_run
-from hf_kd_ranking.evaluation.significance import bonferroni, compare_runs, holm, paired_t_test
+from hf_kd_ranking.evaluation.significance import bonferroni, compare_runs, compare_values, holm, paired_t_test
 
 CONTROL = {"q1": 0.5, "q2": 0.25, "q3": 0.0}
 TREATMENT = {"q3": 0.3, "q1": 0.6, "q2": 0.45}  # differences 0.1, 0.2, 0.3 in another order of queries
@@ -107,6 +108,17 @@ def test_all_pairs_are_compared_with_the_tests_of_scipy():
     assert low < differences.mean() < high < 0
     error = differences.std(ddof=1) / math.sqrt(12)
     assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_random_signs_give_the_p_value_of_all_signs():
+    differences = np.random.default_rng(0).normal(0.25, 1, 14)  # 2 ** 14 signs are more than are tried
+    signs = np.array(list(product((1, -1), repeat=14)))
+    means = (signs * differences).mean(1)
+    wanted = 2 * min((means >= differences.mean()).mean(), (means <= differences.mean()).mean())
+    values = {str(i): value for i, value in enumerate(differences)}
+    found = compare_values({"a": {"m": dict.fromkeys(values, 0.0)}, "b": {"m": values}})["pairs"][0]
+    assert 0.05 < wanted < 0.95
+    assert found["p_randomisation"] == pytest.approx(wanted, abs=0.02)
 
 
 def test_equal_runs_differ_nowhere():

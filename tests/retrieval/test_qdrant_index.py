@@ -6,6 +6,7 @@ import random
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -75,8 +76,34 @@ def test_a_lost_connection_is_retried_and_an_upload_resumed_without_doubling(
     monkeypatch.setattr(qdrant_index.QdrantClient, "upsert", real)
     with pytest.raises(ValueError, match="'docs' has 20 of 41 documents; build it again"):
         kd.QdrantIndex.open(ranker, "docs", path=copy(tmp_path / "other", tmp_path / "copy"))
-    index = kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "copy2", batch_size=20)
-    assert len(index) == 41
+    calls.clear()
+    fail(set())
+    index = kd.QdrantIndex.build(
+        ranker, store, "docs", path=copy(tmp_path / "other", tmp_path / "copy2"), batch_size=20
+    )
+    assert (calls, len(index)) == ([20, 40], 41)  # the first 20 were there
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(429, 2), (503, 2), (400, 1), (404, 1)])
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_an_overloaded_server_is_asked_again_and_a_refusal_is_final(
+    ranker, store, tmp_path, monkeypatch, waits, status, attempts
+):
+    real, calls = qdrant_index.QdrantClient.upsert, []
+
+    def upsert(client, name, points, **options):
+        calls.append(points.ids[0])
+        if len(calls) == 1:
+            raise qdrant_index.UnexpectedResponse(status, "reason", b"content", httpx.Headers())
+        return real(client, name, points, **options)
+
+    monkeypatch.setattr(qdrant_index.QdrantClient, "upsert", upsert)
+    if attempts == 1:
+        with pytest.raises(ValueError, match="Qdrant refuses the request on 'docs'"):
+            kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")
+    else:
+        assert len(kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")) == 41
+    assert len(calls) == attempts
 
 
 def copy(source: Path, target: Path) -> Path:
