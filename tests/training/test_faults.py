@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete
+from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete, mark_complete
 
 pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 
@@ -85,6 +85,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_loadable(model, make_trainer, tm
     resumed = make_trainer(model, **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 24
+
+
+def test_the_last_checkpoint_stays_until_the_next_is_marked_complete(model, make_trainer, tmp_path, monkeypatch):
+    marked = []
+
+    def mark(checkpoint, run) -> None:
+        marked.append(checkpoint.name)
+        if len(marked) == 2:
+            raise OSError("disk full")
+        mark_complete(checkpoint, run)
+
+    monkeypatch.setattr("hf_kd_ranking.training.trainer.mark_complete", mark)
+    with pytest.raises(OSError, match=r"checkpoint-4 could not be written .* last complete one is .*checkpoint-2\. "):
+        make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1).train()
+    assert (marked, checkpoints(tmp_path / "out")) == (["checkpoint-2", "checkpoint-4"], ["checkpoint-2"])
 
 
 def test_a_half_written_checkpoint_is_passed_over(model, make_trainer, tmp_path):

@@ -22,7 +22,7 @@ def queries(toy) -> kd.TextStore:
 
 
 def test_near_queries_share_a_cluster_and_queries_without_rows_have_none(tmp_path):
-    texts, lengths = ["a", "aa", "a" * 40, "a" * 41, "a" * 41], []
+    texts, lengths = ["a" * 41, "a", "aa", "a" * 40, "a" * 41], []
 
     def encode(texts: list[str]) -> np.ndarray:
         lengths.extend(map(len, texts))
@@ -30,12 +30,12 @@ def test_near_queries_share_a_cluster_and_queries_without_rows_have_none(tmp_pat
 
     ranker = SimpleNamespace(encode_queries=encode)
     (tmp_path / "queries.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in enumerate(texts)))
-    (tmp_path / "rows.tsv").write_text("".join(f"1\t0\t{i}\t1\t2\n" for i in (3, 2, 1, 0, 0)))
+    (tmp_path / "rows.tsv").write_text("".join(f"1\t0\t{i}\t1\t2\n" for i in (4, 3, 2, 1, 1)))
     queries, rows = kd.TextStore.from_tsv(tmp_path / "queries.tsv"), kd.load_teacher_scores(tmp_path / "rows.tsv")
     labels = cluster_queries(ranker, queries, rows, 2)
     assert labels.dtype == np.int32
-    assert labels[0] == labels[1] != labels[2] == labels[3]
-    assert (labels[4], lengths) == (-1, [1, 2, 40, 41])  # a query of several rows is encoded once
+    assert labels[1] == labels[2] != labels[3] == labels[4]
+    assert (labels[0], lengths) == (-1, [1, 2, 40, 41])  # a query of several rows is encoded once
 
 
 def test_each_query_is_in_the_cluster_of_the_nearest_centre(toy, ranker, queries):

@@ -232,6 +232,19 @@ def test_tokens_per_second_and_wait_share_are_of_the_time_since_the_last_line(mo
         assert (logged["tokens_per_second"], logged["data_wait_share"]) == (tokens_per_second, data_wait_share)
 
 
+def test_the_waits_of_all_batches_of_a_line_are_added(monkeypatch):
+    # Waits from 100 to 101 and from 105 to 107; the line at 110.
+    statistics, clock = StepStatistics(), iter([100.0, 101.0, 105.0, 107.0, 110.0])
+    monkeypatch.setattr("hf_kd_ranking.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for _ in range(2):
+        with statistics.waiting():
+            pass
+        features = {"attention_mask": torch.tensor([[[1, 1, 1], [1, 1, 0]]])}
+        statistics.add(features, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    logged = statistics.pop(Accelerator(cpu=True))
+    assert (logged["tokens_per_second"], logged["data_wait_share"]) == (1.0, 3 / 10)
+
+
 def test_eval_loss_is_that_of_all_rows_though_the_last_batch_is_smaller(student, make_trainer):
     trainer = make_trainer(student, per_device_eval_batch_size=4, teacher_scale="0.5")
     metrics = trainer.evaluate(trainer.train_dataset.select(range(9)))  # batches of 4, 4 and 1
