@@ -71,8 +71,8 @@ class BertCat(EncoderRanker):
             `scores` (B,) or (B, n), and the same as `logits` (B * n, 1).
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        tokens = self.encode_tokens({name: tensor for name, tensor in inputs.items() if tensor is not None})
-        logits = self._classification_layer(tokens[:, 0])  # (B * n, 1)
+        states = self.encode_first({name: tensor for name, tensor in inputs.items() if tensor is not None})
+        logits = self._classification_layer(states)  # (B * n, 1)
         scores = logits.float().view(input_ids.shape[:-1])
         loss = None if labels is None else nn.functional.mse_loss(scores, labels.view(scores.shape).float())
         return RankingOutput(loss=loss, logits=logits, scores=scores)

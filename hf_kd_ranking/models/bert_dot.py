@@ -43,10 +43,10 @@ class BertDot(EncoderRanker):
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, None]:
         """One vector a text: (B, D), or (B, n, D) for (B, n, L) inputs."""
-        tokens = self.encode_tokens(inputs)  # (N, L, H)
         if self.config.pooling == "cls":
-            pooled = tokens[:, 0]
+            pooled = self.encode_first(inputs)  # (N, H)
         else:
+            tokens = self.encode_tokens(inputs)  # (N, L, H)
             mask = inputs["attention_mask"].flatten(0, -2).unsqueeze(-1).to(tokens.dtype)  # (N, L, 1)
             # At least one, so that a text with nothing attended gets the zero vector and not NaN.
             pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)

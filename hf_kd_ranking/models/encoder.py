@@ -4,7 +4,8 @@ State-dict names are those of the published checkpoints: `bert_model.*` and the 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from .base import RankerConfig, RankerModel, check_fields, check_finite, check_p
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
 RANKER_HEADS = ("_classification_layer.", "compressor.")
+# Where encoders whose layers are called with (states, mask) keep them, by model_type, and which part of a layer gives
+# its feed-forward network the states.
+LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(
+    ("bert", "roberta", "xlm-roberta", "camembert"), "encoder.layer"
+)
+BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
+    ("bert", "roberta", "xlm-roberta", "camembert"), "attention"
+)
 
 
 @strict
@@ -139,6 +148,40 @@ class EncoderRanker(RankerModel):
         return self.run_rows(
             lambda **rows: self.bert_model(**rows).last_hidden_state, flat, flat.get("attention_mask")
         )
+
+    def encode_first(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """As `encode_tokens`, of each sequence's first token alone: (N, H)."""
+        with self.first_state_only():
+            return self.encode_tokens(inputs)[:, 0]
+
+    @contextmanager
+    def first_state_only(self) -> Iterator[None]:
+        """Let the last layer give the first state of a row only, (N, 1, H), where the encoder is one of `LAYERS`.
+
+        Its feed-forward network, two thirds of its work, is spared for the states that nobody reads. The score is the
+        same, and so are the gradients.
+        """
+        kind = self.config.encoder_config.model_type
+        # A hook that comes and goes breaks a compiled graph, and is gone when checkpointed activations are computed
+        # again; who shares layers among processes may wrap them so.
+        recomputes = torch.is_grad_enabled() and (self.is_activation_checkpointing or not self.groups_rows)
+        if kind not in LAYERS or recomputes or torch.compiler.is_compiling():
+            yield
+            return
+        last = self.bert_model.get_submodule(LAYERS[kind])[-1]
+        hook = last.get_submodule(BEFORE_FEED_FORWARD[kind]).register_forward_hook(_first_state)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _first_state(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+    """Cut the output of a layer's part, states or (states, attention weights), to the first state.
+
+    Copied: the last bits of products over a view depend on where in memory it happens to lie.
+    """
+    return output[:, :1].contiguous() if isinstance(output, Tensor) else (output[0][:, :1].contiguous(), *output[1:])
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

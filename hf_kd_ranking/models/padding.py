@@ -14,12 +14,13 @@ def run_by_length(run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask
     """Run groups of rows, each without the padding that it does not need.
 
     Args:
-        run: of inputs (n, l, ...), given by name, states (n, l, H); rows must not depend on one another.
+        run: of inputs (n, l, ...), given by name, states (n, l, H), or the first few of a row; rows must not depend on
+            one another.
         inputs: tensors (N, L, ...).
         mask: (N, L), nonzero at tokens.
 
     Returns:
-        (N, L, H), zero behind the last token of a row's group.
+        (N, L, H), zero behind the last state that a row's group has.
     """
     groups, width = length_groups(mask), mask.shape[1]
     if len(groups) == 1:
@@ -27,7 +28,7 @@ def run_by_length(run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask
     parts = []
     for rows, length in groups:
         states = run(**{name: tensor[rows, :length] for name, tensor in inputs.items()})
-        parts.append(nn.functional.pad(states, (0, 0, 0, width - length)))
+        parts.append(nn.functional.pad(states, (0, 0, 0, width - states.shape[1])))
     if len(groups) == 1:
         return parts[0]
     order = torch.cat([rows for rows, _ in groups])

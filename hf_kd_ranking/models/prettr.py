@@ -14,17 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from .base import RankingOutput, Side, check_positions, check_same_queries
-from .encoder import EncoderRanker, EncoderRankerConfig
-
-# Where encoders that can be split keep their layers, by model_type; all have `embeddings` and layers called with
-# (states, mask).
-LAYERS = {
-    "distilbert": "transformer.layer",
-    "bert": "encoder.layer",
-    "roberta": "encoder.layer",
-    "xlm-roberta": "encoder.layer",
-    "camembert": "encoder.layer",
-}
+from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig
 
 
 @strict
@@ -157,7 +147,8 @@ class PreTTR(EncoderRanker):
         if query_mask is None or document_mask is None:
             raise ValueError("PreTTR scores need the masks of both sides; forward returns them with the vectors.")
         mask = torch.cat([_per_document(query_mask, shape), document_mask.flatten(0, -2)], 1)
-        states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None))
+        with self.first_state_only():
+            states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None))
         return self._classification_layer(states[:, 0]).float().view(shape)
 
     def _run_layers(self, states: Tensor, mask: Tensor, which: slice) -> Tensor:

@@ -196,3 +196,27 @@ def test_positions_behind_the_padding_id_are_counted(encoders, backbone, archite
     assert scores_of(model, {"query": query, "document": fits}).isfinite().all()
     with pytest.raises(ValueError, match="needs positions for 41 tokens, the model has 40"):
         scores_of(model, {"query": query, "document": document})
+
+
+@pytest.mark.parametrize("architecture", ["bert_cat", "bert_dot", "prettr"])
+@pytest.mark.parametrize("backbone", CAN_BE_SPLIT)
+def test_the_last_layer_feeds_forward_one_state_a_row_with_the_same_scores_and_gradients(
+    encoders, backbone, architecture
+):
+    model, batch, widths = build(encoders / backbone, architecture), random_batch(architecture), []
+    last = [part for name, part in model.named_modules() if name.endswith((".ffn", ".intermediate"))][-1]
+    last.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))
+    found = {}
+    for is_whole in (False, True):
+        if is_whole:  # activations that are recomputed need whole layers
+            model.activation_checkpointing_enable()
+        model.train().zero_grad()
+        scores = model(**batch).scores
+        scores.sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found[is_whole] = scores, gradients
+        assert {width > 1 for width in widths} == {is_whole}
+        widths.clear()
+    assert torch.allclose(found[False][0], found[True][0], atol=1e-6)
+    assert found[False][1].keys() == found[True][1].keys()
+    assert all(torch.allclose(found[False][1][name], found[True][1][name], atol=1e-5) for name in found[False][1])

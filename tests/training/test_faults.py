@@ -211,6 +211,7 @@ def test_dataloader_workers_outlive_a_sigterm_to_the_whole_group(model, make_tra
         finally:
             os._exit(status)
     while not (tmp_path / "ready").exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.05)
     os.killpg(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
