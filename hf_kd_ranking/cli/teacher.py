@@ -10,7 +10,8 @@ from ..data.formats import refuse_existing
 from ..data.texts import TextStore
 from ..data.trec import read_qrels, read_run
 from ..data.triples import load_teacher_scores, sample_triples, write_teacher_scores
-from ..hub.dataset_card import FILE, push_folder, write_dataset_card
+from ..hub.dataset_card import FILE, write_dataset_card
+from ..hub.publish import check_name, files_to_publish, upload
 from ..inference import processes
 from ..teachers.adapters import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
 from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
@@ -157,12 +158,16 @@ def push(
     texts: Annotated[str, typer.Option(help="The data set that the ids belong to, for the card.")],
     license: Annotated[str, typer.Option(help="As the Hub spells it.")] = "other",
     private: Annotated[bool, typer.Option("--private")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Commit onto a data set that exists.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Publish teacher rows as a Parquet data set with a card."""
+    check_name(push_to)
     rows = load_teacher_scores(scores)
     with tempfile.TemporaryDirectory() as folder:
         write_teacher_scores(rows, Path(folder) / FILE)
         write_dataset_card(folder, push_to, len(rows), teacher, texts, license)
-        report({"rows": len(rows), "address": push_folder(folder, push_to, private=private)}, json)
+        files, message = files_to_publish(Path(folder)), "Upload teacher scores by hf_kd_ranking"
+        address = upload(files, push_to, "dataset", message, private, overwrite)
+        report({"rows": len(rows), "address": address}, json)

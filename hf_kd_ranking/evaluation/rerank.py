@@ -96,10 +96,12 @@ class RerankingEvaluator:
         self.queries = queries
         self.documents = documents
         self.measures = tuple(measures)
+        self.last_run: Run | None = None  # what `rerank` gave last
 
     def rerank(self, ranker: Ranker) -> Run:
         """The candidates in the ranker's order, see `rerank_run`."""
-        return rerank_run(ranker, self.candidates, self.queries, self.documents)
+        self.last_run = rerank_run(ranker, self.candidates, self.queries, self.documents)
+        return self.last_run
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Re-rank and measure: measure -> mean over the queries of the qrels."""

@@ -1,11 +1,12 @@
 """Teacher scores as a data set on the Hub: Parquet with a card that says what made them."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .manifest import digest
 
 TEMPLATE = Path(__file__).parent / "templates" / "teacher_scores.md"
 FILE = "teacher_scores.parquet"
@@ -41,8 +42,7 @@ def write_dataset_card(
         configs=[{"config_name": "default", "data_files": FILE}],
         size_categories=[size_category(rows)],
     )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = digest(path)
     card = DatasetCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
@@ -51,17 +51,10 @@ def write_dataset_card(
         teachers="\n".join(f"- {teacher}" for teacher in teachers),
         texts=texts,
         file=FILE,
-        sha256=digest,
+        sha256=sha256,
     )
     card.save(Path(folder) / "README.md")
     return Path(folder) / "README.md"
-
-
-def push_folder(folder: str | os.PathLike, repo_id: str, repo_type: str = "dataset", private: bool = False) -> str:
-    """Upload a folder to the Hub, creating the repository; returns its address."""
-    api = HfApi()
-    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=repo_type).commit_url
 
 
 def size_category(rows: int) -> str:

@@ -1,14 +1,24 @@
-"""The model card that training writes next to its weights: facts in, README.md out."""
+"""The model card and `.eval_results`: facts in, README.md out.
 
-from collections.abc import Mapping
+A training's facts come from its manifest (`write_model_card`); those of the paper's checkpoints from a file.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+
+from ..data.formats import writing
+from .manifest import read_manifest, save_manifest
 
 TEMPLATE = Path(__file__).parent / "templates" / "ranker.md"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# By model_type.
+# By model_type: two sentences.
 ARCHITECTURE = {
     "BERT_Cat": "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
     "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored ahead of the query.",
@@ -21,88 +31,112 @@ ARCHITECTURE = {
     "TK": "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all pairs "
     "of query and document terms. It needs no pretrained encoder; term vectors are stored ahead of the query.",
 }
-SETTINGS = (
-    "learning_rate",
-    "head_learning_rate",
-    "lora_r",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "warmup_steps",
-    "lr_scheduler_type",
-    "weight_decay",
-    "teacher_scale",
-    "bf16",
-    "fp16",
-    "seed",
+UNMEASURED = (
+    "Not measured with these weights. `hf-kd-ranking benchmark` measures latency, memory and bytes a passage; the "
+    "architectures' typical ratios are in hf_kd_ranking's README."
 )
 
 
 def write_model_card(
-    folder: str | Path,
-    name: str,
+    folder: str | os.PathLike,
     config: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    results: Mapping[str, float],
-    training_rows: int,
+    repository: str | None = None,
+    efficiency: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `README.md` into a checkpoint's folder.
+    """Write `README.md`, and `.eval_results` where the data is a data set of the Hub, from a checkpoint's manifest.
 
     Args:
         folder: of the checkpoint.
-        name: of the model; a path is cut to its last part.
         config: the ranker's config as a dict.
-        arguments: the training arguments as a dict.
-        results: a log entry of an evaluation, keys `eval_*`.
-        training_rows: teacher rows trained on.
+        repository: on the Hub, owner/name; None is the folder's name.
+        efficiency: `environment`, `protocol` and `costs`: what `measure_efficiency` gives, with this ranker's entry of
+            `rankers` as `costs`. Kept in the manifest, so that the next card has it as well.
 
     Raises:
+        FileNotFoundError, ValueError: where there is no manifest, or it is of other weights.
         KeyError: if the card does not know the architecture.
     """
-    measures = {
-        key.removeprefix("eval_"): value for key, value in results.items() if key.startswith("eval_") and "@" in key
+    manifest, name = read_manifest(folder), repository or Path(folder).name
+    if efficiency is not None:
+        manifest["efficiency"] = dict(efficiency)
+        save_manifest(folder, manifest)
+    results, data = manifest["results"], manifest["data"] or "a collection that its author did not name"
+    measured = [
+        {"dataset": f"held-out queries of {data}", "measure": measure, "value": value}
+        | {"first_stage": results.get("first_stage", {}).get(measure)}
+        | {"p_value": results.get("tests", {}).get(measure, {}).get("p_value")}
+        for measure, value in results["after"].items()
+    ]
+    facts = {
+        "name": name.rpartition("/")[2],
+        "repository": name,
+        "model_type": config["model_type"],
+        "base_model": base_model(config),
+        "teacher": manifest["teacher"] or "scores whose maker was not named",
+        "loss": manifest["loss"],
+        "data": data,
+        "dataset_id": manifest["data"] if HUB_ID.fullmatch(manifest["data"] or "") else None,
+        "rows": manifest["rows"],
+        "settings": manifest["settings"],
+        "versions": manifest["versions"],
+        "command": " ".join(manifest["command"]),
+        "results": measured,
+        "costs": _costs(manifest["efficiency"]) if manifest.get("efficiency") else UNMEASURED,
+        "max_query_length": config["max_query_length"],
+        "max_document_length": config["max_document_length"],
     }
-    data = arguments["data_name"] or "a collection that its author did not name"
+    return write_card(folder, facts)
+
+
+def write_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Path:
+    """Render facts into a folder: `README.md`, and `.eval_results/ranking.yaml` if they name a `dataset_id`.
+
+    Args:
+        facts: `name`, `repository`, `model_type`, `teacher`, `loss`, `data`, `rows`, `settings`, `results` (each with
+            `dataset`, `measure`, `value`, and perhaps `first_stage`, `p_value`), `costs`, `max_query_length`,
+            `max_document_length`; and where they are known `base_model`, `dataset_id`, `license`, `architecture` (an
+            argument that loading needs), `versions`, `command`.
+
+    Raises:
+        KeyError: naming a fact that is missing.
+    """
+    folder, results = Path(folder), facts["results"]
     metadata = ModelCardData(
-        model_name=Path(name).name,
+        model_name=facts["name"],
         library_name="transformers",
         pipeline_tag="text-ranking",
-        license="apache-2.0",
+        license=facts.get("license", "apache-2.0"),
         language="en",
-        base_model=base_model(config),
-        tags=["hf_kd_ranking", "knowledge-distillation", "passage-ranking", config["model_type"]],
-        eval_results=[
-            EvalResult(
-                task_type="text-ranking",
-                task_name="Re-ranking",
-                dataset_type="held-out",
-                dataset_name=data,
-                metric_type=measure,
-                metric_value=round(value, 4),
-            )
-            for measure, value in measures.items()
-        ]
-        or None,
+        base_model=facts.get("base_model"),
+        datasets=facts.get("dataset_id"),
+        tags=["hf_kd_ranking", "knowledge-distillation", "passage-ranking", facts["model_type"]],
+        eval_results=[_model_index_entry(result, facts.get("dataset_id")) for result in results] or None,
     )
+    argument = f', "{facts["architecture"]}"' if facts.get("architecture") else ""
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
-        name=Path(name).name,
-        repository=arguments.get("hub_model_id") or Path(name).name,
-        architecture=ARCHITECTURE[config["model_type"]],
-        loss=arguments["loss"],
-        teacher=arguments["teacher_name"] or "scores whose maker was not named",
-        results=_results_table(measures, data),
-        settings="\n".join(f"| {key} | {arguments[key]} |" for key in SETTINGS),
-        rows=f"{training_rows:,}",
-        data=data,
-        max_query_length=config["max_query_length"],
-        max_document_length=config["max_document_length"],
+        **{
+            **facts,
+            "architecture": ARCHITECTURE[facts["model_type"]],
+            "results": _results_table(results),
+            "settings": "\n".join(f"| {name} | {value} |" for name, value in facts["settings"].items()),
+            "rows": f"{facts['rows']:,}",
+            "load": f'"{facts["repository"]}"{argument}',
+            "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
+            "command": facts.get("command"),
+        },
     )
-    path = Path(folder) / "README.md"
-    card.save(path)
-    return path
+    card.save(folder / "README.md")
+    if facts.get("dataset_id") and results:
+        entries = [
+            EvalResultEntry(facts["dataset_id"], result["measure"], round(result["value"], 4), notes=result["dataset"])
+            for result in results
+        ]
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        with writing(folder / ".eval_results" / "ranking.yaml") as file:
+            yaml.safe_dump(eval_result_entries_to_yaml(entries), file, sort_keys=False)
+    return folder / "README.md"
 
 
 def base_model(config: Mapping[str, Any]) -> str | None:
@@ -111,8 +145,44 @@ def base_model(config: Mapping[str, Any]) -> str | None:
     return name if "/" in name else None
 
 
-def _results_table(measures: Mapping[str, float], data: str) -> str:
-    if not measures:
+def _model_index_entry(result: Mapping[str, Any], dataset_id: str | None) -> EvalResult:
+    return EvalResult(
+        task_type="text-ranking",
+        task_name="Re-ranking",
+        dataset_type=dataset_id or "held-out",
+        dataset_name=result["dataset"],
+        metric_type=result["measure"],
+        metric_value=round(result["value"], 4),
+    )
+
+
+def _results_table(results: Sequence[Mapping[str, Any]]) -> str:
+    if not results:
         return "Not evaluated on held-out queries."
-    rows = "\n".join(f"| {measure} | {value:.4f} |" for measure, value in measures.items())
-    return f"Re-ranking held-out queries of {data}:\n\n| measure | value |\n| --- | --- |\n{rows}"
+    lines = ["| queries | measure | value | first stage | p |", "| --- | --- | --- | --- | --- |"]
+    for result in results:
+        first, p_value = result.get("first_stage"), result.get("p_value")
+        cells = [result["dataset"], result["measure"], f"{result['value']:.4f}"]
+        cells += ["" if first is None else f"{first:.4f}", "" if p_value is None else f"{p_value:.2g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "The part behind @ is the cutoff; a grade of 1 or more counts as relevant, where the measure names no other "
+        "(rel=); nDCG uses the grades. p is a paired two-sided t-test over the queries against the first stage."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _costs(efficiency: Mapping[str, Any]) -> str:
+    costs, protocol, machine = efficiency["costs"], efficiency["protocol"], efficiency["environment"]
+    stored = costs["bytes_per_passage"]
+    rows = {
+        f"a query against {protocol['candidates']:,} passages, median": f"{costs['total_ms']['p50']:,.1f} ms",
+        "the same, 95th percentile": f"{costs['total_ms']['p95']:,.1f} ms",
+        "bytes stored a passage, float32": "nothing is stored" if stored is None else f"{stored:,.0f}",
+        "parameters": f"{costs['parameters']:,}",
+        "weights": f"{costs['model_bytes'] / 1e6:,.1f} MB",
+        "peak memory beyond the process's own": f"{costs['peak_process_mb']:,.0f} MB",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    where = f"{costs['device']}, {costs['dtype']}, {machine['threads']} threads, torch {machine['torch']}"
+    return f"| cost | |\n| --- | --- |\n{table}\n\nMeasured on {where}; {protocol['stored']}."

@@ -5,16 +5,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import set_seed
 
 from ..data.formats import writing
 from ..data.texts import TextStore
-from ..data.trec import read_qrels, read_run
+from ..data.trec import read_qrels, read_run, write_run
 from ..data.triples import load_teacher_scores
-from ..evaluation.metrics import DEFAULT_MEASURES
+from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries, mean_values
 from ..evaluation.rerank import RerankingEvaluator
+from ..evaluation.significance import paired_t_test
+from ..hub.manifest import measures_of
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
@@ -105,10 +105,11 @@ class TrainingJob:
 
 
 def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, Any]:
-    """Run a job: train, evaluate before and after, save weights, tokenizer, config, card and `results.json`.
+    """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
 
     Returns:
-        What `results.json` holds: `first_stage`, `before`, `after` (measures), `training`, `job`, `versions`.
+        What `results.json` holds: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
+        stage), `training`, `job`.
 
     Raises:
         ValueError, KeyError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
@@ -148,20 +149,32 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
             f"Stopped by SIGTERM at step {trainer.state.global_step:,} with a checkpoint in {args.output_dir}; the "
             "same command with --resume_from_checkpoint true goes on."
         )
-    results = {
-        "first_stage": evaluator.first_stage() if evaluator is not None else {},
-        "before": before,
-        "after": trainer.evaluate() if evaluator is not None else {},
-        "training": training,
-        "job": asdict(job),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    after = trainer.evaluate() if evaluator is not None else {}
+    first_stage, tests = ({}, {}) if evaluator is None else _against_first_stage(evaluator)
+    results = {"first_stage": first_stage, "before": before, "after": after, "tests": tests}
+    results |= {"training": training, "job": asdict(job)}
     trainer.save_model()
     trainer.save_state()
-    trainer.create_model_card()
     if trainer.is_world_process_zero():
         with writing(Path(args.output_dir) / "results.json") as file:
             json.dump(results, file, indent=2)
+        if evaluator is not None:
+            (Path(args.output_dir) / "runs").mkdir(exist_ok=True)
+            write_run(evaluator.last_run, Path(args.output_dir) / "runs" / "held_out.trec", tag=job.architecture)
+    files = {name: getattr(job, name) for name in ("teacher_scores", "collection", "queries", "candidates", "qrels")}
+    of_card = results | {"before": measures_of(before), "after": measures_of(after)}
+    card = {"results": {name: of_card[name] for name in ("first_stage", "before", "after", "tests")}, "files": files}
     if args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
     return results
+
+
+def _against_first_stage(evaluator: RerankingEvaluator) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Means of the first stage, and a paired t-test of the last re-ranking against it, by measure."""
+    first, last = (
+        evaluate_queries(run, evaluator.qrels, evaluator.measures)
+        for run in (evaluator.candidates, evaluator.last_run)
+    )
+    return mean_values(first), {measure: paired_t_test(last[measure], first[measure]) for measure in first}

@@ -1,6 +1,6 @@
 """`RankingTrainer`: a transformers Trainer whose loss compares a student's scores with a teacher's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..data.triples import has_only_margins
 from ..evaluation.rerank import RerankingEvaluator
+from ..hub.manifest import measures_of, write_manifest
 from ..hub.model_card import write_model_card
+from ..hub.publish import publish_ranker
 from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, margins
 from ..models import RankerModel, RankingOutput, RankingTokenizer
 from ..models.base import check_finite
@@ -352,19 +354,39 @@ class RankingTrainer(Trainer):
         """Not estimated: the parent's formula takes one input tensor."""
         return 0
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write the model card into the output folder: data, teacher, settings and measured results."""
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        results: Mapping[str, Any] | None = None,
+        files: Mapping[str, str | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write `manifest.json` and the model card beside the saved weights; see `write_manifest` for the arguments.
+
+        Without `results` they are those of the last evaluation.
+        """
         if not self.is_world_process_zero():
             return
-        evaluations = [entry for entry in self.state.log_history if any(key.startswith("eval_") for key in entry)]
-        write_model_card(
-            self.args.output_dir,
-            name=model_name or self.args.output_dir,
-            config=self.model.config.to_dict(),
-            arguments=self.args.to_dict(),
-            results=evaluations[-1] if evaluations else {},
-            training_rows=self._training_rows(),
-        )
+        if results is None:
+            results = {"after": next(filter(None, map(measures_of, reversed(self.state.log_history))), {})}
+        folder, args = self.args.output_dir, self.args.to_dict()
+        write_manifest(folder, args, self._training_rows(), results, files or {})
+        write_model_card(folder, self.model.config.to_dict(), model_name or self.args.hub_model_id)
+
+    def push_to_hub(self, *args: Any, token: str | None = None, **kwargs: Any) -> str | None:
+        """Save weights and card (`kwargs` are `create_model_card`'s), publish the folder, see `publish_ranker`.
+
+        Returns:
+            The commit's address; None on other processes than the first.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        self.create_model_card(**kwargs)
+        if not self.is_world_process_zero():
+            return None
+        options = {"overwrite": True, "token": token or self.args.hub_token}
+        return publish_ranker(self.args.output_dir, self.hub_model_id, **options)["address"]
 
     def _training_rows(self) -> int:
         if isinstance(self.train_dataset, datasets.IterableDataset):  # a stream has no length: the rows of all steps

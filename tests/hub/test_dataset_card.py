@@ -3,7 +3,6 @@
 import hashlib
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -11,8 +10,7 @@ from huggingface_hub import DatasetCard
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.triples import write_teacher_scores
-from hf_kd_ranking.hub import dataset_card
-from hf_kd_ranking.hub.dataset_card import FILE, push_folder, size_category, write_dataset_card
+from hf_kd_ranking.hub.dataset_card import FILE, size_category, write_dataset_card
 
 ROWS = {"pos_score": [1.5, 0.0], "neg_score": [-2.0, 1.0], "query_id": [7, 8], "pos_id": [12, 1], "neg_id": [3, 2]}
 
@@ -90,30 +88,3 @@ def test_a_card_without_its_file_is_not_written(tmp_path):
 )
 def test_sizes_are_named_as_the_hub_does(rows, name):
     assert size_category(rows) == name
-
-
-class FakeHub:
-    """Notes the calls in place of the Hub."""
-
-    calls: list[tuple]
-
-    def create_repo(self, repo_id: str, **options) -> None:
-        self.calls.append(("create", repo_id, options))
-
-    def upload_folder(self, **options) -> SimpleNamespace:
-        files = {path.name for path in Path(options["folder_path"]).iterdir()}
-        self.calls.append(("upload", options["repo_id"], options["repo_type"], files))
-        return SimpleNamespace(commit_url=f"https://hub/{options['repo_id']}/commit/1")
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "private"), [({}, "dataset", False), ({"private": True}, "dataset", True)]
-)
-def test_a_folder_is_uploaded_to_a_repository_that_may_exist(folder, monkeypatch, options, kind, private):
-    FakeHub.calls = []
-    monkeypatch.setattr(dataset_card, "HfApi", FakeHub)
-    assert push_folder(folder, "me/my-scores", **options) == "https://hub/me/my-scores/commit/1"
-    assert FakeHub.calls == [
-        ("create", "me/my-scores", {"repo_type": kind, "private": private, "exist_ok": True}),
-        ("upload", "me/my-scores", kind, {FILE, "README.md"}),
-    ]
