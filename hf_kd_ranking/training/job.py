@@ -153,7 +153,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     first_stage, tests = ({}, {}) if evaluator is None else _against_first_stage(evaluator)
     results = {"first_stage": first_stage, "before": before, "after": after, "tests": tests}
     results |= {"training": training, "job": asdict(job)}
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # publishing comes with the card
     trainer.save_state()
     if trainer.is_world_process_zero():
         with writing(Path(args.output_dir) / "results.json") as file:

@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.hf_api import api
 from huggingface_hub.utils import close_session
 
 TOKEN = "hf_" + "a1B2" * 8
@@ -74,8 +75,8 @@ def hub(monkeypatch) -> Iterator[Hub]:
                 wanted = json.loads(body)
                 repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
                 if repo_id in state.repositories:
-                    return self.answer({"error": "You already created this repo"}, 409)
-                state.repositories[repo_id] = {"private": wanted.get("private"), "commits": []}
+                    return self.answer({"error": "You already created this repo", "url": f"{state.address}/{repo_id}"}, 409)
+                state.repositories[repo_id] = {"private": wanted.get("visibility") == "private" or wanted.get("private"), "commits": []}
                 return self.answer({"url": f"{state.address}/{repo_id}", "id": repo_id})
             if path == "/api/validate-yaml":
                 return self.answer({"errors": [], "warnings": []})
@@ -118,6 +119,7 @@ def hub(monkeypatch) -> Iterator[Hub]:
     Thread(target=server.serve_forever, daemon=True).start()
     for name, value in {"ENDPOINT": state.address, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(api, "endpoint", state.address)  # behind the functions of huggingface_hub
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     close_session()  # which knew the old settings
     yield state

@@ -1,13 +1,16 @@
 """The card that a training run writes: valid metadata, and what was trained on what with which result."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.hub.model_card import ARCHITECTURE, base_model, write_model_card
+from hf_kd_ranking.hub.manifest import write_manifest
+from hf_kd_ranking.hub.model_card import ARCHITECTURE, UNMEASURED, base_model, write_model_card
 from hf_kd_ranking.models import ARCHITECTURES
 
 
@@ -43,21 +46,21 @@ def test_metadata_says_what_it_is_and_what_was_measured(trained):
     first, last = (entry for entry in trainer.state.log_history if "eval_nDCG@10" in entry)
     assert first["eval_nDCG@10"] != last["eval_nDCG@10"], "the test could not tell which evaluation is in the card"
     assert found == {measure: round(last[f"eval_{measure}"], 4) for measure in ("nDCG@10", "RR@10")}
-    assert {result.dataset_name for result in card.data.eval_results} == {"Toy of words"}
+    assert {result.dataset_name for result in card.data.eval_results} == {"held-out queries of Toy of words"}
 
 
 def test_text_names_teacher_data_loss_settings_and_results(trained):
     trainer, card = trained
     last = [entry for entry in trainer.state.log_history if "eval_nDCG@10" in entry][-1]
     for fact in (
-        "loss `margin_mse`, teacher: three dice",
+        "loss `margin_mse`. Teacher: three dice.",
         "Trained on 64 teacher rows of Toy of words",
         "Queries are cut at 8 tokens, documents at",
         "| learning_rate | 0.1 |",
         "| per_device_train_batch_size | 8 |",
         "| max_steps | 2 |",
         "| teacher_scale | 0.25 |",
-        f"| nDCG@10 | {last['eval_nDCG@10']:.4f} |",
+        f"| nDCG@10 | {last['eval_nDCG@10']:.4f} | ",
         ARCHITECTURE[trainer.model.config.model_type],
         "arXiv",
     ):
@@ -91,13 +94,43 @@ def test_base_model_is_the_encoders_hub_name_or_nothing():
 
 def test_card_without_evaluation_says_so(tmp_path):
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict()
-    config = kd.BertDotConfig().to_dict()
-    path = write_model_card(tmp_path, "some/where/model-name", config, arguments, results={}, training_rows=1_000_000)
-    card = ModelCard.load(path)
+    write_manifest(tmp_path, arguments, 1_000_000, {"after": {}}, {})
+    card = ModelCard.load(write_model_card(tmp_path, kd.BertDotConfig().to_dict(), "some/model-name"))
     assert "Not evaluated on held-out queries." in card.text
     assert "1,000,000 teacher rows" in card.text
-    assert "# model-name" in card.text and "some/where" not in card.content
+    assert "# model-name\n" in card.text and 'from_pretrained("some/model-name")' in card.text
     assert card.data.eval_results is None
+
+
+def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
+    arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True, data_name="me/passages").to_dict()
+    tests = {"nDCG@10": {"difference": 0.25, "p_value": 0.031, "queries": 9}}
+    results = {"first_stage": {"nDCG@10": 0.25}, "after": {"nDCG@10": 0.5}, "tests": tests}
+    write_manifest(tmp_path, arguments, 7, results, {})
+    card = ModelCard.load(write_model_card(tmp_path, kd.BertDotConfig().to_dict()))
+    assert "| held-out queries of me/passages | nDCG@10 | 0.5000 | 0.2500 | 0.031 |" in card.text
+    assert card.data.datasets == "me/passages"
+    entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "ranking.yaml").read_text()))
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [("me/passages", "nDCG@10", 0.5)]
+
+
+def test_costs_are_kept_for_the_next_card(tmp_path, encoder):
+    ranker = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu")
+    measured = kd.measure_efficiency({"x": ranker}, ["a b"], ["c", "d e"])
+    measured_size = ranker().model.config.encoder_config.hidden_size
+    costs = {
+        "environment": measured["environment"],
+        "protocol": measured["protocol"],
+        "costs": measured["rankers"]["x"],
+    }
+    write_manifest(tmp_path, kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict(), 7, {"after": {}}, {})
+    config = kd.BertDotConfig().to_dict()
+    texts = [
+        ModelCard.load(write_model_card(tmp_path, config, efficiency=given)).text for given in (None, costs, None)
+    ]
+    assert UNMEASURED in texts[0] and texts[1] == texts[2]
+    assert f"| bytes stored a passage, float32 | {4 * measured_size} |" in texts[1]
+    assert f"| a query against 2 passages, median | {costs['costs']['total_ms']['p50']:,.1f} ms |" in texts[1]
 
 
 def test_every_architecture_has_its_sentences():
