@@ -15,6 +15,7 @@ from ..models import BertCat, BertDot, ColBERT
 from ..models.sentence_transformers import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
 
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -175,9 +176,11 @@ def score_multi_vector(folder: Path, queries: Sequence[str], documents: Sequence
     return _pairwise(MultiVectorEncoder(str(folder), device="cpu", local_files_only=True), queries, documents)
 
 
-def _pairwise(encoder, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    query_vectors = encoder.encode_query(list(queries), convert_to_tensor=True, show_progress_bar=False)
-    document_vectors = encoder.encode_document(list(documents), convert_to_tensor=True, show_progress_bar=False)
+def _pairwise(
+    encoder: "SentenceTransformer | MultiVectorEncoder", queries: Sequence[str], documents: Sequence[str]
+) -> np.ndarray:
+    query_vectors = encoder.encode_query(list(queries), show_progress_bar=False)
+    document_vectors = encoder.encode_document(list(documents), show_progress_bar=False)
     return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()
 
 
@@ -194,7 +197,7 @@ def _encoder_module(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase
 
 
 def _plain_encoder(model: BertDot | ColBERT) -> PreTrainedModel:
-    """The encoder as its library makes it: with a pooler of zeros, should it have one, so that no weight is missing."""
+    """The encoder as transformers makes it, with a pooler of zeros where it has one, so that no weight is missing."""
     encoder = AutoModel.from_config(model.config.encoder_config)
     missing = encoder.load_state_dict(model.bert_model.state_dict(), strict=False).missing_keys
     with torch.no_grad():
