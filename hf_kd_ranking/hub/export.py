@@ -76,6 +76,7 @@ def export_ranker(
         ValueError: if the format is unknown, cannot express the ranker (naming the fields and why), or the scores
             differ by more than 1e-4 (of scores above 1, 1e-4 of the score); or a library is not installed.
         FileExistsError: if the output exists.
+        FileNotFoundError: if there is no such ranker, or no tokenizer beside it.
     """
     if format not in WRITERS:
         raise ValueError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
@@ -84,7 +85,7 @@ def export_ranker(
     if output.exists() and not (output / "config.json").is_file():
         raise FileExistsError(f"{output} exists and is no model's folder, which is not replaced; give another output.")
     model = load_ranker(name_or_path, architecture, **({"dtype": torch.float32} | overrides)).eval()
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer = _load_tokenizer(name_or_path)
     if found := obstacles(model.config, tokenizer, format):
         reasons = "; ".join(f"{field}: {reason}" for field, reason in found.items())
         raise ValueError(f"The format {format} cannot give the scores of this {model.config.model_type}. {reasons}.")
@@ -147,3 +148,13 @@ def own_scores(
 def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
     """Largest difference of two lists of scores, as a part of the score where that is above 1."""
     return float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max())
+
+
+def _load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained with "
+            "into the folder."
+        ) from error
