@@ -155,6 +155,6 @@ def _load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained with "
-            "into the folder."
+            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained "
+            "with into the folder."
         ) from error

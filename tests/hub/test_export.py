@@ -250,7 +250,7 @@ def test_an_unknown_format_lists_those_there_are(tmp_path):
 
 def test_a_ranker_without_a_tokenizer_is_refused(encoder_model, tmp_path):
     encoder_model.save_pretrained(tmp_path / "ranker")
-    with pytest.raises(FileNotFoundError, match="^No tokenizer in .*save the one that the model was trained with"):
+    with pytest.raises(FileNotFoundError, match=r"^No tokenizer in .*save the one that the model was trained with"):
         kd.export_ranker(tmp_path / "ranker", "onnx", tmp_path / "out")
 
 
