@@ -86,15 +86,19 @@ def export_ranker(
         raise FileExistsError(f"{output} exists and is no model's folder, which is not replaced; give another output.")
     model = load_ranker(name_or_path, architecture, **({"dtype": torch.float32} | overrides)).eval()
     tokenizer = _load_tokenizer(name_or_path)
-    if found := obstacles(model.config, tokenizer, format):
-        reasons = "; ".join(f"{field}: {reason}" for field, reason in found.items())
+    if cannot := obstacles(model.config, tokenizer, format):
+        reasons = "; ".join(f"{field}: {reason}" for field, reason in cannot.items())
         raise ValueError(f"The format {format} cannot give the scores of this {model.config.model_type}. {reasons}.")
     write, score = WRITERS[format]
     with building(output) as temporary:
-        write(model, tokenizer, temporary)
-        difference = largest_difference(
-            own_scores(model, tokenizer, QUERIES, DOCUMENTS), score(temporary, QUERIES, DOCUMENTS)
-        )
+        try:
+            write(model, tokenizer, temporary)
+            found = score(temporary, QUERIES, DOCUMENTS)
+        except ImportError as error:
+            raise ValueError(
+                f'The format {format} needs more libraries: pip install "hf_kd_ranking[export]" ({error}).'
+            ) from error
+        difference = largest_difference(own_scores(model, tokenizer, QUERIES, DOCUMENTS), found)
         if not difference <= TOLERANCE and format != "onnx-int8":
             raise ValueError(
                 f"The scores in the format {format} differ from the ranker's by {difference:.2g}, more than "

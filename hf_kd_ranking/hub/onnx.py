@@ -27,7 +27,6 @@ from ..models.scoring import dot_product, max_sim
 
 GRAPH = "model.onnx"
 TEXT_RANKERS = ("BERT_Dot", "ColBERT")  # one graph for both sides; the score is a function of the vectors
-INSTALL = 'pip install "hf_kd_ranking[export]"'
 
 
 class OnnxRanker:
@@ -49,7 +48,7 @@ class OnnxRanker:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ValueError(f"Running a graph needs onnxruntime: {INSTALL}.") from error
+            raise ValueError("Running a graph needs onnxruntime: pip install onnxruntime.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
@@ -139,8 +138,6 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
                 dynamo=True,
                 verbose=False,
             )
-    except ImportError as error:
-        raise ValueError(f"Writing a graph needs onnx and onnxscript: {INSTALL}.") from error
     finally:
         logger.setLevel(level)
     program.save(folder / GRAPH)
@@ -148,11 +145,11 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 def write_onnx_int8(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The same with weights of 8 bits, a scale for each column; activations are quantised as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     with TemporaryDirectory() as scratch:
         write_onnx(model, tokenizer, Path(scratch))
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(Path(scratch) / GRAPH, prepared, skip_symbolic_shape=True)
         quantize_dynamic(prepared, folder / GRAPH, weight_type=QuantType.QInt8, per_channel=True)

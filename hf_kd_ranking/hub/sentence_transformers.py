@@ -1,6 +1,7 @@
 """Rankers in the layouts that sentence-transformers reads, its own and PyLate's; written and read by its classes."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
 
-IDENTITY = "torch.nn.modules.linear.Identity"
-
-
-@contextmanager
-def needs_library() -> Iterator[None]:
-    """Say what to install.
-
-    Raises:
-        ValueError: if sentence-transformers is not there, or too old for the layout.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(
-            f"This format needs sentence-transformers 6: pip install sentence-transformers ({error})."
-        ) from error
-
 
 def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A `CrossEncoder` whose activation is the identity.
@@ -43,8 +27,8 @@ def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, fold
     needs no code of this package; otherwise it is the ranker with its code, which needs this package or
     `trust_remote_code=True`. Pairs are cut as the ranker cuts them, the longer text first.
     """
-    with needs_library():
-        from sentence_transformers import CrossEncoder
+    from sentence_transformers import CrossEncoder
+
     tokenizer.model_max_length = model.config.max_query_length + model.config.max_document_length
     with TemporaryDirectory() as scratch:
         (plain_classifier(model) or model).save_pretrained(scratch)
@@ -98,10 +82,10 @@ def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder:
 
     `encode_query` and `encode_document` cut texts at the ranker's lengths; `encode` at the longer one.
     """
-    with needs_library():
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.base.modules import Normalize
-        from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
     config = model.config
     with _encoder_module(model, tokenizer) as encoder:
         modules = [encoder, Pooling(config.encoder_config.hidden_size, config.pooling)]
@@ -125,10 +109,10 @@ def score_bi_encoder(folder: Path, queries: Sequence[str], documents: Sequence[s
 
 def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A `MultiVectorEncoder`: encoder, linear layer with its bias, the mask of terms, and as the ranker normalises."""
-    with needs_library():
-        from sentence_transformers import MultiVectorEncoder
-        from sentence_transformers.base.modules import Normalize
-        from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
     config = model.config
     with _encoder_module(model, tokenizer) as encoder:
         modules = [encoder, _dense_module(model, "token_embeddings"), MultiVectorMask()]
@@ -145,9 +129,7 @@ def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Pat
     write_multi_vector(model, tokenizer, folder)
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[:2]
     for extra in folder.glob("[2-9]_*"):
-        for file in extra.iterdir():
-            file.unlink()
-        extra.rmdir()
+        shutil.rmtree(extra)
     modules[0]["type"], modules[1]["type"] = "sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"
     config = model.config
     settings = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
-from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertModel
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, ElectraConfig
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub import export as module
@@ -99,20 +99,30 @@ def test_a_bert_cat_is_a_cross_encoder_with_raw_scores(config, ranker_folder, tm
     assert_equal_scores(folder, found.predict(list(zip(QUERIES, DOCUMENTS, strict=True))))
 
 
-DISTILBERT = DistilBertConfig(vocab_size=39, dim=16, n_layers=1, n_heads=2, hidden_dim=32, initializer_range=0.5)
+SIZES = {
+    "vocab_size": 39,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+BACKBONES = {
+    "distilbert": DistilBertConfig(vocab_size=39, dim=16, n_layers=1, n_heads=2, hidden_dim=32, initializer_range=0.5),
+    "electra": ElectraConfig(**SIZES, embedding_size=16, initializer_range=0.5),
+    "bert": BertConfig(**SIZES, initializer_range=0.5),
+}
 
 
-@pytest.mark.parametrize(("backbone", "head"), [("distilbert", None), ("distilbert", "relu"), ("bert", "tanh")])
-def test_a_bert_cat_whose_head_fits_is_a_classifier_without_our_code(
-    backbone, head, encoder, tokenizer, tmp_path, ranker_folder
-):
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("distilbert", None), ("distilbert", "relu"), ("electra", None), ("bert", "tanh")]
+)
+def test_a_bert_cat_whose_head_fits_is_a_classifier_without_our_code(backbone, head, tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tokenizer)
     if backbone == "distilbert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
-        torch.manual_seed(0)
-        DistilBertModel(DISTILBERT).save_pretrained(tmp_path / "encoder")
-    source = encoder if backbone == "bert" else tmp_path / "encoder"
-    model = kd.load_ranker(source, "bert_cat", head_activation=head, **SETTINGS)
+    torch.manual_seed(0)
+    AutoModel.from_config(BACKBONES[backbone]).save_pretrained(tmp_path / "encoder")
+    model = kd.load_ranker(tmp_path / "encoder", "bert_cat", head_activation=head, **SETTINGS)
     torch.nn.init.constant_(model._classification_layer.bias, 0.7)
     folder = tmp_path / "ranker"
     kd.Ranker(model, tokenizer).save_pretrained(folder)
@@ -246,6 +256,13 @@ def test_an_unknown_format_lists_those_there_are(tmp_path):
         kd.export_ranker("any", "tf", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"has no model\.onnx"):
         OnnxRanker(tmp_path)
+
+
+def test_a_library_that_is_missing_is_named(ranker_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match=r"^The format sentence-transformer needs more .*hf_kd_ranking\[export\]"):
+        kd.export_ranker(ranker_folder("bert_dot"), "sentence-transformer", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_ranker_without_a_tokenizer_is_refused(encoder_model, tmp_path):
