@@ -219,7 +219,7 @@ def _read_json(name: str, file: str, subfolder: str = "") -> Any:
 
 def _refusal(name: str, reason: str) -> ValueError:
     return ValueError(
-        f"{name} is another library's ranker whose scores this package's models cannot give: {reason}. Classifiers"
-        " and bi-encoders can be teachers as they are, load_teacher(name_or_path); with architecture=... the encoder alone "
-        "becomes a fresh ranker."
+        f"{name} is another library's ranker, whose scores no model of this package can give: {reason}. Classifiers "
+        "and bi-encoders can be teachers as they are, load_teacher(name_or_path); with architecture=... the encoder "
+        "alone becomes a fresh ranker."
     )
