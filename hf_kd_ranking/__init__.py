@@ -27,7 +27,6 @@ _LAZY = {
     "BM25Index": "retrieval.bm25",
     "ColBERTIndex": "retrieval.colbert_index",
     "DenseIndex": "retrieval.dense_index",
-    "OnnxRanker": "hub.onnx",
     "QdrantIndex": "retrieval.qdrant_index",
     "Ranker": "ranker",
     "RankingMetric": "evaluation.hf_metric",

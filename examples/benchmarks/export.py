@@ -25,6 +25,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.cli.options import collection_of
 from hf_kd_ranking.data.named import RankingCollection
 from hf_kd_ranking.hub.export import FORMATS, WRITERS, largest_difference
+from hf_kd_ranking.hub.onnx import OnnxRanker
 
 ROUNDS = 5
 
@@ -63,7 +64,7 @@ def main() -> None:
         # 3. ONNX against torch: bytes, milliseconds, ranking
         scorers = {"torch": ranker.score}
         for name in ("onnx", "onnx-int8"):
-            scorers[name] = partial(sorted_scores, kd.OnnxRanker(Path(folder) / name, threads=1))
+            scorers[name] = partial(sorted_scores, OnnxRanker(Path(folder) / name, threads=1))
             results[f"{name}_mb"] = (Path(folder) / name / "model.onnx").stat().st_size / 1e6
         results["ms"] = milliseconds(scorers, queries, documents)
         if args.dataset or args.qrels:
@@ -80,7 +81,7 @@ def first_stage(data: RankingCollection, depth: int, judged: int | None) -> kd.R
     return kd.Run({query: run[query] for query in queries if query in run}).top(depth)
 
 
-def sorted_scores(ranker: kd.OnnxRanker, queries: list[str], documents: list[str]) -> np.ndarray:
+def sorted_scores(ranker: OnnxRanker, queries: list[str], documents: list[str]) -> np.ndarray:
     """In batches of similar length, as `Ranker.score` makes them."""
     order, scores = np.argsort([-len(text) for text in documents]), np.empty(len(documents), dtype=np.float32)
     scores[order] = ranker.score([queries[i] for i in order], [documents[i] for i in order])

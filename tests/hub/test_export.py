@@ -179,7 +179,7 @@ def test_a_graph_of_8_bits_is_smaller_and_near(ranker_folder, tmp_path):
     result = kd.export_ranker(folder, "onnx-int8", tmp_path / "out")
     assert 1e-6 < result["largest_difference"] < 0.3, "cosines; not equal, not another ranker's"
     expected = kd.Ranker.from_pretrained(folder, device="cpu").score(QUERIES, DOCUMENTS)
-    found = kd.OnnxRanker(tmp_path / "out", threads=1).score(QUERIES, DOCUMENTS)
+    found = OnnxRanker(tmp_path / "out", threads=1).score(QUERIES, DOCUMENTS)
     assert np.corrcoef(expected, found)[0, 1] > 0.85
     weights = {tensor.data_type for tensor in onnx_weights(tmp_path / "out" / "model.onnx") if len(tensor.dims) == 2}
     assert 3 in weights, "no matrix of int8"
