@@ -45,6 +45,7 @@ _LAZY = {
     "expand_ids": "teachers.expand",
     "diagnose_teachers": "teachers.diagnose",
     "ensemble_teachers": "teachers.ensemble",
+    "export_ranker": "hub.export",
     "load_collection": "data.named",
     "load_teacher": "teachers.adapters",
     "load_teacher_scores": "data.triples",

@@ -4,10 +4,11 @@ Source: Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085; the paper's tea
 (arXiv 2010.02666, equation 1). Nothing can be stored ahead of the query, which makes it the slowest ranker.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from .base import RankingOutput
 from .encoder import EncoderRanker, EncoderRankerConfig
@@ -18,12 +19,17 @@ class BertCatConfig(EncoderRankerConfig):
     """Configuration of BERT_CAT.
 
     A pair is cut to `max_query_length + max_document_length` tokens, longest text first.
+
+    Args:
+        head_activation: of a dense layer before the linear one, as the sequence classifiers of transformers have it
+            (BERT "tanh", DistilBERT "relu", ELECTRA "gelu"); None, the paper's, for no such layer.
     """
 
     model_type = "BERT_Cat"
     joins_texts: ClassVar[bool] = True
 
     problem_type: str | None = "regression"
+    head_activation: Literal["tanh", "relu", "gelu"] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # One raw logit, published configs included: with transformers' default of two labels the text-classification
@@ -47,7 +53,10 @@ class BertCat(EncoderRanker):
 
     def __init__(self, config: BertCatConfig) -> None:
         super().__init__(config)
-        self._classification_layer = nn.Linear(config.encoder_config.hidden_size, 1)
+        size = config.encoder_config.hidden_size
+        if config.head_activation is not None:
+            self._dense_layer = nn.Linear(size, size)
+        self._classification_layer = nn.Linear(size, 1)
         self.post_init()
 
     def forward(
@@ -71,7 +80,10 @@ class BertCat(EncoderRanker):
             `scores` (B,) or (B, n), and the same as `logits` (B * n, 1).
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        states = self.encode_first({name: tensor for name, tensor in inputs.items() if tensor is not None})
+        inputs = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        states = self.encode_first(inputs)  # (B * n, H)
+        if self.config.head_activation is not None:
+            states = ACT2FN[self.config.head_activation](self._dense_layer(states))
         logits = self._classification_layer(states)  # (B * n, 1)
         scores = logits.float().view(input_ids.shape[:-1])
         loss = None if labels is None else nn.functional.mse_loss(scores, labels.view(scores.shape).float())

@@ -22,12 +22,14 @@ class BertDotConfig(EncoderRankerConfig):
     Args:
         pooling: "cls", the paper's, or "mean" over attended tokens, for encoders trained so.
         compression_dim: size of a linear compression of the pooled vector; None for none.
+        normalize: True scales each vector to length 1, so that the score is the cosine; the paper does not.
     """
 
     model_type = "BERT_Dot"
 
     pooling: Literal["cls", "mean"] = "cls"
     compression_dim: int | None = None
+    normalize: bool = False
 
 
 class BertDot(EncoderRanker):
@@ -52,6 +54,8 @@ class BertDot(EncoderRanker):
             pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
         if self.config.compression_dim is not None:
             pooled = self.compressor(pooled)
+        if self.config.normalize:
+            pooled = nn.functional.normalize(pooled.float(), dim=-1).to(pooled.dtype)
         return pooled.view(*inputs["input_ids"].shape[:-1], -1), None
 
     def score_vectors(

@@ -1,4 +1,4 @@
-"""One entry for every checkpoint that can become a ranker: our own, the published ones, and plain encoders."""
+"""One entry for every checkpoint that can become a ranker: our own, the published, others', and plain encoders."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .prettr import PreTTR
+from .sentence_transformers import load_foreign
 from .tk import TK, TRAINING_CONFIG
 
 ARCHITECTURES: dict[str, type[RankerModel]] = {
@@ -27,14 +28,17 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
 
     Args:
         name_or_path: a folder or a Hub name: a ranker checkpoint, ours or a published one; the folder of a TK training
-            run; or any encoder `AutoModel` can load. Also a file of word vectors, for TK.
+            run; another library's checkpoint, see `load_foreign`; or any encoder `AutoModel` can load. Also a file of
+            word vectors, for TK.
         architecture: one of `ARCHITECTURES`. Needed for a plain encoder, and so for the published dot models, which
-            are plain encoders; for any other ranker it must be the one the checkpoint has.
+            are plain encoders; of another library's checkpoint it takes the encoder alone; for any other ranker it
+            must be the one the checkpoint has.
         **overrides: fields of the architecture's config, for example `max_document_length=180`, and `dtype`. For a
             plain encoder also `layers`, see `EncoderRanker.from_encoder`.
 
     Raises:
-        ValueError: if the architecture is unknown, missing, or not the checkpoint's, or weights are incomplete.
+        ValueError: if the architecture is unknown, missing, or not the checkpoint's, weights are incomplete, or no
+            ranker has the scores of another library's checkpoint.
         FileNotFoundError: if there is no such model.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -49,6 +53,8 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             )
         return found.from_pretrained(name_or_path, **overrides)
     if architecture is None:
+        if not Path(name_or_path).is_file() and (model := load_foreign(name_or_path, **overrides)) is not None:
+            return model
         raise ValueError(
             f"{name_or_path} is a plain {described}: say which ranker to build on it, "
             f"architecture={'|'.join(ARCHITECTURES)}."

@@ -148,6 +148,8 @@ class TK(RankerModel):
         return states.reshape(*shape, -1), mask.view(shape)
 
     def _contextualize(self, states: Tensor, mask: Tensor) -> Tensor:
+        # A text without words attends to its padding, which no score counts: a softmax over nothing is NaN in ONNX.
+        mask = mask | ~mask.any(1, keepdim=True)
         return self.contextualizer(states.transpose(0, 1), src_key_padding_mask=~mask).transpose(0, 1)
 
     def score_vectors(

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import transformers
 from huggingface_hub import constants
 from huggingface_hub.hf_api import api
 from huggingface_hub.utils import close_session
@@ -75,8 +76,13 @@ def hub(monkeypatch) -> Iterator[Hub]:
                 wanted = json.loads(body)
                 repo_id = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
                 if repo_id in state.repositories:
-                    return self.answer({"error": "You already created this repo", "url": f"{state.address}/{repo_id}"}, 409)
-                state.repositories[repo_id] = {"private": wanted.get("visibility") == "private" or wanted.get("private"), "commits": []}
+                    return self.answer(
+                        {"error": "You already created this repo", "url": f"{state.address}/{repo_id}"}, 409
+                    )
+                state.repositories[repo_id] = {
+                    "private": wanted.get("visibility") == "private" or wanted.get("private"),
+                    "commits": [],
+                }
                 return self.answer({"url": f"{state.address}/{repo_id}", "id": repo_id})
             if path == "/api/validate-yaml":
                 return self.answer({"errors": [], "warnings": []})
@@ -120,6 +126,7 @@ def hub(monkeypatch) -> Iterator[Hub]:
     for name, value in {"ENDPOINT": state.address, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(api, "endpoint", state.address)  # behind the functions of huggingface_hub
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     close_session()  # which knew the old settings
     yield state

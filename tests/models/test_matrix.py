@@ -34,6 +34,7 @@ NOT_DEFAULT = {
     "compression_dim": 5,
     "query_augmentation": 3,
     "normalize": True,
+    "head_activation": "gelu",
     "join_layer_idx": 2,
     "document_position_offset": "query_width",
     "vocab_size": 50,

@@ -1,0 +1,198 @@
+"""Rankers in the layouts that sentence-transformers reads, its own and PyLate's; written and read by its classes."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models import BertCat, BertDot, ColBERT
+from ..models.sentence_transformers import CLASSIFIER_HEADS
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Transformer
+
+
+def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `CrossEncoder` whose activation is the identity.
+
+    Where transformers' own classifier on this encoder can compute the score (`plain_classifier`) it is that one, and
+    needs no code of this package; otherwise it is the ranker with its code, which needs this package or
+    `trust_remote_code=True`. Pairs are cut as the ranker cuts them, the longer text first.
+    """
+    from sentence_transformers import CrossEncoder
+
+    tokenizer.model_max_length = model.config.max_query_length + model.config.max_document_length
+    with TemporaryDirectory() as scratch:
+        (plain_classifier(model) or model).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        encoder = CrossEncoder(scratch, device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
+        if model.config.query_prefix:
+            encoder.prompts, encoder.default_prompt_name = {"query": model.config.query_prefix}, "query"
+        encoder.save_pretrained(str(folder), create_model_card=False)
+
+
+def plain_classifier(model: BertCat) -> PreTrainedModel | None:
+    """The sequence classifier of transformers that has a BERT_CAT's scores; None where its head cannot.
+
+    Its head is two layers. Those of a BERT_CAT that has two are copied; a linear head w fits in ReLU and GELU heads,
+    because f(w x) - f(-w x) = w x.
+    """
+    config = model.config
+    head = CLASSIFIER_HEADS.get(config.encoder_config.model_type)
+    if head is None or config.head_activation not in (None, head.activation):
+        return None
+    if config.head_activation is None and head.activation == "tanh":
+        return None
+    encoder_config = type(config.encoder_config).from_dict(config.encoder_config.to_dict() | {"num_labels": 1})
+    encoder_config.problem_type = "regression"
+    classifier = AutoModelForSequenceClassification.from_config(encoder_config)
+    classifier.base_model.load_state_dict(model.bert_model.state_dict(), strict=False)  # BERT's has a pooler besides
+    dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
+    with torch.no_grad():
+        if config.head_activation is not None:
+            dense.load_state_dict(model._dense_layer.state_dict())
+            output.load_state_dict(model._classification_layer.state_dict())
+        else:
+            weight, bias = model._classification_layer.weight, model._classification_layer.bias
+            for parameter in (dense.weight, dense.bias, output.weight, output.bias):
+                parameter.zero_()
+            dense.weight[:2], dense.bias[:2] = torch.cat([weight, -weight]), torch.cat([bias, -bias])
+            output.weight[0, :2] = torch.tensor([1.0, -1.0])
+    return classifier.eval()
+
+
+def score_cross_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Scores of pairs, (N,)."""
+    from sentence_transformers import CrossEncoder
+
+    encoder = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
+
+
+def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `SentenceTransformer` with the ranker's pooling, prefixes as prompts, the dot product as similarity.
+
+    `encode_query` and `encode_document` cut texts at the ranker's lengths; `encode` at the longer one.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    config = model.config
+    with _encoder_module(model, tokenizer) as encoder:
+        modules = [encoder, Pooling(config.encoder_config.hidden_size, config.pooling)]
+        if config.compression_dim is not None:
+            modules.append(_dense_module(model, "sentence_embedding"))
+        if config.normalize:
+            modules.append(Normalize())
+        prompts = {"query": config.query_prefix, "document": config.document_prefix}
+        SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="dot", device="cpu").save_pretrained(
+            str(folder), create_model_card=False
+        )
+
+
+def score_bi_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Scores of pairs, (N,)."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return _pairwise(encoder, queries, documents)
+
+
+def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `MultiVectorEncoder`: encoder, linear layer with its bias, the mask of terms, and as the ranker normalises."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    config = model.config
+    with _encoder_module(model, tokenizer) as encoder:
+        modules = [encoder, _dense_module(model, "token_embeddings"), MultiVectorMask()]
+        if config.normalize:
+            modules.append(Normalize(module_input_name="token_embeddings"))
+        prompts = {"query": config.query_prefix, "document": config.document_prefix}
+        MultiVectorEncoder(
+            modules=modules, prompts=prompts, similarity_fn_name="maxsim", device="cpu"
+        ).save_pretrained(str(folder), create_model_card=False)
+
+
+def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """PyLate's layout: encoder and linear layer; masking and normalising are PyLate's own."""
+    write_multi_vector(model, tokenizer, folder)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[:2]
+    for extra in folder.glob("[2-9]_*"):
+        shutil.rmtree(extra)
+    modules[0]["type"], modules[1]["type"] = "sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"
+    config = model.config
+    settings = {
+        "model_type": "ColBERT",
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": config.query_prefix,
+        "document_prefix": config.document_prefix,
+        "query_length": config.max_query_length,
+        "document_length": config.max_document_length,
+        "do_query_expansion": False,
+        "attend_to_expansion_tokens": False,
+        "skiplist_words": [],
+    }
+    encoder = {"max_seq_length": max(config.max_query_length, config.max_document_length), "do_lower_case": False}
+    files = {"modules": modules, "config_sentence_transformers": settings, "sentence_bert_config": encoder}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def score_multi_vector(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Scores of pairs, (N,)."""
+    from sentence_transformers import MultiVectorEncoder
+
+    return _pairwise(MultiVectorEncoder(str(folder), device="cpu", local_files_only=True), queries, documents)
+
+
+def _pairwise(
+    encoder: "SentenceTransformer | MultiVectorEncoder", queries: Sequence[str], documents: Sequence[str]
+) -> np.ndarray:
+    query_vectors = encoder.encode_query(list(queries), show_progress_bar=False)
+    document_vectors = encoder.encode_document(list(documents), show_progress_bar=False)
+    return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()
+
+
+@contextmanager
+def _encoder_module(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase) -> "Iterator[Transformer]":
+    from sentence_transformers.base.modules import Transformer
+
+    lengths = {"query_length": model.config.max_query_length, "document_length": model.config.max_document_length}
+    tokenizer.model_max_length = max(lengths.values())
+    with TemporaryDirectory() as scratch:
+        _plain_encoder(model).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        yield Transformer(scratch, **lengths)
+
+
+def _plain_encoder(model: BertDot | ColBERT) -> PreTrainedModel:
+    """The encoder as transformers makes it, with a pooler of zeros where it has one, so that no weight is missing."""
+    encoder = AutoModel.from_config(model.config.encoder_config)
+    missing = encoder.load_state_dict(model.bert_model.state_dict(), strict=False).missing_keys
+    with torch.no_grad():
+        for name in missing:
+            encoder.get_parameter(name).zero_()
+    return encoder
+
+
+def _dense_module(model: BertDot | ColBERT, name: str) -> "Dense":
+    from sentence_transformers.base.modules import Dense
+
+    layer = model.compressor
+    sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
+    dense = Dense(**sizes, activation_function=torch.nn.Identity(), module_input_name=name)
+    dense.linear.load_state_dict(layer.state_dict())
+    return dense
