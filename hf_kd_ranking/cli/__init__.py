@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from . import benchmark, demo, evaluate, report, retrieval, teacher, train
+from . import benchmark, demo, evaluate, report, retrieval, serve, teacher, train
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
@@ -18,7 +18,7 @@ app.command("demo")(demo.demo)
 app.add_typer(teacher.app, name="teacher")
 for verb in (retrieval.index, retrieval.search, retrieval.fuse, evaluate.rerank, evaluate.evaluate, evaluate.compare):
     app.command(verb.__name__)(verb)
-for verb in (benchmark.benchmark, report.report):
+for verb in (benchmark.benchmark, report.report, serve.serve):
     app.command(verb.__name__)(verb)
 app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
 
