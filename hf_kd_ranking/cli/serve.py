@@ -22,9 +22,7 @@ def serve(
     collection: options.Collection = None,
     dataset: options.Dataset = None,
     index: Annotated[list[Path], typer.Option(help="What `index` wrote with one of the rankers.")] = (),
-    candidates: Annotated[
-        Path | None, typer.Option(help="A BM25 index; built from the collection if not given.")
-    ] = None,
+    candidates: Annotated[Path | None, typer.Option(help="A BM25 index; built where none is given.")] = None,
     rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank also where an index could search.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Candidates that are re-ranked.")] = 100,
     settings: Annotated[str | None, typer.Option(help="Of a faiss index: nprobe=16, efSearch=128.")] = None,
@@ -64,11 +62,9 @@ def serve(
     engine.search(" ".join(next(documents.items())[1].split()[:8]))  # warms up; finds what does not fit together
     about = {
         "title": title,
+        "documents": len(documents),
         "examples": [] if queries is None else _examples(TextStore.from_file(queries)),
-        "rankers": [
-            {"name": name, "line": f"{search.ranker.model.config.model_type} {search.describe(k)}"}
-            for name, search in engine.rankers.items()
-        ],
+        "rankers": [{"name": name, "line": search.describe(k)} for name, search in engine.rankers.items()],
     }
     if space is not None:
         kept = {"--k": k, "--settings": settings, "--probes": probes, "--batch-size": batch_size, "--dtype": dtype}

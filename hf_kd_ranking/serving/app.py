@@ -51,7 +51,8 @@ class SearchPage:
 
     Args:
         engine: that searches.
-        about: what the page says of itself: `title`, `examples` (queries), and `rankers`, each a `name` and a `line`.
+        about: what the page says of itself: `title`, `documents` (their number), `examples` (queries), and `rankers`,
+            each a `name` and a `line`.
         behind_proxy: True takes the last address of X-Forwarded-For, the one that the proxy wrote, for the client.
     """
 

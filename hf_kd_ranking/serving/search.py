@@ -90,10 +90,11 @@ class RankerSearch:
         self.has_matches = config.model_type in ("ColBERT", "TK") and ranker.tokenizer.is_fast
 
     def describe(self, candidates: int) -> str:
-        """How it ranks, in words."""
+        """What it is and how it ranks, in words."""
+        kind = self.ranker.model.config.model_type
         if self.index is not None:
-            return f"searches all {len(self.documents):,} passages"
-        return f"re-ranks BM25’s best {candidates:,} from {'their texts' if self.store is None else 'stored vectors'}"
+            return f"{kind}, searches all {len(self.documents):,} passages"
+        return f"{kind}, re-ranks BM25’s best {candidates:,} from {'their texts' if self.store is None else 'stored vectors'}"
 
     def search(self, name: str, query: str, candidates: Sequence[str]) -> Ranking:
         """Rank for a query.

@@ -22,16 +22,26 @@ async function ask(path, signal) {
   return answer;
 }
 
-function timeBar(stages) {
+const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
+const sum = (stages) => stages.reduce((total, [, ms]) => total + ms, 0);
+
+function stagesOf(ranking, results) {
+  const first = results.first_stage_ms === null ? [] : [["BM25", results.first_stage_ms]];
+  return [...first, ...Object.entries(ranking.stages_ms)];
+}
+
+// The slowest ranker's bar is as wide as its column, so that bars side by side compare.
+function timeBar(stages, slowest) {
   const bar = make("div", { className: "bar", ariaHidden: "true" });
   const list = make("ul", { className: "stages" });
-  stages.forEach(([name, ms], place) => {
-    const part = make("span", { className: `s-${place}` });
+  bar.style.width = `${(100 * sum(stages)) / slowest}%`;
+  for (const [name, ms] of stages) {
+    const part = make("span", { className: `s-${SHADES[name]}` });
     part.style.flexGrow = ms;
     bar.append(part);
-    list.append(make("li", { className: `s-${place}` }, `${name} ${milliseconds(ms)}`));
-  });
-  return [bar, list];
+    list.append(make("li", { className: `s-${SHADES[name]}` }, `${name} ${milliseconds(ms)}`));
+  }
+  return [make("div", { className: "track" }, bar), list];
 }
 
 function passage(parts) {
@@ -66,11 +76,10 @@ function hitItem(hit, rank, column, results) {
 }
 
 function column(ranking, place, results) {
-  const first = results.first_stage_ms === null ? [] : [["BM25", results.first_stage_ms]];
-  const stages = [...first, ...Object.entries(ranking.stages_ms)];
+  const slowest = Math.max(...results.rankings.map((other) => sum(stagesOf(other, results))));
   const name = make("h2", { id: `ranker-${place}` }, ranking.name);
   const line = make("p", {}, about.rankers[place] ? about.rankers[place].line : "");
-  const section = make("section", { className: "column" }, name, line, ...timeBar(stages));
+  const section = make("section", { className: "column" }, name, line, ...timeBar(stagesOf(ranking, results), slowest));
   section.setAttribute("aria-labelledby", name.id);
   if (!ranking.hits.length) section.append(make("p", { className: "none" }, "No passage has a word of this query."));
   section.append(make("ol", { className: "hits" }, ...ranking.hits.map((hit, i) => hitItem(hit, i + 1, place, results))));
@@ -95,9 +104,8 @@ function showResults(results) {
   $("columns").replaceChildren(...results.rankings.map((ranking, place) => column(ranking, place, results)));
   addFolds();
   const counts = results.rankings.map((ranking) => `${ranking.hits.length} by ${ranking.name}`).join(", ");
-  const times = results.rankings.flatMap((ranking) => Object.values(ranking.stages_ms));
-  const total = times.reduce((sum, ms) => sum + ms, results.first_stage_ms || 0);
-  $("status").textContent = `Passages: ${counts}; ${milliseconds(total)} in all.`;
+  const total = sum(results.rankings.flatMap((ranking) => Object.entries(ranking.stages_ms))) + (results.first_stage_ms || 0);
+  $("status").textContent = `Passages: ${counts}. ${milliseconds(total)} in all.`;
   $("legend").hidden = !document.querySelector(".passage mark");
   $("intro").hidden = true;
 }
@@ -156,6 +164,7 @@ async function start() {
     $("error").textContent = error.message;
   }
   $("title").textContent = about.title;
+  $("about").textContent = about.documents ? `${about.documents.toLocaleString("en")} passages, ranked by hf_kd_ranking` : "";
   if (about.characters) $("query").maxLength = about.characters;
   $("rankers").replaceChildren(...about.rankers.map((ranker) => make("li", {}, make("b", {}, ranker.name), ranker.line)));
   $("examples").hidden = !about.examples.length;
