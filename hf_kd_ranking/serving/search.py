@@ -94,7 +94,8 @@ class RankerSearch:
         kind = self.ranker.model.config.model_type
         if self.index is not None:
             return f"{kind}, searches all {len(self.documents):,} passages"
-        return f"{kind}, re-ranks BM25’s best {candidates:,} from {'their texts' if self.store is None else 'stored vectors'}"
+        source = "their texts" if self.store is None else "stored vectors"
+        return f"{kind}, re-ranks BM25’s best {candidates:,} from {source}"
 
     def search(self, name: str, query: str, candidates: Sequence[str]) -> Ranking:
         """Rank for a query.
