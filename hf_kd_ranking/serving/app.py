@@ -97,7 +97,7 @@ class SearchPage:
         """Count the client's queries of this minute; forgotten with it, so that memory stays bounded."""
         client = request.client.host if request.client else ""
         if self.behind_proxy:
-            client = request.headers.get("x-forwarded-for", client).rpartition(",")[2].strip()
+            client = ",".join([client, *request.headers.getlist("x-forwarded-for")]).rpartition(",")[2].strip()
         if (minute := int(time.monotonic() // 60)) != self._minute:
             self._minute = minute
             self._counts.clear()

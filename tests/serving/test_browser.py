@@ -1,6 +1,5 @@
 """The page in a real browser, where there is one: keyboard alone, a phone, and passages that are markup."""
 
-import contextlib
 import shutil
 import threading
 import time
@@ -48,9 +47,8 @@ def browser():
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    with contextlib.closing(driver), contextlib.ExitStack() as stack:
-        stack.callback(driver.quit)
-        yield driver
+    yield driver
+    driver.quit()
 
 
 def texts_of(browser, selector):
