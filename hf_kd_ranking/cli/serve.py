@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from ..data.texts import TextStore
 from ..ranker import Ranker
 from . import options
 from .options import Config, Dtype, Json, report, torch_dtype
+
+if TYPE_CHECKING:
+    from ..serving.search import SearchEngine
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 
@@ -93,7 +96,8 @@ def _engine(
     k: int,
     settings: str | None,
     probes: int | None,
-):
+) -> "SearchEngine":
+    """Each ranker with its index, if it has one, and BM25 where a ranker re-ranks."""
     from ..retrieval.bm25 import BM25Index
     from ..retrieval.opening import open_searchable
     from ..retrieval.term_store import TermStore
