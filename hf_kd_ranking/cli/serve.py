@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,12 +64,7 @@ def serve(
     }
     engine = _engine(rankers, documents, index, candidates, rerank, k, settings, probes)
     engine.search(" ".join(next(documents.items())[1].split()[:8]))  # warms up; finds what does not fit together
-    about = {
-        "title": title,
-        "documents": len(documents),
-        "examples": [] if queries is None else _examples(TextStore.from_file(queries)),
-        "rankers": [{"name": name, "line": search.describe(k)} for name, search in engine.rankers.items()],
-    }
+    about = _about(engine, title, len(documents), queries)
     if space is not None:
         kept = {"--k": k, "--settings": settings, "--probes": probes, "--batch-size": batch_size, "--dtype": dtype}
         written = [str(part) for option in kept.items() if option[1] is not None for part in option]
@@ -134,9 +130,14 @@ def _matched(rankers: dict[str, Ranker], folders: Sequence[Path]) -> dict[str, P
     return found
 
 
-def _examples(queries: TextStore) -> list[str]:
-    texts = (text for _, text in queries.items() if len(text) <= LONGEST_EXAMPLE)
-    return [text for text, _ in zip(texts, range(EXAMPLES), strict=False)]
+def _about(engine: "SearchEngine", title: str, documents: int, queries: Path | None) -> dict:
+    texts = [] if queries is None else (text for _, text in TextStore.from_file(queries).items())
+    return {
+        "title": title,
+        "documents": documents,
+        "examples": list(islice((text for text in texts if len(text) <= LONGEST_EXAMPLE), EXAMPLES)),
+        "rankers": [{"name": name, "line": search.describe(engine.k)} for name, search in engine.rankers.items()],
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:
