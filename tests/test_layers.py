@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "evaluation": ("models", "data", "inference", "ranker", "retrieval"),
     "training": ("models", "losses", "data", "inference", "ranker", "evaluation", "hub"),
     "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval"),
+    "serving": ("models", "data", "inference", "ranker", "retrieval"),
     "hub": ("models", "data.formats"),
     "cli": ANYTHING,
     "demo": ANYTHING,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from . import benchmark, demo, evaluate, export, push, report, retrieval, teacher, train
+from . import benchmark, demo, evaluate, export, push, report, retrieval, serve, teacher, train
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
@@ -18,7 +18,7 @@ app.command("demo")(demo.demo)
 app.add_typer(teacher.app, name="teacher")
 for verb in (retrieval.index, retrieval.search, retrieval.fuse, evaluate.rerank, evaluate.evaluate, evaluate.compare):
     app.command(verb.__name__)(verb)
-for verb in (benchmark.benchmark, report.report, export.export, push.push):
+for verb in (benchmark.benchmark, report.report, serve.serve, export.export, push.push):
     app.command(verb.__name__)(verb)
 app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
 

@@ -136,26 +136,15 @@ def _search(
     probes: int | None,
 ) -> Run:
     from ..retrieval.colbert_index import ColBERTIndex
-    from ..retrieval.dense_index import DenseIndex
+    from ..retrieval.opening import open_searchable
     from ..retrieval.term_store import TermStore
-    from ..retrieval.vectors import VectorStore
-    from ..retrieval.versions import read_facts
 
     if candidates is not None:
         return TermStore.open(folder, ranker).rerank(candidates, queries)
-    architecture = ranker.model.config.model_type
-    if architecture == "ColBERT":
-        return ColBERTIndex.open(folder, ranker).search(queries, k, None if exact else probes)
-    if architecture != "BERT_Dot":
-        raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
-    if exact or not (folder / "dense").is_dir():
-        return DenseIndex.build(ranker, VectorStore.open(folder, ranker)).search(queries, k)
-    dense = DenseIndex.open(folder / "dense", ranker)
-    if dense.facts["vectors"] != read_facts(folder)["checksum"]:
-        raise ValueError(f"{folder / 'dense'} is of an earlier version of the vectors; give index --factory again.")
-    if settings is not None:
-        dense.tune(settings)
-    return dense.search(queries, k)
+    opened = open_searchable(folder, ranker, exact, settings)
+    if isinstance(opened, ColBERTIndex):
+        return opened.search(queries, k, None if exact else probes)
+    return opened.search(queries, k)
 
 
 def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:

@@ -101,23 +101,29 @@ class ColBERTIndex(TermStore):
         Raises:
             ValueError: if there are no centroids for an approximate search, or k is not positive.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        if probes is not None and self.centroids is None:
-            raise ValueError(f"{self.store.folder} has no centroids for a search with probes; call cluster() once.")
         run, items = Run(), list(queries.items())
         for start in range(0, len(items), QUERIES_AT_ONCE):
             query_ids, texts = zip(*items[start : start + QUERIES_AT_ONCE], strict=True)
-            vectors = self.ranker.encode_queries(texts)
-            if probes is None:
-                results = search_terms(vectors, self._chunks(), k)
-            else:
-                results = [
-                    self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in vectors
-                ]
+            results = self.search_vectors(self.ranker.encode_queries(texts), k, probes, candidates)
             for query_id, (scores, rows) in zip(query_ids, results, strict=True):
                 run[str(query_id)] = list(zip(self.store.ids_of(rows), scores.tolist(), strict=True))
         return run
+
+    def search_vectors(
+        self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best k rows for every query's term vectors, (Lq, D).
+
+        Returns:
+            Scores, falling, and rows, of every query; arguments and errors otherwise as `search`.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        if probes is None:
+            return search_terms(queries, self._chunks(), k)
+        if self.centroids is None:
+            raise ValueError(f"{self.store.folder} has no centroids for a search with probes; call cluster() once.")
+        return [self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in queries]
 
     def _chunks(self) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
         for start, stop, vectors in self.store.chunks():

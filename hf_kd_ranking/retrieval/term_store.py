@@ -57,7 +57,7 @@ class TermStore:
         Raises:
             KeyError: naming ids that are not in the store.
         """
-        return self._scores(self.ranker.encode_queries([query])[0], doc_ids)
+        return self.score_vector(self.ranker.encode_queries([query])[0], doc_ids)
 
     def rerank(self, candidates: Run, queries: TextStore | Mapping[str, str]) -> Run:
         """Candidates in the ranker's order, as `evaluation.rerank.rerank_run` gives from texts; ties keep their order.
@@ -74,9 +74,10 @@ class TermStore:
             vectors = self.ranker.encode_queries([queries[query_id] for query_id in some])
             for query_id, query in zip(some, vectors, strict=True):
                 doc_ids = [doc_id for doc_id, _ in candidates[query_id]]
-                run |= Run.from_scores([query_id] * len(doc_ids), doc_ids, self._scores(query, doc_ids))
+                run |= Run.from_scores([query_id] * len(doc_ids), doc_ids, self.score_vector(query, doc_ids))
         return run
 
-    def _scores(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
+    def score_vector(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
+        """`score` for an encoded query, (D,) or (Lq, D)."""
         rows = self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}")
         return score_stored(self.ranker.model, query, self.store.take(rows), self.ranker.batch_size)

@@ -1,0 +1,181 @@
+"use strict";
+// Texts reach the page by textContent only: whatever a query or a passage holds, it is shown and never run.
+
+const $ = (id) => document.getElementById(id);
+let about = { title: document.title, rankers: [], examples: [] };
+let running = null; // the search in flight, which the next one gives up
+let shown = null; // the query whose results are on the page
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+const milliseconds = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString("en")) + " ms";
+
+async function ask(path, signal) {
+  const response = await fetch(path, { signal });
+  const isJson = (response.headers.get("content-type") || "").includes("json");
+  const answer = isJson ? await response.json() : { error: `The server failed (${response.status}); its log says why.` };
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
+const sum = (stages) => stages.reduce((total, [, ms]) => total + ms, 0);
+
+function stagesOf(ranking, results) {
+  const first = results.first_stage_ms === null ? [] : [["BM25", results.first_stage_ms]];
+  return [...first, ...Object.entries(ranking.stages_ms)];
+}
+
+// The slowest ranker's bar is as wide as its column, so that bars side by side compare.
+function timeBar(stages, slowest) {
+  const bar = make("div", { className: "bar", ariaHidden: "true" });
+  const list = make("ul", { className: "stages" });
+  bar.style.width = `${(100 * sum(stages)) / slowest}%`;
+  for (const [name, ms] of stages) {
+    const part = make("span", { className: `s-${SHADES[name]}` });
+    part.style.flexGrow = ms;
+    bar.append(part);
+    list.append(make("li", { className: `s-${SHADES[name]}` }, `${name} ${milliseconds(ms)}`));
+  }
+  return [make("div", { className: "track" }, bar), list];
+}
+
+function passage(parts) {
+  const text = make("p", { className: "passage folded" });
+  for (const part of parts) {
+    const level = Math.ceil(part.strength * 5);
+    text.append(level ? make("mark", { className: `s${level}`, title: `“${part.term}”, strength ${part.strength}` }, part.text) : part.text);
+  }
+  return text;
+}
+
+function firstStageRank(hit, rank, results) {
+  if (results.candidates === null) return [];
+  if (hit.first_rank === null) return [make("span", {}, `not in BM25’s ${results.candidates}`)];
+  const rise = hit.first_rank - rank;
+  const arrow = rise > 0 ? ` ↑${rise}` : rise < 0 ? ` ↓${-rise}` : "";
+  return [make("span", { className: rise > 0 ? "rose" : "" }, `BM25 #${hit.first_rank}${arrow}`)];
+}
+
+function elsewhere(hit, column, results) {
+  return results.rankings.flatMap((other, place) => {
+    const rank = 1 + other.hits.findIndex((candidate) => candidate.doc_id === hit.doc_id);
+    return place === column || !rank ? [] : [make("a", { href: `#hit-${place}-${rank}` }, `#${rank} by ${other.name}`)];
+  });
+}
+
+function hitItem(hit, rank, column, results) {
+  const facts = make("p", { className: "facts" }, ...firstStageRank(hit, rank, results), ...elsewhere(hit, column, results),
+    make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
+  const body = make("div", {}, passage(hit.parts), facts);
+  return make("li", { id: `hit-${column}-${rank}`, tabIndex: -1 }, make("span", { className: "rank" }, rank), body);
+}
+
+function column(ranking, place, results) {
+  const slowest = Math.max(...results.rankings.map((other) => sum(stagesOf(other, results))));
+  const name = make("h2", { id: `ranker-${place}` }, ranking.name);
+  const line = make("p", {}, about.rankers[place] ? about.rankers[place].line : "");
+  const section = make("section", { className: "column" }, name, line, ...timeBar(stagesOf(ranking, results), slowest));
+  section.setAttribute("aria-labelledby", name.id);
+  if (!ranking.hits.length) section.append(make("p", { className: "none" }, "No passage has a word of this query."));
+  section.append(make("ol", { className: "hits" }, ...ranking.hits.map((hit, i) => hitItem(hit, i + 1, place, results))));
+  return section;
+}
+
+// Long passages are folded; a button, only where something is hidden, unfolds them.
+function addFolds() {
+  for (const text of document.querySelectorAll(".passage.folded")) {
+    if (text.scrollHeight <= text.clientHeight + 2) continue;
+    const button = make("button", { type: "button", className: "more", ariaExpanded: "false" }, "Show all");
+    button.addEventListener("click", () => {
+      const isFolded = text.classList.toggle("folded");
+      button.textContent = isFolded ? "Show all" : "Show less";
+      button.ariaExpanded = String(!isFolded);
+    });
+    text.after(button);
+  }
+}
+
+function showResults(results) {
+  $("columns").replaceChildren(...results.rankings.map((ranking, place) => column(ranking, place, results)));
+  addFolds();
+  const counts = results.rankings.map((ranking) => `${ranking.hits.length} by ${ranking.name}`).join(", ");
+  const total = sum(results.rankings.flatMap((ranking) => Object.entries(ranking.stages_ms))) + (results.first_stage_ms || 0);
+  $("status").textContent = `Passages: ${counts}. ${milliseconds(total)} in all.`;
+  $("legend").hidden = !document.querySelector(".passage mark");
+  $("intro").hidden = true;
+}
+
+async function search(query) {
+  if (running) running.abort();
+  const mine = (running = new AbortController());
+  $("error").textContent = "";
+  $("status").textContent = "Searching …";
+  $("main").setAttribute("aria-busy", "true");
+  try {
+    const results = await ask("api/search?q=" + encodeURIComponent(query), mine.signal);
+    shown = query;
+    showResults(results);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    $("status").textContent = "";
+    $("error").textContent = error.message;
+    $("columns").replaceChildren();
+    $("legend").hidden = true;
+  }
+  if (mine === running) $("main").removeAttribute("aria-busy");
+}
+
+function showIntro() {
+  shown = null;
+  if (running) running.abort();
+  $("main").removeAttribute("aria-busy");
+  $("columns").replaceChildren();
+  $("status").textContent = $("error").textContent = "";
+  $("legend").hidden = true;
+  $("intro").hidden = false;
+}
+
+// The address says what is shown, so that it can be shared and the browser's Back works.
+function followAddress() {
+  const query = new URLSearchParams(location.search).get("q");
+  document.title = query ? `${query} · ${about.title}` : about.title;
+  if (query === shown && query !== null) return;
+  $("query").value = query || "";
+  if (query === null) showIntro();
+  else search(query);
+}
+
+function go(event, query) {
+  event.preventDefault();
+  shown = null;
+  history.pushState(null, "", "?q=" + encodeURIComponent(query));
+  followAddress();
+}
+
+async function start() {
+  try {
+    about = await ask("api/about");
+  } catch (error) {
+    $("error").textContent = error.message;
+  }
+  $("title").textContent = about.title;
+  $("about").textContent = about.documents ? `${about.documents.toLocaleString("en")} passages, ranked by hf_kd_ranking` : "";
+  if (about.characters) $("query").maxLength = about.characters;
+  $("rankers").replaceChildren(...about.rankers.map((ranker) => make("li", {}, make("b", {}, ranker.name), ranker.line)));
+  $("examples").hidden = !about.examples.length;
+  for (const example of about.examples) {
+    const link = make("a", { href: "?q=" + encodeURIComponent(example) }, example);
+    link.addEventListener("click", (event) => { if (!event.ctrlKey && !event.metaKey) go(event, example); });
+    $("examples").lastElementChild.append(make("li", {}, link));
+  }
+  $("form").addEventListener("submit", (event) => go(event, $("query").value.trim()));
+  addEventListener("popstate", followAddress);
+  followAddress();
+}
+
+start();

@@ -1,0 +1,44 @@
+"""Small engines to search with."""
+
+from collections.abc import Callable
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.serving.search import RankerSearch, SearchEngine
+
+HOSTILE = "apple bread <script>window.ran = 1</script> <img src=x onerror='window.ran = 1'> & \"king\""
+
+
+@pytest.fixture
+def hostile() -> str:
+    """A passage that would run if it were taken for markup."""
+    return HOSTILE
+
+
+@pytest.fixture
+def documents(toy, tmp_path) -> kd.TextStore:
+    """The toy documents, and one that is markup under an id that is."""
+    rows = (toy / "collection.tsv").read_text() + f"<b>41</b>\t{HOSTILE}\n"
+    (tmp_path / "documents.tsv").write_text(rows)
+    return kd.TextStore.from_tsv(tmp_path / "documents.tsv")
+
+
+@pytest.fixture
+def bm25(documents) -> kd.BM25Index:
+    return kd.BM25Index.build(documents)
+
+
+@pytest.fixture
+def ranker(model, tokenizer) -> kd.Ranker:
+    return kd.Ranker(model, tokenizer)
+
+
+@pytest.fixture
+def make_engine(documents, bm25) -> Callable[..., SearchEngine]:
+    """make_engine(a=ranker, b=ranker): rankers that re-rank BM25's candidates from their texts."""
+
+    def make(**rankers: kd.Ranker) -> SearchEngine:
+        return SearchEngine({name: RankerSearch(ranker, documents) for name, ranker in rankers.items()}, bm25, k=20)
+
+    return make

@@ -1,0 +1,134 @@
+"""The application: answers, limits, escaping, headers."""
+
+import asyncio
+import threading
+from dataclasses import asdict
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from hf_kd_ranking.serving.app import Limits, SearchPage, make_app
+from hf_kd_ranking.serving.search import Results
+
+ABOUT = {"title": "Toy", "documents": 41, "examples": [], "rankers": [{"name": "a", "line": "ranks"}]}
+
+
+class Slow:
+    """An engine that searches until it is told to stop, and knows how many searches ran at once."""
+
+    def __init__(self):
+        self.go, self.most, self.running = threading.Event(), 0, 0
+
+    def search(self, query):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.go.wait(10)
+        self.running -= 1
+        return Results(query, None, None, [])
+
+
+class Quick:
+    """An engine that finds nothing."""
+
+    def search(self, query):
+        return Results(query, 0, 1.0, [])
+
+
+def client(engine, *arguments, **settings):
+    return TestClient(make_app(SearchPage(engine, ABOUT, *arguments, **settings)), base_url="http://localhost")
+
+
+@pytest.mark.parametrize("model", ["colbert"], indirect=True)
+def test_an_answer_is_what_the_engine_finds_and_markup_stays_text(ranker, make_engine, hostile):
+    engine = make_engine(a=ranker, b=ranker)
+    page = client(engine)
+    answer = page.get("/api/search", params={"q": " king \n script "})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    results = answer.json()
+    wanted = asdict(engine.search("king script"))
+    assert results["query"] == "king script"
+    for found, ranking in zip(results["rankings"], wanted["rankings"], strict=True):
+        assert (found["name"], found["hits"]) == (ranking["name"], ranking["hits"])
+    (hit,) = [hit for hit in results["rankings"][0]["hits"] if hit["doc_id"] == "<b>41</b>"]
+    assert "".join(part["text"] for part in hit["parts"]) == hostile
+    assert page.get("/api/search", params={"q": "<script>\0alert(1)</script>"}).json()["query"].startswith("<script>")
+
+
+def test_the_page_and_its_files_come_with_headers_and_name_no_other_place():
+    page = client(Quick())
+    assert page.get("/api/about").json() == ABOUT | {"characters": 300}
+    for path in ("/", "/style.css", "/page.js", "/icon.svg", "/api/about", "/api/search?q=", "/none"):
+        answer = page.get(path)
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace(
+            "// ", ""
+        )  # a name of a format
+    html = page.get("/").text
+    assert (
+        "<style" not in html
+        and "style=" not in html
+        and "<script>" not in html
+        and " on" not in html.split("<body")[0]
+    )
+    assert page.get("/../app.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [("", "The query is empty"), (" \n", "The query is empty"), ("x" * 301, "has 301 characters, the limit is 300")],
+)
+def test_a_bad_query_is_one_line(query, message):
+    answer = client(Quick()).get("/api/search", params={"q": query})
+    assert (answer.status_code, message in answer.json()["error"], "\n" in answer.json()["error"]) == (
+        400,
+        True,
+        False,
+    )
+
+
+def test_a_client_has_so_many_queries_a_minute_and_the_next_minute_as_many(monkeypatch):
+    now = [1_000.0]
+    monkeypatch.setattr("hf_kd_ranking.serving.app.time.monotonic", lambda: now[0])
+    page = client(Quick(), Limits(per_minute=2), behind_proxy=True)
+
+    def ask(addresses):
+        return page.get("/api/search?q=a", headers={"X-Forwarded-For": addresses}).status_code
+
+    # The proxy appends the address that it sees; what a client writes before it counts for nothing.
+    assert [ask("1.1.1.1"), ask("9.9.9.9, 1.1.1.1"), ask("8.8.8.8, 1.1.1.1"), ask("2.2.2.2")] == [200, 200, 429, 200]
+    now[0] += 60
+    assert ask("1.1.1.1") == 200
+
+
+def test_without_a_proxy_its_header_is_not_believed():
+    page = client(Quick(), Limits(per_minute=1))
+    statuses = [page.get("/api/search?q=a", headers={"X-Forwarded-For": f"{i}.1.1.1"}).status_code for i in range(2)]
+    assert statuses == [200, 429]
+
+
+def test_one_search_runs_at_a_time_a_few_wait_and_the_rest_are_refused():
+    engine = Slow()
+    app = make_app(SearchPage(engine, ABOUT, Limits(waiting=3)))
+
+    async def ask_all():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            asked = [asyncio.create_task(http.get("/api/search?q=a")) for _ in range(5)]
+            while sum(task.done() for task in asked) < 2:
+                await asyncio.sleep(0.01)
+            engine.go.set()
+            return await asyncio.gather(*asked), await http.get("/api/search?q=b")
+
+    answers, later = asyncio.run(asyncio.wait_for(ask_all(), 20))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429, 429]
+    assert {a.json()["error"] for a in answers if a.status_code == 429} == {
+        "Too many searches at once; try again in a few seconds."
+    }
+    assert (later.status_code, engine.most) == (200, 1)
+
+
+def test_a_server_is_not_reached_under_a_foreign_name():
+    assert client(Quick()).get("/api/about", headers={"Host": "evil.example"}).status_code == 400

@@ -1,0 +1,134 @@
+"""The page in a real browser, where there is one: keyboard alone, a phone, and passages that are markup."""
+
+import shutil
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from hf_kd_ranking.serving.app import SearchPage, make_app
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine"),
+    pytest.mark.parametrize("model", ["colbert"], indirect=True),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture
+def address(ranker, make_engine):
+    """Where a server answers, in a thread."""
+    rankers = [{"name": "one", "line": "ColBERT"}, {"name": "<i>two</i>", "line": "ColBERT"}]
+    about = {"title": "Toy", "documents": 41, "examples": ["cat & dog"], "rankers": rankers}
+    engine = make_engine(**{"one": ranker, "<i>two</i>": ranker})
+    server = uvicorn.Server(uvicorn.Config(make_app(SearchPage(engine, about)), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def texts_of(browser, selector):
+    return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+
+
+def wait_for_results(browser):
+    WebDriverWait(browser, 20).until(lambda _: texts_of(browser, ".hits > li"))
+
+
+def focused(browser):
+    return browser.execute_script(
+        "return document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
+    )
+
+
+def press(browser, *keys):
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def test_a_query_by_keyboard_alone_shows_two_rankings_and_markup_as_text(browser, address, hostile):
+    browser.get(address)
+    WebDriverWait(browser, 20).until(lambda _: texts_of(browser, "#examples li"))
+    assert focused(browser) == "query"
+    press(browser, "script king", Keys.ENTER)
+    wait_for_results(browser)
+    assert browser.current_url.endswith("?q=script%20king")
+    assert browser.title == "script king · Toy"
+    assert texts_of(browser, ".column h2") == ["one", "<i>two</i>"]
+    assert hostile in texts_of(browser, ".passage")
+    assert "id <b>41</b>" in texts_of(browser, ".facts span")
+    assert texts_of(browser, ".passage script, .passage img, .column i, .facts b") == []
+    assert browser.execute_script("return window.ran") is None
+    assert texts_of(browser, ".passage mark")
+    assert any("query encoding" in text for text in texts_of(browser, ".stages li"))
+    assert any(text.startswith("BM25 #1") for text in texts_of(browser, ".facts span"))
+    assert texts_of(browser, "[role=status]")[0].startswith("Passages: ")
+    press(browser, Keys.TAB)
+    if focused(browser) == "query":  # the button that empties a search field, in some versions
+        press(browser, Keys.TAB)
+    assert focused(browser) == "BUTTON"
+    assert browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    press(browser, Keys.TAB)
+    assert focused(browser) == "A"  # the same passage in the other column
+    press(browser, Keys.ENTER)
+    assert browser.execute_script("return document.querySelector(':target').id").startswith("hit-1-")
+    assert texts_of(browser, ".column h2") == ["one", "<i>two</i>"]
+    assert browser.get_log("browser") == []
+
+
+def test_back_and_a_shared_address_show_what_was_searched(browser, address):
+    browser.get(f"{address}/?q=%3Cimg%20src%3Dx%3E%20apple")
+    wait_for_results(browser)
+    assert browser.execute_script("return document.getElementById('query').value") == "<img src=x> apple"
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
+    press(browser, "zzz", Keys.ENTER)
+    WebDriverWait(browser, 20).until(lambda _: texts_of(browser, ".none"))
+    assert texts_of(browser, ".none")[0] == "No passage has a word of this query."
+    browser.back()
+    wait_for_results(browser)
+    assert browser.execute_script("return document.getElementById('query').value") == "<img src=x> apple"
+    browser.get(f"{address}/?q=")
+    WebDriverWait(browser, 20).until(lambda _: texts_of(browser, "#error")[0])
+    assert texts_of(browser, "[role=alert]") == ["The query is empty; type a few words."]
+
+
+def test_on_a_phone_the_columns_stack_and_nothing_scrolls_sideways(browser, address):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(f"{address}/?q=apple")
+    wait_for_results(browser)
+    one, two = browser.execute_script(
+        "return [...document.querySelectorAll('.column')].map(e => e.getBoundingClientRect().toJSON())"
+    )
+    assert one["left"] == two["left"]
+    assert one["bottom"] <= two["top"]
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics | {"width": 1280, "mobile": False})
+    one, two = browser.execute_script(
+        "return [...document.querySelectorAll('.column')].map(e => e.getBoundingClientRect().toJSON())"
+    )
+    assert one["top"] == two["top"]
+    assert one["right"] < two["left"]
