@@ -148,9 +148,10 @@ def base_model(config: Mapping[str, Any]) -> str | None:
 def _model_index_entry(result: Mapping[str, Any], dataset_id: str | None) -> EvalResult:
     return EvalResult(
         task_type="text-ranking",
-        task_name="Re-ranking",
+        task_name="Passage ranking",
         dataset_type=dataset_id or "held-out",
         dataset_name=result["dataset"],
+        dataset_split=result["dataset"],  # entries are told apart by it, not by their name
         metric_type=result["measure"],
         metric_value=round(result["value"], 4),
     )
@@ -162,8 +163,8 @@ def _results_table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| queries | measure | value | first stage | p |", "| --- | --- | --- | --- | --- |"]
     for result in results:
         first, p_value = result.get("first_stage"), result.get("p_value")
-        cells = [result["dataset"], result["measure"], f"{result['value']:.4f}"]
-        cells += ["" if first is None else f"{first:.4f}", "" if p_value is None else f"{p_value:.2g}"]
+        cells = [result["dataset"], result["measure"], f"{result['value']:.4g}"]
+        cells += ["" if first is None else f"{first:.4g}", "" if p_value is None else f"{p_value:.2g}"]
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         "The part behind @ is the cutoff; a grade of 1 or more counts as relevant, where the measure names no other "

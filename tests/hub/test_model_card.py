@@ -1,17 +1,23 @@
 """The card that a training run writes: valid metadata, and what was trained on what with which result."""
 
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub.manifest import write_manifest
-from hf_kd_ranking.hub.model_card import ARCHITECTURE, UNMEASURED, base_model, write_model_card
+from hf_kd_ranking.hub.model_card import ARCHITECTURE, UNMEASURED, base_model, write_card, write_model_card
+from hf_kd_ranking.hub.publish import check_card
 from hf_kd_ranking.models import ARCHITECTURES
+
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def test_text_names_teacher_data_loss_settings_and_results(trained):
         "| per_device_train_batch_size | 8 |",
         "| max_steps | 2 |",
         "| teacher_scale | 0.25 |",
-        f"| nDCG@10 | {last['eval_nDCG@10']:.4f} | ",
+        f"| nDCG@10 | {last['eval_nDCG@10']:.4g} | ",
         ARCHITECTURE[trainer.model.config.model_type],
         "arXiv",
     ):
@@ -108,7 +114,7 @@ def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
     results = {"first_stage": {"nDCG@10": 0.25}, "after": {"nDCG@10": 0.5}, "tests": tests}
     write_manifest(tmp_path, arguments, 7, results, {})
     card = ModelCard.load(write_model_card(tmp_path, kd.BertDotConfig().to_dict()))
-    assert "| held-out queries of me/passages | nDCG@10 | 0.5000 | 0.2500 | 0.031 |" in card.text
+    assert "| held-out queries of me/passages | nDCG@10 | 0.5 | 0.25 | 0.031 |" in card.text
     assert card.data.datasets == "me/passages"
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "ranking.yaml").read_text()))
     assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [("me/passages", "nDCG@10", 0.5)]
@@ -131,6 +137,45 @@ def test_costs_are_kept_for_the_next_card(tmp_path, encoder):
     assert UNMEASURED in texts[0] and texts[1] == texts[2]
     assert f"| bytes stored a passage, float32 | {4 * measured_size} |" in texts[1]
     assert f"| a query against 2 passages, median | {costs['costs']['total_ms']['p50']:,.1f} ms |" in texts[1]
+
+
+def test_results_on_several_sets_of_queries_are_several_entries(tmp_path):
+    facts = yaml.safe_load((MODEL_CARDS / "facts.yaml").read_text())
+    name = "distilbert-dot-margin_mse-T2-msmarco"
+    known = {**facts["shared"], **facts["cards"][name], "name": name, "repository": name, "costs": "none"}
+    card = ModelCard.load(write_card(tmp_path, known))
+    sets = {(result.dataset_name, result.metric_type, result.metric_value) for result in card.data.eval_results}
+    assert ("MS MARCO DEV (49K queries), retrieval", "RR@10", 0.323) in sets
+    assert ("TREC-DL 2019, retrieval", "nDCG@10", 0.697) in sets
+    assert len(sets) == 6
+
+
+def test_the_finished_cards_are_what_the_script_writes(tmp_path):
+    script = MODEL_CARDS.parent / "examples" / "write_model_cards.py"
+    subprocess.run([sys.executable, script, "--output", tmp_path], check=True)
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len([path for path in written if path.name == "README.md"]) == 5
+    for path in written:
+        assert (MODEL_CARDS / path).read_text() == (tmp_path / path).read_text(), path
+
+
+@pytest.mark.parametrize("path", sorted(MODEL_CARDS.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_a_finished_card_is_whole_and_its_usage_runs(path, monkeypatch, encoder):
+    check_card(path)
+    card = ModelCard.load(path)
+    assert {"# " + path.parent.name, "## Results", "## Costs", "## Limits and biases"} <= set(card.text.splitlines())
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    (arguments,) = re.findall(r"from_pretrained\((.*)\)", code)
+    architecture = next(name for name, kind in ARCHITECTURES.items() if kind.config_class.model_type in card.data.tags)
+    loaded = []
+
+    def load(name: str, *wanted: str) -> kd.Ranker:
+        loaded.append((name, *wanted))
+        return kd.Ranker(kd.load_ranker(encoder, architecture), AutoTokenizer.from_pretrained(encoder))
+
+    monkeypatch.setattr(kd.Ranker, "from_pretrained", load)
+    exec(compile(code, str(path), "exec"), {})
+    assert loaded == [eval(f"({arguments},)")]
 
 
 def test_every_architecture_has_its_sentences():
