@@ -219,13 +219,13 @@ def hub(monkeypatch, tmp_path) -> list:
     """The Hub's place: what was pushed stays in `pushed`."""
     calls = []
 
-    def push_folder(folder, repo_id, private):
+    def upload(files, repo_id, repo_type, message, private, overwrite):
         calls.append((repo_id, private))
-        Path(folder, "README.md").rename(tmp_path / "pushed.md")
-        Path(folder, teacher.FILE).rename(tmp_path / "pushed.parquet")
+        files["README.md"].rename(tmp_path / "pushed.md")
+        files[teacher.FILE].rename(tmp_path / "pushed.parquet")
         return "https://hub/commit"
 
-    monkeypatch.setattr(teacher, "push_folder", push_folder)
+    monkeypatch.setattr(teacher, "upload", upload)
     return calls
 
 

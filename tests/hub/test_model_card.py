@@ -121,7 +121,7 @@ def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
 
 
 def test_costs_are_kept_for_the_next_card(tmp_path, encoder):
-    ranker = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu")
+    ranker = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu", max_document_length=9)
     measured = kd.measure_efficiency({"x": ranker}, ["a b"], ["c", "d e"])
     measured_size = ranker().model.config.encoder_config.hidden_size
     costs = {
@@ -171,7 +171,8 @@ def test_a_finished_card_is_whole_and_its_usage_runs(path, monkeypatch, encoder)
 
     def load(name: str, *wanted: str) -> kd.Ranker:
         loaded.append((name, *wanted))
-        return kd.Ranker(kd.load_ranker(encoder, architecture), AutoTokenizer.from_pretrained(encoder))
+        settings = {"max_document_length": 9} | ({"join_layer_idx": 1} if architecture == "prettr" else {})
+        return kd.Ranker(kd.load_ranker(encoder, architecture, **settings), AutoTokenizer.from_pretrained(encoder))
 
     monkeypatch.setattr(kd.Ranker, "from_pretrained", load)
     exec(compile(code, str(path), "exec"), {})

@@ -1,11 +1,13 @@
 """Publishing, by the real client against a stand-in of the Hub: one commit, everything in it, no token anywhere."""
 
 import json
+import shutil
 import traceback
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from transformers.trainer_utils import HubStrategy
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub.manifest import digest, public_command, read_manifest
@@ -15,23 +17,26 @@ TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
 CODE = {"base.py", "bert_dot.py", "encoder.py", "padding.py", "scoring.py"}
 
 
-@pytest.fixture
-def job(toy, encoder, tmp_path) -> tuple[kd.TrainingJob, kd.RankingTrainingArguments]:
+def make_job(toy: Path, encoder: Path, output: Path) -> tuple[kd.TrainingJob, kd.RankingTrainingArguments]:
     job = kd.TrainingJob(str(encoder), "bert_dot", max_query_length=8, max_document_length=16)
     job.teacher_scores, job.collection, job.queries = (
         str(toy / name) for name in ("scores.tsv", "collection.tsv", "queries.tsv")
     )
     job.candidates, job.qrels = str(toy / "candidates.trec"), str(toy / "qrels.txt")
     settings = {"use_cpu": True, "disable_tqdm": True, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    return job, kd.RankingTrainingArguments(
-        str(tmp_path / "ranker"), data_name="me/toy", teacher_name="dice", **settings
-    )
+    return job, kd.RankingTrainingArguments(str(output), data_name="me/toy", teacher_name="dice", **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(toy, encoder, tmp_path_factory) -> Path:
+    job, args = make_job(toy, encoder, tmp_path_factory.mktemp("trained") / "ranker")
+    kd.train_ranker(job, args)
+    return Path(args.output_dir)
 
 
 @pytest.fixture
-def folder(job, private_cache) -> Path:
-    kd.train_ranker(*job)
-    return Path(job[1].output_dir)
+def folder(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "ranker")
 
 
 def test_one_commit_holds_what_others_need_and_nothing_else(hub, folder, tmp_path):
@@ -174,9 +179,9 @@ def test_a_command_is_shown_without_tokens_and_local_folders():
     assert public_command(parts) == ["train.py", "--hub_token", "***", "--hub_token=***", "--x=***", "--lr", "1e-5"]
 
 
-def test_the_trainer_publishes_at_the_end(hub, job, private_cache):
-    job, args = job
-    args.push_to_hub, args.hub_model_id = True, "me/ranker"
+def test_the_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache):
+    job, args = make_job(toy, encoder, tmp_path / "out")
+    args.push_to_hub, args.hub_model_id, args.hub_strategy = True, "me/ranker", HubStrategy.END
     kd.train_ranker(job, args)
     files = hub.files("me/ranker")
     assert files["model.safetensors"] == Path(args.output_dir, "model.safetensors").read_bytes()

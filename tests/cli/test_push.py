@@ -1,0 +1,53 @@
+"""`push` as the command line calls it; what the Hub receives is tested with the library."""
+
+import json
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.hub.manifest import write_manifest
+from hf_kd_ranking.hub.model_card import write_model_card
+
+
+@pytest.fixture
+def folder(encoder, tokenizer, tmp_path):
+    """A saved BERT_DOT with manifest and card, and what `benchmark` measured of it."""
+    model = kd.load_ranker(encoder, "bert_dot", max_query_length=8, max_document_length=16)
+    ranker, folder = kd.Ranker(model, tokenizer), tmp_path / "ranker"
+    ranker.save_pretrained(folder)
+    write_manifest(folder, kd.RankingTrainingArguments(str(folder), use_cpu=True).to_dict(), 7, {"after": {}}, {})
+    write_model_card(folder, model.config.to_dict())
+    measured = kd.measure_efficiency({"fast": lambda: ranker}, ["a b"], ["c", "d e"])
+    (tmp_path / "efficiency.json").write_text(json.dumps(measured))
+    return folder
+
+
+def test_a_dry_run_shows_every_file_with_its_size(call, folder):
+    status, out, _ = call(f"push {folder} me/ranker --private --dry-run")
+    *files, total = out.splitlines()
+    shown = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in files}
+    assert (status, shown) == (0, {name: (folder / name).stat().st_size for name in shown})
+    assert {"model.safetensors", "README.md", "manifest.json", "bert_dot.py", "tokenizer.json"} <= shown.keys()
+    assert total.split() == [f"{sum(shown.values()):,}", *"bytes would go to private repository me/ranker".split()]
+
+
+def test_measured_costs_go_into_the_card(call, folder, tmp_path):
+    status, out, _ = call(f"push {folder} me/r --efficiency {tmp_path}/efficiency.json --name fast --dry-run --json")
+    assert status == 0 and json.loads(out)["files"]["README.md"] == (folder / "README.md").stat().st_size
+    assert "| a query against 2 passages, median |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("{tmp} me/r", "is no checkpoint"),
+        ("{folder} ranker", "owner/name"),
+        ("{folder} me/r --efficiency {tmp}/efficiency.json", "has no ranker 'ranker'; it has fast"),
+        ("{folder} me/r --efficiency {tmp}/none.json", "none.json"),
+    ],
+)
+def test_bad_input_is_one_line(call, folder, tmp_path, capsys, options, words):
+    capsys.readouterr()  # what making the folder printed
+    status, _, err = call(f"push {options.format(tmp=tmp_path, folder=folder)} --dry-run")
+    assert status == 2
+    assert words in err and len(err.splitlines()) == 1
