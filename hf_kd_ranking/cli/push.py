@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..data.formats import existing_file
+from ..hub.model_card import costs_of
 from ..hub.publish import publish_ranker
 from .options import Config, Json, report
 
@@ -25,7 +26,10 @@ def push(
     json: Json = False,
 ) -> None:
     """Publish a ranker: weights, tokenizer, code, card, results, manifest and runs in one commit."""
-    costs = None if efficiency is None else _costs_of(efficiency, name or model.name)
+    costs = None
+    if efficiency is not None:
+        measured = existing_file(efficiency, "measured costs").read_text(encoding="utf-8")
+        costs = costs_of(json_format.loads(measured), name or model.name)
     plan = publish_ranker(model, repository, private, overwrite, dry_run, costs)
     if json:
         report(plan, True)
@@ -36,11 +40,3 @@ def push(
     typer.echo(f"{plan['bytes']:>13,}  bytes {'would go to' if dry_run else 'went to'} {where}")
     if plan["address"] is not None:
         typer.echo(plan["address"])
-
-
-def _costs_of(path: Path, name: str) -> dict:
-    measured = json_format.loads(existing_file(path, "measured costs").read_text(encoding="utf-8"))
-    if name not in measured["rankers"]:
-        known = ", ".join(measured["rankers"])
-        raise KeyError(f"{path} has no ranker {name!r}; it has {known}: name one by --name.")
-    return {part: measured[part] for part in ("environment", "protocol")} | {"costs": measured["rankers"][name]}

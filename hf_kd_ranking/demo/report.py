@@ -9,6 +9,7 @@ from pathlib import Path
 from ..data.formats import writing
 from ..data.texts import TextStore
 from ..data.trec import Run, write_run
+from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker
 from ..reporting.efficiency import measure_efficiency
 from ..reporting.report import write_report
@@ -24,7 +25,7 @@ def write_demo_report(
     rankers: Mapping[str, Callable[[], Ranker]],
     trained: Mapping[str, Path],
 ) -> Path:
-    """Write `report.html` into the demo's folder, and what it is made of into `report/`.
+    """Write `report.html` into the demo's folder, what it is made of into `report/`, and the costs into model cards.
 
     Args:
         inputs: the demo's files.
@@ -42,14 +43,17 @@ def write_demo_report(
         write_run(of_seeds[0], results / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
     for name, folder in trained.items():
         shutil.copy(folder / "trainer_state.json", results / "training" / f"{name}.json")
-    if not (results / "efficiency.json").is_file():
+    measured = results / "efficiency.json"
+    if not measured.is_file():
         queries, passages = (
             [text for _, text in islice(TextStore.from_tsv(path).items(), count)]
             for path, count in ((inputs.queries, TIMED_QUERIES), (inputs.collection, TIMED_PASSAGES))
         )
-        efficiency = measure_efficiency(rankers, queries, passages)
-        with writing(results / "efficiency.json") as file:
-            json.dump(efficiency, file, indent=1)
+        with writing(measured) as file:
+            json.dump(measure_efficiency(rankers, queries, passages), file, indent=1)
+    costs = json.loads(measured.read_text(encoding="utf-8"))
+    for name, folder in trained.items():
+        write_model_card(folder, f"bert_dot-{name.replace(' ', '_')}-pydocs", costs_of(costs, name))
     files = {"qrels": inputs.qrels("test"), "candidates": inputs.candidates("test")}
     files |= {"queries": inputs.queries, "collection": inputs.collection}
     title, arrows = "Distillation on PyDocs", [("no teacher", "T1"), ("no teacher", "T2")]

@@ -3,6 +3,7 @@
 A training's facts come from its manifest (`write_model_card`); those of the paper's checkpoints from a file.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,6 @@ UNMEASURED = (
 
 def write_model_card(
     folder: str | os.PathLike,
-    config: Mapping[str, Any],
     repository: str | None = None,
     efficiency: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -47,16 +47,15 @@ def write_model_card(
 
     Args:
         folder: of the checkpoint.
-        config: the ranker's config as a dict.
         repository: on the Hub, owner/name; None is the folder's name.
-        efficiency: `environment`, `protocol` and `costs`: what `measure_efficiency` gives, with this ranker's entry of
-            `rankers` as `costs`. Kept in the manifest, so that the next card has it as well.
+        efficiency: see `costs_of`. Kept in the manifest, so that the next card has it as well.
 
     Raises:
         FileNotFoundError, ValueError: where there is no manifest, or it is of other weights.
         KeyError: if the card does not know the architecture.
     """
     manifest, name = read_manifest(folder), repository or Path(folder).name
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
         save_manifest(folder, manifest)
@@ -86,6 +85,17 @@ def write_model_card(
         "max_document_length": config["max_document_length"],
     }
     return write_card(folder, facts)
+
+
+def costs_of(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One ranker's part of what `measure_efficiency` gave: `environment`, `protocol`, and its own as `costs`.
+
+    Raises:
+        KeyError: listing the rankers that were measured.
+    """
+    if name not in measured["rankers"]:
+        raise KeyError(f"No costs were measured of {name!r}, but of {', '.join(measured['rankers'])}.")
+    return {part: measured[part] for part in ("environment", "protocol")} | {"costs": measured["rankers"][name]}
 
 
 def write_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Path:

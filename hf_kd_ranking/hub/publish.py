@@ -61,7 +61,7 @@ def publish_ranker(
     config = check_checkpoint(folder)
     check_name(repo_id)
     if (folder / MANIFEST).is_file():
-        write_model_card(folder, config.to_dict(), repo_id, efficiency)
+        write_model_card(folder, repo_id, efficiency)
     check_card(folder / "README.md")
     files = files_to_publish(folder)
     check_no_token(files)

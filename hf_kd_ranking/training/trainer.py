@@ -369,9 +369,8 @@ class RankingTrainer(Trainer):
             return
         if results is None:
             results = {"after": next(filter(None, map(measures_of, reversed(self.state.log_history))), {})}
-        folder, args = self.args.output_dir, self.args.to_dict()
-        write_manifest(folder, args, self._training_rows(), results, files or {})
-        write_model_card(folder, self.model.config.to_dict(), model_name or self.args.hub_model_id)
+        write_manifest(self.args.output_dir, self.args.to_dict(), self._training_rows(), results, files or {})
+        write_model_card(self.args.output_dir, model_name or self.args.hub_model_id)
 
     def push_to_hub(self, *args: Any, token: str | None = None, **kwargs: Any) -> str | None:
         """Save weights and card (`kwargs` are `create_model_card`'s), publish the folder, see `publish_ranker`.

@@ -16,7 +16,7 @@ def folder(encoder, tokenizer, tmp_path):
     ranker, folder = kd.Ranker(model, tokenizer), tmp_path / "ranker"
     ranker.save_pretrained(folder)
     write_manifest(folder, kd.RankingTrainingArguments(str(folder), use_cpu=True).to_dict(), 7, {"after": {}}, {})
-    write_model_card(folder, model.config.to_dict())
+    write_model_card(folder)
     measured = kd.measure_efficiency({"fast": lambda: ranker}, ["a b"], ["c", "d e"])
     (tmp_path / "efficiency.json").write_text(json.dumps(measured))
     return folder
@@ -42,7 +42,7 @@ def test_measured_costs_go_into_the_card(call, folder, tmp_path):
     [
         ("{tmp} me/r", "is no checkpoint"),
         ("{folder} ranker", "owner/name"),
-        ("{folder} me/r --efficiency {tmp}/efficiency.json", "has no ranker 'ranker'; it has fast"),
+        ("{folder} me/r --efficiency {tmp}/efficiency.json", "No costs were measured of 'ranker', but of fast"),
         ("{folder} me/r --efficiency {tmp}/none.json", "none.json"),
     ],
 )

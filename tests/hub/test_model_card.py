@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub.manifest import write_manifest
-from hf_kd_ranking.hub.model_card import ARCHITECTURE, UNMEASURED, base_model, write_card, write_model_card
+from hf_kd_ranking.hub.model_card import ARCHITECTURE, UNMEASURED, base_model, costs_of, write_card, write_model_card
 from hf_kd_ranking.hub.publish import check_card
 from hf_kd_ranking.models import ARCHITECTURES
 
@@ -99,9 +99,10 @@ def test_base_model_is_the_encoders_hub_name_or_nothing():
 
 
 def test_card_without_evaluation_says_so(tmp_path):
+    kd.BertDotConfig().save_pretrained(tmp_path)
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict()
     write_manifest(tmp_path, arguments, 1_000_000, {"after": {}}, {})
-    card = ModelCard.load(write_model_card(tmp_path, kd.BertDotConfig().to_dict(), "some/model-name"))
+    card = ModelCard.load(write_model_card(tmp_path, "some/model-name"))
     assert "Not evaluated on held-out queries." in card.text
     assert "1,000,000 teacher rows" in card.text
     assert "# model-name\n" in card.text and 'from_pretrained("some/model-name")' in card.text
@@ -109,11 +110,12 @@ def test_card_without_evaluation_says_so(tmp_path):
 
 
 def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
+    kd.BertDotConfig().save_pretrained(tmp_path)
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True, data_name="me/passages").to_dict()
     tests = {"nDCG@10": {"difference": 0.25, "p_value": 0.031, "queries": 9}}
     results = {"first_stage": {"nDCG@10": 0.25}, "after": {"nDCG@10": 0.5}, "tests": tests}
     write_manifest(tmp_path, arguments, 7, results, {})
-    card = ModelCard.load(write_model_card(tmp_path, kd.BertDotConfig().to_dict()))
+    card = ModelCard.load(write_model_card(tmp_path))
     assert "| held-out queries of me/passages | nDCG@10 | 0.5 | 0.25 | 0.031 |" in card.text
     assert card.data.datasets == "me/passages"
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "ranking.yaml").read_text()))
@@ -124,16 +126,10 @@ def test_costs_are_kept_for_the_next_card(tmp_path, encoder):
     ranker = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu", max_document_length=9)
     measured = kd.measure_efficiency({"x": ranker}, ["a b"], ["c", "d e"])
     measured_size = ranker().model.config.encoder_config.hidden_size
-    costs = {
-        "environment": measured["environment"],
-        "protocol": measured["protocol"],
-        "costs": measured["rankers"]["x"],
-    }
+    costs = costs_of(measured, "x")
     write_manifest(tmp_path, kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict(), 7, {"after": {}}, {})
-    config = kd.BertDotConfig().to_dict()
-    texts = [
-        ModelCard.load(write_model_card(tmp_path, config, efficiency=given)).text for given in (None, costs, None)
-    ]
+    kd.BertDotConfig().save_pretrained(tmp_path)
+    texts = [ModelCard.load(write_model_card(tmp_path, efficiency=given)).text for given in (None, costs, None)]
     assert UNMEASURED in texts[0] and texts[1] == texts[2]
     assert f"| bytes stored a passage, float32 | {4 * measured_size} |" in texts[1]
     assert f"| a query against 2 passages, median | {costs['costs']['total_ms']['p50']:,.1f} ms |" in texts[1]
