@@ -73,7 +73,7 @@ class SearchPage:
         return JSONResponse(self.about)
 
     async def search(self, request: Request) -> Response:
-        """The results of `?q=`, or one line that says why there are none (status 400, 429)."""
+        """The results of `?q=`, or one line that says why there are none (status 400, 429, 500)."""
         query = " ".join(request.query_params.get("q", "").split())
         if not query:
             return _refusal(400, "The query is empty; type a few words.")
@@ -89,6 +89,8 @@ class SearchPage:
         try:
             async with self._turn:
                 results = await run_in_threadpool(self.engine.search, query)
+        except KeyError as error:  # a candidate of which a store knows nothing
+            return _refusal(500, f"The collection and an index do not belong together: {error.args[0]}")
         finally:
             self._waiting -= 1
         return JSONResponse(asdict(results))

@@ -88,3 +88,26 @@ def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
     assert status == 0, err
     runs = [kd.read_run(path) for path in (tmp_path / "bm25.trec", toy / "candidates.trec")]
     assert kd.read_run(tmp_path / "fused.trec") == fuse_runs(runs, "weighted_sum", [2, 1]).top(4)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_what_a_ranker_finds_gives_the_next_rounds_negatives(call, paths, toy, tmp_path):
+    _, index, search = paths
+    assert call(index)[0] == 0
+    assert call(f"{search}/dense.trec --k 12")[0] == 0
+    options = f"--candidates {tmp_path}/dense.trec --qrels {toy}/qrels.txt --ranks 3 10 --per-query 4"
+    status, _, err = call(f"teacher triples {options} --output {tmp_path}/ids.tsv")
+    assert status == 0, err
+    texts = f"--collection {toy}/collection.tsv --queries {toy}/queries.tsv"
+    triples = f"--triples {tmp_path}/ids.tsv --model {tmp_path}/model --output {tmp_path}/scores.tsv"
+    status, _, err = call(f"teacher score {triples} {texts}")
+    assert status == 0, err
+    run, qrels = kd.read_run(tmp_path / "dense.trec"), kd.read_qrels(toy / "qrels.txt")
+    rows = kd.load_teacher_scores(tmp_path / "scores.tsv")
+    assert len(rows) >= 16
+    for row in rows:
+        query_id, negative = str(row["query_id"]), str(row["neg_id"])
+        scores = dict(run[query_id])
+        assert negative in [doc_id for doc_id, _ in run[query_id]][2:10]
+        assert qrels[query_id].get(negative, 0) == 0 < qrels[query_id][str(row["pos_id"])]
+        assert row["neg_score"] == pytest.approx(scores[negative], rel=1e-4, abs=1e-4)

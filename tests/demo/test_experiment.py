@@ -51,6 +51,9 @@ def test_the_demo_runs_all_stages_says_what_it_found_and_reuses_what_is_done(tin
     assert all(name in page for name in ROWS)
     timed = json.loads((tiny / "report" / "efficiency.json").read_text())["rankers"]
     assert list(timed) == [name for name in ROWS if name != "BM25"]
+    cards = {path.parent.name: path.read_text() for path in tiny.glob("runs/student-*/README.md")}
+    names = [name for name, card in cards.items() if "| a query against 100 passages, median |" in card]
+    assert len(names) == 3 and 'from_pretrained("bert_dot-T1-pydocs")' in "".join(cards.values())
     # Teacher and students: the same triples, the teachers' scores in the order of the labels.
     labels, taught = (kd.load_teacher_scores(tiny / name) for name in ("labels.tsv", "scores.T1.tsv"))
     assert [labels[name] for name in ("query_id", "pos_id", "neg_id")] == [

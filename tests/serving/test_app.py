@@ -90,6 +90,16 @@ def test_a_bad_query_is_one_line(query, message):
     )
 
 
+def test_files_that_do_not_belong_together_are_one_line():
+    class Torn:
+        def search(self, query):
+            raise KeyError("doc_id 'd7' is not among the documents of index")
+
+    answer = client(Torn()).get("/api/search", params={"q": "king"})
+    assert answer.status_code == 500
+    assert answer.json()["error"].endswith("do not belong together: doc_id 'd7' is not among the documents of index")
+
+
 def test_a_client_has_so_many_queries_a_minute_and_the_next_minute_as_many(monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr("hf_kd_ranking.serving.app.time.monotonic", lambda: now[0])
