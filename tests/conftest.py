@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.cli import main
 from hf_kd_ranking.models import RankerModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -126,6 +127,20 @@ def toy(tmp_path_factory) -> Path:
 def private_cache(tmp_path, monkeypatch) -> None:
     """Arrow files built by a test go into its own folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[[str], tuple[int, str, str]]:
+    """call("verb --option value"): exit status, standard output, standard error."""
+
+    def run(command: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

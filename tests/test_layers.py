@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval"),
     "serving": ("models", "data", "inference", "ranker", "retrieval"),
     "hub": ("models", "data.formats"),
+    "distillation": ANYTHING,
     "cli": ANYTHING,
     "demo": ANYTHING,
     "__main__": ("cli",),  # python -m hf_kd_ranking

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from . import benchmark, demo, evaluate, export, push, report, retrieval, serve, teacher, train
+from . import benchmark, demo, distill, evaluate, export, push, report, retrieval, serve, teacher, train
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 
 app = typer.Typer(help="Distil fast passage rankers from slow ones.", no_args_is_help=True, add_completion=False)
+app.command("distill")(distill.distill)
 app.command("demo")(demo.demo)
 app.add_typer(teacher.app, name="teacher")
 for verb in (retrieval.index, retrieval.search, retrieval.fuse, evaluate.rerank, evaluate.evaluate, evaluate.compare):

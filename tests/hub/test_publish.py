@@ -29,8 +29,11 @@ def make_job(toy: Path, encoder: Path, output: Path) -> tuple[kd.TrainingJob, kd
 
 @pytest.fixture(scope="module")
 def trained(toy, encoder, tmp_path_factory) -> Path:
-    job, args = make_job(toy, encoder, tmp_path_factory.mktemp("trained") / "ranker")
-    kd.train_ranker(job, args)
+    folder = tmp_path_factory.mktemp("trained")
+    job, args = make_job(toy, encoder, folder / "ranker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        kd.train_ranker(job, args)
     return Path(args.output_dir)
 
 

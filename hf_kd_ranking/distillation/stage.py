@@ -1,0 +1,59 @@
+"""A stage of a long job: a folder that is made once, and again only when what it was made from changes.
+
+`stage.json` holds the digest of the inputs, among them the digests of the stages before, and whether the stage is
+done. One that was interrupted is called again in its folder, where its work goes on; one of other inputs is removed.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data.formats import writing
+
+FILE = "stage.json"
+
+
+def run_stage(
+    folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], object], is_replaced: bool = True
+) -> str:
+    """Do a stage's work in its folder, unless it is done from the same inputs.
+
+    Args:
+        inputs: what the result depends on, as JSON: options, digests of files, what earlier stages returned.
+        work: called with the folder, which may hold what an interrupted call left.
+        is_replaced: False refuses a folder that was made from other inputs.
+
+    Returns:
+        The digest of the inputs, an input of later stages.
+
+    Raises:
+        ValueError: naming the inputs that differ, if it may not be replaced.
+    """
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    state = read_state(folder)
+    if state.get("digest") == digest and state["is_done"]:
+        return digest
+    if state and state["digest"] != digest and not is_replaced:
+        changed = sorted(name for name in inputs if state["inputs"].get(name) != inputs[name])
+        raise ValueError(f"{folder.parent} was made from another {' and '.join(changed)}; take another output folder.")
+    if state.get("digest") != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write_state(folder, digest, inputs, is_done=False)
+    work(folder)
+    _write_state(folder, digest, inputs, is_done=True)
+    return digest
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """`digest`, `is_done` and `inputs` of a stage; empty where it has not begun."""
+    path = folder / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_state(folder: Path, digest: str, inputs: Mapping[str, Any], is_done: bool) -> None:
+    with writing(folder / FILE) as file:
+        json.dump({"digest": digest, "is_done": is_done, "inputs": inputs}, file, indent=1)
