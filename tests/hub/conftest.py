@@ -54,7 +54,8 @@ def hub(monkeypatch) -> Iterator[Hub]:
             }.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def handle_request(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -69,7 +70,7 @@ def hub(monkeypatch) -> Iterator[Hub]:
                 return self.answer({"error": "Invalid credentials"}, 401)
             return self.serve(self.path.split("?")[0], body)
 
-        do_GET = do_POST = do_PUT = handle_request  # noqa: N815 (http.server's names)
+        do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815 (http.server's names)
 
         def serve(self, path: str, body: bytes) -> None:
             if path == "/api/repos/create":
@@ -90,9 +91,11 @@ def hub(monkeypatch) -> Iterator[Hub]:
                 return self.answer(
                     {"transfer": "basic", "objects": [self.object(o) for o in json.loads(body)["objects"]]}
                 )
-            repo_id = "/".join(path.split("/")[3:5])
+            repo_id = "/".join(path.split("/")[1:3] if "/resolve/" in path else path.split("/")[3:5])
             if repo_id not in state.repositories:
                 return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+            if "/resolve/" in path:
+                return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
             if "/preupload/" in path:
                 files = [
                     {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular"}

@@ -191,6 +191,7 @@ def test_the_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_c
     assert "dice" in files["README.md"].decode() and "| first stage |" in files["README.md"].decode()
 
 
+@pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_a_model_publishes_itself_with_its_code(hub, model):
     model.push_to_hub("me/model")
     files = hub.files("me/model")
