@@ -126,7 +126,9 @@ def hub(monkeypatch) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {"ENDPOINT": state.address, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+    settings = {"ENDPOINT": state.address, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    settings["HUGGINGFACE_CO_URL_TEMPLATE"] = state.address + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(api, "endpoint", state.address)  # behind the functions of huggingface_hub
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
