@@ -1,5 +1,6 @@
 """Verb `distill`: a collection, queries and a teacher become the best ranker within a latency budget."""
 
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,9 @@ def distill(
     max_query_length: Annotated[int, typer.Option(help="Tokens.")] = DistillJob.max_query_length,
     max_document_length: Annotated[int, typer.Option(help="Tokens.")] = DistillJob.max_document_length,
     layer: Annotated[list[int], typer.Option(help="An encoder layer that students keep; all if none is given.")] = (),
+    configs: Annotated[
+        str | None, typer.Option(help="""JSON, for example '{"bert_dot": {"pooling": "mean"}}': config fields.""")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on though the teacher is no better than BM25.")] = False,
     config: Config = None,
     json: Json = False,
@@ -41,6 +45,10 @@ def distill(
     from ..distillation.outcome import distill as distil
     from ..distillation.outcome import outcome_text
 
+    try:
+        fields = json_format.loads(configs or "{}")
+    except json_format.JSONDecodeError as error:
+        raise ValueError(f"--configs is no JSON ({error}): {configs!r}.") from None
     job = DistillJob(
         collection,
         queries,
@@ -61,6 +69,7 @@ def distill(
         max_query_length,
         max_document_length,
         list(layer) or None,
+        configs=fields,
         force=force,
     )
     outcome = distil(job)

@@ -98,14 +98,19 @@ class DistillJob:
         return splits
 
     def inputs(self, *names: str) -> dict[str, Any]:
-        """Some of the options, files by their digests: what a stage depends on."""
+        """Some of the options, files and local models by their digests: what a stage depends on."""
         found = {name: value for name, value in asdict(self).items() if name in names}
-        files = ("collection", "queries", "qrels")
-        return {name: digest_of(value) if name in files and value else value for name, value in found.items()}
+        for name in found.keys() & {"collection", "queries", "qrels", "model_name"}:
+            found[name] = found[name] and digest_of(found[name])
+        if "teachers" in found:
+            found["teachers"] = [digest_of(teacher) for teacher in found["teachers"]]
+        return found
 
 
 def digest_of(path: str) -> str:
-    """A file's sha256; a folder's, of the names and digests in it."""
+    """A file's sha256; a folder's, of the names and digests in it; a name on the Hub is itself."""
+    if not Path(path).exists():
+        return path
     if Path(path).is_file():
         return digest(path)
     listing = {str(part.relative_to(path)): digest(part) for part in sorted(Path(path).rglob("*")) if part.is_file()}

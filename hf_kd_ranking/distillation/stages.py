@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,6 +34,14 @@ from .stage import run_stage
 TAUGHT, ALONE = "taught", "alone"  # by the teacher's scores; from the labels of the same triples
 AGREED = 3  # the teacher's best candidates that count as relevant where there are no judgments
 TIMED_QUERIES = 10
+
+
+class Student(NamedTuple):
+    """A trained ranker: its folder, the digest of what it was made from, and the measure on dev."""
+
+    folder: Path
+    digest: str
+    dev: float
 
 
 class Distillation:
@@ -158,35 +167,30 @@ class Distillation:
         best = self.teacher_run(split).top(AGREED)
         return {q: {doc_id: AGREED - i for i, (doc_id, _) in enumerate(ranking)} for q, ranking in best.items()}
 
-    def train_students(self) -> dict[str, dict[str, float]]:
+    def train_students(self) -> dict[str, list[Student]]:
         """Train every architecture with the teacher and without, choose learning rates on dev, then the other seeds.
 
         Returns:
-            architecture -> condition -> the chosen learning rate.
+            "architecture condition" -> the students with the chosen learning rate, one a seed.
         """
-        chosen: dict[str, dict[str, float]] = {}
-        for architecture in self.job.architectures:
-            for condition in (ALONE, TAUGHT):
-                results = {rate: self.train(architecture, condition, rate, 0) for rate in self.job.learning_rates}
-                best = max(results, key=lambda rate: results[rate]["after"][f"eval_{self.job.measure}"])
-                chosen.setdefault(architecture, {})[condition] = best
-                for seed in range(1, self.job.seeds):
-                    self.train(architecture, condition, best, seed)
+        chosen: dict[str, list[Student]] = {}
+        for architecture, condition in product(self.job.architectures, (ALONE, TAUGHT)):
+            tried = {rate: self.train(architecture, condition, rate, 0) for rate in self.job.learning_rates}
+            rate = max(tried, key=lambda rate: tried[rate].dev)
+            others = [self.train(architecture, condition, rate, seed) for seed in range(1, self.job.seeds)]
+            chosen[f"{architecture} {condition}"] = [tried[rate], *others]
         return chosen
 
-    def student(self, architecture: str, condition: str, rate: float, seed: int) -> Path:
-        """The folder of a student."""
-        return self.folder("students", architecture, f"{condition}-{rate:g}-seed{seed}")
-
-    def train(self, architecture: str, condition: str, rate: float, seed: int) -> dict[str, Any]:
-        """Train one student, or read what its training gave."""
-        folder = self.student(architecture, condition, rate, seed)
+    def train(self, architecture: str, condition: str, rate: float, seed: int) -> Student:
+        """Train one student, unless that is done."""
+        folder = self.folder("students", architecture, f"{condition}-{rate:g}-seed{seed}")
         names = ("model_name", "epochs", "batch_size", "max_query_length", "max_document_length", "layers", "measure")
         settings = {"architecture": architecture, "condition": condition, "rate": rate, "seed": seed}
         settings["config"] = CONFIGS.get(architecture, {}) | self.job.configs.get(architecture, {})
         inputs = {"triples": self.triples} | self.job.inputs(*names) | settings
-        run_stage(folder, inputs, partial(self._train, settings))
-        return json.loads((folder / "ranker" / "results.json").read_text(encoding="utf-8"))
+        digest = run_stage(folder, inputs, partial(self._train, settings))
+        results = json.loads((folder / "ranker" / "results.json").read_text(encoding="utf-8"))
+        return Student(folder / "ranker", digest, results["after"][f"eval_{self.job.measure}"])
 
     def _train(self, settings: Mapping[str, Any], folder: Path) -> None:
         is_taught, job = settings["condition"] == TAUGHT, self.job
@@ -218,7 +222,7 @@ class Distillation:
             resume_from_checkpoint="true",
             dataloader_pin_memory=torch.cuda.is_available(),
             data_name=Path(job.collection).name,
-            teacher_name=" and ".join(Path(name).name for name in job.teachers) if is_taught else "the labels",
+            teacher_name=self._teachers if is_taught else "the labels",
         )
         train_ranker(training, args)
 
@@ -226,53 +230,52 @@ class Distillation:
         """Rank the test split with every chosen student, once; time them; write the report and the cards' costs.
 
         Returns:
-            `values` (name -> the measure's mean on dev and test), `costs` (what `measure_efficiency` gives), `chosen`
-            (name -> folder of its first seed) and `page`.
+            `test` and `dev` (name -> mean of the measure), `latency_ms` (name -> median of a query), `folders` (name
+            -> the student of the first seed) and `page`, the report.
         """
-        rates = self.train_students()
-        chosen = {
-            f"{architecture} {condition}": [
-                self.student(architecture, condition, rate, seed) / "ranker" for seed in range(self.job.seeds)
-            ]
-            for architecture, conditions in rates.items()
-            for condition, rate in conditions.items()
-        }
-        inputs = {"chosen": {name: str(folders) for name, folders in chosen.items()}, "triples": self.triples}
-        inputs |= self.job.inputs("measure", "candidates", "epochs", "batch_size", "layers", "configs", "model_name")
+        chosen = self.train_students()
+        students = {name: [student.digest for student in of_seeds] for name, of_seeds in chosen.items()}
+        inputs = {"students": students} | self.job.inputs("candidates")
         run_stage(self.folder("report"), inputs, partial(self._measure, chosen))
         return json.loads((self.folder("report") / "outcome.json").read_text(encoding="utf-8"))
 
-    def _measure(self, chosen: Mapping[str, list[Path]], folder: Path) -> None:
+    def _measure(self, chosen: Mapping[str, list[Student]], folder: Path) -> None:
         (folder / "runs").mkdir(exist_ok=True)
         candidates, qrels = read_run(self.run("test")), read_qrels(self.judgments("test"))
         runs = {"BM25": [candidates], "teacher": [self.teacher_run("test")]}
-        for name, folders in chosen.items():
-            rankers = [Ranker.from_pretrained(ranker) for ranker in folders]
+        for name, students in chosen.items():
+            rankers = (Ranker.from_pretrained(student.folder) for student in students)
             runs[name] = [rerank_run(ranker, candidates, self.queries, self.documents) for ranker in rankers]
         values = {}
         for name, of_seeds in runs.items():
             write_run(of_seeds[0], folder / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
             values[name] = fmean(evaluate_run(run, qrels, (self.job.measure,))[self.job.measure] for run in of_seeds)
-        texts = self.documents.texts[: self.job.candidates].to_pylist()
-        timed = {name: partial(Ranker.from_pretrained, folders[0]) for name, folders in chosen.items()}
-        costs = measure_efficiency(timed, self.queries[self.splits["test"][:TIMED_QUERIES]], texts)
+        firsts = {name: students[0] for name, students in chosen.items()}
+        costs = self._timed(firsts)
         with writing(folder / "efficiency.json") as file:
             json.dump(costs, file, indent=1)
-        dev = {}
-        for name, folders in chosen.items():
-            write_model_card(folders[0], name.replace(" ", "-"), costs_of(costs, name))
-            results = json.loads((folders[0] / "results.json").read_text(encoding="utf-8"))
-            dev[name] = results["after"][f"eval_{self.job.measure}"]
+        for name, student in firsts.items():
+            write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))
         files = {"qrels": self.judgments("test"), "candidates": self.run("test")}
         files |= {"queries": self.job.queries, "collection": self.job.collection}
         arrows = [(f"{name} {ALONE}", f"{name} {TAUGHT}") for name in self.job.architectures]
         page = self.folder("report.html")
         write_report(folder, page, (self.job.measure,), arrows, title=f"Distillation of {self._teachers}", files=files)
-        latencies = {name: of["total_ms"]["p50"] for name, of in costs["rankers"].items()}
-        outcome = {"test": values, "dev": dev, "latency_ms": latencies, "page": str(page)}
-        outcome |= {"folders": {name: str(folders[0]) for name, folders in chosen.items()}}
+        outcome = {
+            "test": values,
+            "dev": {name: student.dev for name, student in firsts.items()},
+            "latency_ms": {name: of["total_ms"]["p50"] for name, of in costs["rankers"].items()},
+            "folders": {name: str(student.folder) for name, student in firsts.items()},
+            "page": str(page),
+        }
         with writing(folder / "outcome.json") as file:
             json.dump(outcome, file, indent=1)
+
+    def _timed(self, students: Mapping[str, Student]) -> dict[str, Any]:
+        """What rankers cost against as many passages as they re-rank."""
+        passages = self.documents.texts[: self.job.candidates].to_pylist()
+        loads = {name: partial(Ranker.from_pretrained, student.folder) for name, student in students.items()}
+        return measure_efficiency(loads, self.queries[self.splits["test"][:TIMED_QUERIES]], passages)
 
     @property
     def _teachers(self) -> str:

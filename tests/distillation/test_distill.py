@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.distillation import stages
@@ -84,8 +85,23 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     more = kd.distill(make_job(architectures=["bert_dot", "colbert", "tk"]))
     assert len(trainings) == 6 and all("/tk/" in folder for folder in trainings[4:])
     assert {name: more["test"][name] for name in outcome["test"]} == outcome["test"]
-    kd.distill(make_job(architectures=["bert_dot"], batch_size=4))
+    shorter, efficiency = (
+        make_job(architectures=["bert_dot"], max_document_length=9),
+        tmp_path / "out/report/efficiency.json",
+    )
+    timed = [efficiency.read_text()]
+    kd.distill(shorter)
+    timed.append(efficiency.read_text())
     assert len(trainings) == 8
+    # Another teacher under the same name is another teacher.
+    before = (tmp_path / "out" / "triples" / "scores.tsv").read_text()
+    other = kd.load_ranker(tmp_path / "teacher")
+    torch.nn.init.normal_(other._classification_layer.weight)
+    other.save_pretrained(tmp_path / "teacher")
+    kd.distill(shorter)
+    assert len(trainings) == 10
+    assert (tmp_path / "out" / "triples" / "scores.tsv").read_text() != before
+    assert len({*timed, efficiency.read_text()}) == 3  # each time measured anew
 
 
 def test_an_interrupted_job_goes_on_to_the_same_figures(make_job, trainings, monkeypatch):
@@ -174,14 +190,18 @@ def test_the_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_p
     job = make_job(architectures=["bert_dot"])
     files = f"--collection {job.collection} --queries {job.queries} --qrels {job.qrels} --output {job.output}"
     options = "--architecture bert_dot --candidates 8 --triples-per-query 2 --held-out 0.5 --learning-rate 0.001"
+    options += """ --configs {"bert_dot":{"pooling":"mean"}}"""
     options += " --max-query-length 8 --max-document-length 16 --measure RR@10 --batch-size 8 --force"
     command = f"distill {files} --teacher {job.teachers[0]} --model-name {job.model_name} {options}"
     status, out, err = call(f"{command} --budget-ms 60000")
     assert status == 0, err
+    assert kd.load_ranker(tmp_path / "out" / "best").config.pooling == "mean"
     assert "| bert_dot taught | " in out and "Chosen on dev within 60000 ms a query: bert_dot" in out
     status, _, err = call(f"{command} --budget-ms 0.001")
     assert (status, "No ranker is within 0.001 ms" in err) == (2, True)
     assert len(trainings) == 2  # the second call repeated nothing
+    status, _, err = call(f"{command} --configs {{bert_dot")
+    assert (status, "--configs is no JSON" in err) == (2, True)
 
 
 def test_a_stage_is_removed_when_its_inputs_change_and_kept_when_it_was_interrupted(tmp_path):
