@@ -79,6 +79,15 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
         set(kd.read_qrels(tmp_path / "out" / "triples" / f"{split}.qrels.txt")) for split in ("train", "dev", "test")
     ]
     assert set(rows["query_id"]) <= splits[0] and sum(map(len, splits)) == len(set().union(*splits)) == 60
+    assert min(map(len, splits)) >= 8  # held out is half, of which dev and test have a half each
+    assert json.loads((tmp_path / "out/report/efficiency.json").read_text())["protocol"]["candidates"] == 8
+    # Taught by the teacher's scores, alone by the labels of the same triples.
+    for name, (loss, scores) in {"taught": ("margin_mse", "scores.tsv"), "alone": ("ranknet", "labels.tsv")}.items():
+        manifest = json.loads((Path(outcome["folders"][f"bert_dot {name}"]) / "manifest.json").read_text())
+        assert (manifest["loss"], manifest["files"]["teacher_scores"]["name"]) == (loss, scores)
+    labels = kd.load_teacher_scores(tmp_path / "out" / "triples" / "labels.tsv")
+    assert all(labels[name] == rows[name] for name in ("query_id", "pos_id", "neg_id"))
+    assert set(labels["pos_score"]) == {1.0} and set(labels["neg_score"]) == {0.0}
     # Again, nothing runs; with an architecture more only that is trained; with another batch size all are.
     again = kd.distill(make_job())
     assert (again, len(trainings)) == (outcome, 4)
@@ -138,14 +147,56 @@ def test_without_judgments_agreement_with_the_teacher_is_measured(make_job, trai
     assert "agreement with the teacher, not relevance" in outcome_text(outcome, job)
 
 
-def test_several_teachers_are_averaged(make_job, trainings, tmp_path, encoder):
+def test_several_teachers_on_any_scale_count_alike(make_job, trainings, tmp_path, tokenizer):
+    other = kd.load_ranker(tmp_path / "teacher")
+    torch.nn.init.normal_(other._classification_layer.weight, std=100)
+    kd.Ranker(other, tokenizer).save_pretrained(tmp_path / "other")
     job = make_job(architectures=["bert_dot"])
-    job.teachers.append(str(tmp_path / "teacher"))
+    job.teachers.append(str(tmp_path / "other"))
     kd.distill(job)
-    one, mean = (
-        kd.load_teacher_scores(tmp_path / "out" / "triples" / name) for name in ("scores.1.tsv", "scores.tsv")
-    )
-    assert np.corrcoef(one["pos_score"], mean["pos_score"])[0, 1] == pytest.approx(1.0)
+    names = ("scores.0.tsv", "scores.1.tsv", "scores.tsv")
+    files = [kd.load_teacher_scores(tmp_path / "out" / "triples" / name) for name in names]
+    one, two, mean = (np.array([rows["pos_score"], rows["neg_score"]]) for rows in files)
+    assert two.std() > 10 * one.std()
+    margins = [scores[0] - scores[1] for scores in (one / one.std(), two / two.std(), mean)]
+    assert np.corrcoef(margins[0] + margins[1], margins[2])[0, 1] > 0.98  # nearly: it standardises over distinct pairs
+
+
+def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, trainings, tmp_path):
+    outcome = kd.distill(make_job(architectures=["bert_dot"], learning_rates=[1e-2, 1e-9], seeds=2))
+    assert len(trainings) == 2 * (2 + 1)
+    for name in ("alone", "taught"):
+        found = {
+            folder.parent.name: json.loads((folder / "results.json").read_text())["after"]["eval_RR@10"]
+            for folder in (tmp_path / "out" / "students" / "bert_dot").glob(f"{name}-*seed0/ranker")
+        }
+        assert len(set(found.values())) == 2, "the test could not tell the rates apart"
+        best = max(found, key=found.get)
+        assert Path(outcome["folders"][f"bert_dot {name}"]).parent.name == best
+        assert outcome["dev"][f"bert_dot {name}"] == found[best]
+        seeds = [
+            kd.load_ranker(tmp_path / "out/students/bert_dot" / best.replace("seed0", s) / "ranker")
+            for s in ("seed0", "seed1")
+        ]
+        assert not torch.equal(*(next(model.parameters()) for model in seeds))
+        qrels = kd.read_qrels(tmp_path / "out" / "triples" / "test.qrels.txt")
+        first = kd.evaluate_run(kd.read_run(tmp_path / "out/report/runs" / f"bert_dot {name}.trec"), qrels, ("RR@10",))
+        values = [first["RR@10"]]
+        evaluate = kd.RerankingEvaluator(
+            kd.read_run(tmp_path / "out" / "candidates" / "test.trec"),
+            qrels,
+            kd.TextStore.from_tsv(tmp_path / "queries.tsv"),
+            kd.TextStore.from_tsv(tmp_path / "collection.tsv"),
+            ("RR@10",),
+        )
+        values.append(
+            evaluate(
+                kd.Ranker.from_pretrained(
+                    tmp_path / "out/students/bert_dot" / best.replace("seed0", "seed1") / "ranker"
+                )
+            )["RR@10"]
+        )
+        assert outcome["test"][f"bert_dot {name}"] == pytest.approx(sum(values) / 2)
 
 
 def test_the_best_within_the_budget_is_chosen_on_dev():
