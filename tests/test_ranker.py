@@ -210,6 +210,7 @@ documents = ["night", "house of the king", "moon moon", "violin", "jam"]
 found = {"five": ranker.score("moon", documents), "one": ranker.score("moon", documents[:1])}
 found["vectors"] = ranker.encode_documents(documents)
 np.savez(f"{sys.argv[2]}/{state.process_index}.npz", **found)
+state.destroy_process_group()
 """
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
@@ -28,10 +29,16 @@ app.command("train", context_settings=train.CONTEXT, add_help_option=False)(trai
 def exit_on_bad_input() -> Iterator[None]:
     """Turn bad input into one line on standard error and exit status 2, what stops a training into one and status 1.
 
-    HF_KD_RANKING_TRACEBACK=1 keeps the traceback.
+    HF_KD_RANKING_TRACEBACK=1 keeps the traceback. Processes of one job part at the end: one that ends with its threads
+    still at work is aborted now and then, which the launcher takes for a failure of all.
     """
     try:
         yield
+        _leave_processes()
+    except SystemExit as error:
+        if not error.code:
+            _leave_processes()
+        raise
     except BAD_INPUT as error:
         if os.environ.get("HF_KD_RANKING_TRACEBACK") == "1":
             raise
@@ -46,6 +53,11 @@ def exit_on_bad_input() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(130)
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def main() -> None:

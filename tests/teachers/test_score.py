@@ -307,6 +307,7 @@ stores = kd.TextStore.open(queries), kd.TextStore.open(documents)
 counts = score.score_teacher(kd.load_teacher(model, device="cpu"), triples, *stores, f"{folder}/two.tsv")
 with open(f"{folder}/{state.process_index}.txt", "w") as file:
     file.write(" ".join(name for name in asked if name.startswith("scores")))
+state.destroy_process_group()
 """
 
 

@@ -20,7 +20,7 @@ SCRIPT = """
 import json, os, sys
 import numpy as np
 import hf_kd_ranking as kd
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from transformers import AutoTokenizer
 
 models, toy, output, *runs = sys.argv[1:]
@@ -93,6 +93,7 @@ teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
 loss = "margin_mse:1,in_batch_margin_mse:0.75"
 train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
 train("bert_dot", "topics", parts={"query_clusters": np.arange(len(queries)) % 3})
+PartialState().destroy_process_group()
 """
 SETTINGS = {
     "bert_cat": {},
