@@ -7,19 +7,20 @@ in folders of their repositories' names, with `.eval_results` beside them.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard
 
-from hf_kd_ranking.hub.model_card import write_card
+from hf_kd_ranking.hub.model_card import write_card, write_model_card
 
 OWNER = "sebastian-hofstaetter"
 FOLDER = Path(__file__).parents[1] / "model_cards"
 
 
 def main() -> None:
+    """Render them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--demo", type=Path, help="What `make demo` wrote; only the published checkpoints without.")
     parser.add_argument("--output", type=Path, default=FOLDER)
@@ -30,12 +31,12 @@ def main() -> None:
         (args.output / name).mkdir(parents=True, exist_ok=True)
         known = {**facts["shared"], **own, "name": name, "repository": f"{OWNER}/{name}"}
         write_card(args.output / name, known | {"costs": known["costs_text"]})
-    # 2. The demo's students, whose cards the demo wrote
-    for card in [] if args.demo is None else sorted(args.demo.glob("runs/*/README.md")):
-        name = ModelCard.load(card).data.model_name
-        if name.endswith("-pydocs"):
-            (args.output / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(card, args.output / name / "README.md")
+    # 2. The demo's students that were chosen, with what the demo measured
+    outcome = {} if args.demo is None else json.loads((args.demo / "report" / "outcome.json").read_text("utf-8"))
+    for name, folder in outcome.get("folders", {}).items():
+        name = f"{name.replace(' ', '-')}-pydocs"
+        (args.output / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(write_model_card(folder, name), args.output / name / "README.md")
 
 
 if __name__ == "__main__":

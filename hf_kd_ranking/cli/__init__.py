@@ -10,19 +10,20 @@ import typer
 from huggingface_hub.errors import StrictDataclassError
 
 from . import benchmark, demo, distill, evaluate, export, push, report, retrieval, serve, teacher, train
+from .settings import CONTEXT
 
 # What the package raises about its input; anything else is a failure and keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 
 app = typer.Typer(help="Distil fast passage rankers from slow ones.", no_args_is_help=True, add_completion=False)
-app.command("distill")(distill.distill)
+app.command("distill", context_settings=CONTEXT, add_help_option=False)(distill.distill)
 app.command("demo")(demo.demo)
 app.add_typer(teacher.app, name="teacher")
 for verb in (retrieval.index, retrieval.search, retrieval.fuse, evaluate.rerank, evaluate.evaluate, evaluate.compare):
     app.command(verb.__name__)(verb)
 for verb in (benchmark.benchmark, report.report, serve.serve, export.export, push.push):
     app.command(verb.__name__)(verb)
-app.command("train", context_settings=train.CONTEXT, add_help_option=False)(train.train)
+app.command("train", context_settings=CONTEXT, add_help_option=False)(train.train)
 
 
 @contextmanager

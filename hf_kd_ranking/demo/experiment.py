@@ -1,169 +1,138 @@
-"""The demo's question: does a student learn more from a teacher's scores than from the labels, on the same triples?
+"""The demo's question, put to `distill`: does a student learn more from a teacher's scores than from the labels?
 
-Conditions, as in the paper: no teacher (RankNet on the labels), T1 (Margin-MSE from one BERT_CAT), T2 (Margin-MSE from
-the mean of two teachers). All see the same triples. The learning rate of each loss (Margin-MSE with T2) is chosen on
-the development split from one grid, and so is each run's best epoch; the test split is scored once, with the chosen.
+Students without a teacher learn from the labels by RankNet, those with one by Margin-MSE from the mean of two: a
+BERT_CAT trained on the labels of the same triples, and all-MiniLM-L6-v2 as it is. All see the same triples.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import product
 from pathlib import Path
-from statistics import fmean
 
 import typer
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.formats import writing
 from ..data.texts import TextStore
-from ..data.trec import Run, read_qrels, read_run, write_run
-from ..evaluation.metrics import evaluate_queries
-from ..evaluation.rerank import RerankingEvaluator
-from ..evaluation.significance import paired_t_test
-from ..ranker import Ranker, load_tokenizer
+from ..data.trec import read_qrels, write_qrels
+from ..distillation.job import TEACHER, DistillJob
+from ..distillation.outcome import distill, outcome_text
+from ..distillation.plan import make_plan, plan_text
+from ..distillation.students import Distillation
+from ..models import ARCHITECTURES
+from ..retrieval.bm25 import BM25Index
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob
-from .outcome import outcome_text
-from .report import write_demo_report
-from .stages import MEASURE, SEED, Inputs, prepare, run_once, score_triples, teachers, train_teacher, training
+from .backbone import find_backbone
+from .pydocs import SPLITS, PyDocs, build_pydocs
 
-LEARNING_RATES = (5e-5, 1.5e-4)
-EPOCHS = 2
-# BERT_DOT on three of the backbone's six layers; the backbone was trained with mean pooling.
-STUDENT = {"architecture": "bert_dot", "layers": [0, 1, 5], "config_overrides": {"pooling": "mean"}}
-TEACHER_OF = {
-    "no teacher": "the labels of the triples",
-    "T1": "BERT_CAT trained on the same triples",
-    "T2": "the mean of BERT_CAT trained on the same triples and all-MiniLM-L6-v2",
+QUERIES = {"train": 640, "dev": 100, "test": 320}  # chosen for the time: under 15 minutes on 2 cores in float32
+CANDIDATES = 20
+SEARCHED = 4  # times as many queries are searched for, since the positive of half of them is no candidate
+LEARNING_RATES = [5e-5, 1.5e-4]
+SETTINGS = {"max_query_length": 20, "max_document_length": 48, "epochs": 2, "measure": "RR@10", "triples_per_query": 1}
+# Half the layers make a student fast; rankers that read both texts at once learn little with fewer than all six.
+HALF = {"layers": [0, 1, 5]}
+OVERRIDES = {
+    "teacher": {"learning_rates": [2e-4]},
+    "bert_dot": HALF | {"pooling": "mean"},  # as the encoder was trained
+    "colbert": HALF,
+    "bert_cat": {"learning_rates": [1e-4, 2e-4]},
+    "prettr": {"learning_rates": [1e-4, 2e-4]},
+    "tk": {"epochs": 6},
 }
 
 
-def run_demo(output: Path, seeds: int = 1) -> dict:
-    """Run every stage that is not done, print the outcome, write `results.json`.
+def demo_job(output: Path, seeds: int = 1, is_complete: bool = False) -> DistillJob:
+    """Build the collection, and choose queries whose passage is among BM25's candidates: others cannot be helped.
 
     Args:
         output: folder of all stages.
-        seeds: training seeds of each chosen student; test figures are their mean per query.
-
-    Returns:
-        What `results.json` holds.
+        seeds: trainings of each chosen student.
+        is_complete: all five architectures.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others
-    announce("1/5 collection, BM25 candidates, triples")
-    inputs = prepare(output)
-    announce("2/5 teacher: BERT_CAT on the triples' labels")
-    teacher = train_teacher(inputs)
-    announce("3/5 teacher scores of the triples")
-    scores = score_triples(inputs)
-    announce("4/5 students: the same triples without a teacher, with T1, with T2")
-    tuning = {
-        condition: {rate: run_once(*student(inputs, scores, condition, rate)) for rate in LEARNING_RATES}
-        for condition in ("no teacher", "T2")
-    }
-    chosen = {
-        condition: max(runs, key=lambda rate: runs[rate]["after"][f"eval_{MEASURE}"])
-        for condition, runs in tuning.items()
-    }
-    chosen["T1"] = chosen["T2"]  # the same loss
-    for condition, seed in product(TEACHER_OF, range(SEED, SEED + seeds)):
-        run_once(*student(inputs, scores, condition, chosen[condition], seed))
-    announce("5/5 the test split, once; latencies and the report")
-    rankers = rankers_on_test(inputs, scores, chosen, seeds)
-    runs = runs_on_test(inputs, rankers)
-    values = values_on_test(inputs, runs)
-    results = {
-        "collection": inputs.stats,
-        "queries": {split: len(read_qrels(inputs.qrels(split))) for split in ("train", "dev", "test")},
-        "triples": sum(1 for _ in inputs.labels.open(encoding="utf-8")),
-        "teacher_dev": teacher["after"],
-        "tuning_dev": {c: {str(rate): run["after"] for rate, run in runs.items()} for c, runs in tuning.items()},
-        "chosen_learning_rate": chosen,
-        "epochs_offered": EPOCHS,
-        "seeds": seeds,
-        "measure": MEASURE,
-        "test": {name: fmean(by_query.values()) for name, by_query in values.items()},
-        "against_no_teacher": {name: paired_t_test(values[name], values["no teacher"]) for name in ("T1", "T2")},
-    }
-    with writing(output / "results.json") as file:
-        json.dump(results, file, indent=2)
-    trained = {name: student_folder(inputs, scores, name, chosen[name]) for name in TEACHER_OF}
-    page = write_demo_report(inputs, runs, {name: loads[0] for name, loads in rankers.items()}, trained)
-    typer.echo(outcome_text(results))
-    typer.echo(f"Report with tests, latencies, curves and single queries: {page}")
-    return results
-
-
-def announce(stage: str) -> None:
-    """Say on standard error which stage begins; finished ones pass in a moment."""
-    typer.echo(f"--- {stage}", err=True)
-
-
-def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArguments]:
-    """The demo's student under T2, ready for `train_ranker`; runs the stages before it that are not done."""
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    inputs = prepare(output)
-    train_teacher(inputs)
-    job, args = student(inputs, score_triples(inputs), "T2", LEARNING_RATES[0])
-    args.output_dir = str(output / "student")
-    return job, args
-
-
-def student(
-    inputs: Inputs, scores: dict[str, Path], condition: str, learning_rate: float, seed: int = SEED
-) -> tuple[TrainingJob, RankingTrainingArguments]:
-    """The training of a student under one condition."""
-    name = f"student-{condition.replace(' ', '_')}-{learning_rate:g}-seed{seed}"
-    job = STUDENT | {"teacher_scores": str(scores.get(condition, inputs.labels))}
-    loss = "margin_mse" if condition in scores else "ranknet"
-    # A teacher's margins are on its own scale; matched, the student need not change its scale before it learns ranks.
-    settings = {"teacher_scale": "match"} if condition in scores else {}
-    settings |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": f"eval_{MEASURE}"}
-    return training(
-        inputs, name, job, loss, learning_rate, EPOCHS, seed, teacher_name=TEACHER_OF[condition], **settings
+    docs = build_pydocs(output / "collection")
+    qrels = {split: output / f"qrels.{split}.txt" for split in SPLITS}
+    if not (output / "queries.tsv").is_file():
+        _choose_queries(docs, output, qrels)
+    backbone = output / "all-MiniLM-L6-v2"  # a name for cards and tables
+    if not backbone.is_symlink() and Path(find_backbone()).is_dir():
+        backbone.symlink_to(find_backbone())
+    model_name = str(backbone) if backbone.is_symlink() else find_backbone()
+    return DistillJob(
+        str(docs.collection),
+        str(output / "queries.tsv"),
+        str(output),
+        teachers=["bert_cat", model_name],
+        qrels=str(qrels["train"]),
+        dev_qrels=str(qrels["dev"]),
+        test_qrels=str(qrels["test"]),
+        model_name=model_name,
+        architectures=list(ARCHITECTURES) if is_complete else ["bert_dot", "colbert"],
+        candidates=CANDIDATES,
+        learning_rates=LEARNING_RATES,
+        seeds=seeds,
+        overrides=OVERRIDES,
+        data_name="PyDocs, docstrings of installed Python packages",
+        retrieve=False,
+        force=True,  # the table shows the teacher beside BM25, whatever these packages' docstrings give
+        **SETTINGS,
     )
 
 
-def student_folder(inputs: Inputs, scores: dict[str, Path], condition: str, rate: float, seed: int = SEED) -> Path:
-    """Where a student is, or will be."""
-    return Path(student(inputs, scores, condition, rate, seed)[1].output_dir)
+def _choose_queries(docs: PyDocs, output: Path, qrels: dict[str, Path]) -> None:
+    index, chosen = BM25Index.build(TextStore.from_tsv(docs.collection)), {}
+    for split in SPLITS:
+        grades = read_qrels(docs.qrels[split])
+        texts = dict(list(TextStore.from_tsv(docs.queries[split]).items())[: SEARCHED * QUERIES[split]])
+        run = index.search(texts, CANDIDATES)
+        found = [query_id for query_id, ranking in run.items() if grades[query_id].keys() & dict(ranking).keys()]
+        found = found[: QUERIES[split]]
+        write_qrels({query_id: grades[query_id] for query_id in found}, qrels[split])
+        chosen |= {query_id: texts[query_id] for query_id in found}
+    with writing(output / "queries.tsv") as file:  # last: with it the others are there
+        file.writelines(f"{query_id}\t{text}\n" for query_id, text in chosen.items())
 
 
-def rankers_on_test(
-    inputs: Inputs, scores: dict[str, Path], chosen: dict[str, float], seeds: int
-) -> dict[str, list[Callable[[], Ranker]]]:
-    """What loads each ranker that the test split compares, the trained students for every seed."""
-    job, _ = student(inputs, scores, "no teacher", LEARNING_RATES[0])
-    of_teachers = teachers(inputs)
-    rankers = {f"teacher {name}": [partial(of_teachers.get, name)] for name in of_teachers}
-    rankers["untrained student"] = [lambda: Ranker(job.load_model(), load_tokenizer(job.model_name))]
-    for condition in TEACHER_OF:
-        folders = [student_folder(inputs, scores, condition, chosen[condition], SEED + i) for i in range(seeds)]
-        rankers[condition] = [partial(Ranker.from_pretrained, folder) for folder in folders]
-    return rankers
+def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArguments]:
+    """The demo's BERT_DOT with a teacher, ready for `train_ranker`; makes the stages before it that are not done."""
+    parts = Distillation(demo_job(Path(output)))
+    _ = parts.scores
+    return parts.training_of("bert_dot", TEACHER, LEARNING_RATES[0], 0, Path(output) / "student")
 
 
-def runs_on_test(inputs: Inputs, rankers: Mapping[str, Sequence[Callable[[], Ranker]]]) -> dict[str, list[Run]]:
-    """The test candidates in the order of BM25 and of each ranker, for every seed; what was scored before is read."""
-    candidates, qrels = read_run(inputs.candidates("test")), read_qrels(inputs.qrels("test"))
-    stores = TextStore.from_tsv(inputs.queries), TextStore.from_tsv(inputs.collection)
-    evaluator, runs = RerankingEvaluator(candidates, qrels, *stores, (MEASURE,)), {"BM25": [candidates]}
-    (inputs.output / "test_runs").mkdir(exist_ok=True)
-    for name, loads in rankers.items():
-        for seed, load in enumerate(loads, start=SEED):
-            path = inputs.output / "test_runs" / f"{name.replace(' ', '_')}-seed{seed}.trec"
-            if not path.is_file():
-                write_run(evaluator.rerank(load()), path, tag=path.stem)
-            runs.setdefault(name, []).append(read_run(path))
-    return runs
+def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
+    """Say what it will take, run every stage that is not done, print the outcome.
+
+    Args:
+        output: folder of all stages.
+        seeds: trainings of each chosen student; figures are their means per query.
+        is_complete: all five architectures.
+
+    Returns:
+        What `distill` gives.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others
+    job = demo_job(output, seeds, is_complete)
+    typer.echo(plan_text(make_plan(job)), err=True)
+    outcome = distill(job)
+    stats = json.loads((output / "collection" / "stats.json").read_text(encoding="utf-8"))
+    typer.echo(f"\n{_collection_text(stats)}\n{outcome_text(outcome, job)}\n\n{_next_steps(outcome, job)}")
+    return outcome
 
 
-def values_on_test(inputs: Inputs, runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, float]]:
-    """The measure per test query, the mean over seeds."""
-    qrels, values = read_qrels(inputs.qrels("test")), {}
-    for name, several in runs.items():
-        by_seed = [evaluate_queries(run, qrels, (MEASURE,))[MEASURE] for run in several]
-        values[name] = {query_id: fmean(run[query_id] for run in by_seed) for query_id in qrels}
-    return values
+def _collection_text(stats: dict) -> str:
+    return (
+        f"PyDocs: {sum(stats['pairs'].values()):,} documents from {stats['docstrings']:,} docstrings of "
+        f"{len(stats['packages'])} packages; dropped {sum(stats['dropped'].values()):,} by length or as duplicates, "
+        f"and {sum(stats['near_duplicates_removed'].values()):,} near duplicates across the splits. Queries are first "
+        f"sentences whose passage is among BM25's top {CANDIDATES}, which favours BM25."
+    )
+
+
+def _next_steps(outcome: dict, job: DistillJob) -> str:
+    ranker, files = outcome["ranker"], f"--collection {job.collection} --queries {job.queries}"
+    return (
+        f"Next: hf-kd-ranking serve --model {ranker} {files}\n"
+        f"      hf-kd-ranking push {ranker} YOUR_NAME/YOUR_MODEL --dry-run\n"
+        "      hf-kd-ranking distill --help, for your documents and your teacher"
+    )

@@ -1,109 +1,220 @@
-"""What is distilled: the options of `distill`, and the checks before anything runs."""
+"""What is distilled: the options of `distill`, the split of the queries, and the checks before anything runs."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.formats import existing_file, read_lines
 from ..data.texts import TextStore
 from ..data.trec import read_qrels
+from ..data.triples import column_batches, load_teacher_scores
 from ..hub.manifest import digest
 from ..models import ARCHITECTURES
 
 SPLITS = ("train", "dev", "test")
 LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
-# Where the encoder is long trained for mean pooling the user says so; these are the paper's choices, made small.
-CONFIGS: dict[str, dict[str, Any]] = {"colbert": {"compression_dim": 128}}
+NO_TEACHER, FIRST_TEACHER, TEACHER = CONDITIONS = ("no_teacher", "first_teacher", "teacher")
+TRAINING_OPTIONS = ("learning_rates", "epochs", "head_learning_rate")
+# The paper's ColBERT; layers that are new learn faster than the encoder, and TK has no others.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bert_cat": {"head_learning_rate": 1e-3},
+    "colbert": {"compression_dim": 128, "head_learning_rate": 1e-3},
+    "prettr": {"head_learning_rate": 1e-3},
+    "tk": {"learning_rates": [1e-3, 3e-3]},
+}
 
 
 @dataclass
 class DistillJob:
-    """A collection, a teacher and what is wanted of the ranker.
+    """A collection, teachers or their scores, and what is wanted of the ranker; the options of `distill`.
 
-    Args:
-        collection: documents, `id<TAB>text`, JSONL or a text store.
-        queries: likewise.
-        output: folder of all stages.
-        teachers: one or several, see `load_teacher`; of several the students learn the standardised mean.
-        qrels: judgments. Without them a query's positives are the teacher's best candidates, and rankers are measured
-            by how well they agree with the teacher on held-out queries.
-        model_name: the students' encoder.
-        architectures: to train.
-        budget_ms: the longest that a query may take against `candidates` passages; None takes the best ranker.
-        candidates: of BM25, a query.
-        triples_per_query: that are sampled.
-        held_out: share of the queries for choosing (half of it) and for the final test (the other half).
-        measure: that decides, in ir_measures' notation.
-        learning_rates: tried on the queries for choosing, the same for every condition.
-        epochs: of each training.
-        seeds: trainings of each chosen student; the report shows their means.
-        layers: the encoder's layers that students keep; None keeps all.
-        configs: architecture -> fields of its config.
-        force: go on though the teacher ranks worse than BM25.
+    Rows of scores bring their own training queries, and all judged queries are held out. Without judgments a query's
+    positives are the teachers' best candidates, and rankers are measured by how well they agree with the teachers.
     """
 
-    collection: str
-    queries: str
-    output: str
-    teachers: list[str]
-    qrels: str | None = None
-    model_name: str = "distilbert/distilbert-base-uncased"
-    architectures: list[str] = field(default_factory=lambda: ["bert_dot", "colbert"])
-    budget_ms: float | None = None
-    candidates: int = 100
-    triples_per_query: int = 8
-    held_out: float = 0.2
-    measure: str = "nDCG@10"
-    learning_rates: list[float] = field(default_factory=lambda: [2e-5, 7e-5])
-    epochs: float = 1
-    seeds: int = 1
-    batch_size: int = 32
-    max_query_length: int = 30
-    max_document_length: int = 200
-    layers: list[int] | None = None
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    force: bool = False
+    collection: str = field(metadata={"help": "Documents: id<TAB>text, JSONL, or a text store."})
+    queries: str = field(metadata={"help": "Queries, likewise."})
+    output: str = field(metadata={"help": "Folder of all stages, of the report and of the best ranker."})
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rankers, cross-encoders or bi-encoders, or architectures, first trained on the labels of "
+            "the triples; of several, students learn the mean of the standardised scores.",
+            "aliases": ["--teacher"],
+        },
+    )
+    scores: list[str] = field(
+        default_factory=list,
+        metadata={"help": "In place of teachers, files of their scores: rows of triples as published, or TREC runs."},
+    )
+    qrels: str | None = field(
+        default=None, metadata={"help": "Judgments; without them agreement with the teachers counts."}
+    )
+    dev_qrels: str | None = field(
+        default=None, metadata={"help": "Of the queries to choose by, in place of a share of those in qrels."}
+    )
+    test_qrels: str | None = field(default=None, metadata={"help": "Of the queries to test on, likewise."})
+    model_name: str = field(default="distilbert/distilbert-base-uncased", metadata={"help": "The students' encoder."})
+    architectures: list[str] = field(
+        default_factory=lambda: ["bert_dot", "colbert"], metadata={"help": f"To train; of {', '.join(ARCHITECTURES)}."}
+    )
+    conditions: list[str] = field(
+        default_factory=lambda: [NO_TEACHER, TEACHER],
+        metadata={
+            "help": "To train each under: from the labels alone, by the first teacher, by the mean of all; of "
+            f"{', '.join(CONDITIONS)}."
+        },
+    )
+    loss: str = field(
+        default="margin_mse", metadata={"help": "With a teacher; without one it is RankNet on the labels."}
+    )
+    budget_ms: float | None = field(
+        default=None, metadata={"help": "The longest that a query may take against the candidates."}
+    )
+    candidates: int = field(default=100, metadata={"help": "Of BM25, a query."})
+    triples_per_query: int = field(default=8, metadata={"help": "That are sampled."})
+    held_out: float = field(
+        default=0.2,
+        metadata={"help": "Share of the queries for choosing (half of it) and for the test (the other half)."},
+    )
+    measure: str = field(default="nDCG@10", metadata={"help": "That decides, in ir_measures' notation."})
+    learning_rates: list[float] = field(
+        default_factory=lambda: [2e-5, 7e-5],
+        metadata={"help": "Tried on the queries for choosing, the same under every condition."},
+    )
+    epochs: float = field(
+        default=1, metadata={"help": "Of each training; of several the best on the queries for choosing is kept."}
+    )
+    seeds: int = field(default=1, metadata={"help": "Trainings of each chosen student; figures are their means."})
+    batch_size: int = field(default=32, metadata={"help": "Triples a step."})
+    max_query_length: int = field(default=30, metadata={"help": "Tokens."})
+    max_document_length: int = field(default=200, metadata={"help": "Tokens."})
+    overrides: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON: for an architecture, or 'teacher' for trained ones, what differs: learning_rates, "
+            "epochs, head_learning_rate, or fields of its config, with layers, those that it keeps of the encoder."
+        },
+    )
+    data_name: str | None = field(
+        default=None, metadata={"help": "Of the collection, for cards; its file's name if unset."}
+    )
+    retrieve: bool = field(
+        default=True,
+        metadata={"help": "Also search the whole collection with rankers that store one vector a passage."},
+    )
+    device: str | None = field(default=None, metadata={"help": "cpu or cuda; a GPU where there is one if unset."})
+    force: bool = field(default=False, metadata={"help": "Go on though the teacher ranks no better than BM25."})
 
-    def check(self) -> dict[str, list[str]]:
-        """Refuse what cannot work, and split the queries: by a digest of their ids, so that each stays where it is.
+    def __post_init__(self) -> None:
+        if isinstance(self.overrides, str):
+            try:
+                self.overrides = json.loads(self.overrides)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"--overrides is no JSON ({error}): {self.overrides!r}.") from error
+        self.overrides = self.overrides or {}
 
-        Returns:
-            "train", "dev" and "test" -> query ids, in their order; where there are judgments, those that have one.
+    @cached_property
+    def brings_rows(self) -> bool:
+        """Whether the scores are rows of triples, which are trained on as they are."""
+        return bool(self.scores) and not _is_run(self.scores[0])
+
+    @cached_property
+    def judgments(self) -> dict[str, dict[str, int]]:
+        """All judgments; empty where there are none."""
+        files = [path for path in (self.qrels, self.dev_qrels, self.test_qrels) if path is not None]
+        return {query_id: grades for path in files for query_id, grades in read_qrels(path).items()}
+
+    @cached_property
+    def splits(self) -> dict[str, list[str]]:
+        """ "train", "dev" and "test" -> query ids in their order, of judged queries where there are judgments.
+
+        A query's split depends on a digest of its id, so that it stays where it is when others come.
 
         Raises:
-            ValueError, FileNotFoundError: naming what is wrong.
+            ValueError, FileNotFoundError: naming what cannot work.
         """
-        if unknown := [name for name in self.architectures if name not in ARCHITECTURES]:
-            raise ValueError(f"Unknown architectures {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}.")
-        if not self.teachers or not self.architectures:
-            raise ValueError("Distilling needs at least one teacher and one architecture.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share of the queries between 0 and 1, got {self.held_out}.")
+        self._check_options()
         ids = [str(query_id) for query_id, _ in TextStore.from_file(self.queries).items()]
         if self.qrels is not None:
-            qrels = read_qrels(self.qrels)
-            ids = [query_id for query_id in ids if any(grade > 0 for grade in qrels.get(query_id, {}).values())]
+            ids = [
+                query_id for query_id in ids if any(grade > 0 for grade in self.judgments.get(query_id, {}).values())
+            ]
+        given = {split: path for split, path in (("dev", self.dev_qrels), ("test", self.test_qrels)) if path}
+        split_of = {query_id: split for split, path in given.items() for query_id in read_qrels(path)}
+        trained = self._queries_of_rows() if self.brings_rows else None
         splits: dict[str, list[str]] = {split: [] for split in SPLITS}
         for query_id in ids:
-            splits[_split_of(query_id, self.held_out)].append(query_id)
-        if short := [split for split, least in LEAST_QUERIES.items() if len(splits[split]) < least]:
-            counts = ", ".join(
-                f"{split} {len(found)} (needed {LEAST_QUERIES[split]})" for split, found in splits.items()
-            )
+            if trained is not None and query_id in trained:
+                splits["train"].append(query_id)
+                continue
+            share = self.held_out if trained is None else 1.0
+            split = split_of.get(query_id) or _split_by_digest(query_id, share, given)
+            if trained is None or split != "train":
+                splits[split].append(query_id)
+        least = LEAST_QUERIES | ({"train": 0} if self.brings_rows else {})
+        if short := [split for split in SPLITS if len(splits[split]) < least[split]]:
+            counts = ", ".join(f"{split} {len(found)} (needed {least[split]})" for split, found in splits.items())
             raise ValueError(
                 f"Too few queries{' with a relevant document' if self.qrels else ''} for {' and '.join(short)}: "
                 f"{counts}; add queries, or change --held-out."
             )
         return splits
 
+    def _check_options(self) -> None:
+        for what, names, known in (
+            ("architectures", self.architectures, ARCHITECTURES),
+            ("conditions", self.conditions, CONDITIONS),
+            ("overrides", self.overrides, (*ARCHITECTURES, "teacher")),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"Unknown {what} {', '.join(unknown)}; there are {', '.join(known)}.")
+        sources = self.teachers or self.scores
+        if not sources or not self.architectures or not self.conditions:
+            raise ValueError("Distilling needs a teacher or scores, an architecture and a condition.")
+        if self.teachers and self.scores:
+            raise ValueError("Give teachers, or files of their scores, not both.")
+        if FIRST_TEACHER in self.conditions and len(sources) == 1:
+            raise ValueError(f"The condition {FIRST_TEACHER} needs several teachers; one alone is {TEACHER}.")
+        if len({_is_run(path) for path in self.scores}) > 1:
+            raise ValueError("Scores are all rows of triples, or all TREC runs; ensembles of both need one form.")
+        if self.qrels is None and (self.brings_rows or self.dev_qrels or self.test_qrels):
+            raise ValueError("Give --qrels too: rows of scores and other judgments leave open what is held out.")
+        if self.qrels is None and set(self.teachers) & set(ARCHITECTURES):
+            raise ValueError("A teacher is trained on judgments: give --qrels, or a teacher that is trained.")
+        counts = ("candidates", "triples_per_query", "seeds", "batch_size", "max_query_length", "max_document_length")
+        if low := [f"{name} {getattr(self, name)}" for name in (*counts, "epochs") if getattr(self, name) <= 0]:
+            raise ValueError(f"Options must be above 0, got {', '.join(low)}.")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a share of the queries between 0 and 1, got {self.held_out}.")
+        if self.device is not None and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda needs a GPU that torch can use; there is none.")
+
+    def _queries_of_rows(self) -> set[str]:
+        rows = load_teacher_scores(self.scores[0])
+        return {str(query_id) for batch in column_batches(rows, ["query_id"]) for query_id in set(batch["query_id"])}
+
+    def options_of(self, architecture: str, is_teacher: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        """How an architecture is trained, and the fields of its config that are not the default."""
+        own = "teacher" if is_teacher else architecture
+        special = OVERRIDES.get(architecture, {}) | self.overrides.get(own, {})
+        training = {option: special.pop(option) for option in TRAINING_OPTIONS if option in special}
+        general = {"learning_rates": self.learning_rates, "epochs": self.epochs, "head_learning_rate": None}
+        return general | training, special
+
     def inputs(self, *names: str) -> dict[str, Any]:
         """Some of the options, files and local models by their digests: what a stage depends on."""
         found = {name: value for name, value in asdict(self).items() if name in names}
-        for name in found.keys() & {"collection", "queries", "qrels", "model_name"}:
+        for name in found.keys() & {"collection", "queries", "qrels", "dev_qrels", "test_qrels", "model_name"}:
             found[name] = found[name] and digest_of(found[name])
-        if "teachers" in found:
-            found["teachers"] = [digest_of(teacher) for teacher in found["teachers"]]
+        if "scores" in found:
+            found["scores"] = [digest_of(path) for path in found["scores"]]
         return found
 
 
@@ -117,6 +228,15 @@ def digest_of(path: str) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _split_of(query_id: str, held_out: float) -> str:
+def _split_by_digest(query_id: str, held_out: float, given: Mapping[str, str]) -> str:
+    """Of what is held out, half is for the test, or all is for the one split that has no judgments of its own."""
     share = int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8]) / 2**64
-    return "test" if share < held_out / 2 else "dev" if share < held_out else "train"
+    held = [split for split in ("test", "dev") if split not in given]
+    places = [split for place, split in enumerate(held, start=1) if share < held_out * place / len(held)]
+    return places[0] if places else "train"
+
+
+def _is_run(path: str) -> bool:
+    """Six columns are a TREC run, five a row of a triple with its scores."""
+    lines = (text.split() for _, text in read_lines(existing_file(path, "scores")))
+    return Path(path).suffix != ".parquet" and len(next(filter(None, lines), ())) == 6

@@ -1,12 +1,14 @@
 """A stage of a long job: a folder that is made once, and again only when what it was made from changes.
 
-`stage.json` holds the digest of the inputs, among them the digests of the stages before, and whether the stage is
-done. One that was interrupted is called again in its folder, where its work goes on; one of other inputs is removed.
+`stage.json` holds the digest of the inputs, among them the digests of the stages before, whether the stage is done,
+and the seconds that its last call took. One that was interrupted is called again in its folder, where its work goes
+on; one of other inputs is removed.
 """
 
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,17 +45,18 @@ def run_stage(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _write_state(folder, digest, inputs, is_done=False)
+    start = time.perf_counter()
     work(folder)
-    _write_state(folder, digest, inputs, is_done=True)
+    _write_state(folder, digest, inputs, is_done=True, seconds=time.perf_counter() - start)
     return digest
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """`digest`, `is_done` and `inputs` of a stage; empty where it has not begun."""
+    """`digest`, `inputs`, `is_done` and `seconds` of a stage; empty where it has not begun."""
     path = folder / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write_state(folder: Path, digest: str, inputs: Mapping[str, Any], is_done: bool) -> None:
+def _write_state(folder: Path, digest: str, inputs: Mapping[str, Any], **state: Any) -> None:
     with writing(folder / FILE) as file:
-        json.dump({"digest": digest, "is_done": is_done, "inputs": inputs}, file, indent=1)
+        json.dump({"digest": digest, "inputs": inputs} | state, file, indent=1)

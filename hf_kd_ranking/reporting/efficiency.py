@@ -94,7 +94,7 @@ def _prepare(load: Callable[[], Ranker], queries: Sequence[str], documents: Sequ
     start = time.perf_counter()
     ranker.score(queries[0], documents)
     facts["pairs_per_second"] = len(documents) / (time.perf_counter() - start)
-    facts["peak_process_mb"] = _peak_mb() - before
+    facts["peak_process_mb"] = peak_mb() - before
     facts["peak_cuda_mb"] = torch.cuda.max_memory_allocated(model.device) / 2**20 if is_cuda else None
     return facts, (ranker, stored)
 
@@ -130,7 +130,8 @@ def _start_of_peak() -> float:
     return _status_mb("VmRSS")
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The process's resident MB at its peak."""
     if STATUS.is_file():
         return _status_mb("VmHWM")
     unit = 2**20 if platform.system() == "Darwin" else 2**10

@@ -1,23 +1,24 @@
-"""The demo from end to end, on a small package written here and a tiny backbone: its stages, files and sentence."""
+"""The demo from end to end, on a small package written here and a tiny backbone: what it chooses, runs and says."""
 
-import json
 import random
 from functools import partial
 from pathlib import Path
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.demo import experiment, stages
-from hf_kd_ranking.demo.outcome import ROWS
+from hf_kd_ranking.demo import experiment
 from hf_kd_ranking.demo.pydocs import build_pydocs
+from hf_kd_ranking.distillation import students
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
 
 
 @pytest.fixture
 def tiny(tmp_path, encoder, monkeypatch) -> Path:
-    """Folder for a demo of 500 docstrings, 24 training queries, one epoch and one learning rate."""
+    """Folder for a demo of 500 docstrings, 24 training queries, one epoch and small models."""
     rng = random.Random(0)
     source = tmp_path / "source" / "module.py"
     source.parent.mkdir()
@@ -27,51 +28,54 @@ def tiny(tmp_path, encoder, monkeypatch) -> Path:
         docstring = f"Give {' '.join(chosen)} number {index}.\n\n{' '.join([*chosen, *rng.choices(WORDS, k=10)])}"
         lines.append(f"def f{index}():\n    {docstring!r}\n")
     source.write_text("".join(lines))
-    monkeypatch.setattr(stages, "build_pydocs", partial(build_pydocs, roots={"source": source.parent}))
-    monkeypatch.setattr(stages, "find_backbone", lambda: str(encoder))
-    monkeypatch.setattr(stages, "QUERIES", {"train": 24, "dev": 4, "test": 8})
-    monkeypatch.setattr(stages, "DOCUMENT_TOKENS", 24)
-    monkeypatch.setattr(experiment, "LEARNING_RATES", (1e-3, 3e-3))
-    monkeypatch.setattr(experiment, "EPOCHS", 1)
-    monkeypatch.setattr(experiment, "STUDENT", experiment.STUDENT | {"layers": [0]})
+    modules = [Transformer(str(encoder)), Pooling(16, pooling_mode="mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "backbone"))
+    layers = {
+        "bert_dot": {"layers": [0], "pooling": "mean"},
+        "colbert": {"layers": [0]},
+        "prettr": {"join_layer_idx": 1},
+    }
+    monkeypatch.setattr(experiment, "build_pydocs", partial(build_pydocs, roots={"source": source.parent}))
+    monkeypatch.setattr(experiment, "find_backbone", lambda: str(tmp_path / "backbone"))
+    monkeypatch.setattr(experiment, "QUERIES", {"train": 24, "dev": 4, "test": 8})
+    monkeypatch.setattr(experiment, "SETTINGS", experiment.SETTINGS | {"max_document_length": 24, "epochs": 1})
+    monkeypatch.setattr(experiment, "OVERRIDES", layers)
+    (tmp_path / "demo").mkdir()
     return tmp_path / "demo"
 
 
-def test_the_demo_runs_all_stages_says_what_it_found_and_reuses_what_is_done(tiny, capsys, monkeypatch):
-    results = experiment.run_demo(tiny)
-    printed = capsys.readouterr().out
-    assert json.loads((tiny / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert list(results["test"]) == list(ROWS)
-    for name in ("T1", "T2"):
-        difference = results["test"][name] - results["test"]["no teacher"]
-        assert results["against_no_teacher"][name]["difference"] == pytest.approx(difference)
-        assert f"With {name} the student" in printed
-    page = (tiny / "report.html").read_text()
-    assert f"single queries: {tiny / 'report.html'}" in printed
-    assert all(name in page for name in ROWS)
-    timed = json.loads((tiny / "report" / "efficiency.json").read_text())["rankers"]
-    assert list(timed) == [name for name in ROWS if name != "BM25"]
-    cards = {path.parent.name: path.read_text() for path in tiny.glob("runs/student-*/README.md")}
-    names = [name for name, card in cards.items() if "| a query against 100 passages, median |" in card]
-    assert len(names) == 3 and 'from_pretrained("bert_dot-T1-pydocs")' in "".join(cards.values())
-    # Teacher and students: the same triples, the teachers' scores in the order of the labels.
-    labels, taught = (kd.load_teacher_scores(tiny / name) for name in ("labels.tsv", "scores.T1.tsv"))
-    assert [labels[name] for name in ("query_id", "pos_id", "neg_id")] == [
-        taught[name] for name in ("query_id", "pos_id", "neg_id")
-    ]
-    teacher = kd.Ranker.from_pretrained(tiny / "runs" / "teacher")
-    queries, documents = (
-        kd.TextStore.from_tsv(tiny / "queries.tsv"),
-        kd.TextStore.from_tsv(tiny / "collection/collection.tsv"),
-    )
-    scores = teacher.score(queries[taught["query_id"]], documents[taught["neg_id"]])
-    assert taught["neg_score"] == pytest.approx(scores.tolist(), abs=1e-4)
+def test_the_demo_says_what_it_will_take_what_it_found_and_what_is_next(tiny, capsys, monkeypatch):
+    outcome = experiment.run_demo(tiny)
+    printed = capsys.readouterr()
+    assert "| students/colbert/teacher-margin_mse-5e-05-seed0 | " in printed.err and "| all | " in printed.err
+    names = [f"{name} {condition}" for name in ("bert_dot", "colbert") for condition in ("no_teacher", "teacher")]
+    shown = ["BM25", "teacher", "teacher bert_cat", "teacher all-MiniLM-L6-v2", "bert_dot untrained"]
+    assert outcome["test"].keys() == {*names, *shown, "colbert untrained"}
+    assert all(f"| {name} | {value:.4f} |" in printed.out for name, value in outcome["test"].items())
+    assert [test["treatment"] for test in outcome["tests"]] == ["bert_dot teacher", "colbert teacher"]
+    assert "PyDocs: " in printed.out and "favours BM25" in printed.out
+    assert f"hf-kd-ranking serve --model {outcome['ranker']}" in printed.out
+    cards = [Path(folder, "README.md").read_text() for folder in outcome["folders"].values()]
+    assert all("PyDocs, docstrings of installed Python packages" in card for card in cards)
+    assert all("| a query against 20 passages, median |" in card for card in cards)
+    qrels = {split: kd.read_qrels(tiny / f"qrels.{split}.txt") for split in ("train", "dev", "test")}
+    assert {split: len(found) for split, found in qrels.items()} == experiment.QUERIES == outcome["queries"]
+    for split, grades in qrels.items():  # each query's passage is a candidate
+        run = kd.read_run(tiny / "candidates" / f"{split}.trec")
+        assert all(grades[q].keys() & dict(run[q]).keys() for q in grades)
 
     def no_training(*_: object) -> None:
         raise AssertionError("a finished stage ran again")
 
-    monkeypatch.setattr(stages, "train_ranker", no_training)
-    assert experiment.run_demo(tiny)["test"] == results["test"]
+    monkeypatch.setattr(students, "train_ranker", no_training)
+    assert experiment.run_demo(tiny)["test"] == outcome["test"]
+    assert "| report | done |" in capsys.readouterr().err
+
+
+def test_the_whole_demo_has_five_architectures(tiny):
+    job = experiment.demo_job(tiny, seeds=2, is_complete=True)
+    assert (set(job.architectures), job.seeds) == (set(kd.models.ARCHITECTURES), 2)
+    assert job.splits.keys() == {"train", "dev", "test"}
 
 
 def test_the_examples_default_job_is_the_demos_student(tiny):
@@ -83,8 +87,8 @@ def test_the_examples_default_job_is_the_demos_student(tiny):
     assert student.model.config.pooling == "mean" and student.model.config.encoder_config.num_hidden_layers == 1
 
 
-def test_a_folder_made_from_other_packages_is_refused(tiny):
-    tiny.mkdir()
-    (tiny / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match="was made from other packages or by another version of the demo"):
-        experiment.run_demo(tiny)
+def test_a_folder_made_from_other_packages_is_refused(tiny, tmp_path):
+    experiment.student_job(tiny)
+    (tmp_path / "source" / "more.py").write_text(f"def g():\n    {'Give some more of it.' + chr(10) * 2 + 'word ' * 12!r}\n")
+    with pytest.raises(ValueError, match="was made from another collection; take another output folder"):
+        experiment.student_job(tiny)

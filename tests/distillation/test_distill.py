@@ -1,18 +1,23 @@
 """From a collection and a teacher to the best ranker within a budget, on a toy: stages, resuming, refusals."""
 
 import dataclasses
+import fnmatch
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.distillation import stages
+from hf_kd_ranking.distillation import outcome as outcomes
+from hf_kd_ranking.distillation import stages, students
 from hf_kd_ranking.distillation.outcome import choose, outcome_text
+from hf_kd_ranking.distillation.plan import make_plan, plan_text
 from hf_kd_ranking.distillation.stage import run_stage
+from hf_kd_ranking.evaluation.rerank import rerank_run
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
 
@@ -37,7 +42,9 @@ def make_job(tmp_path, encoder, tokenizer):
         settings |= {"learning_rates": [1e-3], "max_query_length": 8, "max_document_length": 16, "force": True}
         settings |= {"qrels": str(tmp_path / "qrels.txt"), "measure": "RR@10", "batch_size": 8}
         paths = [str(tmp_path / name) for name in ("collection.tsv", "queries.tsv", "out")]
-        return kd.DistillJob(*paths, [str(tmp_path / "teacher")], **settings | options)
+        if "scores" not in options:
+            settings["teachers"] = [str(tmp_path / "teacher")]
+        return kd.DistillJob(*paths, **settings | options)
 
     return make
 
@@ -45,15 +52,18 @@ def make_job(tmp_path, encoder, tokenizer):
 @pytest.fixture
 def trainings(monkeypatch) -> list[str]:
     """The folders of all trainings that were run."""
-    calls, train = [], stages.train_ranker
-    monkeypatch.setattr(stages, "train_ranker", lambda job, args: (calls.append(args.output_dir), train(job, args))[1])
+    calls, train = [], students.train_ranker
+    monkeypatch.setattr(
+        students, "train_ranker", lambda job, args: (calls.append(args.output_dir), train(job, args))[1]
+    )
     return calls
 
 
 def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_it(make_job, trainings, tmp_path):
     outcome = kd.distill(make_job())
     assert len(trainings) == 4  # two architectures with and without the teacher
-    assert outcome["test"].keys() == {"BM25", "teacher", *outcome["dev"]}
+    untrained = {"bert_dot untrained", "colbert untrained"}
+    assert outcome["test"].keys() == {"BM25", "teacher", *untrained, *outcome["dev"]}
     best = max(outcome["dev"], key=outcome["dev"].get)
     assert (outcome["best"], outcome["ranker"]) == (best, str(tmp_path / "out" / "best"))
     scores = [
@@ -67,7 +77,7 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     for name, value in outcome["test"].items():
         run = kd.read_run(tmp_path / "out" / "report" / "runs" / f"{name}.trec")
         assert kd.evaluate_run(run, qrels, ("RR@10",))["RR@10"] == pytest.approx(value)
-    rows = kd.load_teacher_scores(tmp_path / "out" / "triples" / "scores.tsv")
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "teacher.tsv")
     teacher = kd.Ranker.from_pretrained(tmp_path / "teacher")
     queries, documents = (
         kd.TextStore.from_tsv(tmp_path / "queries.tsv"),
@@ -82,7 +92,10 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     assert min(map(len, splits)) >= 8  # held out is half, of which dev and test have a half each
     assert json.loads((tmp_path / "out/report/efficiency.json").read_text())["protocol"]["candidates"] == 8
     # Taught by the teacher's scores, alone by the labels of the same triples.
-    for name, (loss, scores) in {"taught": ("margin_mse", "scores.tsv"), "alone": ("ranknet", "labels.tsv")}.items():
+    for name, (loss, scores) in {
+        "teacher": ("margin_mse", "teacher.tsv"),
+        "no_teacher": ("ranknet", "labels.tsv"),
+    }.items():
         manifest = json.loads((Path(outcome["folders"][f"bert_dot {name}"]) / "manifest.json").read_text())
         assert (manifest["loss"], manifest["files"]["teacher_scores"]["name"]) == (loss, scores)
     labels = kd.load_teacher_scores(tmp_path / "out" / "triples" / "labels.tsv")
@@ -91,7 +104,9 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     # Again, nothing runs; with an architecture more only that is trained; with another batch size all are.
     again = kd.distill(make_job())
     assert (again, len(trainings)) == (outcome, 4)
-    more = kd.distill(make_job(architectures=["bert_dot", "colbert", "tk"]))
+    more = kd.distill(
+        make_job(architectures=["bert_dot", "colbert", "tk"], overrides={"tk": {"learning_rates": [1e-3]}})
+    )
     assert len(trainings) == 6 and all("/tk/" in folder for folder in trainings[4:])
     assert {name: more["test"][name] for name in outcome["test"]} == outcome["test"]
     shorter, efficiency = (
@@ -103,34 +118,30 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     timed.append(efficiency.read_text())
     assert len(trainings) == 8
     # Another teacher under the same name is another teacher.
-    before = (tmp_path / "out" / "triples" / "scores.tsv").read_text()
+    before = (tmp_path / "out" / "scores" / "teacher.tsv").read_text()
     other = kd.load_ranker(tmp_path / "teacher")
     torch.nn.init.normal_(other._classification_layer.weight)
     other.save_pretrained(tmp_path / "teacher")
     kd.distill(shorter)
-    assert len(trainings) == 10
-    assert (tmp_path / "out" / "triples" / "scores.tsv").read_text() != before
+    assert len(trainings) == 9 and "/teacher-" in trainings[-1]  # nor does it change what labels alone teach
+    assert (tmp_path / "out" / "scores" / "teacher.tsv").read_text() != before
     assert len({*timed, efficiency.read_text()}) == 3  # each time measured anew
 
 
 def test_an_interrupted_job_goes_on_to_the_same_figures(make_job, trainings, monkeypatch):
     whole = kd.distill(make_job(architectures=["bert_dot"]))
-    measure, rerank = stages.measure_efficiency, stages.rerank_run
     other = dataclasses.replace(make_job(architectures=["bert_dot"]), output=make_job().output + "2")
-    for name, function in {
-        "score_teacher": stages.score_teacher,
-        "train_ranker": stages.train_ranker,
-        "measure_efficiency": measure,
-        "rerank_run": rerank,
-    }.items():
+    stops = [(stages, "sample_triples"), (stages, "score_teacher"), (students, "train_ranker")]
+    for module, name in [*stops, (outcomes, "rerank_run"), (outcomes, "measure_efficiency")]:
+        function = getattr(module, name)
 
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(stages, name, stop)
+        monkeypatch.setattr(module, name, stop)
         with pytest.raises(KeyboardInterrupt):
             kd.distill(other)
-        monkeypatch.setattr(stages, name, function)
+        monkeypatch.setattr(module, name, function)
     assert kd.distill(other)["test"] == whole["test"]
     assert len(trainings) == 4
 
@@ -138,7 +149,7 @@ def test_an_interrupted_job_goes_on_to_the_same_figures(make_job, trainings, mon
 def test_without_judgments_agreement_with_the_teacher_is_measured(make_job, trainings, tmp_path):
     job = make_job(qrels=None, architectures=["bert_dot"])
     outcome = kd.distill(job)
-    run = kd.read_run(tmp_path / "out" / "teacher" / "all.trec")
+    run = kd.read_run(tmp_path / "out" / "teacher" / "run.trec")
     qrels = kd.read_qrels(tmp_path / "out" / "triples" / "dev.qrels.txt")
     assert all(
         list(grades.items()) == [(run[q][i][0], 3 - i) for i in range(len(grades))] for q, grades in qrels.items()
@@ -154,8 +165,8 @@ def test_several_teachers_on_any_scale_count_alike(make_job, trainings, tmp_path
     job = make_job(architectures=["bert_dot"])
     job.teachers.append(str(tmp_path / "other"))
     kd.distill(job)
-    names = ("scores.0.tsv", "scores.1.tsv", "scores.tsv")
-    files = [kd.load_teacher_scores(tmp_path / "out" / "triples" / name) for name in names]
+    names = ("teacher.tsv", "other.tsv", "mean.tsv")
+    files = [kd.load_teacher_scores(tmp_path / "out" / "scores" / name) for name in names]
     one, two, mean = (np.array([rows["pos_score"], rows["neg_score"]]) for rows in files)
     assert two.std() > 10 * one.std()
     margins = [scores[0] - scores[1] for scores in (one / one.std(), two / two.std(), mean)]
@@ -165,7 +176,7 @@ def test_several_teachers_on_any_scale_count_alike(make_job, trainings, tmp_path
 def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, trainings, tmp_path):
     outcome = kd.distill(make_job(architectures=["bert_dot"], learning_rates=[1e-2, 1e-9], seeds=2))
     assert len(trainings) == 2 * (2 + 1)
-    for name in ("alone", "taught"):
+    for name in ("no_teacher", "teacher"):
         found = {
             folder.parent.name: json.loads((folder / "results.json").read_text())["after"]["eval_RR@10"]
             for folder in (tmp_path / "out" / "students" / "bert_dot").glob(f"{name}-*seed0/ranker")
@@ -199,6 +210,113 @@ def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, t
         assert outcome["test"][f"bert_dot {name}"] == pytest.approx(sum(values) / 2)
 
 
+def test_a_teacher_is_trained_on_the_labels_of_the_same_triples(make_job, trainings, tmp_path):
+    special = {
+        "teacher": {"learning_rates": [1e-3, 1e-9], "epochs": 2},
+        "bert_dot": {"layers": [0], "pooling": "mean"},
+    }
+    conditions = ["no_teacher", "first_teacher", "teacher"]
+    job = make_job(architectures=["bert_dot"], overrides=special, conditions=conditions)
+    job.teachers.insert(0, "bert_cat")
+    outcome = kd.distill(job)
+    taught = [Path(folder).parent for folder in trainings[:2]]
+    assert [folder.name for folder in taught] == ["bert_cat-0.001", "bert_cat-1e-09"] and len(trainings) == 2 + 3
+    files = {folder: json.loads((folder / "ranker" / "manifest.json").read_text())["files"] for folder in taught}
+    student = json.loads((Path(outcome["folders"]["bert_dot no_teacher"]) / "manifest.json").read_text())
+    assert all(of["teacher_scores"] == student["files"]["teacher_scores"] for of in files.values())
+    found = [json.loads((folder / "ranker" / "results.json").read_text())["after"]["eval_RR@10"] for folder in taught]
+    best = kd.Ranker.from_pretrained(taught[found.index(max(found))] / "ranker")
+    stores = kd.TextStore.from_tsv(tmp_path / "queries.tsv"), kd.TextStore.from_tsv(tmp_path / "collection.tsv")
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "bert_cat.tsv")
+    expected = best.score(stores[0][rows["query_id"]], stores[1][rows["pos_id"]])
+    assert rows["pos_score"] == pytest.approx(expected.tolist(), abs=1e-4)
+    scores = {
+        name: kd.load_teacher_scores(tmp_path / "out" / "scores" / f"{name}.tsv")["pos_score"]
+        for name in ("bert_cat", "mean")
+    }
+    for condition, name in (("first_teacher", "bert_cat"), ("teacher", "mean")):
+        manifest = json.loads((Path(outcome["folders"][f"bert_dot {condition}"]) / "manifest.json").read_text())
+        assert manifest["files"]["teacher_scores"]["name"] == f"{name}.tsv"
+    assert scores["bert_cat"] != scores["mean"]
+    assert {"teacher", "teacher bert_cat", "teacher teacher"} < outcome["test"].keys()
+    # The teacher has the whole encoder and its own epochs, the student what is said of it.
+    models = [kd.load_ranker(path) for path in (taught[0] / "ranker", outcome["folders"]["bert_dot teacher"])]
+    assert [model.config.encoder_config.num_hidden_layers for model in models] == [2, 1]
+    state = json.loads((taught[0] / "ranker" / "trainer_state.json").read_text())
+    assert state["epoch"] == 2 and models[1].config.pooling == "mean"
+    assert {(test["control"], test["treatment"]) for test in outcome["tests"]} == {
+        ("bert_dot no_teacher", f"bert_dot {condition}") for condition in conditions[1:]
+    }
+    card = (Path(outcome["folders"]["bert_dot first_teacher"]) / "README.md").read_text()
+    assert "a bert_cat trained on the labels of the triples" in card
+
+
+def test_untrained_students_are_ranked_too(make_job, trainings, tmp_path, encoder, tokenizer):
+    kd.distill(make_job(architectures=["bert_dot"]))
+    ranker = kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_query_length=8, max_document_length=16), tokenizer)
+    stores = kd.TextStore.from_tsv(tmp_path / "queries.tsv"), kd.TextStore.from_tsv(tmp_path / "collection.tsv")
+    expected = rerank_run(ranker, kd.read_run(tmp_path / "out" / "candidates" / "test.trec"), *stores)
+    found = kd.read_run(tmp_path / "out" / "report" / "runs" / "bert_dot untrained.trec")
+    for query_id, ranking in expected.items():
+        assert dict(found[query_id]) == pytest.approx(dict(ranking), abs=1e-4)
+
+
+def test_rankers_of_one_vector_also_search_the_collection(make_job, trainings, tmp_path):
+    outcome = kd.distill(make_job())
+    assert outcome["retrieval"].keys() == {"bert_dot no_teacher", "bert_dot teacher"}
+    stores = kd.TextStore.from_tsv(tmp_path / "queries.tsv"), kd.TextStore.from_tsv(tmp_path / "collection.tsv")
+    qrels = kd.read_qrels(tmp_path / "out" / "triples" / "test.qrels.txt")
+    expected = kd.RetrievalEvaluator(qrels, *stores, ("RR@10",))(
+        kd.Ranker.from_pretrained(outcome["folders"]["bert_dot teacher"])
+    )
+    assert outcome["retrieval"]["bert_dot teacher"] == pytest.approx(expected["RR@10"])
+    assert kd.distill(make_job(retrieve=False))["retrieval"] == {}
+
+
+def test_rows_of_scores_are_trained_on_as_they_are(make_job, trainings, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [f"{rng.normal():.3f}\t{rng.normal():.3f}\tq{i}\td{i}\td{(i + 7) % 60}\n" for i in range(40)]
+    (tmp_path / "scores.tsv").write_text("".join(lines))
+    outcome = kd.distill(make_job(scores=[str(tmp_path / "scores.tsv")], architectures=["bert_dot"]))
+    manifest = json.loads((Path(outcome["folders"]["bert_dot teacher"]) / "manifest.json").read_text())
+    assert manifest["files"]["teacher_scores"]["name"] == "scores.tsv" and manifest["rows"] == 40
+    labels = [line.split("\t") for line in (tmp_path / "out/triples/labels.tsv").read_text().splitlines()]
+    assert labels == [["1", "0", *line.strip().split("\t")[2:]] for line in lines]
+    held_out = {split: set(kd.read_qrels(tmp_path / f"out/triples/{split}.qrels.txt")) for split in ("dev", "test")}
+    assert held_out["dev"] | held_out["test"] == {f"q{i}" for i in range(40, 60)}
+    assert outcome["queries"]["train"] == 40 and "teacher" not in outcome["test"]
+
+
+def test_runs_of_other_systems_are_teachers(make_job, trainings, tmp_path):
+    rng = random.Random(5)
+    of_query = {f"q{i}": {f"d{j}": rng.random() for j in (i, *rng.sample(range(60), 12))} for i in range(60)}
+    shorter = {q: dict(list(docs.items())[:8]) for q, docs in of_query.items()}
+    for name, scores in (("one", of_query), ("two", shorter)):
+        run = kd.Run({q: sorted(docs.items(), key=lambda pair: -pair[1]) for q, docs in scores.items()})
+        kd.write_run(run, tmp_path / f"{name}.trec")
+    paths = [str(tmp_path / f"{name}.trec") for name in ("one", "two")]
+    outcome = kd.distill(make_job(scores=paths, architectures=["bert_dot"]))
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "one.trec.tsv")
+    for row in rows:
+        assert row["neg_score"] == pytest.approx(of_query[row["query_id"]][row["neg_id"]], abs=1e-6)
+        assert row["neg_id"] in shorter[row["query_id"]]  # what one of them did not score is no negative
+    assert {"teacher", "teacher one.trec", "teacher two.trec"} < outcome["test"].keys()
+
+
+def test_judgments_of_their_own_decide_what_is_held_out(make_job, tmp_path):
+    lines = (tmp_path / "qrels.txt").read_text().splitlines(keepends=True)
+    for name, part in (("qrels.txt", lines[:40]), ("dev.txt", lines[40:45]), ("test.txt", lines[45:])):
+        (tmp_path / name).write_text("".join(part))
+    dev, test = str(tmp_path / "dev.txt"), str(tmp_path / "test.txt")
+    splits = make_job(dev_qrels=dev, test_qrels=test).splits
+    assert splits["train"] == [f"q{i}" for i in range(40)] and splits["dev"] == [f"q{i}" for i in range(40, 45)]
+    assert splits["test"] == [f"q{i}" for i in range(45, 60)]
+    splits = make_job(test_qrels=test).splits
+    assert splits["test"] == [f"q{i}" for i in range(45, 60)]
+    assert len(splits["dev"]) > 10  # all of the held out half of 40
+    assert make_job(test_qrels=test, held_out=0.25).splits["dev"] == make_job(held_out=0.5).splits["test"]
+
+
 def test_the_best_within_the_budget_is_chosen_on_dev():
     outcome = {
         "dev": {"slow": 0.9, "quick": 0.7, "quicker": 0.6},
@@ -219,40 +337,95 @@ def test_a_teacher_no_better_than_bm25_stops_the_job(make_job, trainings):
     ("options", "words"),
     [
         ({"architectures": ["bert"]}, "Unknown architectures bert"),
-        ({"architectures": []}, "at least one teacher and one architecture"),
+        ({"architectures": []}, "needs a teacher or scores, an architecture and a condition"),
+        ({"conditions": ["first_teacher"]}, "first_teacher needs several teachers"),
+        ({"conditions": ["T2"]}, "Unknown conditions T2; there are no_teacher, first_teacher, teacher"),
+        ({"overrides": {"bert": {}}}, "Unknown overrides bert; there are bert_cat, .*, teacher"),
+        ({"qrels": None, "test_qrels": "qrels.txt"}, "Give --qrels too"),
+        ({"qrels": None, "scores": ["scores.tsv"]}, "Give --qrels too"),
+        ({"scores": ["scores.tsv", "scores.trec"]}, "all rows of triples, or all TREC runs"),
+        ({"scores": ["scores.tsv"], "teachers": ["x"]}, "not both"),
+        ({"scores": [], "teachers": []}, "needs a teacher or scores"),
+        ({"qrels": None, "teachers": ["bert_cat"]}, "A teacher is trained on judgments"),
+        ({"device": "cuda"}, "needs a GPU"),
+        ({"seeds": 0, "epochs": -1}, "above 0, got seeds 0, epochs -1"),
         ({"held_out": 1.5}, "between 0 and 1, got 1.5"),
         ({"held_out": 0.01}, r"Too few queries with a relevant document for .*test 0 \(needed 2\)"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(make_job, tmp_path, options, words):
+def test_bad_options_are_refused_before_any_work(make_job, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Path("scores.tsv").write_text("1.0\t0.5\tq0\td0\td1\n")
+    Path("scores.trec").write_text("q0 Q0 d0 1 0.5 x\n")
     with pytest.raises(ValueError, match=words):
         kd.distill(make_job(**options))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_of_another_collection_is_kept(make_job, tmp_path):
-    stages.Distillation(make_job())
+    students.Distillation(make_job())
     (tmp_path / "collection.tsv").write_text("d0\tapple\n")
     with pytest.raises(ValueError, match="out was made from another collection; take another output folder"):
-        stages.Distillation(make_job())
+        students.Distillation(make_job())
+
+
+def test_a_collection_with_an_id_twice_is_refused(make_job, tmp_path):
+    with (tmp_path / "collection.tsv").open("a") as file:
+        file.write((tmp_path / "collection.tsv").read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"collection\.tsv has 1 documents under an id of another"):
+        kd.distill(make_job())
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_are_refused(make_job, monkeypatch):
+    monkeypatch.setattr(stages, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="distill is one process"):
+        kd.distill(make_job())
+
+
+def test_the_plan_names_what_is_made_and_what_is_done(make_job, trainings, tmp_path):
+    job = make_job(seeds=2, overrides={"colbert": {"learning_rates": [1e-3, 1e-2]}})
+    plan = make_plan(job)
+    assert all(stage.seconds > 0 and not stage.is_done for stage in plan)
+    students = [stage for stage in plan if stage.name.startswith("students/")]
+    assert len(students) == 2 * 2 + 2 * 3
+    assert not trainings and not (tmp_path / "out" / "candidates").exists()
+    kd.distill(job)
+    assert {stage.name for stage in make_plan(job) if not stage.is_done} == set()
+    assert plan_text(make_plan(job)).splitlines()[-1] == "| all | 0 s | 0 MiB | 0 MiB |"
+    more = [stage.name for stage in make_plan(dataclasses.replace(job, architectures=["tk"])) if not stage.is_done]
+    assert len(more) == 2 * 3 + 1 and more[-1] == "report"
+    made = {str(path.parent.relative_to(job.output)) for path in Path(job.output).rglob("stage.json")}
+    assert all(fnmatch.filter(made, stage.name) for stage in plan)
 
 
 def test_the_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_path):
     job = make_job(architectures=["bert_dot"])
     files = f"--collection {job.collection} --queries {job.queries} --qrels {job.qrels} --output {job.output}"
-    options = "--architecture bert_dot --candidates 8 --triples-per-query 2 --held-out 0.5 --learning-rate 0.001"
-    options += """ --configs {"bert_dot":{"pooling":"mean"}}"""
+    options = "--architectures bert_dot --candidates 8 --triples-per-query 2 --held-out 0.5 --learning-rates 0.001"
+    options += """ --overrides {"bert_dot":{"pooling":"mean"}}"""
     options += " --max-query-length 8 --max-document-length 16 --measure RR@10 --batch-size 8 --force"
     command = f"distill {files} --teacher {job.teachers[0]} --model-name {job.model_name} {options}"
     status, out, err = call(f"{command} --budget-ms 60000")
     assert status == 0, err
     assert kd.load_ranker(tmp_path / "out" / "best").config.pooling == "mean"
-    assert "| bert_dot taught | " in out and "Chosen on dev within 60000 ms a query: bert_dot" in out
+    assert "| bert_dot teacher | " in out and "Chosen on dev within 60000 ms a query: bert_dot" in out
     status, _, err = call(f"{command} --budget-ms 0.001")
     assert (status, "No ranker is within 0.001 ms" in err) == (2, True)
     assert len(trainings) == 2  # the second call repeated nothing
-    status, _, err = call(f"{command} --configs {{bert_dot")
-    assert (status, "--configs is no JSON" in err) == (2, True)
+    status, _, err = call(f"{command} --teachers x")
+    assert (status, "--teachers stands twice" in err) == (2, True)
+    status, out, err = call(f"{command} --plan-only")
+    assert (status, out.splitlines()[2]) == (0, "| candidates | done |  |  |")
+    (tmp_path / "job.yaml").write_text("architectures: [bert_dot]\noverrides: {bert_dot: {pooling: mean}}\n")
+    status, out, err = call(
+        f"{command.replace('--architectures bert_dot', '').split(' --overrides')[0]} --max-query-length 8 "
+        f"--max-document-length 16 --measure RR@10 --batch-size 8 --force --config {tmp_path / 'job.yaml'}"
+    )
+    assert (status, "| bert_dot teacher | " in out, len(trainings)) == (0, True, 2)
+    status, _, err = call(f"{command} --overrides {{bert_dot")
+    assert (status, "--overrides is no JSON" in err) == (2, True)
 
 
 def test_a_stage_is_removed_when_its_inputs_change_and_kept_when_it_was_interrupted(tmp_path):

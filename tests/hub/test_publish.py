@@ -139,6 +139,13 @@ def test_what_should_not_be_published_is_refused_before_the_hub_is_asked(hub, fo
     assert hub.repositories == {}
 
 
+def test_the_own_token_is_found_whatever_its_form(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret-9")
+    (folder / "notes.txt").write_text("x secret-9 y")
+    with pytest.raises(ValueError, match=r"notes\.txt holds an access token"):
+        publish_ranker(folder, "me/ranker", is_dry_run=True)
+
+
 @pytest.mark.parametrize(
     ("card", "words"),
     [

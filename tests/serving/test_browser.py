@@ -99,6 +99,26 @@ def test_a_query_by_keyboard_alone_shows_two_rankings_and_markup_as_text(browser
     assert browser.get_log("browser") == []
 
 
+def test_matched_terms_can_be_read_by_keyboard(browser, address):
+    browser.get(f"{address}/?q=script%20king")
+    wait_for_results(browser)
+    first = browser.find_element("css selector", ".matches summary")
+    browser.execute_script("arguments[0].focus()", first)
+    assert texts_of(browser, ".matches[open] li") == []
+    press(browser, Keys.ENTER)
+    shown = texts_of(browser, ".matches[open] li")
+    passage = first.find_element("xpath", "../../p[contains(@class, 'passage')]")
+    marks = {mark.text.strip(): mark.get_attribute("title") for mark in passage.find_elements("css selector", "mark")}
+    assert shown and len(shown) == len(passage.find_elements("css selector", "mark"))
+    strengths = []
+    for line in shown:
+        text, _, rest = line.partition(" for “")
+        term, _, strength = rest.partition("”, ")
+        assert marks[text] == f"“{term}”, strength {strength}"
+        strengths.append(float(strength))
+    assert strengths == sorted(strengths, reverse=True)
+
+
 def test_back_and_a_shared_address_show_what_was_searched(browser, address):
     browser.get(f"{address}/?q=%3Cimg%20src%3Dx%3E%20apple")
     wait_for_results(browser)

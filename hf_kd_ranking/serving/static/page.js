@@ -53,6 +53,14 @@ function passage(parts) {
   return text;
 }
 
+// What the shading says, in words, for keyboards and touch: the strongest first.
+function matches(parts) {
+  const found = parts.filter((part) => part.strength > 0).sort((a, b) => b.strength - a.strength);
+  if (!found.length) return [];
+  const items = found.map((part) => make("li", {}, `${part.text.trim()} for “${part.term}”, ${part.strength}`));
+  return [make("details", { className: "matches" }, make("summary", {}, "Matched terms"), make("ul", {}, ...items))];
+}
+
 function firstStageRank(hit, rank, results) {
   if (results.candidates === null) return [];
   if (hit.first_rank === null) return [make("span", {}, `not in BM25’s ${results.candidates}`)];
@@ -71,7 +79,7 @@ function elsewhere(hit, column, results) {
 function hitItem(hit, rank, column, results) {
   const facts = make("p", { className: "facts" }, ...firstStageRank(hit, rank, results), ...elsewhere(hit, column, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
-  const body = make("div", {}, passage(hit.parts), facts);
+  const body = make("div", {}, passage(hit.parts), facts, ...matches(hit.parts));
   return make("li", { id: `hit-${column}-${rank}`, tabIndex: -1 }, make("span", { className: "rank" }, rank), body);
 }
 

@@ -1,0 +1,67 @@
+"""Write the files that `reproduce_small.yaml` and `reproduce_small_msmarco.yaml` name, into `reproduce/`.
+
+    python examples/prepare_small.py
+
+PyDocs is built from the installed packages. MS MARCO is prepared where HF_KD_RANKING_DATA names a folder with
+`msmarco-v1`, `msmarco-v2` (passages, queries and systems' scores of TREC-DL 2020 and 2021) and `trec-dl` (judgments).
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.data.trec import write_qrels
+from hf_kd_ranking.demo.experiment import demo_job
+
+TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
+OUTPUT = Path("reproduce")
+DEV_QUERIES = 12  # of 2021; the rest trains
+
+
+def main() -> None:
+    """Prepare what can be."""
+    (OUTPUT / "pydocs").mkdir(parents=True, exist_ok=True)
+    job = demo_job(OUTPUT / "pydocs", seeds=3, is_complete=True)
+    print({split: len(ids) for split, ids in job.splits.items()}, "queries of PyDocs")
+    if data := os.environ.get("HF_KD_RANKING_DATA"):
+        print(prepare_msmarco(Path(data), OUTPUT / "msmarco"), "queries of MS MARCO")
+
+
+def prepare_msmarco(data: Path, output: Path) -> dict[str, int]:
+    """Join the two collections, and split the judged queries: 2021 and half of 2020 train, the other half is the test.
+
+    Returns:
+        Queries of each split.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    folders, years = (data / "msmarco-v1", data / "msmarco-v2"), ("dl20", "dl21")
+    for name in ("collection.tsv", "queries.tsv"):
+        parts = [
+            folder / (name if name == "collection.tsv" else f"queries.{year}.tsv")
+            for folder, year in zip(folders, years, strict=True)
+        ]
+        with (output / name).open("w", encoding="utf-8", newline="\n") as file:
+            for part in parts:
+                file.writelines(f"{text_id}\t{text}\n" for text_id, text in kd.TextStore.from_tsv(part).items())
+    qrels = {year: kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt") for year in years}
+    scored = {}
+    for folder, year in zip(folders, years, strict=True):
+        with (folder / f"scores.{year}.tsv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                if row[TEACHER]:
+                    scored.setdefault(row["qid"], []).append((row["pid"], float(row[TEACHER])))
+    kd.write_run(
+        kd.Run({q: sorted(of, key=lambda pair: -pair[1]) for q, of in scored.items()}), output / "splade.trec"
+    )
+    asked = {year: [q for q in qrels[year] if q in scored] for year in years}
+    splits = {"test": asked["dl20"][::2], "dev": asked["dl21"][:DEV_QUERIES]}
+    splits["train"] = asked["dl20"][1::2] + asked["dl21"][DEV_QUERIES:]
+    judged = qrels["dl20"] | qrels["dl21"]
+    for split, ids in splits.items():
+        write_qrels({query_id: judged[query_id] for query_id in ids}, output / f"qrels.{split}.txt")
+    return {split: len(ids) for split, ids in splits.items()}
+
+
+if __name__ == "__main__":
+    main()
