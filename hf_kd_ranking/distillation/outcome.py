@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,7 @@ from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
 from ..evaluation.retrieve import RetrievalEvaluator
 from ..evaluation.significance import holm, paired_t_test
+from ..hub.manifest import read_manifest, save_manifest
 from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import measure_efficiency
@@ -76,15 +77,17 @@ def measure(parts: Distillation, chosen: Mapping[str, list[Student]]) -> dict[st
 def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: Path) -> None:
     job, firsts = parts.job, {name: students[0] for name, students in chosen.items()}
     qrels = read_qrels(parts.judgments("test"))
-    values = {}
+    values, of_first = {}, {}
     for name, runs in _test_runs(parts, chosen, folder):
         by_seed = [evaluate_queries(run, qrels, (job.measure,))[job.measure] for run in runs]
-        values[name] = {query_id: fmean(run[query_id] for run in by_seed) for query_id in qrels}
+        values[name], of_first[name] = _means(by_seed), by_seed[0]
     retrieval = dict(_retrieval(parts, firsts, folder)) if job.retrieve else {}
     costs = _costs(parts, firsts, folder)
+    (folder / "training").mkdir(exist_ok=True)
     for name, student in firsts.items():
+        tested = _against_first_stage(job.measure, of_first[name], values["BM25"])
+        save_manifest(student.folder, read_manifest(student.folder) | {"results": tested})
         write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))
-        (folder / "training").mkdir(exist_ok=True)
         shutil.copy(student.folder / "trainer_state.json", folder / "training" / f"{name}.json")
     arrows = [
         (_control_of(name), name) for name in chosen if name != _control_of(name) and _control_of(name) in chosen
@@ -114,6 +117,20 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
     }
     with writing(folder / "outcome.json") as file:
         json.dump(outcome, file, indent=1)
+
+
+def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {query_id: fmean(run[query_id] for run in by_seed) for query_id in by_seed[0]}
+
+
+def _against_first_stage(measure: str, last: Mapping[str, float], first: Mapping[str, float]) -> dict[str, Any]:
+    """What a card says of the test, in place of what training measured on the queries to choose by."""
+    results = {
+        "first_stage": fmean(first.values()),
+        "after": fmean(last.values()),
+        "tests": paired_t_test(last, first),
+    }
+    return {name: {measure: value} for name, value in results.items()}
 
 
 def _control_of(name: str) -> str:

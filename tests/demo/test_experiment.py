@@ -89,6 +89,8 @@ def test_the_examples_default_job_is_the_demos_student(tiny):
 
 def test_a_folder_made_from_other_packages_is_refused(tiny, tmp_path):
     experiment.student_job(tiny)
-    (tmp_path / "source" / "more.py").write_text(f"def g():\n    {'Give some more of it.' + chr(10) * 2 + 'word ' * 12!r}\n")
+    (tmp_path / "source" / "more.py").write_text(
+        f"def g():\n    {'Give some more of it.' + chr(10) * 2 + 'word ' * 12!r}\n"
+    )
     with pytest.raises(ValueError, match="was made from another collection; take another output folder"):
         experiment.student_job(tiny)

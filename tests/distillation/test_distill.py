@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.cli.settings import parse_settings
 from hf_kd_ranking.distillation import outcome as outcomes
 from hf_kd_ranking.distillation import stages, students
 from hf_kd_ranking.distillation.outcome import choose, outcome_text
@@ -19,6 +20,7 @@ from hf_kd_ranking.distillation.plan import make_plan, plan_text
 from hf_kd_ranking.distillation.stage import run_stage
 from hf_kd_ranking.evaluation.rerank import rerank_run
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
 
 
@@ -98,6 +100,9 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     }.items():
         manifest = json.loads((Path(outcome["folders"][f"bert_dot {name}"]) / "manifest.json").read_text())
         assert (manifest["loss"], manifest["files"]["teacher_scores"]["name"]) == (loss, scores)
+        assert manifest["results"]["after"] == {"RR@10": pytest.approx(outcome["test"][f"bert_dot {name}"])}
+        card = (Path(outcome["folders"][f"bert_dot {name}"]) / "README.md").read_text()
+        assert f"| RR@10 | {outcome['test'][f'bert_dot {name}']:.4f} | {outcome['test']['BM25']:.4f} |" in card
     labels = kd.load_teacher_scores(tmp_path / "out" / "triples" / "labels.tsv")
     assert all(labels[name] == rows[name] for name in ("query_id", "pos_id", "neg_id"))
     assert set(labels["pos_score"]) == {1.0} and set(labels["neg_score"]) == {0.0}
@@ -444,3 +449,17 @@ def test_a_stage_is_removed_when_its_inputs_change_and_kept_when_it_was_interrup
     assert run_stage(tmp_path / "stage", {"a": 2}, work) != first
     assert seen == [["stage.json"], ["part", "stage.json"], ["stage.json"]]
     assert json.loads((tmp_path / "stage" / "stage.json").read_text())["inputs"] == {"a": 2}
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("reproduce_*.yaml")), ids=lambda file: file.stem)
+def test_an_example_names_options_that_there_are(file, tmp_path, monkeypatch):
+    (job,), _ = parse_settings((kd.DistillJob,), ["--config", str(file)])
+    monkeypatch.chdir(tmp_path)
+    for path in (job.collection, job.queries, job.qrels, job.test_qrels, *job.scores):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("1\t0\tq0\td0\td1\n")
+    job._check_options()
+    assert set(job.architectures) == set(kd.models.ARCHITECTURES)
+    for architecture in job.architectures:
+        training, config = job.options_of(architecture)
+        assert training["learning_rates"] and config.keys() <= {"compression_dim", "layers", "pooling"}
