@@ -12,9 +12,11 @@ import torch
 
 from ..data.formats import existing_file, read_lines
 from ..data.texts import TextStore
-from ..data.trec import read_qrels
+from ..data.trec import read_qrels, read_run
 from ..data.triples import column_batches, load_teacher_scores
+from ..evaluation.metrics import parse_measures
 from ..hub.manifest import digest
+from ..losses import IN_BATCH, READ_LISTS, get_losses
 from ..models import ARCHITECTURES
 
 SPLITS = ("train", "dev", "test")
@@ -86,7 +88,7 @@ class DistillJob:
     measure: str = field(default="nDCG@10", metadata={"help": "That decides, in ir_measures' notation."})
     learning_rates: list[float] = field(
         default_factory=lambda: [2e-5, 7e-5],
-        metadata={"help": "Tried on the queries for choosing, the same under every condition."},
+        metadata={"help": "Tried on the queries for choosing, under every condition; TK has 1e-3 and 3e-3."},
     )
     epochs: float = field(
         default=1, metadata={"help": "Of each training; of several the best on the queries for choosing is kept."}
@@ -146,6 +148,9 @@ class DistillJob:
             ids = [
                 query_id for query_id in ids if any(grade > 0 for grade in self.judgments.get(query_id, {}).values())
             ]
+        elif self.scores:  # what a run lacks it cannot judge
+            runs = [read_run(path) for path in self.scores]
+            ids = [query_id for query_id in ids if all(query_id in run for run in runs)]
         given = {split: path for split, path in (("dev", self.dev_qrels), ("test", self.test_qrels)) if path}
         split_of = {query_id: split for split, path in given.items() for query_id in read_qrels(path)}
         trained = self._queries_of_rows() if self.brings_rows else None
@@ -158,6 +163,8 @@ class DistillJob:
             split = split_of.get(query_id) or _split_by_digest(query_id, share, given)
             if trained is None or split != "train":
                 splits[split].append(query_id)
+        if trained is not None and not splits["train"]:
+            raise ValueError(f"None of the {len(trained):,} queries of the scores has a text in {self.queries}.")
         least = LEAST_QUERIES | ({"train": 0} if self.brings_rows else {})
         if short := [split for split in SPLITS if len(splits[split]) < least[split]]:
             counts = ", ".join(f"{split} {len(found)} (needed {least[split]})" for split, found in splits.items())
@@ -175,6 +182,11 @@ class DistillJob:
         ):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"Unknown {what} {', '.join(unknown)}; there are {', '.join(known)}.")
+        parse_measures([self.measure])
+        if wide := [name for name in get_losses(self.loss) if name.startswith(IN_BATCH) or name in READ_LISTS]:
+            raise ValueError(f"distill trains on pairs, each by itself; {', '.join(wide)} needs more: use `train`.")
+        if lists := [path for path in self.scores if {".jsonl", ".json"} & set(Path(path).suffixes)]:
+            raise ValueError(f"Scores are rows of triples or TREC runs; {lists[0]} holds lists.")
         sources = self.teachers or self.scores
         if not sources or not self.architectures or not self.conditions:
             raise ValueError("Distilling needs a teacher or scores, an architecture and a condition.")
@@ -193,8 +205,10 @@ class DistillJob:
             raise ValueError(f"Options must be above 0, got {', '.join(low)}.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is a share of the queries between 0 and 1, got {self.held_out}.")
-        if self.device is not None and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda needs a GPU that torch can use; there is none.")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"device is cpu or cuda, got {self.device!r}.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda needs a GPU that torch can use; there is none.")
 
     def _queries_of_rows(self) -> set[str]:
         rows = load_teacher_scores(self.scores[0])

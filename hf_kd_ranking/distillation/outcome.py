@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..data.formats import building, writing
 from ..data.trec import Run, read_qrels, read_run, write_run
-from ..evaluation.metrics import evaluate_queries, evaluate_run
+from ..evaluation.metrics import evaluate_queries
 from ..evaluation.rerank import rerank_run
 from ..evaluation.retrieve import RetrievalEvaluator
 from ..evaluation.significance import holm, paired_t_test
@@ -50,6 +50,8 @@ def distill(job: DistillJob) -> dict[str, Any]:
     outcome = measure(parts, parts.train_students())
     best = choose(outcome, job.budget_ms)
     ranker = parts.folder("best")
+    if ranker.exists() and not (ranker / "manifest.json").is_file():
+        raise ValueError(f"{ranker} holds something else than a ranker; take another output folder.")
     with building(ranker) as temporary:
         shutil.copytree(outcome["folders"][best], temporary, dirs_exist_ok=True)
         shutil.rmtree(ranker, ignore_errors=True)
@@ -69,9 +71,12 @@ def measure(parts: Distillation, chosen: Mapping[str, list[Student]]) -> dict[st
         See `distill`.
     """
     students = {name: [student.digest for student in of_seeds] for name, of_seeds in chosen.items()}
-    inputs = {"students": students} | parts.job.inputs("candidates", "measure", "retrieve", "device")
+    inputs = {"students": students, "teacher": parts.scores}
+    inputs |= parts.job.inputs("candidates", "measure", "retrieve", "device", "data_name")
     run_stage(parts.folder("report"), inputs, partial(_measure, parts, chosen))
-    return json.loads((parts.folder("report") / "outcome.json").read_text(encoding="utf-8"))
+    outcome = json.loads((parts.folder("report") / "outcome.json").read_text(encoding="utf-8"))
+    folders = {name: str(students[0].folder) for name, students in chosen.items()}
+    return outcome | {"folders": folders, "page": str(parts.folder("report.html"))}  # wherever the output is by now
 
 
 def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: Path) -> None:
@@ -86,7 +91,8 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
     (folder / "training").mkdir(exist_ok=True)
     for name, student in firsts.items():
         tested = _against_first_stage(job.measure, of_first[name], values["BM25"])
-        save_manifest(student.folder, read_manifest(student.folder) | {"results": tested})
+        described = {"results": tested, "data": job.data_name or Path(job.collection).name}
+        save_manifest(student.folder, read_manifest(student.folder) | described)
         write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))
         shutil.copy(student.folder / "trainer_state.json", folder / "training" / f"{name}.json")
     arrows = [
@@ -110,10 +116,8 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
         "retrieval": retrieval,
         "latency_ms": {name: of["total_ms"]["p50"] for name, of in costs["rankers"].items()},
         "rates": {name: student.rate for name, student in firsts.items()},
-        "folders": {name: str(student.folder) for name, student in firsts.items()},
         "queries": {split: len(found) for split, found in parts.splits.items()},
         "triples": sum(1 for _ in parts.folder("triples", "labels.tsv").open(encoding="utf-8")),
-        "page": str(page),
     }
     with writing(folder / "outcome.json") as file:
         json.dump(outcome, file, indent=1)
@@ -158,8 +162,10 @@ def _test_runs(
         known["teacher"] = parts.teacher_run("test")
         if len(parts.sources) > 1:
             known |= {f"teacher {name}": parts.teacher_run("test", name) for name in parts.sources}
+    judged = {query_id for query_id in read_qrels(parts.judgments("test")) if query_id in candidates}
     for name, run in known.items():
-        if run:
+        run = Run((query_id, run[query_id]) for query_id in candidates if query_id in run)
+        if judged <= run.keys():  # what ranked some of the queries only does not compare
             write_run(run, folder / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
             yield name, [run]
     for architecture in parts.job.architectures:
@@ -188,7 +194,8 @@ def _retrieval(parts: Distillation, students: Mapping[str, Student], folder: Pat
             if not path.is_file():
                 ranker = Ranker.from_pretrained(student.folder, device=parts.device)
                 write_run(evaluator.retrieve(ranker), path, tag=name.replace(" ", "_"))
-            yield name, evaluate_run(read_run(path), qrels, (parts.job.measure,))[parts.job.measure]
+            found = evaluate_queries(read_run(path), qrels, (parts.job.measure,))[parts.job.measure]
+            yield name, fmean(found.values())
 
 
 def _costs(parts: Distillation, students: Mapping[str, Student], folder: Path) -> dict[str, Any]:

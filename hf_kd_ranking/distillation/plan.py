@@ -112,12 +112,13 @@ def _stages(parts: Distillation) -> Iterator[Stage]:
         seconds = cost.start + triples * epochs * cost.triple + evaluations * texts
         return Stage(name, seconds, cost.model, cost.memory)
 
-    pairs = held_out + queries["train"] * job.candidates
-    yield _candidates(parts, sum(queries.values()), pairs * LINE)
+    searched = sum(queries.values()) - (queries["train"] if job.scores else 0)
+    pairs = searched * job.candidates
+    yield _candidates(parts, searched, pairs * LINE)
     yield Stage("triples", triples * 1e-5, triples * LINE, is_done=_is_done(parts, "triples"))
     scored = held_out + 2 * triples if job.judgments else pairs + 2 * triples
     for name, source in parts.sources.items() if job.teachers else ():
-        is_done = _is_done(parts, "scores")
+        is_done = _is_done(parts, "scores", name)
         if source in ARCHITECTURES:
             for rate in job.options_of(source, is_teacher=True)[0]["learning_rates"]:
                 yield training(source, parts.folder("teachers", "trained", f"{source}-{rate:g}"), is_teacher=True)
@@ -179,6 +180,7 @@ def _report(parts: Distillation, probe: Any, pairs: int) -> Stage:
         memory = max(memory, cost.memory)
         if job.retrieve and architecture == "bert_dot":
             seconds += students * len(parts.documents) * cost.passage
+            memory = max(memory, cost.memory + 2_048 * len(parts.documents))  # vectors of 512 values
     return Stage("report", seconds, disk, memory)
 
 
@@ -204,9 +206,9 @@ def _some(store: TextStore, count: int) -> list[str]:
 
 def _some_rows(parts: Distillation, count: int) -> datasets.Dataset:
     """Triples of random texts."""
-    documents = parts.documents.ids_of(_rows(parts.documents, 2 * count))
-    columns = {"query_id": parts.queries.ids_of(_rows(parts.queries, count))}
-    columns |= {"pos_id": documents[:count], "neg_id": documents[count:]}
+    rows = _rows(parts.documents, count)
+    columns = {"query_id": parts.queries.ids_of(_rows(parts.queries, count)), "pos_id": parts.documents.ids_of(rows)}
+    columns["neg_id"] = parts.documents.ids_of((rows + 1) % len(parts.documents))
     return datasets.Dataset.from_dict(columns | {"pos_score": [1.0] * count, "neg_score": [0.0] * count})
 
 

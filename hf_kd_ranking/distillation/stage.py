@@ -32,7 +32,8 @@ def run_stage(
         The digest of the inputs, an input of later stages.
 
     Raises:
-        ValueError: naming the inputs that differ, if it may not be replaced.
+        ValueError: naming the inputs that differ, if it may not be replaced; if the folder holds something that no
+            stage made.
     """
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     state = read_state(folder)
@@ -42,13 +43,24 @@ def run_stage(
         changed = sorted(name for name in inputs if state["inputs"].get(name) != inputs[name])
         raise ValueError(f"{folder.parent} was made from another {' and '.join(changed)}; take another output folder.")
     if state.get("digest") != digest:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, state)
         folder.mkdir(parents=True)
         _write_state(folder, digest, inputs, is_done=False)
     start = time.perf_counter()
     work(folder)
     _write_state(folder, digest, inputs, is_done=True, seconds=time.perf_counter() - start)
     return digest
+
+
+def _remove(folder: Path, state: Mapping[str, Any]) -> None:
+    if not folder.exists():
+        return
+    if not state and any(not part.name.startswith(FILE) for part in folder.iterdir()):
+        raise ValueError(f"{folder} holds something that no stage made; take another output folder.")
+    old = folder.with_name(f".{folder.name}.removed")  # renamed first: what is half removed must not look done
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    shutil.rmtree(old)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class Stages(ABC):
         self.documents = TextStore.from_file(job.collection)
         if repeated := len(self.documents) - len(self.documents.distinct_rows()):
             raise ValueError(f"{job.collection} has {repeated:,} documents under an id of another; give each its own.")
-        run_stage(Path(job.output, "plan"), job.inputs("collection", "queries"), lambda _: None, is_replaced=False)
+        is_begun = self.folder("candidates").exists()  # until then a mistake can be mended
+        files = job.inputs("collection", "queries")
+        run_stage(self.folder("plan"), files, lambda _: None, is_replaced=not is_begun)
 
     def folder(self, *parts: str) -> Path:
         """Of a stage."""
@@ -90,11 +92,11 @@ class Stages(ABC):
 
         def work(folder: Path) -> None:
             index = BM25Index.build(self.documents)
-            for split in SPLITS:
+            for split in SPLITS[1:] if self.job.scores else SPLITS:  # scores bring what is trained on
                 texts = dict(zip(self.splits[split], self.queries[self.splits[split]], strict=True))
                 run = index.search(texts, self.job.candidates)
                 if split == "train":
-                    grades = self.job.judgments
+                    grades = self._judged(split) if self.job.judgments else {}
                     run = Run((query_id, _with_positives(run[query_id], grades.get(query_id, {}))) for query_id in run)
                 write_run(run, folder / f"{split}.trec", tag="BM25")
 
@@ -114,7 +116,8 @@ class Stages(ABC):
             if self.job.brings_rows:
                 rows = load_teacher_scores(self.job.scores[0])
             else:
-                run, grades = self._common(read_run(self.run("train")), judged["train"])
+                run = None if self.job.scores else read_run(self.run("train"))
+                run, grades = self._common(judged["train"]) if run is None else (run, judged["train"])
                 rows = sample_triples(run, grades, self.job.triples_per_query)
             with writing(folder / "labels.tsv") as file:
                 for batch in column_batches(rows, ("query_id", "pos_id", "neg_id")):
@@ -124,18 +127,15 @@ class Stages(ABC):
 
     def _judged(self, split: str) -> Grades:
         if self.job.judgments:
-            return {
-                query_id: self.job.judgments[query_id]
-                for query_id in self.splits[split]
-                if query_id in self.job.judgments
-            }
+            judged = {q: self.job.judgments[q] for q in self.splits[split] if q in self.job.judgments}
+            if split == "train":  # what a part of a collection lacks teaches nothing, but counts in a test
+                judged = {q: {d: g for d, g in grades.items() if d in self.documents} for q, grades in judged.items()}
+            return judged
         best = self.teacher_run(split).top(AGREED)
         return {q: {doc_id: AGREED - i for i, (doc_id, _) in enumerate(ranking)} for q, ranking in best.items()}
 
-    def _common(self, run: Run, grades: Grades) -> tuple[Run, Grades]:
-        """Of training queries, the documents that every run of scores has; without such runs, all."""
-        if not self.job.scores:
-            return run, grades
+    def _common(self, grades: Grades) -> tuple[Run, Grades]:
+        """Of training queries, the documents that every run of scores has."""
         scored = [read_run(path) for path in self.job.scores]
         common = {
             query_id: set.intersection(*({doc_id for doc_id, _ in run.get(query_id, ())} for run in scored))
@@ -151,10 +151,9 @@ class Stages(ABC):
         """Teachers, or files of scores, by short names."""
         paths = self.job.teachers or self.job.scores
         names = [Path(path).name for path in paths]
-        return {
-            name if names.count(name) == 1 else f"{name}-{i}": path
-            for i, (name, path) in enumerate(zip(names, paths, strict=True))
-        }
+        if len(set(names)) < len(names) or {"mean", "trained", "", ".."} & set(names):
+            names = [f"{name}-{i}" for i, name in enumerate(names)]
+        return dict(zip(names, paths, strict=True))
 
     def teach(self, name: str) -> str:
         """One teacher's run over the candidates that are held out, and over all where there are no judgments."""
@@ -167,8 +166,9 @@ class Stages(ABC):
                 scored, wanted = read_run(source), [query_id for split in splits for query_id in self.splits[split]]
                 write_run(Run((q, scored[q]) for q in wanted if q in scored), folder / "run.trec", tag="teacher")
                 return
-            pairs = Run(pair for split in splits for pair in read_run(self.run(split)).items())
-            score_teacher(self.teacher(name), pairs, self.queries, self.documents, folder / "run.trec")
+            if not (folder / "run.trec").is_file():
+                pairs = Run(pair for split in splits for pair in read_run(self.run(split)).items())
+                score_teacher(self.teacher(name), pairs, self.queries, self.documents, folder / "run.trec")
 
         return run_stage(self.folder("teachers", name), {"candidates": self.candidates, "teacher": made_of}, work)
 
@@ -189,7 +189,7 @@ class Stages(ABC):
         digests = [self.teach(name) for name in self.sources]
 
         def work(folder: Path) -> None:
-            runs = [read_run(self.folder("teachers", name, "run.trec")) for name in self.sources]
+            runs = [_read(self.folder("teachers", name, "run.trec")) for name in self.sources]
             mean = runs[0] if len(runs) == 1 else fuse_runs(runs, "weighted_sum")
             write_run(mean, folder / "run.trec", tag="teacher")
 
@@ -214,30 +214,36 @@ class Stages(ABC):
     def teacher_run(self, split: str, name: str | None = None) -> Run:
         """A split's candidates in the order of a teacher, or of the mean of all; empty where rows were given."""
         path = self.folder("teachers", name, "run.trec") if name else self.folder("teacher", "run.trec")
-        run = Run() if self.job.brings_rows else read_run(path)
+        run = Run() if self.job.brings_rows else _read(path)
         return Run((query_id, run[query_id]) for query_id in self.splits[split] if query_id in run)
 
     @cached_property
     def scores(self) -> str:
-        """Every teacher's scores of the triples, and their mean."""
-        labels = self.folder("triples", "labels.tsv")
-        inputs = {
-            "triples": self.triples,
-            "teachers": self.job.inputs("scores") if self.job.brings_rows else self.teaching,
-        }
+        """Every teacher's scores of the triples, each once, and their mean."""
+        files = {name: self.folder("scores", name, "rows.tsv") for name in self.sources}
+        if self.job.brings_rows:
+            files, digests = {name: Path(path) for name, path in self.sources.items()}, self.job.inputs("scores")
+        else:
+            _ = self.teaching
+            digests = {name: self._score(name, path) for name, path in files.items()}
+        inputs = {"triples": self.triples, "teachers": list(digests.items())}
 
         def work(folder: Path) -> None:
-            files = list(map(Path, self.job.scores)) if self.job.brings_rows else []
-            for name in {} if files else self.sources:
-                files.append(folder / f"{name}.tsv")
-                if self.job.scores:
-                    _write_scored(labels, read_run(self.sources[name]), files[-1])
-                elif not files[-1].is_file():
-                    score_teacher(self.teacher(name), labels, self.queries, self.documents, files[-1])
             if len(files) > 1:
-                ensemble_teachers(files, folder / "mean.tsv", "standardized", overwrite=True)
+                ensemble_teachers(list(files.values()), folder / "rows.tsv", "standardized", overwrite=True)
 
-        return run_stage(self.folder("scores"), inputs, work)
+        return run_stage(self.folder("scores", "mean"), inputs, work)
+
+    def _score(self, name: str, path: Path) -> str:
+        labels = self.folder("triples", "labels.tsv")
+
+        def work(_: Path) -> None:
+            if self.job.scores:
+                _write_scored(labels, read_run(self.sources[name]), path)
+            elif not path.is_file():
+                score_teacher(self.teacher(name), labels, self.queries, self.documents, path)
+
+        return run_stage(path.parent, {"triples": self.triples, "teacher": self.teach(name)}, work)
 
     def teacher_name(self, condition: str) -> str:
         """What a condition learns from, in words."""
@@ -252,12 +258,14 @@ class Stages(ABC):
         if condition == NO_TEACHER:
             return self.folder("triples", "labels.tsv")
         if condition != FIRST_TEACHER and len(self.sources) > 1:
-            return self.folder("scores", "mean.tsv")
-        return (
-            Path(self.job.scores[0])
-            if self.job.brings_rows
-            else self.folder("scores", f"{next(iter(self.sources))}.tsv")
-        )
+            return self.folder("scores", "mean", "rows.tsv")
+        name, path = next(iter(self.sources.items()))
+        return Path(path) if self.job.brings_rows else self.folder("scores", name, "rows.tsv")
+
+
+def _read(path: Path) -> Run:
+    """A run, which may have no query: a system that ranked training queries only."""
+    return read_run(path) if path.stat().st_size else Run()
 
 
 def _with_positives(ranking: list[tuple[str, float]], grades: Mapping[str, int]) -> list[tuple[str, float]]:

@@ -6,12 +6,13 @@ to choose by.
 
 import json
 import shutil
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
-from .job import NO_TEACHER
+from .job import NO_TEACHER, DistillJob, digest_of
 from .stage import run_stage
 from .stages import Stages, Student
 
@@ -21,6 +22,10 @@ SETTINGS = ("model_name", "batch_size", "max_query_length", "max_document_length
 
 class Distillation(Stages):
     """A job's stages, the trainings among them; see `Stages`."""
+
+    def __init__(self, job: DistillJob) -> None:
+        super().__init__(job)
+        self._digest_of = cache(digest_of)  # of 40 million rows it takes seconds
 
     def train_students(self) -> dict[str, list[Student]]:
         """Train every architecture under every condition, choose the learning rates, then train the other seeds.
@@ -69,19 +74,26 @@ class Distillation(Stages):
     ) -> Student:
         options, config = self.job.options_of(architecture, is_teacher)
         del options["learning_rates"]  # others that are tried change nothing
-        inputs = {"rows": self.triples if condition == NO_TEACHER else self.scores, "config": config, "rate": rate}
+        inputs = {"files": self._learned_from(condition), "config": config, "rate": rate}
         inputs |= {"architecture": architecture, "condition": condition, "seed": seed, "options": options}
         inputs |= self.job.inputs(*SETTINGS, *(() if condition == NO_TEACHER else ("loss",)))
 
         def work(folder: Path) -> None:
-            output = folder / "ranker"
-            train_ranker(*self.training_of(architecture, condition, rate, seed, output, is_teacher))
+            output = folder.resolve() / "ranker"  # a checkpoint remembers where the best one is
+            if not (output / "README.md").is_file():  # what training writes last; checkpoints may be gone half
+                train_ranker(*self.training_of(architecture, condition, rate, seed, output, is_teacher))
             for checkpoint in output.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
 
         digest = run_stage(folder, inputs, work)
         results = json.loads((folder / "ranker" / "results.json").read_text(encoding="utf-8"))
         return Student(folder / "ranker", digest, rate, results["after"][f"eval_{self.job.measure}"])
+
+    def _learned_from(self, condition: str) -> list[str]:
+        """Digests of what a training reads, and not of how that came to be: other test queries change no student."""
+        _ = self.triples if condition == NO_TEACHER else self.scores
+        files = (self.scores_of(condition), self.run("dev"), self.judgments("dev"))
+        return [self._digest_of(str(file)) for file in files]
 
     def training_of(
         self,
@@ -113,11 +125,9 @@ class Distillation(Stages):
             qrels=str(self.judgments("dev")),
             measures=[job.measure],
         )
-        best = {
-            "eval_strategy": "epoch",
-            "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{job.measure}",
-        }
+        best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        best |= {"metric_for_best_model": f"eval_{job.measure}"}
+        only = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
         args = RankingTrainingArguments(
             str(output),
             loss="ranknet" if is_alone else job.loss,
@@ -130,13 +140,13 @@ class Distillation(Stages):
             weight_decay=0.01,
             warmup_steps=0.1,
             logging_steps=10,
-            save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=2,  # of one, the last goes before the ranker is saved
             resume_from_checkpoint="true",
             use_cpu=self.device == "cpu",
             dataloader_pin_memory=self.device != "cpu",
             data_name=job.data_name or Path(job.collection).name,
             teacher_name="the labels of the triples" if is_alone else self.teacher_name(condition),
-            **(best if options["epochs"] > 1 else {}),
+            **(best if options["epochs"] > 1 else only),
         )
+        args._n_gpu = min(args.n_gpu, 1)  # on several GPUs transformers would take a batch on each
         return training, args

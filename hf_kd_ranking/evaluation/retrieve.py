@@ -13,6 +13,7 @@ from ..retrieval.dense_index import search_index
 from .metrics import DEFAULT_MEASURES, evaluate_queries, evaluate_run, mean_values
 
 DOCUMENTS_AT_ONCE = 1_024
+ENCODED_AT_ONCE = 98_304  # vectors beside those of the index
 
 
 class RetrievalEvaluator:
@@ -61,13 +62,14 @@ class RetrievalEvaluator:
             )
         rows = self.documents.distinct_rows()
         ids = self.documents.ids_of(rows)
-        vectors = ranker.encode_documents(self.documents[ids])  # (N, D), or N of (L, D)
         queries = ranker.encode_queries(list(self.texts.values()))
-        if isinstance(vectors, np.ndarray):
-            index = faiss.IndexFlatIP(vectors.shape[1])
-            index.add(vectors)
+        if isinstance(queries, np.ndarray):
+            index = faiss.IndexFlatIP(queries.shape[1])
+            for start in range(0, len(ids), ENCODED_AT_ONCE):
+                index.add(ranker.encode_documents(self.documents[ids[start : start + ENCODED_AT_ONCE]]))
             results = search_index(index, queries, self.k)
         else:
+            vectors = ranker.encode_documents(self.documents[ids])  # of (L, D)
             parts = [(i, vectors[i : i + DOCUMENTS_AT_ONCE]) for i in range(0, len(vectors), DOCUMENTS_AT_ONCE)]
             chunks = ((i, np.array([len(terms) for terms in part]), np.concatenate(part)) for i, part in parts)
             results = search_terms(queries, chunks, self.k)

@@ -19,6 +19,7 @@ from hf_kd_ranking.distillation.outcome import choose, outcome_text
 from hf_kd_ranking.distillation.plan import make_plan, plan_text
 from hf_kd_ranking.distillation.stage import run_stage
 from hf_kd_ranking.evaluation.rerank import rerank_run
+from hf_kd_ranking.hub.manifest import digest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
@@ -79,7 +80,7 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     for name, value in outcome["test"].items():
         run = kd.read_run(tmp_path / "out" / "report" / "runs" / f"{name}.trec")
         assert kd.evaluate_run(run, qrels, ("RR@10",))["RR@10"] == pytest.approx(value)
-    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "teacher.tsv")
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "teacher" / "rows.tsv")
     teacher = kd.Ranker.from_pretrained(tmp_path / "teacher")
     queries, documents = (
         kd.TextStore.from_tsv(tmp_path / "queries.tsv"),
@@ -95,7 +96,7 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     assert json.loads((tmp_path / "out/report/efficiency.json").read_text())["protocol"]["candidates"] == 8
     # Taught by the teacher's scores, alone by the labels of the same triples.
     for name, (loss, scores) in {
-        "teacher": ("margin_mse", "teacher.tsv"),
+        "teacher": ("margin_mse", "rows.tsv"),
         "no_teacher": ("ranknet", "labels.tsv"),
     }.items():
         manifest = json.loads((Path(outcome["folders"][f"bert_dot {name}"]) / "manifest.json").read_text())
@@ -123,13 +124,13 @@ def test_every_stage_is_made_once_and_a_changed_option_repeats_what_depends_on_i
     timed.append(efficiency.read_text())
     assert len(trainings) == 8
     # Another teacher under the same name is another teacher.
-    before = (tmp_path / "out" / "scores" / "teacher.tsv").read_text()
+    before = (tmp_path / "out" / "scores" / "teacher" / "rows.tsv").read_text()
     other = kd.load_ranker(tmp_path / "teacher")
     torch.nn.init.normal_(other._classification_layer.weight)
     other.save_pretrained(tmp_path / "teacher")
     kd.distill(shorter)
     assert len(trainings) == 9 and "/teacher-" in trainings[-1]  # nor does it change what labels alone teach
-    assert (tmp_path / "out" / "scores" / "teacher.tsv").read_text() != before
+    assert (tmp_path / "out" / "scores" / "teacher" / "rows.tsv").read_text() != before
     assert len({*timed, efficiency.read_text()}) == 3  # each time measured anew
 
 
@@ -170,8 +171,8 @@ def test_several_teachers_on_any_scale_count_alike(make_job, trainings, tmp_path
     job = make_job(architectures=["bert_dot"])
     job.teachers.append(str(tmp_path / "other"))
     kd.distill(job)
-    names = ("teacher.tsv", "other.tsv", "mean.tsv")
-    files = [kd.load_teacher_scores(tmp_path / "out" / "scores" / name) for name in names]
+    names = ("teacher", "other", "mean")
+    files = [kd.load_teacher_scores(tmp_path / "out" / "scores" / name / "rows.tsv") for name in names]
     one, two, mean = (np.array([rows["pos_score"], rows["neg_score"]]) for rows in files)
     assert two.std() > 10 * one.std()
     margins = [scores[0] - scores[1] for scores in (one / one.std(), two / two.std(), mean)]
@@ -232,16 +233,16 @@ def test_a_teacher_is_trained_on_the_labels_of_the_same_triples(make_job, traini
     found = [json.loads((folder / "ranker" / "results.json").read_text())["after"]["eval_RR@10"] for folder in taught]
     best = kd.Ranker.from_pretrained(taught[found.index(max(found))] / "ranker")
     stores = kd.TextStore.from_tsv(tmp_path / "queries.tsv"), kd.TextStore.from_tsv(tmp_path / "collection.tsv")
-    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "bert_cat.tsv")
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "bert_cat" / "rows.tsv")
     expected = best.score(stores[0][rows["query_id"]], stores[1][rows["pos_id"]])
     assert rows["pos_score"] == pytest.approx(expected.tolist(), abs=1e-4)
     scores = {
-        name: kd.load_teacher_scores(tmp_path / "out" / "scores" / f"{name}.tsv")["pos_score"]
+        name: kd.load_teacher_scores(tmp_path / "out" / "scores" / name / "rows.tsv")["pos_score"]
         for name in ("bert_cat", "mean")
     }
     for condition, name in (("first_teacher", "bert_cat"), ("teacher", "mean")):
         manifest = json.loads((Path(outcome["folders"][f"bert_dot {condition}"]) / "manifest.json").read_text())
-        assert manifest["files"]["teacher_scores"]["name"] == f"{name}.tsv"
+        assert manifest["files"]["teacher_scores"]["sha256"] == digest(tmp_path / "out" / "scores" / name / "rows.tsv")
     assert scores["bert_cat"] != scores["mean"]
     assert {"teacher", "teacher bert_cat", "teacher teacher"} < outcome["test"].keys()
     # The teacher has the whole encoder and its own epochs, the student what is said of it.
@@ -301,7 +302,7 @@ def test_runs_of_other_systems_are_teachers(make_job, trainings, tmp_path):
         kd.write_run(run, tmp_path / f"{name}.trec")
     paths = [str(tmp_path / f"{name}.trec") for name in ("one", "two")]
     outcome = kd.distill(make_job(scores=paths, architectures=["bert_dot"]))
-    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "one.trec.tsv")
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "one.trec" / "rows.tsv")
     for row in rows:
         assert row["neg_score"] == pytest.approx(of_query[row["query_id"]][row["neg_id"]], abs=1e-6)
         assert row["neg_id"] in shorter[row["query_id"]]  # what one of them did not score is no negative
@@ -353,6 +354,11 @@ def test_a_teacher_no_better_than_bm25_stops_the_job(make_job, trainings):
         ({"scores": [], "teachers": []}, "needs a teacher or scores"),
         ({"qrels": None, "teachers": ["bert_cat"]}, "A teacher is trained on judgments"),
         ({"device": "cuda"}, "needs a GPU"),
+        ({"loss": "margin-mse"}, "Unknown loss 'margin-mse'"),
+        ({"loss": "margin_mse:1,in_batch_margin_mse:1"}, "trains on pairs, .*; in_batch_margin_mse needs more"),
+        ({"measure": "nDGC@10"}, "nDGC@10"),
+        ({"scores": ["scores.jsonl"]}, "scores.jsonl holds lists"),
+        ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
         ({"seeds": 0, "epochs": -1}, "above 0, got seeds 0, epochs -1"),
         ({"held_out": 1.5}, "between 0 and 1, got 1.5"),
         ({"held_out": 0.01}, r"Too few queries with a relevant document for .*test 0 \(needed 2\)"),
@@ -362,6 +368,7 @@ def test_bad_options_are_refused_before_any_work(make_job, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     Path("scores.tsv").write_text("1.0\t0.5\tq0\td0\td1\n")
+    Path("scores.jsonl").write_text("{}")
     Path("scores.trec").write_text("q0 Q0 d0 1 0.5 x\n")
     with pytest.raises(ValueError, match=words):
         kd.distill(make_job(**options))
@@ -369,7 +376,7 @@ def test_bad_options_are_refused_before_any_work(make_job, tmp_path, monkeypatch
 
 
 def test_an_output_of_another_collection_is_kept(make_job, tmp_path):
-    students.Distillation(make_job())
+    _ = students.Distillation(make_job()).candidates
     (tmp_path / "collection.tsv").write_text("d0\tapple\n")
     with pytest.raises(ValueError, match="out was made from another collection; take another output folder"):
         students.Distillation(make_job())
@@ -403,6 +410,72 @@ def test_the_plan_names_what_is_made_and_what_is_done(make_job, trainings, tmp_p
     assert len(more) == 2 * 3 + 1 and more[-1] == "report"
     made = {str(path.parent.relative_to(job.output)) for path in Path(job.output).rglob("stage.json")}
     assert all(fnmatch.filter(made, stage.name) for stage in plan)
+
+
+def test_files_that_no_stage_made_are_kept(make_job, tmp_path, trainings):
+    (tmp_path / "out" / "teachers").mkdir(parents=True)
+    (tmp_path / "teacher").rename(tmp_path / "out" / "teachers" / "teacher")
+    job = dataclasses.replace(make_job(), teachers=[str(tmp_path / "out" / "teachers" / "teacher")])
+    with pytest.raises(ValueError, match="teachers/teacher holds something that no stage made"):
+        kd.distill(job)
+    assert kd.load_ranker(tmp_path / "out" / "teachers" / "teacher")
+    (tmp_path / "out" / "teachers" / "teacher").rename(tmp_path / "teacher")
+    (tmp_path / "out" / "best").mkdir()
+    (tmp_path / "out" / "best" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="best holds something else than a ranker"):
+        kd.distill(make_job(architectures=["bert_dot"]))
+    assert (tmp_path / "out" / "best" / "notes.txt").read_text() == "mine"
+
+
+def test_teachers_of_one_name_and_of_reserved_names_are_told_apart(make_job):
+    job = dataclasses.replace(make_job(), teachers=["x/a", "y/a", "z/a-0", "mean"])
+    assert students.Distillation(job).sources == {"a-0": "x/a", "a-1": "y/a", "a-0-2": "z/a-0", "mean-3": "mean"}
+
+
+def test_a_finished_output_can_be_moved(make_job, trainings, tmp_path):
+    outcome = kd.distill(make_job(architectures=["bert_dot"]))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    moved = kd.distill(dataclasses.replace(make_job(architectures=["bert_dot"]), output=str(tmp_path / "moved")))
+    assert (moved["test"], len(trainings)) == (outcome["test"], 2)
+    assert moved["ranker"] == str(tmp_path / "moved" / "best") and "/moved/" in moved["folders"]["bert_dot teacher"]
+
+
+def test_more_teachers_and_other_test_judgments_repeat_only_what_reads_them(
+    make_job, trainings, tmp_path, monkeypatch
+):
+    lines = (tmp_path / "qrels.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "test.txt").write_text("".join(lines[45:]))
+    job = make_job(architectures=["bert_dot"], test_qrels=str(tmp_path / "test.txt"), retrieve=False)
+    first = kd.distill(job)
+    (tmp_path / "test.txt").write_text("".join([*lines[46:], "q45 0 d3 1\n"]))
+    second = kd.distill(dataclasses.replace(job))
+    assert len(trainings) == 2 and second["test"] != first["test"]
+    scored, score = [], stages.score_teacher
+    monkeypatch.setattr(stages, "score_teacher", lambda *a: (scored.append(str(a[-1])), score(*a))[1])
+    kd.Ranker.from_pretrained(tmp_path / "teacher").save_pretrained(tmp_path / "more")
+    kd.distill(dataclasses.replace(job, teachers=["bert_cat", *job.teachers], overrides={"teacher": {"epochs": 2}}))
+    assert not [path for path in scored if "/scores/teacher/" in path]  # what the first had scored is not scored again
+    assert len(trainings) == 2 + 1 + 1  # the new teacher, and the student of both
+
+
+def test_a_run_of_training_queries_only_is_no_row_of_the_table(make_job, trainings, tmp_path):
+    job = make_job(architectures=["bert_dot"])
+    train = set(job.splits["train"])
+    rng = random.Random(5)
+    run = kd.Run(
+        {q: [(f"d{j}", 1 / (1 + i)) for i, j in enumerate((int(q[1:]), *rng.sample(range(60), 5)))] for q in train}
+    )
+    kd.write_run(kd.Run({q: list(dict(ranking).items()) for q, ranking in run.items()}), tmp_path / "one.trec")
+    outcome = kd.distill(make_job(scores=[str(tmp_path / "one.trec")], architectures=["bert_dot"], force=False))
+    assert "teacher" not in outcome["test"] and "bert_dot teacher" in outcome["test"]
+
+
+def test_judged_documents_that_the_collection_lacks_teach_nothing(make_job, trainings, tmp_path):
+    with (tmp_path / "qrels.txt").open("a") as file:
+        file.writelines(f"q{i} 0 gone{i} 1\n" for i in range(60))
+    kd.distill(make_job(architectures=["bert_dot"], triples_per_query=20))
+    assert "gone" not in (tmp_path / "out" / "triples" / "labels.tsv").read_text()
+    assert "gone" in (tmp_path / "out" / "triples" / "test.qrels.txt").read_text()
 
 
 def test_the_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_path):
