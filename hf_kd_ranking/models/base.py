@@ -67,7 +67,7 @@ class RankerConfig(PreTrainedConfig):
     joins_texts: ClassVar[bool] = False  # query and document are read as one sequence
     adds_special_tokens: ClassVar[bool] = True  # [CLS] and [SEP]
     query_augmentation: ClassVar[int] = 0  # [MASK] tokens after a query
-    # False where a document's vectors depend on the query, so that they cannot be stored ahead of it.
+    # False where a document has no vectors, or they depend on the query, so that they cannot be stored ahead of it.
     encodes_documents_alone: ClassVar[bool] = True
 
     max_query_length: int = 30
