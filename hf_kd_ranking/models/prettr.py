@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from .base import RankingOutput, Side, check_positions, check_same_queries
-from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig
+from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 
 
 @strict
@@ -118,7 +118,7 @@ class PreTTR(EncoderRanker):
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
         flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
         mask = flat.pop("attention_mask")
-        positions = torch.arange(shape[-1], device=mask.device) + self.config.position_start  # (L,)
+        positions = torch.arange(shape[-1], device=mask.device) + first_position(self.config.encoder_config)  # (L,)
         if side == "document":
             positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
         else:
