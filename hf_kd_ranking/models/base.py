@@ -188,11 +188,7 @@ class RankerModel(PreTrainedModel):
         raise NotImplementedError
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Score vectors as `forward` returned them, stored or fresh; (B,) or (B, n) float32."""
         raise NotImplementedError

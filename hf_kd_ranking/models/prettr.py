@@ -131,16 +131,12 @@ class PreTTR(EncoderRanker):
         return states.view(*shape, states.shape[-1]), mask.view(shape).bool()
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Run the joint layers: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
-        shape = document_vectors.shape[:-2]
-        documents = document_vectors.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
-        queries = _per_document(query_vectors.to(self.dtype), shape)  # (N, Lq, H)
+        shape = document.shape[:-2]
+        documents = document.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
+        queries = _per_document(query.to(self.dtype), shape)  # (N, Lq, H)
         if self.config.compression_dim is not None:
             documents = self.decompressor_norm(self.decompressor(documents))
         states = torch.cat([queries, documents], 1)  # (N, Lq + Ld, H)
