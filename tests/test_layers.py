@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "training": ("models", "losses", "data", "inference", "ranker", "evaluation", "hub"),
     "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval"),
     "serving": ("models", "data", "inference", "ranker", "retrieval"),
-    "hub": ("models", "data.formats"),
+    "hub": ("models", "data.formats", "ranker"),
     "distillation": ANYTHING,
     "cli": ANYTHING,
     "demo": ANYTHING,
