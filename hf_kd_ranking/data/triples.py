@@ -95,14 +95,19 @@ def row_name(dataset: datasets.Dataset, row: int) -> str:
     return f"{source} line {nth_line(source, row)}" if source.is_file() else f"row {row} of the teacher scores"
 
 
-def column_batches(
+def arrow_batches(
     dataset: datasets.Dataset, names: Sequence[str], batch_size: int = 1_000_000
-) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
+) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+    """Columns of a table some rows at a time, each with the first of its rows."""
     table = dataset.select_columns(list(names)).with_format("arrow")
     for start in range(0, len(dataset), batch_size):
         batch = table[start : start + batch_size]
-        columns = {name: batch[name].combine_chunks() for name in names}
+        yield start, {name: batch[name].combine_chunks() for name in names}
+
+
+def column_batches(dataset: datasets.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
+    for _, columns in arrow_batches(dataset, names):
         yield {
             name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
             if pa.types.is_list(column.type)
@@ -148,14 +153,11 @@ def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     )
 
 
-def _check_finite(dataset: datasets.Dataset, source: str, batch_size: int = 1_000_000) -> datasets.Dataset:
+def _check_finite(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     """Text files are checked as they are read; tables here."""
     names = [name for name in ("pos_score", "neg_score", "teacher_scores") if name in dataset.column_names]
-    table = dataset.select_columns(names).with_format("arrow")
-    for start in range(0, len(dataset), batch_size):
-        batch = table[start : start + batch_size]
-        for name in names:
-            column = batch[name].combine_chunks()
+    for start, columns in arrow_batches(dataset, names):
+        for name, column in columns.items():
             values = column.flatten() if name == "teacher_scores" else column
             bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
             if len(bad):
@@ -320,8 +322,6 @@ def write_teacher_scores(rows: datasets.Dataset, path: str | os.PathLike) -> Non
     if "doc_ids" in rows.column_names:
         raise ValueError(f"{path}: lists do not fit into columns; write .jsonl or .parquet.")
     names = [name for name in TEACHER_COLUMNS if name in rows.column_names]
-    table = rows.select_columns(names).with_format("arrow")
     with writing(path, "wb") as file:
-        for start in range(0, len(rows), 1 << 17):
-            batch = table[start : start + (1 << 17)]
-            file.writelines(tsv_lines([batch[name].combine_chunks() for name in names]))
+        for _, columns in arrow_batches(rows, names, 1 << 17):
+            file.writelines(tsv_lines([*columns.values()]))

@@ -15,7 +15,7 @@ from ..blocks import begin, compute_blocks, work_folder
 from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
 from ..data.trec import Run, read_run, write_run
-from ..data.triples import TEACHER_COLUMNS
+from ..data.triples import TEACHER_COLUMNS, arrow_batches
 from ..inference import processes
 from .adapters import Teacher, load_teacher
 
@@ -48,10 +48,8 @@ class Pairs:
             for query_id, ranking in self.source.items():
                 yield [pa.array([query_id] * len(ranking)), pa.array([doc_id for doc_id, _ in ranking])]
         elif isinstance(self.source, datasets.Dataset):
-            table = self.source.select_columns(list(TRIPLE_COLUMNS)).with_format("arrow")
-            for start in range(0, len(table), ROWS_AT_ONCE):
-                batch = table[start : start + ROWS_AT_ONCE]
-                yield [batch[name].combine_chunks().cast(pa.string()) for name in TRIPLE_COLUMNS]
+            for _, columns in arrow_batches(self.source, TRIPLE_COLUMNS, ROWS_AT_ONCE):
+                yield [column.cast(pa.string()) for column in columns.values()]
         else:
             for batch in read_tsv(self.source, _columns_of(self.source)):
                 yield [batch[name] for name in TRIPLE_COLUMNS]
