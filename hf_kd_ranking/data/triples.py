@@ -19,9 +19,9 @@ from .formats import (
     building,
     cache_folder,
     existing_file,
-    is_integer_ids,
     is_plain_integer,
     nth_line,
+    plain_integers,
     read_jsonl,
     read_tsv,
     tsv_lines,
@@ -170,7 +170,7 @@ def _read_pairs(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
     types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
     types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
     are_integers = not as_strings and all(
-        is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
+        plain_integers(batch[name]) is not None for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
     )
     for batch in read_tsv(path, types):
         ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
