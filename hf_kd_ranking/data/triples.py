@@ -177,7 +177,7 @@ def _read_pairs(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
 
 
-def _read_lists(path: Path, as_strings: bool, rows_per_batch: int = 10_000) -> Iterator[pa.RecordBatch]:
+def _read_lists(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
     rows: list[dict] = []
     length = None
     are_integers = not as_strings and all(
@@ -199,7 +199,7 @@ def _read_lists(path: Path, as_strings: bool, rows_per_batch: int = 10_000) -> I
         rows.append(
             {"query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in ids], "teacher_scores": scores}
         )
-        if len(rows) == rows_per_batch:
+        if len(rows) == 10_000:
             yield _list_batch(rows, are_integers)
             rows = []
     if rows:

@@ -334,7 +334,7 @@ def check_finite(model: nn.Module, source: str) -> None:
             raise ValueError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
 
 
-def first(keys: Sequence, count: int = 3) -> str:
-    """The first few of some keys, for messages."""
-    keys = [str(key) for key in keys]
-    return ", ".join(sorted(keys)[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "") or "none"
+def first(keys: Sequence) -> str:
+    """The first three of some keys, for messages."""
+    keys = sorted(map(str, keys))
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"
