@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from ..data.formats import refuse_existing
-from ..data.named import RankingCollection
 from ..data.trec import Run, read_run, write_run
 from ..inference import processes
 from ..ranker import Ranker
@@ -36,18 +35,20 @@ def index(
     json: Json = False,
 ) -> None:
     """Encode a collection (BM25 without --model); the same command goes on where it was stopped."""
+    data = options.collection_of(dataset, "test", documents=collection)
     if model is None:
-        facts = _index_bm25(
-            options.collection_of(dataset, "test", documents=collection), output, tokenization, overwrite
-        )
-        report({"output": str(output)} | facts, json)
+        from ..retrieval.bm25 import BM25Index
+
+        refuse_existing(output, overwrite)
+        BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
+        report({"output": str(output), "documents": len(data.documents)}, json)
         return
 
     from ..retrieval.vectors import VectorStore
 
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
-        documents = options.collection_of(dataset, "test", documents=collection).documents
+        documents = data.documents
     ranker = _ranker(model, architecture, batch_size, dtype, state.device)
     for option, value, kind in (("--factory", factory, "BERT_Dot"), ("--centroids", centroids, "ColBERT")):
         if value is not None and ranker.model.config.model_type != kind:
@@ -115,14 +116,6 @@ def fuse(
     fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)
     report({"output": str(output), "queries": len(fused)}, json)
-
-
-def _index_bm25(data: RankingCollection, output: Path, tokenization: str, overwrite: bool) -> dict[str, int]:
-    from ..retrieval.bm25 import BM25Index
-
-    refuse_existing(output, overwrite)
-    BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
-    return {"documents": len(data.documents)}
 
 
 def _search(
