@@ -1,13 +1,12 @@
 """`hf-kd-ranking index | search | fuse`: encode a collection, search it, mix runs."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..data.formats import refuse_existing
-from ..data.trec import Run, read_run, write_run
+from ..data.trec import read_run, write_run
 from ..inference import processes
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
@@ -94,9 +93,18 @@ def search(
 
         run = BM25Index.open(index).search(texts, k)
     else:
+        from ..retrieval.colbert_index import ColBERTIndex
+        from ..retrieval.opening import open_searchable
+        from ..retrieval.term_store import TermStore
+
         ranker = _ranker(model, architecture, batch_size, dtype)
-        first = None if candidates is None else read_run(candidates).top(k)
-        run = _search(ranker, index, texts, first, k, exact, settings, probes)
+        if candidates is not None:
+            first = read_run(candidates).top(k)
+            run = TermStore.open(index, ranker).rerank(first, texts)
+        elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
+            run = opened.search(texts, k, None if exact else probes)
+        else:
+            run = opened.search(texts, k)
     write_run(run, output, tag=Path(model or "bm25").name.replace(" ", "_"))
     report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
 
@@ -116,28 +124,6 @@ def fuse(
     fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)
     report({"output": str(output), "queries": len(fused)}, json)
-
-
-def _search(
-    ranker: Ranker,
-    folder: Path,
-    queries: Mapping[str, str],
-    candidates: Run | None,
-    k: int,
-    exact: bool,
-    settings: str | None,
-    probes: int | None,
-) -> Run:
-    from ..retrieval.colbert_index import ColBERTIndex
-    from ..retrieval.opening import open_searchable
-    from ..retrieval.term_store import TermStore
-
-    if candidates is not None:
-        return TermStore.open(folder, ranker).rerank(candidates, queries)
-    opened = open_searchable(folder, ranker, exact, settings)
-    if isinstance(opened, ColBERTIndex):
-        return opened.search(queries, k, None if exact else probes)
-    return opened.search(queries, k)
 
 
 def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:
