@@ -11,9 +11,7 @@ import torch
 import typer
 import yaml
 
-from ..data.named import RankingCollection, load_collection
-from ..data.texts import TextStore
-from ..data.trec import read_qrels, read_run
+from ..data.named import READERS, RankingCollection, load_collection
 from ..models import ARCHITECTURES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -90,9 +88,7 @@ def collection_of(dataset: str | None, split: str, **files: Path | None) -> Rank
     Raises:
         ValueError: where neither names a part.
     """
-    readers = {"queries": TextStore.from_file, "documents": TextStore.from_file, "qrels": read_qrels}
-    readers["candidates"] = read_run
-    parts = {name: partial(readers[name], path) for name, path in files.items() if path is not None}
+    parts = {name: partial(READERS[name], path) for name, path in files.items() if path is not None}
     if dataset is not None:
         return load_collection(dataset, split, parts)
     needed = [name for name in files if name not in (*parts, "candidates")]

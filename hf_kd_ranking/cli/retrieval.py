@@ -1,14 +1,12 @@
 """`hf-kd-ranking index | search | fuse`: encode a collection, search it, mix runs."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..data.formats import refuse_existing
-from ..data.named import RankingCollection
-from ..data.trec import Run, read_run, write_run
+from ..data.trec import read_run, write_run
 from ..inference import processes
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
@@ -36,18 +34,20 @@ def index(
     json: Json = False,
 ) -> None:
     """Encode a collection (BM25 without --model); the same command goes on where it was stopped."""
+    data = options.collection_of(dataset, "test", documents=collection)
     if model is None:
-        facts = _index_bm25(
-            options.collection_of(dataset, "test", documents=collection), output, tokenization, overwrite
-        )
-        report({"output": str(output)} | facts, json)
+        from ..retrieval.bm25 import BM25Index
+
+        refuse_existing(output, overwrite)
+        BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
+        report({"output": str(output), "documents": len(data.documents)}, json)
         return
 
     from ..retrieval.vectors import VectorStore
 
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
-        documents = options.collection_of(dataset, "test", documents=collection).documents
+        documents = data.documents
     ranker = _ranker(model, architecture, batch_size, dtype, state.device)
     for option, value, kind in (("--factory", factory, "BERT_Dot"), ("--centroids", centroids, "ColBERT")):
         if value is not None and ranker.model.config.model_type != kind:
@@ -93,9 +93,18 @@ def search(
 
         run = BM25Index.open(index).search(texts, k)
     else:
+        from ..retrieval.colbert_index import ColBERTIndex
+        from ..retrieval.opening import open_searchable
+        from ..retrieval.term_store import TermStore
+
         ranker = _ranker(model, architecture, batch_size, dtype)
-        first = None if candidates is None else read_run(candidates).top(k)
-        run = _search(ranker, index, texts, first, k, exact, settings, probes)
+        if candidates is not None:
+            first = read_run(candidates).top(k)
+            run = TermStore.open(index, ranker).rerank(first, texts)
+        elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
+            run = opened.search(texts, k, None if exact else probes)
+        else:
+            run = opened.search(texts, k)
     write_run(run, output, tag=Path(model or "bm25").name.replace(" ", "_"))
     report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
 
@@ -115,36 +124,6 @@ def fuse(
     fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)
     report({"output": str(output), "queries": len(fused)}, json)
-
-
-def _index_bm25(data: RankingCollection, output: Path, tokenization: str, overwrite: bool) -> dict[str, int]:
-    from ..retrieval.bm25 import BM25Index
-
-    refuse_existing(output, overwrite)
-    BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
-    return {"documents": len(data.documents)}
-
-
-def _search(
-    ranker: Ranker,
-    folder: Path,
-    queries: Mapping[str, str],
-    candidates: Run | None,
-    k: int,
-    exact: bool,
-    settings: str | None,
-    probes: int | None,
-) -> Run:
-    from ..retrieval.colbert_index import ColBERTIndex
-    from ..retrieval.opening import open_searchable
-    from ..retrieval.term_store import TermStore
-
-    if candidates is not None:
-        return TermStore.open(folder, ranker).rerank(candidates, queries)
-    opened = open_searchable(folder, ranker, exact, settings)
-    if isinstance(opened, ColBERTIndex):
-        return opened.search(queries, k, None if exact else probes)
-    return opened.search(queries, k)
 
 
 def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:

@@ -173,20 +173,14 @@ def plain_integers(ids: pa.Array) -> np.ndarray | None:
         return None
     first = np.frombuffer(data, np.uint8)[starts[:-1]]
     # Ten times as fast as the pattern, which is left to say what other spellings are (negative numbers are plain).
-    is_plain = (first >= ord("1")) & (first <= ord("9")) | ((first == ord("0")) & (lengths == 1))
-    if not is_plain.all() or lengths.max() > 18:
-        return ids.cast(pa.int64()).to_numpy() if is_integer_ids(ids) else None
+    looks_plain = (first >= ord("1")) & (first <= ord("9")) | ((first == ord("0")) & (lengths == 1))
+    is_usual = looks_plain.all() and lengths.max() <= 18
+    if not is_usual and not pc.all(pc.match_substring_regex(ids, f"^({PLAIN_INTEGER})$")).as_py():
+        return None
     try:
         return ids.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         return None
-
-
-def is_integer_ids(ids: pa.Array) -> bool:
-    """True where every id of a string array is a plain integer, see `is_plain_integer`."""
-    if pa.types.is_integer(ids.type):
-        return True
-    return bool(pc.all(pc.match_substring_regex(ids, f"^({PLAIN_INTEGER})$")).as_py())
 
 
 def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from .formats import is_integer_ids, is_plain_integer, plain_integers
+from .formats import is_plain_integer, plain_integers
 from .strings import open_strings, write_strings
 
 Id = int | str
@@ -47,8 +47,9 @@ class IdIndex:
         Args:
             removed: (N,) True at rows that no id finds; None for none.
         """
-        if all(is_integer_ids(column) for column in columns):
-            ids = keys = np.concatenate([column.cast(pa.int64()).to_numpy() for column in columns])
+        integers = [plain_integers(column) for column in columns]
+        if all(numbers is not None for numbers in integers):
+            ids = keys = np.concatenate(integers)
             if removed is None and np.array_equal(keys, np.arange(len(keys))):
                 return cls(len(keys))
         else:

@@ -19,6 +19,13 @@ SHORT_NAMES = {
     "trec-dl-2020": "msmarco-passage/trec-dl-2020/judged",
     "msmarco-dev": "msmarco-passage/dev/small",
 }
+# Parts of a collection -> what reads their files.
+READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
+    "queries": TextStore.from_file,
+    "documents": TextStore.from_file,
+    "qrels": read_qrels,
+    "candidates": read_run,
+}
 
 
 class RankingCollection:
@@ -100,10 +107,8 @@ def _folder_parts(folder: Path, split: str) -> dict[str, Callable[[], Any]]:
             f"{folder} lacks {', '.join(missing)}: a collection has corpus.jsonl, queries.jsonl and qrels/{split}.tsv "
             f"(BEIR), or collection.tsv, queries.{split}.tsv and qrels.{split}.txt."
         )
-    readers = {"documents": TextStore.from_file, "queries": TextStore.from_file, "qrels": read_qrels}
-    candidates = _of_split(folder / "candidates.trec", split)
-    parts = {part: partial(readers[part], path) for part, path in paths.items()}
-    return parts | ({"candidates": partial(read_run, candidates)} if candidates.is_file() else {})
+    paths["candidates"] = _of_split(folder / "candidates.trec", split)
+    return {part: partial(READERS[part], path) for part, path in paths.items() if path.is_file()}
 
 
 def _of_split(path: Path, split: str) -> Path:

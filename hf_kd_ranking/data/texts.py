@@ -5,6 +5,7 @@ A store is a folder: the texts and the ids in the order of their source, a sorte
 mapped pages.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -140,8 +141,7 @@ class TextStore(IdIndex):
         digest = xxhash.xxh3_128()
         for path in sorted([*self.folder.glob("*.bin"), *self.folder.glob("*.npy")]):
             with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def __reduce__(self) -> tuple:

@@ -19,9 +19,9 @@ from .formats import (
     building,
     cache_folder,
     existing_file,
-    is_integer_ids,
     is_plain_integer,
     nth_line,
+    plain_integers,
     read_jsonl,
     read_tsv,
     tsv_lines,
@@ -95,14 +95,19 @@ def row_name(dataset: datasets.Dataset, row: int) -> str:
     return f"{source} line {nth_line(source, row)}" if source.is_file() else f"row {row} of the teacher scores"
 
 
-def column_batches(
+def arrow_batches(
     dataset: datasets.Dataset, names: Sequence[str], batch_size: int = 1_000_000
-) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
+) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+    """Columns of a table some rows at a time, each with the first of its rows."""
     table = dataset.select_columns(list(names)).with_format("arrow")
     for start in range(0, len(dataset), batch_size):
         batch = table[start : start + batch_size]
-        columns = {name: batch[name].combine_chunks() for name in names}
+        yield start, {name: batch[name].combine_chunks() for name in names}
+
+
+def column_batches(dataset: datasets.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
+    for _, columns in arrow_batches(dataset, names):
         yield {
             name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
             if pa.types.is_list(column.type)
@@ -148,14 +153,11 @@ def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     )
 
 
-def _check_finite(dataset: datasets.Dataset, source: str, batch_size: int = 1_000_000) -> datasets.Dataset:
+def _check_finite(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
     """Text files are checked as they are read; tables here."""
     names = [name for name in ("pos_score", "neg_score", "teacher_scores") if name in dataset.column_names]
-    table = dataset.select_columns(names).with_format("arrow")
-    for start in range(0, len(dataset), batch_size):
-        batch = table[start : start + batch_size]
-        for name in names:
-            column = batch[name].combine_chunks()
+    for start, columns in arrow_batches(dataset, names):
+        for name, column in columns.items():
             values = column.flatten() if name == "teacher_scores" else column
             bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
             if len(bad):
@@ -168,14 +170,14 @@ def _read_pairs(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
     types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
     types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
     are_integers = not as_strings and all(
-        is_integer_ids(batch[name]) for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
+        plain_integers(batch[name]) is not None for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
     )
     for batch in read_tsv(path, types):
         ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
         yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
 
 
-def _read_lists(path: Path, as_strings: bool, rows_per_batch: int = 10_000) -> Iterator[pa.RecordBatch]:
+def _read_lists(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
     rows: list[dict] = []
     length = None
     are_integers = not as_strings and all(
@@ -197,7 +199,7 @@ def _read_lists(path: Path, as_strings: bool, rows_per_batch: int = 10_000) -> I
         rows.append(
             {"query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in ids], "teacher_scores": scores}
         )
-        if len(rows) == rows_per_batch:
+        if len(rows) == 10_000:
             yield _list_batch(rows, are_integers)
             rows = []
     if rows:
@@ -320,8 +322,6 @@ def write_teacher_scores(rows: datasets.Dataset, path: str | os.PathLike) -> Non
     if "doc_ids" in rows.column_names:
         raise ValueError(f"{path}: lists do not fit into columns; write .jsonl or .parquet.")
     names = [name for name in TEACHER_COLUMNS if name in rows.column_names]
-    table = rows.select_columns(names).with_format("arrow")
     with writing(path, "wb") as file:
-        for start in range(0, len(rows), 1 << 17):
-            batch = table[start : start + (1 << 17)]
-            file.writelines(tsv_lines([batch[name].combine_chunks() for name in names]))
+        for _, columns in arrow_batches(rows, names, 1 << 17):
+            file.writelines(tsv_lines([*columns.values()]))

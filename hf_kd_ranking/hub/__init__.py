@@ -1,1 +1,1 @@
-"""Cards and publishing; results and arguments reach it as plain dicts."""
+"""Cards, publishing and export; results and arguments reach it as plain dicts."""

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import building, refuse_existing
-from ..models import RankerConfig, RankerModel, RankingTokenizer, load_ranker
+from ..models import RankerConfig, RankerModel
+from ..ranker import Ranker
 from . import onnx, sentence_transformers
 
 TOLERANCE = 1e-4  # of a score, and of each unit of a larger one: float32 has seven digits
@@ -84,8 +85,8 @@ def export_ranker(
     refuse_existing(output, overwrite)
     if output.exists() and not (output / "config.json").is_file():
         raise FileExistsError(f"{output} exists and is no model's folder, which is not replaced; give another output.")
-    model = load_ranker(name_or_path, architecture, **({"dtype": torch.float32} | overrides)).eval()
-    tokenizer = _load_tokenizer(name_or_path)
+    ranker = Ranker.from_pretrained(name_or_path, architecture, "cpu", **({"dtype": torch.float32} | overrides))
+    model, tokenizer = ranker.model, ranker.tokenizer
     if cannot := obstacles(model.config, tokenizer, format):
         reasons = "; ".join(f"{field}: {reason}" for field, reason in cannot.items())
         raise ValueError(f"The format {format} cannot give the scores of this {model.config.model_type}. {reasons}.")
@@ -98,7 +99,7 @@ def export_ranker(
             raise ValueError(
                 f'The format {format} needs more libraries: pip install "hf_kd_ranking[export]" ({error}).'
             ) from error
-        difference = largest_difference(own_scores(model, tokenizer, QUERIES, DOCUMENTS), found)
+        difference = largest_difference(ranker.score(QUERIES, DOCUMENTS), found)
         if not difference <= TOLERANCE and format != "onnx-int8":
             raise ValueError(
                 f"The scores in the format {format} differ from the ranker's by {difference:.2g}, more than "
@@ -139,26 +140,6 @@ def obstacles(config: RankerConfig, tokenizer: PreTrainedTokenizerBase, format: 
     return found
 
 
-def own_scores(
-    model: RankerModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str], documents: Sequence[str]
-) -> np.ndarray:
-    """Scores of pairs by the ranker itself, (N,), in one batch."""
-    with torch.inference_mode():
-        return (
-            model(**RankingTokenizer.from_config(tokenizer, model.config)(queries, documents)).scores.flatten().numpy()
-        )
-
-
 def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
     """Largest difference of two lists of scores, as a part of the score where that is above 1."""
     return float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max())
-
-
-def _load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained "
-            "with into the folder."
-        ) from error

@@ -67,7 +67,7 @@ class RankerConfig(PreTrainedConfig):
     joins_texts: ClassVar[bool] = False  # query and document are read as one sequence
     adds_special_tokens: ClassVar[bool] = True  # [CLS] and [SEP]
     query_augmentation: ClassVar[int] = 0  # [MASK] tokens after a query
-    # False where a document's vectors depend on the query, so that they cannot be stored ahead of it.
+    # False where a document has no vectors, or they depend on the query, so that they cannot be stored ahead of it.
     encodes_documents_alone: ClassVar[bool] = True
 
     max_query_length: int = 30
@@ -188,11 +188,7 @@ class RankerModel(PreTrainedModel):
         raise NotImplementedError
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Score vectors as `forward` returned them, stored or fresh; (B,) or (B, n) float32."""
         raise NotImplementedError
@@ -338,7 +334,7 @@ def check_finite(model: nn.Module, source: str) -> None:
             raise ValueError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
 
 
-def first(keys: Sequence, count: int = 3) -> str:
-    """The first few of some keys, for messages."""
-    keys = [str(key) for key in keys]
-    return ", ".join(sorted(keys)[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "") or "none"
+def first(keys: Sequence) -> str:
+    """The first three of some keys, for messages."""
+    keys = sorted(map(str, keys))
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"

@@ -27,6 +27,7 @@ class BertCatConfig(EncoderRankerConfig):
 
     model_type = "BERT_Cat"
     joins_texts: ClassVar[bool] = True
+    encodes_documents_alone: ClassVar[bool] = False
 
     problem_type: str | None = "regression"
     head_activation: Literal["tanh", "relu", "gelu"] | None = None

@@ -59,11 +59,7 @@ class BertDot(EncoderRanker):
         return pooled.view(*inputs["input_ids"].shape[:-1], -1), None
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Dot products: (B, D) with (B, D) or (B, n, D) gives (B,) or (B, n)."""
-        return dot_product(query_vectors, document_vectors)
+        return dot_product(query, document)

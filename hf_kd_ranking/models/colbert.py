@@ -49,11 +49,7 @@ class ColBERT(EncoderRanker):
         return vectors.view(*inputs["input_ids"].shape, -1), inputs["attention_mask"].bool()
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """MaxSim: (B, Lq, D) with (B, Ld, D) or (B, n, Ld, D) gives (B,) or (B, n)."""
-        return max_sim(query_vectors, document_vectors, query_mask, document_mask)
+        return max_sim(query, document, query_mask, document_mask)

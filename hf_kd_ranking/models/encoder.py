@@ -23,11 +23,13 @@ PUBLISHED_BACKBONE = "distilbert-base-uncased"
 RANKER_HEADS = ("_classification_layer.", "compressor.")
 # Where encoders whose layers are called with (states, mask) keep them, by model_type, and which part of a layer gives
 # its feed-forward network the states.
-LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(
-    ("bert", "roberta", "xlm-roberta", "camembert"), "encoder.layer"
-)
-BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(
-    ("bert", "roberta", "xlm-roberta", "camembert"), "attention"
+LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
+LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder.layer")
+BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
+# Encoders whose first position stands behind the padding id, by model_type.
+COUNT_FROM_PADDING = (
+    *("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm"),
+    *("data2vec-text", "ibert", "longformer", "luke", "xmod"),
 )
 
 
@@ -56,15 +58,7 @@ class EncoderRankerConfig(RankerConfig):
     @property
     def max_positions(self) -> int | None:
         """Longest sequence in tokens that the encoder can read; None where it has no limit."""
-        # Not every config has the field (relative positions), and RoBERTa's count starts behind its padding id.
-        positions = getattr(self.encoder_config, "max_position_embeddings", None)
-        return positions if positions is None else positions - self.position_start
-
-    @property
-    def position_start(self) -> int:
-        """Position id of a sequence's first token."""
-        counts_from_padding = self.encoder_config.model_type in ("roberta", "xlm-roberta", "camembert")
-        return self.encoder_config.pad_token_id + 1 if counts_from_padding else 0
+        return max_positions(self.encoder_config)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The encoder's config, so that `resize_token_embeddings` keeps the saved sizes true."""
@@ -182,6 +176,17 @@ def _first_state(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tens
     Copied: the last bits of products over a view depend on where in memory it happens to lie.
     """
     return output[:, :1].contiguous() if isinstance(output, Tensor) else (output[0][:, :1].contiguous(), *output[1:])
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Position id of a sequence's first token in an encoder."""
+    return config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence in tokens that an encoder can read; None where its config names none (relative positions)."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if positions is None else positions - first_position(config)
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

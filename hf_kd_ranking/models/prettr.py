@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from .base import RankingOutput, Side, check_positions, check_same_queries
-from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig
+from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 
 
 @strict
@@ -118,7 +118,7 @@ class PreTTR(EncoderRanker):
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
         flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
         mask = flat.pop("attention_mask")
-        positions = torch.arange(shape[-1], device=mask.device) + self.config.position_start  # (L,)
+        positions = torch.arange(shape[-1], device=mask.device) + first_position(self.config.encoder_config)  # (L,)
         if side == "document":
             positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
         else:
@@ -131,16 +131,12 @@ class PreTTR(EncoderRanker):
         return states.view(*shape, states.shape[-1]), mask.view(shape).bool()
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Run the joint layers: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
-        shape = document_vectors.shape[:-2]
-        documents = document_vectors.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
-        queries = _per_document(query_vectors.to(self.dtype), shape)  # (N, Lq, H)
+        shape = document.shape[:-2]
+        documents = document.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
+        queries = _per_document(query.to(self.dtype), shape)  # (N, Lq, H)
         if self.config.compression_dim is not None:
             documents = self.decompressor_norm(self.decompressor(documents))
         states = torch.cat([queries, documents], 1)  # (N, Lq + Ld, H)

@@ -16,7 +16,7 @@ from .base import RankerModel, check_fields, check_finite, clear_errors, first
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
-from .encoder import EncoderRanker, without_pooler
+from .encoder import EncoderRanker, max_positions, without_pooler
 
 # Vectors of one length are compared by cosine: sentence-transformers' own default, where a checkpoint names none.
 COSINE = (None, "cosine", "cos_sim")
@@ -53,15 +53,15 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     Raises:
         ValueError: naming what the ranker cannot express.
     """
-    modules = _read_json(name_or_path, "modules.json")
+    modules = read_json(name_or_path, "modules.json")
     config = AutoConfig.from_pretrained(name_or_path)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         return _read_classifier(name_or_path, config, overrides)
     if modules is None:
         return None
     kinds = [module["type"].rpartition(".")[2] for module in modules]
-    parts = [_read_json(name_or_path, "config.json", module["path"]) or {} for module in modules]
-    settings = _read_json(name_or_path, "config_sentence_transformers.json") or {}
+    parts = [read_json(name_or_path, "config.json", module["path"]) or {} for module in modules]
+    settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
     if kinds[0] != "Transformer" or modules[0]["path"]:
         raise _refusal(name_or_path, f"its first module is {kinds[0]} in {modules[0]['path']!r}, needed an encoder")
     chain = dict(zip(kinds, parts, strict=True))
@@ -102,7 +102,7 @@ def _bi_encoder_fields(name: str, chain: dict[str, dict], settings: dict[str, An
 def _multi_vector_fields(name: str, chain: dict[str, dict], settings: dict[str, Any]) -> dict[str, Any]:
     is_pylate = settings["model_type"] == "ColBERT"  # its masking and normalising are no modules of their own
     _check_order(name, list(chain), ["Transformer", "Dense", "MultiVectorMask", "Normalize"], needed=2)
-    mask, encoder = chain.get("MultiVectorMask", {}), _read_json(name, "sentence_bert_config.json") or {}
+    mask, encoder = chain.get("MultiVectorMask", {}), read_json(name, "sentence_bert_config.json") or {}
     if is_pylate:
         mask = {"skiplist_words": settings.get("skiplist_words", ["punctuation"])}
     if mask.get("skiplist_words") or mask.get("keep_only_token_ids"):
@@ -123,7 +123,7 @@ def _read_classifier(name: str, config: PreTrainedConfig, overrides: dict[str, A
     if config.num_labels != 1 or head is None:
         reason = f"it has {config.num_labels} labels, needed one" if head else f"of the head of {config.model_type}"
         raise _refusal(name, reason)
-    settings = _read_json(name, "config_sentence_transformers.json") or {}
+    settings = read_json(name, "config_sentence_transformers.json") or {}
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
     fields = {"head_activation": head.activation, "query_prefix": prompt or ""}
     fields |= _lengths(name, config, BertCat, settings)
@@ -150,11 +150,8 @@ def _lengths(
     name: str, config: PreTrainedConfig, cls: type[EncoderRanker], settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The lengths at which the checkpoint cuts its texts."""
-    shortest = {"max_query_length": 3, "max_document_length": 3}
-    if cls is ColBERT:
-        shortest["query_augmentation"] = 0
-    positions = cls.config_class(encoder_config=config, **shortest).max_positions or UNLIMITED
-    encoder, tokenizer = (_read_json(name, f"{kind}_config.json") or {} for kind in ("sentence_bert", "tokenizer"))
+    positions = max_positions(config) or UNLIMITED
+    encoder, tokenizer = (read_json(name, f"{kind}_config.json") or {} for kind in ("sentence_bert", "tokenizer"))
     if encoder.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
         raise _refusal(name, "it lower-cases texts for a tokenizer that does not")
     general = int(min(encoder.get("max_seq_length") or tokenizer.get("model_max_length") or positions, positions))
@@ -211,7 +208,8 @@ def _load_dense(name: str, folder: str, model: BertDot | ColBERT) -> None:
     check_finite(model, name)
 
 
-def _read_json(name: str, file: str, subfolder: str = "") -> Any:
+def read_json(name: str, file: str, subfolder: str = "") -> Any:
+    """What a JSON file of a checkpoint, in a folder or on the Hub, holds; None where there is no such file."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -153,17 +153,13 @@ class TK(RankerModel):
         return self.contextualizer(states.transpose(0, 1), src_key_padding_mask=~mask).transpose(0, 1)
 
     def score_vectors(
-        self,
-        query_vectors: Tensor,
-        document_vectors: Tensor,
-        query_mask: Tensor | None = None,
-        document_mask: Tensor | None = None,
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Weigh the pooled kernels: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
         if query_mask is None or document_mask is None:
             raise ValueError("TK scores need the masks of both sides; forward returns them with the vectors.")
         kernels = [tensor.flatten() for tensor in (self.mu, self.sigma, self.kernel_alpha_scaler)]
-        pooled = kernel_pooling(query_vectors, document_vectors, query_mask, document_mask, *kernels)  # (B, [n,] K)
+        pooled = kernel_pooling(query, document, query_mask, document_mask, *kernels)  # (B, [n,] K)
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:

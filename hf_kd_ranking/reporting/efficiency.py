@@ -86,7 +86,7 @@ def _prepare(load: Callable[[], Ranker], queries: Sequence[str], documents: Sequ
         "bytes_per_passage": None,
         "passages_per_second": None,
     }
-    if not model.config.joins_texts and model.config.encodes_documents_alone:
+    if model.config.encodes_documents_alone:
         start = time.perf_counter()
         stored = ranker.encode_documents(documents)
         facts["passages_per_second"] = len(documents) / (time.perf_counter() - start)

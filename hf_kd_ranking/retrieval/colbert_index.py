@@ -16,7 +16,7 @@ from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
 from .term_store import TermStore
-from .vectors import TRAINING_VECTORS, VectorStore
+from .vectors import TRAINING_VECTORS, VectorStore, best_of
 from .versions import new_version, open_version
 
 QUERIES_AT_ONCE = 16
@@ -178,9 +178,3 @@ def search_terms(
             for (old, old_rows), new in zip(best, scores, strict=True)
         ]
     return best
-
-
-def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest scores, falling, and their rows; ties by row."""
-    order = np.lexsort((rows, -scores))[:k]
-    return scores[order], rows[order]

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.ids import Id, IdIndex, open_ids
 from ..data.trec import Run
 from ..ranker import Ranker
-from .vectors import VectorStore, faiss_reason, train_index
+from .vectors import VectorStore, best_of, faiss_reason, train_index
 from .versions import FACTS, check_model, new_version, open_version
 
 QUERIES_AT_ONCE = 256
@@ -207,7 +207,7 @@ def search_index(
         if is_exact:
             results += _search_exact(index, some, k, found, parameters)
         else:
-            results += [_sorted(*pair, k) for pair in zip(*index.search(some, k, params=parameters), strict=True)]
+            results += [best_of(*pair, k) for pair in zip(*index.search(some, k, params=parameters), strict=True)]
     return results
 
 
@@ -225,14 +225,8 @@ def _search_exact(
         wanted = min(4 * wanted, found)
     results = []
     for query, chosen in zip(queries.astype(np.float64), rows, strict=True):
-        results.append(_sorted((vectors[chosen] @ query).astype(np.float32), chosen, k))
+        results.append(best_of((vectors[chosen] @ query).astype(np.float32), chosen, k))
     return results
-
-
-def _sorted(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores, rows = scores[rows >= 0], rows[rows >= 0]  # -1: an approximate search that came to fewer
-    order = np.lexsort((rows, -scores))[:k]
-    return scores[order], rows[order]
 
 
 def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchParameters:

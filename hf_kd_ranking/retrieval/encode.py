@@ -1,21 +1,13 @@
-"""Encode a collection: in blocks that survive an interruption, shared among the processes of an `accelerate` job.
+"""Encode a collection: in blocks that survive an interruption, shared among the processes of an `accelerate` job."""
 
-Beside the output stands a work folder, `OUTPUT.parts`, with the vectors of every finished block. The same call goes on
-from there, and the bytes are those of an uninterrupted run: a block's content does not depend on when or by which
-process it is encoded.
-"""
-
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm.auto import tqdm
 
-from ..data.formats import writing
+from ..blocks import begin, compute_blocks, work_folder
 from ..data.ids import IdIndex
 from ..data.texts import TextStore
 from ..inference import encode_texts, processes
@@ -58,7 +50,7 @@ def encode_collection(
     """Encode all texts and write a store, see `VectorStore.build`."""
     if storage not in STORAGES:
         raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
-    state, parts = processes(), folder.with_name(f"{folder.name}.parts")
+    state = processes()
     (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
     facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
     facts["collection"] = documents.fingerprint()
@@ -69,33 +61,20 @@ def encode_collection(
             f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
         )
     rows = documents.distinct_rows()
-    with state.main_process_first():
+    with work_folder(folder) as work:
         if state.is_main_process:
-            _prepare(parts, facts | {"per_block": DOCUMENTS_PER_BLOCK})
-    blocks = range(-(-len(rows) // DOCUMENTS_PER_BLOCK))
-    finished = {block for block in blocks if _part(parts, block).is_file()}
-    state.wait_for_everyone()  # all have seen the same
-    todo = [block for block in blocks if block not in finished]
-    with tqdm(
-        total=len(rows),
-        initial=min(len(finished) * DOCUMENTS_PER_BLOCK, len(rows)),
-        desc="Encoding",
-        unit="passage",
-        disable=not state.is_main_process,
-    ) as progress:
-        for block in todo[state.process_index :: state.num_processes]:
-            chosen = rows[block * DOCUMENTS_PER_BLOCK : (block + 1) * DOCUMENTS_PER_BLOCK]
-            arrays = _encode_block(ranker, documents.texts.take(pa.array(chosen)).to_pylist(), storage)
-            with writing(_part(parts, block), "wb") as file:
-                np.savez(file, **arrays)
-            progress.update(len(chosen) * state.num_processes)
-    state.wait_for_everyone()
+            begin(work, facts | {"per_block": DOCUMENTS_PER_BLOCK})
+
+    def encode_block(block: slice) -> dict[str, np.ndarray]:
+        return _encode_block(ranker, documents.texts.take(pa.array(rows[block])).to_pylist(), storage)
+
+    parts, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
     if state.is_main_process:
         facts["documents"] = len(rows)
         with new_version(folder, facts) as data:
-            _join([_part(parts, block) for block in blocks], data)
+            _join(parts, data)
             IdIndex.build(documents.columns(rows)).save_ids(data)
-        shutil.rmtree(parts)
+        shutil.rmtree(work)
     state.wait_for_everyone()
 
 
@@ -109,27 +88,6 @@ def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, n
         vectors = np.concatenate(vectors)
     arrays["vectors"], scales = pack(vectors, storage)
     return arrays if scales is None else arrays | {"scales": scales}
-
-
-def _part(parts: Path, block: int) -> Path:
-    return parts / f"block-{block:06d}.npz"
-
-
-def _prepare(parts: Path, facts: dict[str, Any]) -> None:
-    """Make the work folder, or see that the one that is there is of the same work."""
-    known = parts / "parts.json"
-    if not known.is_file():
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        with writing(known) as file:
-            json.dump(facts, file)
-        return
-    found = json.loads(known.read_text(encoding="utf-8"))
-    if other := [name for name in facts if found.get(name) != facts[name]]:
-        raise ValueError(
-            f"{parts} holds the unfinished work of another {' and other '.join(other)}; finish that first, or remove "
-            "the folder."
-        )
 
 
 def _join(paths: list[Path], data: Path) -> None:

@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from ..data.ids import Id
 from ..data.trec import Run
 from ..ranker import Ranker
-from .colbert_index import best_of
-from .vectors import VectorStore
+from .vectors import VectorStore, best_of
 from .versions import check_model
 
 API_KEY = "QDRANT_API_KEY"

@@ -176,3 +176,10 @@ def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
 def faiss_reason(error: RuntimeError) -> str:
     """What faiss says, without the line of its source that it names first."""
     return str(error).strip().splitlines()[-1].rpartition(": ")[2]
+
+
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k highest scores, falling, and their rows; ties by row. A row of -1 is none (faiss')."""
+    scores, rows = scores[rows >= 0], rows[rows >= 0]
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]

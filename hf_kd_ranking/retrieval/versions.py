@@ -4,6 +4,7 @@
 when a new version is complete: until then, and wherever a process dies, the old version is what a reader opens.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -126,8 +127,5 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 
 def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_64()
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()

@@ -85,9 +85,7 @@ class RankerSearch:
         self.store = store
         self.index = index
         self.probes = probes
-        config = ranker.model.config
-        self.has_vectors = not config.joins_texts and config.encodes_documents_alone
-        self.has_matches = config.model_type in ("ColBERT", "TK") and ranker.tokenizer.is_fast
+        self.has_matches = ranker.model.config.model_type in ("ColBERT", "TK") and ranker.tokenizer.is_fast
 
     def describe(self, candidates: int) -> str:
         """What it is and how it ranks, in words."""
@@ -127,7 +125,7 @@ class RankerSearch:
         self, query: str, candidates: Sequence[str], times: StageTimes
     ) -> tuple[list[str], np.ndarray, np.ndarray | None, Sequence[np.ndarray]]:
         """Ids and scores, best first; the query's vectors, and those of the documents where terms are marked."""
-        if not self.has_vectors:
+        if not self.ranker.model.config.encodes_documents_alone:
             scores = self.ranker.score(query, self.documents[candidates])
             times.end("scoring")
             return *_best(candidates, scores)[:2], None, ()

@@ -1,6 +1,5 @@
 """Any model that scores a text for a query, as a teacher: raw scores, never squashed by a sigmoid or a softmax."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
 
 from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
+from ..models.encoder import max_positions
+from ..models.sentence_transformers import read_json
 from ..ranker import load_tokenizer
 
 KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
@@ -178,10 +178,10 @@ class PromptTokenizer(RankingTokenizer):
 def _kind_of(name_or_path: str) -> str:
     if Path(name_or_path).is_file() or (Path(name_or_path) / "config.yaml").is_file():
         return "ranker" if Path(name_or_path).is_dir() else "tk"
-    described = _read_json(name_or_path, "config_sentence_transformers.json") or {}
-    if described.get("model_type") in ("SentenceTransformer", None) and _read_json(name_or_path, "modules.json"):
-        return "bi-encoder"
     try:
+        described = read_json(name_or_path, "config_sentence_transformers.json") or {}
+        if described.get("model_type") in ("SentenceTransformer", None) and read_json(name_or_path, "modules.json"):
+            return "bi-encoder"
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
@@ -196,15 +196,6 @@ def _kind_of(name_or_path: str) -> str:
         f"{name_or_path} is a {config.model_type} of class {', '.join(names) or 'unknown'}, which gives no score by "
         f"itself; say what it is: kind={'|'.join(KINDS)}."
     )
-
-
-def _read_json(name_or_path: str, file: str) -> dict | list | None:
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    try:
-        path = cached_file(name_or_path, file, **quiet)
-    except OSError as error:
-        raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _classifier(
@@ -249,11 +240,8 @@ def _yes_no(
 
 
 def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:
-    """The shortest of the limits; RoBERTa's positions start behind its padding id."""
-    positions = getattr(config, "max_position_embeddings", None) or max_length  # not all configs have positions
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1
-    return min(positions, model_max_length, max_length)
+    """The shortest of the limits."""
+    return min(max_positions(config) or max_length, model_max_length, max_length)
 
 
 def _bi_encoder(

@@ -27,6 +27,7 @@ from ..data.collate import teacher_scores_of
 from ..data.formats import existing_file, refuse_existing, writing
 from ..data.texts import TextStore
 from ..data.triples import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, load_teacher_scores
+from .ensemble import numbered
 
 PERCENTS, BINS = (1, 5, 25, 50, 75, 95, 99), 40
 SPEARMAN_ROWS = 1_000_000  # about so many of two files' shared rows give the Spearman correlation; or all
@@ -208,34 +209,32 @@ def _warnings(facts: dict) -> Iterator[str]:
 # ---- Rows of all files ----------------------------------------------------------------------------------------------
 
 
-def _numbered(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the distinct queries (entries,), (query, document) pairs (2, entries) and rows (entries,)."""
-    queries = np.unique(entries["query"], return_inverse=True)[1]
-    documents = np.unique(np.concatenate([entries["pos"], entries["neg"]]), return_inverse=True)[1].reshape(2, -1)
-    size = 2 * len(entries) + 1
-    pairs = queries * size + documents
-    # Positive pairs are numbered anew, so that products stay below 2^63.
-    rows = np.unique(pairs[0], return_inverse=True)[1] * size + documents[1]
-    return queries, pairs, np.unique(rows, return_inverse=True)[1]
-
-
 def _distinct(teacher: _Teacher) -> dict[str, int]:
-    found = (_numbered(entries) for entries in teacher.buckets())
-    counts = np.sum([[len(np.unique(numbers)) for numbers in of] for of in found], 0).tolist()
-    return {"queries": counts[0], "pairs": counts[1], "duplicate_rows": teacher.facts["rows"] - counts[2]}
+    queries = pairs = rows = 0
+    for entries in teacher.buckets():
+        query, positive, negative = (entries[name] for name in ("query", "pos", "neg"))
+        queries += len(np.unique(query))
+        pairs += _count(np.tile(query, 2), np.concatenate([positive, negative]))
+        rows += _count(query, positive, negative)
+    return {"queries": queries, "pairs": pairs, "duplicate_rows": teacher.facts["rows"] - rows}
+
+
+def _count(*columns: np.ndarray) -> int:
+    return int(numbered(*columns).max(initial=-1)) + 1
 
 
 def _matched(teachers: Sequence[_Teacher]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """By bucket: the queries' numbers (rows,), margins and places (files, rows), NaN and -1 where a file lacks one."""
+    """By bucket: keys of the queries (rows,), margins and places (files, rows), NaN and -1 where a file lacks one."""
     buckets = zip(*(teacher.buckets() for teacher in teachers), strict=True)
     for entries in tqdm(buckets, total=teachers[0].starts.shape[1] - 1, desc="Comparing", unit="bucket"):
-        queries, _, rows = _numbered(np.concatenate(entries))
+        together = np.concatenate(entries)
+        rows = numbered(together["query"], together["pos"], together["neg"])
         _, first = np.unique(rows, return_index=True)
         margins, places = np.full((len(teachers), len(first)), np.nan), np.full((len(teachers), len(first)), -1)
         for i, mine in enumerate(np.split(rows, np.cumsum([len(of) for of in entries])[:-1])):
             # of several entries for one row numpy keeps the last
             margins[i, mine], places[i, mine] = entries[i]["margin"], entries[i]["place"]
-        yield queries[first], margins, places
+        yield together["query"][first], margins, places
 
 
 def _comparison(teachers: Sequence[_Teacher], queries: TextStore | None, examples: int) -> dict:
@@ -244,14 +243,14 @@ def _comparison(teachers: Sequence[_Teacher], queries: TextStore | None, example
     worst: list[tuple[float, int, int]] = []  # disagreement, rows, a place in the first file
     sample, random = [], np.random.default_rng(0)
     share = SPEARMAN_ROWS / min(len(teacher.entries) for teacher in teachers)
-    for numbers, margins, places in _matched(teachers):
+    for query_keys, margins, places in _matched(teachers):
         is_shared = (places >= 0).all(0)
         margins, places = margins[:, is_shared], places[0, is_shared]
         rows, agreeing = rows + len(places), agreeing + int((np.sign(margins[0]) == np.sign(margins[1])).sum())
         sample.append(margins[:, random.random(len(places)) < share].astype(np.float32))
         a, b = (t.scaled(of, t.facts["margins"]["mean"]) for t, of in zip(teachers, margins, strict=True))
         sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b]
-        _, first, number, counts = np.unique(numbers[is_shared], True, True, True)
+        _, first, number, counts = np.unique(query_keys[is_shared], True, True, True)
         means = np.bincount(number, np.abs(a - b)) / counts
         top = np.argsort(-means, kind="stable")[:examples]
         found = zip(means[top].tolist(), counts[top].tolist(), places[first[top]].tolist(), strict=True)

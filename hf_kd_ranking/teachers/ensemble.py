@@ -246,9 +246,10 @@ def _average(
     found: np.ndarray,
 ) -> None:
     """Fill in the averages of the first file's places in one bucket, and how many files had each pair."""
-    distinct, number = _number(np.concatenate(entries))
+    pairs = np.concatenate(entries)
+    number = numbered(pairs["high"], pairs["low"])
     ends = np.cumsum([0, *map(len, entries)])
-    scores = np.full((len(entries), distinct), np.nan)
+    scores = np.full((len(entries), number.max(initial=-1) + 1), np.nan)
     for i, (mean, std) in enumerate(shifts):
         # Entries are in the order of the file, and of several for one place numpy keeps the last.
         scores[i, number[ends[i] : ends[i + 1]]] = (entries[i]["score"] - mean) / std
@@ -259,17 +260,15 @@ def _average(
     found[places] = np.where(np.isnan(averages), 0, (~np.isnan(scores)).sum(0))[mine]
 
 
-def _number(entries: np.ndarray) -> tuple[int, np.ndarray]:
-    """Number the distinct pairs; returns how many there are, and each entry's number."""
-    order = np.lexsort((entries["low"], entries["high"]))
-    sorted_entries = entries[order]
-    is_new = np.ones(len(order), dtype=bool)
-    is_new[1:] = (sorted_entries["high"][1:] != sorted_entries["high"][:-1]) | (
-        sorted_entries["low"][1:] != sorted_entries["low"][:-1]
-    )
+def numbered(*columns: np.ndarray) -> np.ndarray:
+    """Number the distinct rows of some columns from 0, in their order; gives each row's number."""
+    order = np.lexsort(columns[::-1])
+    is_new = np.zeros(len(order), dtype=bool)
+    for column in columns:
+        is_new[1:] |= column[order][1:] != column[order][:-1]
     number = np.empty(len(order), dtype=np.int64)
-    number[order] = np.cumsum(is_new) - 1
-    return int(is_new.sum()), number
+    number[order] = np.cumsum(is_new)
+    return number
 
 
 def _raise_missing(paths: list[Path], place: int, count: int, folder: Path) -> None:

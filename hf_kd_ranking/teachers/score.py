@@ -1,11 +1,5 @@
-"""Score triples or candidates with a teacher: every distinct pair once, in blocks that survive an interruption.
+"""Score triples or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
 
-Beside the output stands a work folder, `OUTPUT.parts`: what is scored (`parts.json`), the distinct pairs, and the
-scores of every finished block. The same call goes on from there, and the result is the same as without an
-interruption: a block's content does not depend on when or by which process it is scored.
-"""
-
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,12 +10,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
-from tqdm.auto import tqdm
 
+from ..blocks import begin, compute_blocks, work_folder
 from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
 from ..data.trec import Run, read_run, write_run
-from ..data.triples import TEACHER_COLUMNS
+from ..data.triples import TEACHER_COLUMNS, arrow_batches
 from ..inference import processes
 from .adapters import Teacher, load_teacher
 
@@ -54,10 +48,8 @@ class Pairs:
             for query_id, ranking in self.source.items():
                 yield [pa.array([query_id] * len(ranking)), pa.array([doc_id for doc_id, _ in ranking])]
         elif isinstance(self.source, datasets.Dataset):
-            table = self.source.select_columns(list(TRIPLE_COLUMNS)).with_format("arrow")
-            for start in range(0, len(table), ROWS_AT_ONCE):
-                batch = table[start : start + ROWS_AT_ONCE]
-                yield [batch[name].combine_chunks().cast(pa.string()) for name in TRIPLE_COLUMNS]
+            for _, columns in arrow_batches(self.source, TRIPLE_COLUMNS, ROWS_AT_ONCE):
+                yield [column.cast(pa.string()) for column in columns.values()]
         else:
             for batch in read_tsv(self.source, _columns_of(self.source)):
                 yield [batch[name] for name in TRIPLE_COLUMNS]
@@ -123,34 +115,21 @@ def score_teacher(
     name = str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
     pairs = Pairs(_open(source), queries, documents, name)
     refuse_existing(output, overwrite)
-    folder = output.with_name(f"{output.name}.parts")
-    with state.main_process_first():
+    with work_folder(output) as folder:
         if state.is_main_process:
-            _prepare(folder, pairs, teacher)
+            _find_pairs(folder, pairs, teacher)
     distinct = np.load(folder / "pairs.npy", mmap_mode="r")
-    blocks = range(-(-len(distinct) // PAIRS_PER_BLOCK))
-    finished = [block for block in blocks if _part(folder, block).is_file()]
-    state.wait_for_everyone()  # all have seen the same
-    open_blocks = [block for block in blocks if block not in set(finished)]
-    mine = open_blocks[state.process_index :: state.num_processes]
-    with tqdm(
-        total=len(distinct),
-        initial=min(len(finished) * PAIRS_PER_BLOCK, len(distinct)),
-        desc=f"Scoring with {teacher.name}",
-        unit="pair",
-        disable=not state.is_main_process,
-    ) as progress:
-        for block in mine:
-            keys = np.asarray(distinct[block * PAIRS_PER_BLOCK : (block + 1) * PAIRS_PER_BLOCK])
-            _save(_part(folder, block), _scores_of(teacher, keys, queries, documents))
-            progress.update(len(keys) * state.num_processes)
-    state.wait_for_everyone()
+
+    def score_block(block: slice) -> dict[str, np.ndarray]:
+        return {"scores": _scores_of(teacher, np.asarray(distinct[block]), queries, documents)}
+
+    description = f"Scoring with {teacher.name}"
+    parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
     rows = 0
     if state.is_main_process:
-        rows = _write_output(output, pairs, distinct, folder, len(blocks))
+        rows = _write_output(output, pairs, distinct, parts)
         shutil.rmtree(folder)
     state.wait_for_everyone()
-    resumed = sum(min(PAIRS_PER_BLOCK, len(distinct) - block * PAIRS_PER_BLOCK) for block in finished)
     return {"rows": rows, "pairs": len(distinct), "resumed": resumed}
 
 
@@ -180,17 +159,8 @@ def _columns_of(path: Path) -> dict[str, pa.DataType]:
     return {name: pa.string() for name in (TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else TEACHER_COLUMNS)}
 
 
-def _prepare(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
-    """Find the distinct pairs, or see that a work folder is of these inputs; leaves no folder where that fails."""
-    folder.mkdir(exist_ok=True)
-    try:
-        _find_pairs(folder, pairs, teacher)
-    finally:
-        if not (folder / "parts.json").is_file():
-            shutil.rmtree(folder)
-
-
 def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
+    """Find the distinct pairs, or see that a work folder that has them is of these inputs."""
     keys_path, total = folder / "keys.npy", 0
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
@@ -203,39 +173,20 @@ def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
     for store in (pairs.queries, pairs.documents):
         digest.update(store.fingerprint().encode())
     facts = {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}
-    known = folder / "parts.json"
-    if known.is_file():
-        keys_path.unlink()
-        found = json.loads(known.read_text(encoding="utf-8"))
-        if other := [name for name in facts if found.get(name) != facts[name]]:
-            raise ValueError(
-                f"{folder} holds the unfinished work of another {' and other '.join(other)}; finish that first, or "
-                "remove the folder."
-            )
-        return
-    distinct = np.memmap(keys_path, dtype=np.int64, mode="r+", shape=(total,))
-    distinct.sort()  # in the mapped file
-    is_first = np.empty(total, dtype=bool)
-    is_first[0], is_first[1:] = True, distinct[1:] != distinct[:-1]
-    _save(folder / "pairs.npy", distinct[is_first])
-    del distinct
+    if not (folder / "pairs.npy").is_file():
+        distinct = np.memmap(keys_path, dtype=np.int64, mode="r+", shape=(total,))
+        distinct.sort()  # in the mapped file
+        is_first = np.empty(total, dtype=bool)
+        is_first[0], is_first[1:] = True, distinct[1:] != distinct[:-1]
+        np.save(folder / "pairs.npy", distinct[is_first])
+        del distinct
     keys_path.unlink()
-    with writing(known) as file:  # last: the folder counts from here on
-        json.dump(facts, file)
+    begin(folder, facts)  # last: the folder counts from here on
 
 
-def _part(folder: Path, block: int) -> Path:
-    return folder / f"scores-{block:06d}.npy"
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    with writing(path, "wb") as file:
-        np.save(file, values)
-
-
-def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, folder: Path, blocks: int) -> int:
+def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, parts: list[Path]) -> int:
     """Look up the scores of every row and write it; returns the rows."""
-    scores = np.concatenate([np.load(_part(folder, block)) for block in range(blocks)])
+    scores = np.concatenate([np.load(part)["scores"] for part in parts])
     if isinstance(pairs.source, Run):
         run = Run()
         for columns, keys in pairs.numbered():

@@ -16,6 +16,8 @@ from transformers import Trainer, TrainerCallback
 from ..data.collate import split_batch
 from ..losses import margins, spread
 
+MEASURED_BATCHES = 8  # whose margins give the teacher's scale
+
 
 class StepStatistics:
     """Sums over the steps between two log lines; kept on the device, so that no step waits for one.
@@ -97,12 +99,10 @@ class MatchTeacherScale(TrainerCallback):
 
     Args:
         trainer: the `RankingTrainer` whose `teacher_scale` is set.
-        batches: how many batches are measured.
     """
 
-    def __init__(self, trainer: Trainer, batches: int = 8) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.batches = batches
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the factor from the state, or measure it."""
@@ -132,7 +132,7 @@ class MatchTeacherScale(TrainerCallback):
         trainer, found = self.trainer, []
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler)
-        for _ in range(self.batches):
+        for _ in range(MEASURED_BATCHES):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from ..data.texts import TextStore
-from ..data.triples import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, row_name
+from ..data.triples import LIST_COLUMNS, TEACHER_COLUMNS, arrow_batches, has_only_margins, row_name
 from ..evaluation.rerank import RerankingEvaluator
 from ..losses import IGNORE_TEACHER, IN_BATCH, READ_GRADES, get_losses
 from .arguments import RankingTrainingArguments
@@ -143,11 +143,10 @@ def check_rows(
     stores = {name: queries if name == "query_id" else documents for name in names if "id" in name}
     missing, repeated = {name: _Fault() for name in stores}, _Fault()
     facts = RowFacts(np.zeros(len(queries), dtype=bool))
-    table, step = rows.select_columns(list(names)).with_format("arrow"), max(1, batch_size // width)
-    starts = range(0, len(rows), step)
-    for start in tqdm(starts, desc="Checking teacher rows", unit="batch", delay=3, disable=not show_progress):
-        batch = table[start : start + step]
-        columns = {name: _values(rows, start, name, batch[name].combine_chunks(), width) for name in names}
+    step = max(1, batch_size // width)
+    bar = {"desc": "Checking teacher rows", "unit": "batch", "delay": 3, "disable": not show_progress}
+    for start, batch in tqdm(arrow_batches(rows, names, step), total=-(-len(rows) // step), **bar):
+        columns = {name: _values(rows, start, name, column, width) for name, column in batch.items()}
         for name, store in stores.items():
             places, is_missing = _look_up(store, columns[name])
             missing[name].add(start, is_missing, columns[name], width if name == "doc_ids" else 1)

@@ -11,6 +11,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     PreTrainedConfig,
     RobertaConfig,
     XLMRobertaConfig,
@@ -196,6 +197,17 @@ def test_positions_behind_the_padding_id_are_counted(encoders, backbone, archite
     assert scores_of(model, {"query": query, "document": fits}).isfinite().all()
     with pytest.raises(ValueError, match="needs positions for 41 tokens, the model has 40"):
         scores_of(model, {"query": query, "document": document})
+
+
+def test_mpnet_counts_positions_from_the_padding_id_too(tmp_path):
+    AutoModel.from_config(MPNetConfig(**SIZES | {"pad_token_id": 1})).save_pretrained(tmp_path)
+    model, ids = (
+        kd.load_ranker(tmp_path, "bert_dot", max_query_length=6, max_document_length=40),
+        torch.full((1, 40), 5),
+    )
+    assert model(document={"input_ids": ids}).document_vectors.isfinite().all()
+    with pytest.raises(ValueError, match=r"max_document_length is 41 tokens, .*positions for 40"):
+        kd.load_ranker(tmp_path, "bert_dot", max_document_length=41)
 
 
 @pytest.mark.parametrize("architecture", ["bert_cat", "bert_dot", "prettr"])

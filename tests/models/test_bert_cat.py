@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
 import hf_kd_ranking as kd
 
@@ -25,11 +25,6 @@ def load(dtype: torch.dtype = torch.float32) -> kd.BertCat:
 @pytest.fixture(scope="module")
 def published() -> kd.BertCat:
     return load()
-
-
-@pytest.fixture(scope="module")
-def published_tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
 
 
 @pytest.fixture
@@ -59,27 +54,16 @@ def test_scores_in_double_equal_the_original_class_in_double():
         np.testing.assert_allclose(logits[:, 0], case["scores_float64"], rtol=1e-9, atol=1e-9)
 
 
-def test_scores_from_texts_equal_the_original_class_one_by_one(published, published_tokenizer):
-    ranker = kd.Ranker(published, published_tokenizer, batch_size=7)
+def test_scores_from_texts_equal_the_original_class_one_by_one(published, score_golden_texts):
     wanted = np.asarray(EXPECTED["texts"])  # (queries, documents)
     # An empty document is a document: [CLS] q [SEP] [SEP], and not the single text that a lone pair is tokenised to.
     wanted[:, TEXTS["empty_document_index"]] = EXPECTED["texts_empty_document"]
-    queries, documents = TEXTS["queries"], TEXTS["documents"]
-    got = ranker.score([query for query in queries for _ in documents], documents * len(queries))
-    np.testing.assert_allclose(got.reshape(wanted.shape), wanted, **TOLERANCE)
+    np.testing.assert_allclose(score_golden_texts(published), wanted, **TOLERANCE)
 
 
-def test_margin_mse_step_has_the_original_loss_and_gradients():
-    model, step = load(), EXPECTED["margin_mse_step"]  # from_pretrained leaves dropout off
-    # The golden step's negative of pair i is pair i + 1, its query included.
-    rows = tensors(EXPECTED["cases"]["batch4"])
-    scores = model(**{name: torch.stack([ids, ids.roll(-1, 0)], 1) for name, ids in rows.items()}).scores  # (B, 2)
-    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
-    loss.backward()
-    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
-    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
-    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
-    assert norms == pytest.approx(step["gradient_norms"], rel=4e-4, abs=4e-4)
+def test_margin_mse_step_has_the_original_loss_and_gradients(check_golden_step):
+    # from_pretrained leaves dropout off
+    check_golden_step(load(), tensors(EXPECTED["cases"]["batch4"]), EXPECTED["margin_mse_step"])
 
 
 def test_published_config_has_one_label_and_its_sizes_are_saved(published, tmp_path):

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 import hf_kd_ranking as kd
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "bert_dot"  # a plain DistilBERT, as it was published
 EXPECTED = json.loads((CHECKPOINT / "expected.json").read_text())
-TEXTS = json.loads((GOLDEN / "texts.json").read_text())
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # of the golden cases' README: 2e-5 * (1 + |want|)
 
 
@@ -46,26 +45,13 @@ def test_scores_in_double_stay_within_the_tolerance():
         np.testing.assert_allclose(output.scores, case["scores_float64"], rtol=1e-6, atol=2e-5)
 
 
-def test_scores_from_texts_equal_the_original_model_one_by_one(published):
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "bert_cat")  # one vocabulary for all golden cases
-    ranker = kd.Ranker(published, tokenizer, batch_size=7)
-    queries, documents = TEXTS["queries"], TEXTS["documents"]
-    got = ranker.score([query for query in queries for _ in documents], documents * len(queries))
-    np.testing.assert_allclose(got, np.ravel(EXPECTED["texts"]), **TOLERANCE)
+def test_scores_from_texts_equal_the_original_model_one_by_one(published, score_golden_texts):
+    np.testing.assert_allclose(score_golden_texts(published), EXPECTED["texts"], **TOLERANCE)
 
 
-def test_margin_mse_step_has_the_original_loss_and_gradients():
-    model, step = kd.load_ranker(str(CHECKPOINT), "bert_dot"), EXPECTED["margin_mse_step"]
-    batch = sides(EXPECTED["cases"]["batch4"])
-    # Query i with its own document, and with document i + 1.
-    batch["document"] = {name: torch.stack([rows, rows.roll(-1, 0)], 1) for name, rows in batch["document"].items()}
-    scores = model(**batch).scores  # (B, 2)
-    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
-    loss.backward()
-    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
-    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
-    norms = {name: parameter.grad.norm().item() for name, parameter in model.bert_model.named_parameters()}
-    assert norms == pytest.approx(step["gradient_norms"], rel=4e-4, abs=4e-4)
+def test_margin_mse_step_has_the_original_loss_and_gradients(check_golden_step):
+    model = kd.load_ranker(str(CHECKPOINT), "bert_dot")
+    check_golden_step(model, sides(EXPECTED["cases"]["batch4"]), EXPECTED["margin_mse_step"])
 
 
 def test_saved_checkpoint_keeps_the_scores_without_naming_the_architecture(published, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models.scoring import max_sim
@@ -16,7 +16,6 @@ EXPECTED = json.loads((GOLDEN / "colbert" / "expected.json").read_text())
 CASES = EXPECTED["cases"]
 DEFAULT_DIM = json.loads((GOLDEN / "colbert_default_dim" / "expected.json").read_text())["cases"]
 VECTORS = np.load(GOLDEN / "colbert" / "vectors.npz")
-TEXTS = json.loads((GOLDEN / "texts.json").read_text())
 BACKBONE = json.loads((GOLDEN / "bert_cat" / "backbone_config.json").read_text())  # one for all golden cases
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # of the golden cases' README: 2e-5 * (1 + |want|)
 LENGTHS = {"max_query_length": 8, "max_document_length": 16}
@@ -28,11 +27,6 @@ INPUTS = {"input_ids": IDS, "attention_mask": MASK}
 @pytest.fixture(scope="module")
 def published(golden_checkpoint) -> kd.ColBERT:
     return kd.load_ranker(golden_checkpoint("colbert"), encoder_config=BACKBONE)
-
-
-@pytest.fixture(scope="module")
-def published_tokenizer():
-    return AutoTokenizer.from_pretrained(GOLDEN / "bert_cat")  # one vocabulary for all golden cases
 
 
 @pytest.fixture
@@ -119,29 +113,13 @@ def test_first_vectors_of_the_768_equal_the_original_class(golden_checkpoint):
         np.testing.assert_allclose(output[name][:, :2], wanted[f"single/{name}"], **TOLERANCE)
 
 
-def test_scores_from_texts_equal_the_original_class_one_by_one(published, published_tokenizer):
-    ranker = kd.Ranker(published, published_tokenizer, batch_size=7)
-    queries, documents = TEXTS["queries"], TEXTS["documents"]
-    got = ranker.score([query for query in queries for _ in documents], documents * len(queries))
-    np.testing.assert_allclose(got, np.ravel(EXPECTED["texts"]), **TOLERANCE)
+def test_scores_from_texts_equal_the_original_class_one_by_one(published, score_golden_texts):
+    np.testing.assert_allclose(score_golden_texts(published), EXPECTED["texts"], **TOLERANCE)
 
 
-def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint):
+def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint, check_golden_step):
     model = kd.load_ranker(golden_checkpoint("colbert"), encoder_config=BACKBONE)
-    batch, step = sides(CASES["batch4"]), EXPECTED["margin_mse_step"]
-    # Query i with its own document, and with document i + 1.
-    batch["document"] = {name: torch.stack([rows, rows.roll(-1, 0)], 1) for name, rows in batch["document"].items()}
-    scores = model(**batch).scores  # (B, 2)
-    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
-    loss.backward()
-    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
-    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert gradients.keys() == step["gradient_norms_and_sums"].keys()
-    for name, (norm, total) in step["gradient_norms_and_sums"].items():
-        tolerance = 4e-4 * (1 + norm)
-        assert gradients[name].norm().item() == pytest.approx(norm, abs=tolerance), name
-        assert gradients[name].sum().item() == pytest.approx(total, abs=tolerance), name
+    check_golden_step(model, sides(CASES["batch4"]), EXPECTED["margin_mse_step"])
 
 
 @pytest.mark.parametrize("name", ["plain", "large_negative_dots", "between_the_two_constants"])

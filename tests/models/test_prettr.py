@@ -9,7 +9,6 @@ import torch
 from transformers import (
     AlbertConfig,
     AutoModel,
-    AutoTokenizer,
     BertConfig,
     DistilBertConfig,
     PreTrainedConfig,
@@ -22,7 +21,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "prettr" / "expected.json").read_text())
 INPUTS = json.loads((GOLDEN / "colbert" / "expected.json").read_text())  # both rankers were given the same
 VECTORS = np.load(GOLDEN / "prettr" / "vectors.npz")
-TEXTS = json.loads((GOLDEN / "texts.json").read_text())
 CASES = [pytest.param(INPUTS["cases"][name], case, id=name) for name, case in EXPECTED["cases"].items()]
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # of the golden cases' README: 2e-5 * (1 + |want|)
 LENGTHS = {"max_query_length": 8, "max_document_length": 16}
@@ -119,30 +117,13 @@ def test_vectors_are_the_original_states_below_the_join(batched, name):
         np.testing.assert_allclose(output[f"{which}_vectors"][attended], wanted[attended], **TOLERANCE)
 
 
-def test_scores_from_texts_equal_the_original_class_one_by_one(published):
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "bert_cat")  # one vocabulary for all golden cases
-    ranker = kd.Ranker(published, tokenizer, batch_size=7)
-    queries, documents = TEXTS["queries"], TEXTS["documents"]
-    got = ranker.score([query for query in queries for _ in documents], documents * len(queries))
-    np.testing.assert_allclose(got, np.ravel(EXPECTED["texts"]), **TOLERANCE)
+def test_scores_from_texts_equal_the_original_class_one_by_one(published, score_golden_texts):
+    np.testing.assert_allclose(score_golden_texts(published), EXPECTED["texts"], **TOLERANCE)
 
 
-def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint):
+def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint, check_golden_step):
     model = kd.load_ranker(golden_checkpoint("prettr"), document_position_offset="query_width")
-    batch, step = sides(INPUTS["cases"]["batch4"]), EXPECTED["margin_mse_step"]
-    # Query i with its own document, and with document i + 1.
-    batch["document"] = {name: torch.stack([rows, rows.roll(-1, 0)], 1) for name, rows in batch["document"].items()}
-    scores = model(**batch).scores  # (B, 2)
-    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
-    loss.backward()
-    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
-    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
-    gradients = {name.removeprefix("bert_model."): parameter.grad for name, parameter in model.named_parameters()}
-    assert gradients.keys() == step["gradient_norms_and_sums"].keys()
-    for name, (norm, total) in step["gradient_norms_and_sums"].items():
-        tolerance = 4e-4 * (1 + norm)
-        assert gradients[name].norm().item() == pytest.approx(norm, abs=tolerance), name
-        assert gradients[name].sum().item() == pytest.approx(total, abs=tolerance), name
+    check_golden_step(model, sides(INPUTS["cases"]["batch4"]), EXPECTED["margin_mse_step"])
 
 
 @pytest.mark.parametrize("name", ["all_masked", "cls_only"])

@@ -158,7 +158,9 @@ def test_the_tokenizer_loads_there(tokenizer, answers):
 def test_a_saved_pipeline_ranks_there_as_rerank_here(models, tokenizer, name, answers):
     wanted = kd.Ranker(models[name], tokenizer).rerank(**ONE)
     assert [item["index"] for item in answers["ranking"]] == [index for index, _ in wanted]
-    assert [item["score"] for item in answers["ranking"]] == pytest.approx([score for _, score in wanted], abs=1e-5)
+    assert [item["score"] for item in answers["ranking"]] == pytest.approx(
+        [score for _, score in wanted], rel=1e-6, abs=1e-5
+    )
     assert [item["document"] for item in answers["ranking"]] == [DOCUMENTS[index] for index, _ in wanted]
 
 

@@ -131,26 +131,9 @@ def test_each_query_with_all_documents_scores_as_pair_by_pair(published):
         np.testing.assert_allclose(got[range(4), [(i + shift) % 4 for i in range(4)]], wanted, **TOLERANCE)
 
 
-def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint):
-    model, step = kd.load_ranker(golden_checkpoint("tk")), EXPECTED["tk"]["margin_mse_step"]
+def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint, check_golden_step):
     batch = sides(EXPECTED["tk"]["cases"]["batch4"])
-    # Query i with its own document, and with document i + 1.
-    batch["document"] = {name: torch.stack([rows, rows.roll(-1, 0)], 1) for name, rows in batch["document"].items()}
-    scores = model(**batch).scores  # (B, 2)
-    loss = kd.losses.margin_mse(scores, torch.tensor([step["teacher_pos"], step["teacher_neg"]]).T)
-    loss.backward()
-    np.testing.assert_allclose(scores.detach().T, [step["scores_pos"], step["scores_neg"]], **TOLERANCE)
-    assert loss.item() == pytest.approx(step["loss"], rel=4e-4)
-    wanted = {
-        name.removeprefix("neural_ir_model.").replace(".token_embedder_tokens", ""): numbers
-        for name, numbers in step["gradient_norms_and_sums"].items()
-    }
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert gradients.keys() == wanted.keys()
-    for name, (norm, total) in wanted.items():
-        tolerance = 4e-4 * (1 + norm)
-        assert gradients[name].norm().item() == pytest.approx(norm, abs=tolerance), name
-        assert gradients[name].sum().item() == pytest.approx(total, abs=tolerance), name
+    check_golden_step(kd.load_ranker(golden_checkpoint("tk")), batch, EXPECTED["tk"]["margin_mse_step"])
 
 
 @pytest.mark.parametrize("empty", ["query", "document"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.colbert_index import best_of, search_terms
-from hf_kd_ranking.retrieval.vectors import VectorStore
+from hf_kd_ranking.retrieval.colbert_index import search_terms
+from hf_kd_ranking.retrieval.vectors import VectorStore, best_of
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def test_results_equal_rerank_of_bm25s_candidates(ranker, documents, bm25, make_
     ]
     has_marks = any(part.strength for hit in ranking.hits for part in hit.parts)
     assert has_marks == (ranker.model.config.model_type in ("ColBERT", "TK"))
-    is_apart = ranker.model.config.encodes_documents_alone and not ranker.model.config.joins_texts
+    is_apart = ranker.model.config.encodes_documents_alone
     stages = ["query encoding", "passage encoding", "scoring"] if is_apart else ["scoring"]
     assert list(ranking.stages_ms) == stages
     assert all(ms > 0 for ms in (results.first_stage_ms, *ranking.stages_ms.values()))

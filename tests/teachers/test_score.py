@@ -200,6 +200,15 @@ def test_after_a_failure_while_the_output_is_written_nothing_is_scored_again(
     assert read(tmp_path / "out.tsv") == wanted()
 
 
+def test_a_work_folder_whose_removal_was_cut_off_is_not_gone_on_with(triples, stores, calls, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder, **_: None)
+        kd.score_teacher(calls.teacher(), triples, *stores, tmp_path / "out.tsv")
+    (tmp_path / "out.tsv.parts" / "parts.json").unlink()
+    counts = kd.score_teacher(calls.teacher(), triples, *stores, tmp_path / "out.tsv", overwrite=True)
+    assert counts["resumed"] == 0
+
+
 def other_rows(folder: Path, triples: Path, teacher: Teacher) -> tuple:
     triples.write_text("".join("\t".join(row) + "\n" for row in ROWS[::-1]))
     return teacher, triples, *make_stores(folder)
@@ -295,18 +304,19 @@ SHARED_WORK = """
 import sys
 from accelerate import PartialState
 import hf_kd_ranking as kd
+from hf_kd_ranking import blocks
 from hf_kd_ranking.teachers import score
 
 model, triples, queries, documents, folder = sys.argv[1:]
 state = PartialState(cpu=True)
 assert state.num_processes == 2
 score.PAIRS_PER_BLOCK = 16
-asked, save = [], score._save
-score._save = lambda path, values: (asked.append(path.name), save(path, values))
+asked, writing = [], blocks.writing
+blocks.writing = lambda path, mode="w": asked.append(path.name) or writing(path, mode)
 stores = kd.TextStore.open(queries), kd.TextStore.open(documents)
 counts = score.score_teacher(kd.load_teacher(model, device="cpu"), triples, *stores, f"{folder}/two.tsv")
 with open(f"{folder}/{state.process_index}.txt", "w") as file:
-    file.write(" ".join(name for name in asked if name.startswith("scores")))
+    file.write(" ".join(name for name in asked if name.startswith("block")))
 state.destroy_process_group()
 """
 
