@@ -185,7 +185,7 @@ class Stages(ABC):
 
     @cached_property
     def teaching(self) -> str:
-        """All teachers' runs, and the mean of them, after `check_teacher`."""
+        """All teachers' runs, and the mean of them, after `_check_teacher`."""
         digests = [self.teach(name) for name in self.sources]
 
         def work(folder: Path) -> None:
