@@ -145,8 +145,9 @@ def _is_done(parts: Distillation, *folder: str) -> bool:
 
 
 def _texts(cost: _Probe, pairs: int, passages: int) -> float:
-    """Seconds of scoring pairs from text: where passages are encoded alone, each is once."""
-    return pairs * cost.pair if cost.passage is None else min(pairs, passages) * cost.passage
+    """Seconds of scoring pairs from text; a passage that is encoded alone is encoded once."""
+    alone = cost.passage or 0.0
+    return pairs * max(cost.pair - alone, 0.0) + min(pairs, passages) * alone
 
 
 def _candidates(parts: Distillation, queries: int, disk: int) -> Stage:
