@@ -36,7 +36,7 @@ def main() -> None:
     for name, folder in outcome.get("folders", {}).items():
         name = f"{name.replace(' ', '-')}-pydocs"
         (args.output / name).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(write_model_card(folder, name), args.output / name / "README.md")
+        shutil.copyfile(write_model_card(args.demo / folder, name), args.output / name / "README.md")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def measure(parts: Distillation, chosen: Mapping[str, list[Student]]) -> dict[st
     inputs |= parts.job.inputs("candidates", "measure", "retrieve", "device", "data_name")
     run_stage(parts.folder("report"), inputs, partial(_measure, parts, chosen))
     outcome = json.loads((parts.folder("report") / "outcome.json").read_text(encoding="utf-8"))
-    folders = {name: str(students[0].folder) for name, students in chosen.items()}
-    return outcome | {"folders": folders, "page": str(parts.folder("report.html"))}  # wherever the output is by now
+    folders = {name: str(parts.folder(folder)) for name, folder in outcome["folders"].items()}
+    return outcome | {"folders": folders, "page": str(parts.folder("report.html"))}
 
 
 def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: Path) -> None:
@@ -116,6 +116,7 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
         "retrieval": retrieval,
         "latency_ms": {name: of["total_ms"]["p50"] for name, of in costs["rankers"].items()},
         "rates": {name: student.rate for name, student in firsts.items()},
+        "folders": {name: str(student.folder.relative_to(job.output)) for name, student in firsts.items()},
         "queries": {split: len(found) for split, found in parts.splits.items()},
         "triples": sum(1 for _ in parts.folder("triples", "labels.tsv").open(encoding="utf-8")),
     }
