@@ -414,11 +414,15 @@ with open(output, "rb") as file:
     wanted = file.read()
 os.unlink(output)
 killed, rng = 0, random.Random(0)
-for moment in range(8):
+for _ in range(100):
+    if killed == 6:
+        break
     child = start()
-    time.sleep(needed * (moment + rng.random()) / 8)
+    time.sleep(needed * rng.random())
     os.kill(child, signal.SIGKILL)
-    killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    is_killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    killed += is_killed
+    needed *= 1 if is_killed else 0.9  # the first run was slower, or the machine was busier
     if os.path.exists(output):
         with open(output, "rb") as file:
             assert file.read() == wanted, "half a file under the name of the output"
@@ -438,6 +442,6 @@ def test_a_run_killed_at_any_moment_leaves_no_half_file_and_the_next_gives_the_s
     command = [sys.executable, tmp_path / "run.py", *files, tmp_path / "out.tsv"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert int(result.stdout) >= 4, "most runs had ended before they were killed"
+    assert int(result.stdout) == 6, "the runs had ended before they were killed"
     assert (tmp_path / "out.tsv").read_bytes() == (tmp_path / "wanted.tsv").read_bytes()
     assert wanted["rows"] == 5000
