@@ -10,13 +10,20 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from ..training.arguments import RankingTrainingArguments
+import numpy as np
+
+from ..data.triples import column_batches, load_teacher_scores
+from ..training.arguments import MATCH, RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
 from .job import NO_TEACHER, DistillJob, digest_of
 from .stage import run_stage
 from .stages import Stages, Student
 
 SEED = 42
+# Products of an encoder's vectors have a scale of their own, which the teacher's margins are matched to. A fresh head
+# has none, near 0: its teacher's margins get this root mean square (matched, a PreTTR learnt half as much).
+PRODUCTS = ("bert_dot", "colbert")
+HEAD_MARGIN = 1.5
 SETTINGS = ("model_name", "batch_size", "max_query_length", "max_document_length", "measure", "device")
 
 
@@ -95,6 +102,16 @@ class Distillation(Stages):
         files = (self.scores_of(condition), self.run("dev"), self.judgments("dev"))
         return [self._digest_of(str(file)) for file in files]
 
+    def _teacher_scale(self, architecture: str, condition: str) -> str:
+        if condition == NO_TEACHER:
+            return "1"
+        if architecture in PRODUCTS:
+            return MATCH
+        rows, squares = load_teacher_scores(self.scores_of(condition)), 0.0
+        for batch in column_batches(rows, ("pos_score", "neg_score")):
+            squares += float(np.square(batch["pos_score"].astype(np.float64) - batch["neg_score"]).sum())
+        return f"{HEAD_MARGIN / max(squares / len(rows), 1e-12) ** 0.5:.6g}"
+
     def training_of(
         self,
         architecture: str,
@@ -131,7 +148,7 @@ class Distillation(Stages):
         args = RankingTrainingArguments(
             str(output),
             loss="ranknet" if is_alone else job.loss,
-            teacher_scale="1" if is_alone else "match",  # so that it need not change its scale before it learns
+            teacher_scale=self._teacher_scale(architecture, condition),
             learning_rate=rate,
             head_learning_rate=options["head_learning_rate"],
             num_train_epochs=options["epochs"],

@@ -257,6 +257,20 @@ def test_a_teacher_is_trained_on_the_labels_of_the_same_triples(make_job, traini
     assert "a bert_cat trained on the labels of the triples" in card
 
 
+def test_products_keep_their_scale_and_fresh_heads_get_one(make_job, tmp_path):
+    parts = students.Distillation(make_job())
+    _ = parts.scores
+    scales = {}
+    for name in ("bert_cat", "bert_dot", "colbert", "prettr", "tk"):
+        _, args = parts.training_of(name, "teacher", 1e-3, 0, tmp_path / "x")
+        scales[name] = args.teacher_scale
+        assert parts.training_of(name, "no_teacher", 1e-3, 0, tmp_path / "x")[1].teacher_scale == "1"
+    rows = kd.load_teacher_scores(parts.scores_of("teacher"))
+    margins = np.array(rows["pos_score"]) - np.array(rows["neg_score"])
+    assert scales["bert_dot"] == scales["colbert"] == "match" and len(set(scales.values())) == 2
+    assert np.sqrt(np.mean((float(scales["prettr"]) * margins) ** 2)) == pytest.approx(1.5, rel=1e-4)
+
+
 def test_untrained_students_are_ranked_too(make_job, trainings, tmp_path, encoder, tokenizer):
     kd.distill(make_job(architectures=["bert_dot"]))
     ranker = kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_query_length=8, max_document_length=16), tokenizer)
