@@ -24,6 +24,7 @@ LOSSES = ("ranknet", "weighted_ranknet", "mse", "margin_mse")  # the first is th
 
 
 def main() -> None:
+    """Train and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--architectures", nargs="+", default=["bert_dot", "colbert", "tk"], choices=ARCHITECTURES)

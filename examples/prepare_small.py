@@ -23,7 +23,7 @@ def main() -> None:
     """Prepare what can be."""
     (OUTPUT / "pydocs").mkdir(parents=True, exist_ok=True)
     job = demo_job(OUTPUT / "pydocs", seeds=3, is_complete=True)
-    print({split: len(ids) for split, ids in job.splits.items()}, "queries of PyDocs")
+    print({split: len(ids) for split, ids in job.split_queries(job.read_judgments()).items()}, "queries of PyDocs")
     if data := os.environ.get("HF_KD_RANKING_DATA"):
         print(prepare_msmarco(Path(data), OUTPUT / "msmarco"), "queries of MS MARCO")
 
@@ -45,15 +45,10 @@ def prepare_msmarco(data: Path, output: Path) -> dict[str, int]:
             for part in parts:
                 file.writelines(f"{text_id}\t{text}\n" for text_id, text in kd.TextStore.from_tsv(part).items())
     qrels = {year: kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt") for year in years}
-    scored = {}
+    scored = kd.Run()
     for folder, year in zip(folders, years, strict=True):
-        with (folder / f"scores.{year}.tsv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                if row[TEACHER]:
-                    scored.setdefault(row["qid"], []).append((row["pid"], float(row[TEACHER])))
-    kd.write_run(
-        kd.Run({q: sorted(of, key=lambda pair: -pair[1]) for q, of in scored.items()}), output / "splade.trec"
-    )
+        scored |= read_scores(folder / f"scores.{year}.tsv")
+    kd.write_run(scored, output / "splade.trec")
     asked = {year: [q for q in qrels[year] if q in scored] for year in years}
     splits = {"test": asked["dl20"][::2], "dev": asked["dl21"][:DEV_QUERIES]}
     splits["train"] = asked["dl20"][1::2] + asked["dl21"][DEV_QUERIES:]
@@ -61,6 +56,14 @@ def prepare_msmarco(data: Path, output: Path) -> dict[str, int]:
     for split, ids in splits.items():
         write_qrels({query_id: judged[query_id] for query_id in ids}, output / f"qrels.{split}.txt")
     return {split: len(ids) for split, ids in splits.items()}
+
+
+def read_scores(path: Path) -> kd.Run:
+    """The teacher's run in a table of several systems' scores, where a blank is a document that it does not list."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row[TEACHER]]
+    columns = ([row[name] for row in rows] for name in ("qid", "pid"))
+    return kd.Run.from_scores(*columns, [float(row[TEACHER]) for row in rows])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from hf_kd_ranking.cli.train import parse_job
 
 
 def main() -> None:
+    """Train from the command line, or the demo's student without arguments."""
     # 1. Arguments: what is trained on what, and how; with none, the demo's
     if len(sys.argv) == 1:
         from hf_kd_ranking.demo.experiment import student_job

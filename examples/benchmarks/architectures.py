@@ -26,6 +26,7 @@ SETTINGS = {
 
 
 def main() -> None:
+    """Measure and compare with the paper."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoder")
     parser.add_argument("--queries", required=True)

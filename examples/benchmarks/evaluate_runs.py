@@ -20,6 +20,7 @@ import numpy as np
 
 
 def main() -> None:
+    """Time reading, measuring and comparing two runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=6_980)
@@ -51,6 +52,7 @@ def main() -> None:
 
 
 def write_data(runs: list[Path], qrels: Path, queries: int, depth: int) -> None:
+    """Two runs and their judgments, of random scores."""
     rng = np.random.default_rng(0)
     with qrels.open("w") as file:
         for query in range(queries):

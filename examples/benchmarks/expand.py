@@ -50,6 +50,7 @@ print(time.perf_counter() - start)
 
 
 def main() -> None:
+    """Time both on the same files and compare their output."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where the files go (6 GB at the default size); a temporary one")
@@ -75,6 +76,7 @@ def main() -> None:
 
 
 def make_files(folder: Path, passages: int) -> None:
+    """A collection, queries and rows of teacher scores, of random words."""
     rng = np.random.default_rng(0)
     words = np.array(["".join(rng.choice(list("etaoinshrdlu"), n)) for n in rng.integers(2, 10, 5000)])
     pool = [" ".join(rng.choice(words, n)) for n in rng.integers(20, 90, 20_000)]

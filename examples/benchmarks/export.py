@@ -31,6 +31,7 @@ ROUNDS = 5
 
 
 def main() -> None:
+    """Export, time and measure each of the named rankers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--architecture")
@@ -100,6 +101,7 @@ def milliseconds(scorers: dict, queries: list[str], documents: list[str]) -> dic
 
 
 def reciprocal_rank(score: Callable, candidates: kd.Run, data: RankingCollection) -> float:
+    """RR@10 of candidates in the order of some scores."""
     query_ids, doc_ids = zip(*((query, doc) for query, docs in candidates.items() for doc, _ in docs), strict=True)
     run = kd.Run.from_scores(query_ids, doc_ids, score(data.queries[query_ids], data.documents[doc_ids]))
     return kd.evaluate_run(run, {query: data.qrels[query] for query in candidates}, ["RR@10"])["RR@10"]

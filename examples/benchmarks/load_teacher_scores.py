@@ -22,11 +22,13 @@ import hf_kd_ranking as kd
 
 
 def anonymous_kb() -> int:
+    """Anonymous memory of this process in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main() -> None:
+    """Time the first and the second opening."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
     rows = parser.parse_args().rows

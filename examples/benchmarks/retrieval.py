@@ -33,6 +33,7 @@ APPROXIMATE = {
 
 
 def main() -> None:
+    """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("collection", "queries", "model"):
         parser.add_argument(f"--{name}", required=True)
@@ -59,6 +60,7 @@ def main() -> None:
 
 
 def encode(ranker: kd.Ranker, model: str, documents: kd.TextStore, texts: list, folder: Path) -> tuple:
+    """Passages a second of `index` and of sentence-transformers, and the largest difference."""
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(model, device="cpu")
@@ -85,12 +87,14 @@ def encode(ranker: kd.Ranker, model: str, documents: kd.TextStore, texts: list, 
 
 
 def noisy(vectors: np.ndarray, size: int) -> np.ndarray:
+    """Vectors repeated with noise, as many as are asked for."""
     rng = np.random.default_rng(0)
     repeated = vectors[np.arange(size) % len(vectors)]
     return repeated + rng.normal(scale=0.5 * vectors.std(), size=repeated.shape).astype(np.float32)
 
 
 def grow(vectors: np.ndarray, size: int, queries: np.ndarray) -> dict:
+    """Time and bytes a passage of the exact index, by the size of the collection."""
     vectors = noisy(vectors, size)
     before, index = memory(), faiss.IndexFlatIP(vectors.shape[1])
     build = timed(lambda: index.add(vectors))
@@ -104,6 +108,7 @@ def grow(vectors: np.ndarray, size: int, queries: np.ndarray) -> dict:
 
 
 def approximate(vectors: np.ndarray, queries: np.ndarray) -> list[dict]:
+    """Recall and time of approximate indexes against the exact one."""
     flat, rows = faiss.IndexFlatIP(vectors.shape[1]), []
     flat.add(vectors)
     exact = [set(found.tolist()) for _, found in search_index(flat, queries, 100)]
@@ -126,11 +131,13 @@ def approximate(vectors: np.ndarray, queries: np.ndarray) -> list[dict]:
 
 
 def memory() -> int:
+    """Resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def timed(function: Callable[[], object]) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

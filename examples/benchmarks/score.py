@@ -26,6 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
+    """Score the same pairs with both."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("collection", "queries", "triples", "model"):
         parser.add_argument(f"--{name}", required=True)
@@ -52,6 +53,7 @@ def main() -> None:
 
 
 def compare(folder: Path, texts: list, queries: kd.TextStore, documents: kd.TextStore, dtype: torch.dtype) -> dict:
+    """Pairs a second of both libraries in turns, and the largest difference."""
     from sentence_transformers import CrossEncoder
 
     model = str(folder / "model")
@@ -82,6 +84,7 @@ def compare(folder: Path, texts: list, queries: kd.TextStore, documents: kd.Text
 
 
 def timed(function: Callable[[], None]) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start

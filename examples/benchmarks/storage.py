@@ -18,6 +18,7 @@ import hf_kd_ranking as kd
 
 
 def main() -> None:
+    """Store, re-rank and measure by every kind of storage."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("model", "queries", "collection", "candidates", "qrels"):
         parser.add_argument(f"--{name}", required=True)

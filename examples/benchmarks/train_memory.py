@@ -35,6 +35,7 @@ WORDS = np.array([f"w{i}" for i in range(1000)])
 
 
 def main() -> None:
+    """Measure at a quarter and at the whole size, and extrapolate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=4_000_000)
@@ -70,6 +71,7 @@ def main() -> None:
 
 
 def build(folder: Path, rows: int, passages: int) -> None:
+    """A collection, queries and teacher scores of random words, unless they are there."""
     if (folder / "scores.tsv").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,7 @@ def build(folder: Path, rows: int, passages: int) -> None:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the words of the collection."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: i for i, token in enumerate([*special, *WORDS.tolist()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -112,10 +115,12 @@ class Watch(TrainerCallback):
     """When the first batch was there, and the memory at the last step."""
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Remember when the first batch was there."""
         if state.global_step == 0:
             self.first_batch = np.array(clocks())
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Measure the memory at the last step."""
         if state.global_step == state.max_steps:
             workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             self.main = anonymous_mb("status", "RssAnon")
@@ -124,15 +129,18 @@ class Watch(TrainerCallback):
 
 
 def clocks() -> tuple[float, float]:
+    """Wall and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def anonymous_mb(file: str, name: str, process: str = "self") -> float:
+    """One figure of a process's memory."""
     lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def measure(args: argparse.Namespace) -> dict:
+    """Train a few steps on a tiny model."""
     # 1. A tiny model; what the process has now is not counted
     start, folder = np.array(clocks()), args.folder
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -33,13 +33,16 @@ class Clock(TrainerCallback):
         self.times: list[float] = []
 
     def on_step_end(self, *args: object, **kwargs: object) -> None:
+        """Remember when the step ended."""
         self.times.append(time.perf_counter())
 
     def triples_per_second(self) -> float:
+        """Over all steps but the first."""
         return BATCH * (len(self.times) - 1) / (self.times[-1] - self.times[0])
 
 
 def main() -> None:
+    """Measure in turns."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("model", "collection", "queries", "scores"):
         parser.add_argument(f"--{name}", required=True)
@@ -62,6 +65,7 @@ def main() -> None:
 
 
 def settings() -> dict:
+    """Training arguments that all share."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": BATCH,
@@ -75,6 +79,7 @@ def settings() -> dict:
 
 
 def ours(model: str, architecture: str, rows: datasets.Dataset, stores: tuple) -> float:
+    """Triples a second of `RankingTrainer`."""
     clock = Clock()
     trainer = kd.RankingTrainer(
         kd.load_ranker(model, architecture),
@@ -90,6 +95,7 @@ def ours(model: str, architecture: str, rows: datasets.Dataset, stores: tuple) -
 
 
 def sentence_transformers(model: str, architecture: str, rows: datasets.Dataset, texts: list) -> float:
+    """Triples a second of sentence-transformers' trainer with its Margin-MSE."""
     import sentence_transformers as st
     from sentence_transformers import cross_encoder, sentence_transformer
     from sentence_transformers.multi_vector_encoder.losses import MultiVectorMarginMSELoss
@@ -118,6 +124,7 @@ def sentence_transformers(model: str, architecture: str, rows: datasets.Dataset,
 
 
 def limit(model: str, architecture: str, texts: list) -> float:
+    """Triples a second of the bare backbone on the same tokens, forward and backward."""
     if architecture in ("prettr", "tk"):
         return sorted_ranker(model, architecture, texts)
     tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).train()
@@ -145,6 +152,7 @@ def limit(model: str, architecture: str, texts: list) -> float:
 
 
 def sorted_ranker(model: str, architecture: str, texts: list) -> float:
+    """Triples a second of the bare ranker on triples sorted by length, where it has no backbone to measure."""
     ranker = kd.load_ranker(model, architecture).train()
     make_inputs = RankingTokenizer.from_config(AutoTokenizer.from_pretrained(model), ranker.config)
     triples = sorted(zip(*texts, strict=True), key=lambda row: len(row[1]) + len(row[2]))

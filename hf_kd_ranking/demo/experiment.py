@@ -21,7 +21,7 @@ from ..models import ARCHITECTURES
 from ..retrieval.bm25 import BM25Index
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob
-from .backbone import find_backbone
+from .backbone import NAME, find_backbone
 from .pydocs import SPLITS, PyDocs, build_pydocs
 
 QUERIES = {"train": 640, "dev": 100, "test": 320}  # chosen for the time: under 15 minutes on 2 cores in float32
@@ -71,6 +71,7 @@ def demo_job(output: Path, seeds: int = 1, is_complete: bool = False) -> Distill
         learning_rates=LEARNING_RATES,
         seeds=seeds,
         overrides=OVERRIDES,
+        base_model=NAME,
         data_name="PyDocs, docstrings of installed Python packages",
         retrieve=False,
         force=True,  # the table shows the teacher beside BM25, whatever these packages' docstrings give

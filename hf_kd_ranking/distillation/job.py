@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..evaluation.metrics import parse_measures
 from ..hub.manifest import digest
 from ..losses import IN_BATCH, READ_LISTS, get_losses
 from ..models import ARCHITECTURES
+from ..training.job import json_option
 
 SPLITS = ("train", "dev", "test")
 LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
@@ -104,6 +104,9 @@ class DistillJob:
             "epochs, head_learning_rate, or fields of its config, with layers, those that it keeps of the encoder."
         },
     )
+    base_model: str | None = field(
+        default=None, metadata={"help": "The encoder's name on the Hub, for cards, where it comes from a folder."}
+    )
     data_name: str | None = field(
         default=None, metadata={"help": "Of the collection, for cards; its file's name if unset."}
     )
@@ -115,26 +118,19 @@ class DistillJob:
     force: bool = field(default=False, metadata={"help": "Go on though the teacher ranks no better than BM25."})
 
     def __post_init__(self) -> None:
-        if isinstance(self.overrides, str):
-            try:
-                self.overrides = json.loads(self.overrides)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--overrides is no JSON ({error}): {self.overrides!r}.") from error
-        self.overrides = self.overrides or {}
+        self.overrides = json_option("overrides", self.overrides)
 
-    @cached_property
+    @property
     def brings_rows(self) -> bool:
         """Whether the scores are rows of triples, which are trained on as they are."""
         return bool(self.scores) and not _is_run(self.scores[0])
 
-    @cached_property
-    def judgments(self) -> dict[str, dict[str, int]]:
+    def read_judgments(self) -> dict[str, dict[str, int]]:
         """All judgments; empty where there are none."""
         files = [path for path in (self.qrels, self.dev_qrels, self.test_qrels) if path is not None]
         return {query_id: grades for path in files for query_id, grades in read_qrels(path).items()}
 
-    @cached_property
-    def splits(self) -> dict[str, list[str]]:
+    def split_queries(self, judgments: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
         """ "train", "dev" and "test" -> query ids in their order, of judged queries where there are judgments.
 
         A query's split depends on a digest of its id, so that it stays where it is when others come.
@@ -145,9 +141,7 @@ class DistillJob:
         self._check_options()
         ids = [str(query_id) for query_id, _ in TextStore.from_file(self.queries).items()]
         if self.qrels is not None:
-            ids = [
-                query_id for query_id in ids if any(grade > 0 for grade in self.judgments.get(query_id, {}).values())
-            ]
+            ids = [query_id for query_id in ids if any(grade > 0 for grade in judgments.get(query_id, {}).values())]
         elif self.scores:  # what a run lacks it cannot judge
             runs = [read_run(path) for path in self.scores]
             ids = [query_id for query_id in ids if all(query_id in run for run in runs)]

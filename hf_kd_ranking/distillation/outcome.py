@@ -239,7 +239,9 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
     queries = ", ".join(f"{split} {count:,}" for split, count in outcome["queries"].items())
     rates = ", ".join(f"{name} {rate:g}" for name, rate in outcome["rates"].items())
     what = (
-        f"{job.measure}, test" if job.judgments else f"{job.measure}, test (agreement with the teacher, not relevance)"
+        f"{job.measure}, test"
+        if job.qrels is not None
+        else f"{job.measure}, test (agreement with the teacher, not relevance)"
     )
     lines = [
         f"Queries: {queries}. All students see the same {outcome['triples']:,} triples; learning rates were chosen on "

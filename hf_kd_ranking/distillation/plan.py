@@ -116,7 +116,7 @@ def _stages(parts: Distillation) -> Iterator[Stage]:
     pairs = searched * job.candidates
     yield _candidates(parts, searched, pairs * LINE)
     yield Stage("triples", triples * 1e-5, triples * LINE, is_done=_is_done(parts, "triples"))
-    scored = held_out + 2 * triples if job.judgments else pairs + 2 * triples
+    scored = held_out + 2 * triples if parts.judged else pairs + 2 * triples
     for name, source in parts.sources.items() if job.teachers else ():
         is_done = _is_done(parts, "scores", name)
         if source in ARCHITECTURES:

@@ -52,8 +52,8 @@ class Stages(ABC):
         job: what is distilled.
 
     Raises:
-        ValueError, FileNotFoundError: see `DistillJob.splits`; if the output is of another collection or queries,
-            an id stands twice, or several processes were launched.
+        ValueError, FileNotFoundError: see `DistillJob.split_queries`; if the output is of another collection or
+            queries, an id stands twice, or several processes were launched.
     """
 
     def __init__(self, job: DistillJob) -> None:
@@ -62,7 +62,8 @@ class Stages(ABC):
                 "distill is one process; its parts, `teacher score` and `train`, are what several can share."
             )
         self.job = job
-        self.splits = job.splits
+        self.judged = job.read_judgments()
+        self.splits = job.split_queries(self.judged)
         self.device = job.device or processes().device.type
         self.queries = TextStore.from_file(job.queries)
         self.documents = TextStore.from_file(job.collection)
@@ -96,7 +97,7 @@ class Stages(ABC):
                 texts = dict(zip(self.splits[split], self.queries[self.splits[split]], strict=True))
                 run = index.search(texts, self.job.candidates)
                 if split == "train":
-                    grades = self._judged(split) if self.job.judgments else {}
+                    grades = self._judged(split) if self.judged else {}
                     run = Run((query_id, _with_positives(run[query_id], grades.get(query_id, {}))) for query_id in run)
                 write_run(run, folder / f"{split}.trec", tag="BM25")
 
@@ -106,7 +107,7 @@ class Stages(ABC):
     @cached_property
     def triples(self) -> str:
         """Triples with labels (1 and 0) as scores, and the judgments of every split."""
-        before = self.candidates if self.job.judgments else self.teaching  # without judgments teachers name positives
+        before = self.candidates if self.judged else self.teaching  # without judgments teachers name positives
         options = ("scores", "qrels", "dev_qrels", "test_qrels", "triples_per_query")
 
         def work(folder: Path) -> None:
@@ -126,8 +127,8 @@ class Stages(ABC):
         return run_stage(self.folder("triples"), {"before": before} | self.job.inputs(*options), work)
 
     def _judged(self, split: str) -> Grades:
-        if self.job.judgments:
-            judged = {q: self.job.judgments[q] for q in self.splits[split] if q in self.job.judgments}
+        if self.judged:
+            judged = {q: self.judged[q] for q in self.splits[split] if q in self.judged}
             if split == "train":  # what a part of a collection lacks teaches nothing, but counts in a test
                 judged = {q: {d: g for d, g in grades.items() if d in self.documents} for q, grades in judged.items()}
             return judged
@@ -161,7 +162,7 @@ class Stages(ABC):
         made_of = self.train_teacher(source).digest if source in ARCHITECTURES else digest_of(source)
 
         def work(folder: Path) -> None:
-            splits = SPLITS[1:] if self.job.judgments else SPLITS
+            splits = SPLITS[1:] if self.judged else SPLITS
             if self.job.scores:
                 scored, wanted = read_run(source), [query_id for split in splits for query_id in self.splits[split]]
                 write_run(Run((q, scored[q]) for q in wanted if q in scored), folder / "run.trec", tag="teacher")
@@ -199,10 +200,10 @@ class Stages(ABC):
 
     def _check_teacher(self) -> None:
         run = self.teacher_run("dev")
-        if not self.job.judgments or self.job.force or not run:
+        if not self.judged or self.job.force or not run:
             return
         first, teacher = (
-            evaluate_run(of, {q: self.job.judgments[q] for q in run}, (self.job.measure,))[self.job.measure]
+            evaluate_run(of, {q: self.judged[q] for q in run}, (self.job.measure,))[self.job.measure]
             for of in (read_run(self.run("dev")), run)
         )
         if teacher <= first:

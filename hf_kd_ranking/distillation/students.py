@@ -162,6 +162,7 @@ class Distillation(Stages):
             use_cpu=self.device == "cpu",
             dataloader_pin_memory=self.device != "cpu",
             data_name=job.data_name or Path(job.collection).name,
+            base_model=None if architecture == "tk" else job.base_model,
             teacher_name="the labels of the triples" if is_alone else self.teacher_name(condition),
             **(best if options["epochs"] > 1 else only),
         )

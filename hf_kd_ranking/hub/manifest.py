@@ -64,6 +64,7 @@ def write_manifest(
         "loss": arguments["loss"],
         "teacher": arguments["teacher_name"],
         "data": arguments["data_name"],
+        "base_model": arguments["base_model"],
         "rows": training_rows,
         "settings": {name: arguments[name] for name in SETTINGS if arguments[name] is not None},
         "results": dict(results),

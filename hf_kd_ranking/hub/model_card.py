@@ -70,7 +70,7 @@ def write_model_card(
         "name": name.rpartition("/")[2],
         "repository": name,
         "model_type": config["model_type"],
-        "base_model": base_model(config),
+        "base_model": manifest.get("base_model") or base_model(config),
         "teacher": manifest["teacher"] or "scores whose maker was not named",
         "loss": manifest["loss"],
         "data": data,

@@ -64,6 +64,9 @@ class RankingTrainingArguments(TrainingArguments):
     # Output
     overwrite: bool = field(default=False, metadata={"help": "Train into an output folder that is not empty."})
     data_name: str | None = field(default=None, metadata={"help": "What it is trained on, for the model card."})
+    base_model: str | None = field(
+        default=None, metadata={"help": "The encoder's name on the Hub, for the card, where it comes from a folder."}
+    )
     teacher_name: str | None = field(default=None, metadata={"help": "What made the teacher scores, for the card."})
 
     def __post_init__(self) -> None:

@@ -67,11 +67,7 @@ class TrainingJob:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.config_overrides, str):
-            try:
-                self.config_overrides = json.loads(self.config_overrides)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"--config_overrides is no JSON ({error}): {self.config_overrides!r}.") from error
+        self.config_overrides = json_option("config_overrides", self.config_overrides)
 
     def check(self) -> None:
         """Say what is missing.
@@ -91,7 +87,7 @@ class TrainingJob:
 
     def load_model(self) -> RankerModel:
         """The student as it starts."""
-        overrides = (self.config_overrides or {}) | ({} if self.layers is None else {"layers": self.layers})
+        overrides = self.config_overrides | ({} if self.layers is None else {"layers": self.layers})
         model = load_ranker(
             self.model_name,
             self.architecture,
@@ -102,6 +98,23 @@ class TrainingJob:
         if self.attn_implementation is not None:
             model.set_attn_implementation(self.attn_implementation)
         return model
+
+
+def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
+    """An option that is JSON on the command line and a dict in Python; empty where it is not given.
+
+    Raises:
+        ValueError: if it is no JSON, or no object.
+    """
+    if not isinstance(value, str):
+        return value or {}
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} is no JSON ({error}): {value!r}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--{name} must be a JSON object, got {value!r}.")
+    return found
 
 
 def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, Any]:

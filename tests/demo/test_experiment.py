@@ -57,6 +57,7 @@ def test_the_demo_says_what_it_will_take_what_it_found_and_what_is_next(tiny, ca
     assert f"hf-kd-ranking serve --model {outcome['ranker']}" in printed.out
     cards = [Path(folder, "README.md").read_text() for folder in outcome["folders"].values()]
     assert all("PyDocs, docstrings of installed Python packages" in card for card in cards)
+    assert all("base_model: sentence-transformers/all-MiniLM-L6-v2\n" in card for card in cards)
     assert all("| a query against 20 passages, median |" in card for card in cards)
     qrels = {split: kd.read_qrels(tiny / f"qrels.{split}.txt") for split in ("train", "dev", "test")}
     assert {split: len(found) for split, found in qrels.items()} == experiment.QUERIES == outcome["queries"]
@@ -75,7 +76,7 @@ def test_the_demo_says_what_it_will_take_what_it_found_and_what_is_next(tiny, ca
 def test_the_whole_demo_has_five_architectures(tiny):
     job = experiment.demo_job(tiny, seeds=2, is_complete=True)
     assert (set(job.architectures), job.seeds) == (set(kd.models.ARCHITECTURES), 2)
-    assert job.splits.keys() == {"train", "dev", "test"}
+    assert job.split_queries(job.read_judgments()).keys() == {"train", "dev", "test"}
 
 
 def test_the_examples_default_job_is_the_demos_student(tiny):

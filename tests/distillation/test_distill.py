@@ -52,6 +52,10 @@ def make_job(tmp_path, encoder, tokenizer):
     return make
 
 
+def splits_of(job: kd.DistillJob) -> dict[str, list[str]]:
+    return job.split_queries(job.read_judgments())
+
+
 @pytest.fixture
 def trainings(monkeypatch) -> list[str]:
     """The folders of all trainings that were run."""
@@ -328,13 +332,13 @@ def test_judgments_of_their_own_decide_what_is_held_out(make_job, tmp_path):
     for name, part in (("qrels.txt", lines[:40]), ("dev.txt", lines[40:45]), ("test.txt", lines[45:])):
         (tmp_path / name).write_text("".join(part))
     dev, test = str(tmp_path / "dev.txt"), str(tmp_path / "test.txt")
-    splits = make_job(dev_qrels=dev, test_qrels=test).splits
+    splits = splits_of(make_job(dev_qrels=dev, test_qrels=test))
     assert splits["train"] == [f"q{i}" for i in range(40)] and splits["dev"] == [f"q{i}" for i in range(40, 45)]
     assert splits["test"] == [f"q{i}" for i in range(45, 60)]
-    splits = make_job(test_qrels=test).splits
+    splits = splits_of(make_job(test_qrels=test))
     assert splits["test"] == [f"q{i}" for i in range(45, 60)]
     assert len(splits["dev"]) > 10  # all of the held out half of 40
-    assert make_job(test_qrels=test, held_out=0.25).splits["dev"] == make_job(held_out=0.5).splits["test"]
+    assert splits_of(make_job(test_qrels=test, held_out=0.25))["dev"] == splits_of(make_job(held_out=0.5))["test"]
 
 
 def test_the_best_within_the_budget_is_chosen_on_dev():
@@ -462,7 +466,7 @@ def test_more_teachers_and_other_test_judgments_repeat_only_what_reads_them(
     job = make_job(architectures=["bert_dot"], test_qrels=str(tmp_path / "test.txt"), retrieve=False)
     first = kd.distill(job)
     (tmp_path / "test.txt").write_text("".join([*lines[46:], "q45 0 d3 1\n"]))
-    second = kd.distill(dataclasses.replace(job))
+    second = kd.distill(job)
     assert len(trainings) == 2 and second["test"] != first["test"]
     scored, score = [], stages.score_teacher
     monkeypatch.setattr(stages, "score_teacher", lambda *a: (scored.append(str(a[-1])), score(*a))[1])
@@ -474,7 +478,7 @@ def test_more_teachers_and_other_test_judgments_repeat_only_what_reads_them(
 
 def test_a_run_of_training_queries_only_is_no_row_of_the_table(make_job, trainings, tmp_path):
     job = make_job(architectures=["bert_dot"])
-    train = set(job.splits["train"])
+    train = set(splits_of(job)["train"])
     rng = random.Random(5)
     run = kd.Run(
         {q: [(f"d{j}", 1 / (1 + i)) for i, j in enumerate((int(q[1:]), *rng.sample(range(60), 5)))] for q in train}
