@@ -71,8 +71,8 @@ def measure(parts: Distillation, chosen: Mapping[str, list[Student]]) -> dict[st
         See `distill`.
     """
     students = {name: [student.digest for student in of_seeds] for name, of_seeds in chosen.items()}
-    inputs = {"students": students, "teacher": parts.scores}
-    inputs |= parts.job.inputs("candidates", "measure", "retrieve", "device", "data_name")
+    inputs = {"students": students, "candidates": parts.candidates, "triples": parts.triples, "teacher": parts.scores}
+    inputs |= {"options": parts.job.inputs("measure", "retrieve", "device", "data_name")}
     run_stage(parts.folder("report"), inputs, partial(_measure, parts, chosen))
     outcome = json.loads((parts.folder("report") / "outcome.json").read_text(encoding="utf-8"))
     folders = {name: str(parts.folder(folder)) for name, folder in outcome["folders"].items()}
@@ -243,25 +243,23 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
         if job.qrels is not None
         else f"{job.measure}, test (agreement with the teacher, not relevance)"
     )
+    columns = {"dev": ("dev", ".4f"), "ms a query": ("latency_ms", ".1f")}
+    columns |= {"in the whole collection": ("retrieval", ".4f")} if outcome["retrieval"] else {}
     lines = [
         f"Queries: {queries}. All students see the same {outcome['triples']:,} triples; learning rates were chosen on "
         f"dev from one grid for all conditions ({rates}); {job.seeds} seed(s).",
         "",
-        f"| ranker | {what} | dev | ms a query | in the whole collection |",
-        "| --- | --- | --- | --- | --- |",
+        f"| {' | '.join(['ranker', what, *columns])} |",
+        "| --- | ---" + " | ---" * len(columns) + " |",
     ]
     for name, value in outcome["test"].items():
-        cells = [f"{value:.4f}", *_cells(outcome, name, {"dev": ".4f", "latency_ms": ".1f", "retrieval": ".4f"})]
-        lines.append(f"| {' | '.join([name, *cells])} |")
+        others = ((outcome[key].get(name), form) for key, form in columns.values())
+        cells = ["" if other is None else format(other, form) for other, form in others]
+        lines.append(f"| {' | '.join([name, f'{value:.4f}', *cells])} |")
     lines += ["", *map(_finding, outcome["tests"])]
     budget = "" if job.budget_ms is None else f" within {job.budget_ms:g} ms a query"
     lines.append(f"\nChosen on dev{budget}: {outcome['best']}, in {outcome['ranker']}. Report: {outcome['page']}")
     return "\n".join(lines)
-
-
-def _cells(outcome: Mapping[str, Any], name: str, formats: Mapping[str, str]) -> list[str]:
-    values = [(outcome[column].get(name), form) for column, form in formats.items()]
-    return ["" if value is None else format(value, form) for value, form in values]
 
 
 def _finding(test: Mapping[str, Any]) -> str:

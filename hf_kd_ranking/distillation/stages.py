@@ -117,8 +117,8 @@ class Stages(ABC):
             if self.job.brings_rows:
                 rows = load_teacher_scores(self.job.scores[0])
             else:
-                run = None if self.job.scores else read_run(self.run("train"))
-                run, grades = self._common(judged["train"]) if run is None else (run, judged["train"])
+                grades = judged["train"]
+                run, grades = self._common(grades) if self.job.scores else (read_run(self.run("train")), grades)
                 rows = sample_triples(run, grades, self.job.triples_per_query)
             with writing(folder / "labels.tsv") as file:
                 for batch in column_batches(rows, ("query_id", "pos_id", "neg_id")):
@@ -159,7 +159,6 @@ class Stages(ABC):
     def teach(self, name: str) -> str:
         """One teacher's run over the candidates that are held out, and over all where there are no judgments."""
         source = self.sources[name]
-        made_of = self.train_teacher(source).digest if source in ARCHITECTURES else digest_of(source)
 
         def work(folder: Path) -> None:
             splits = SPLITS[1:] if self.judged else SPLITS
@@ -171,7 +170,12 @@ class Stages(ABC):
                 pairs = Run(pair for split in splits for pair in read_run(self.run(split)).items())
                 score_teacher(self.teacher(name), pairs, self.queries, self.documents, folder / "run.trec")
 
-        return run_stage(self.folder("teachers", name), {"candidates": self.candidates, "teacher": made_of}, work)
+        inputs = {"candidates": self.candidates, "teacher": self._made_of(name)}
+        return run_stage(self.folder("teachers", name), inputs, work)
+
+    def _made_of(self, name: str) -> str:
+        source = self.sources[name]
+        return self.train_teacher(source).digest if source in ARCHITECTURES else digest_of(source)
 
     def teacher(self, name: str) -> Teacher:
         """A teacher, trained first if it is an architecture."""
@@ -220,20 +224,20 @@ class Stages(ABC):
 
     @cached_property
     def scores(self) -> str:
-        """Every teacher's scores of the triples, each once, and their mean."""
-        files = {name: self.folder("scores", name, "rows.tsv") for name in self.sources}
+        """Every teacher's scores of the triples, each once, and their mean: whatever the triples came from."""
+        _ = self.triples
         if self.job.brings_rows:
-            files, digests = {name: Path(path) for name, path in self.sources.items()}, self.job.inputs("scores")
+            files, digests = [Path(path) for path in self.sources.values()], self.job.inputs("scores")["scores"]
         else:
             _ = self.teaching
-            digests = {name: self._score(name, path) for name, path in files.items()}
-        inputs = {"triples": self.triples, "teachers": list(digests.items())}
+            files = [self.folder("scores", name, "rows.tsv") for name in self.sources]
+            digests = [self._score(name, path) for name, path in zip(self.sources, files, strict=True)]
 
         def work(folder: Path) -> None:
             if len(files) > 1:
-                ensemble_teachers(list(files.values()), folder / "rows.tsv", "standardized", overwrite=True)
+                ensemble_teachers(files, folder / "rows.tsv", "standardized", overwrite=True)
 
-        return run_stage(self.folder("scores", "mean"), inputs, work)
+        return run_stage(self.folder("scores", "mean"), {"scores": digests}, work)
 
     def _score(self, name: str, path: Path) -> str:
         labels = self.folder("triples", "labels.tsv")
@@ -244,7 +248,7 @@ class Stages(ABC):
             elif not path.is_file():
                 score_teacher(self.teacher(name), labels, self.queries, self.documents, path)
 
-        return run_stage(path.parent, {"triples": self.triples, "teacher": self.teach(name)}, work)
+        return run_stage(path.parent, {"labels": digest_of(str(labels)), "teacher": self._made_of(name)}, work)
 
     def teacher_name(self, condition: str) -> str:
         """What a condition learns from, in words."""
