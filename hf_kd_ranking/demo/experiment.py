@@ -33,11 +33,11 @@ SETTINGS = {"max_query_length": 20, "max_document_length": 48, "epochs": 2, "mea
 HALF = {"layers": [0, 1, 5]}
 OVERRIDES = {
     "teacher": {"learning_rates": [2e-4]},
-    "bert_dot": HALF | {"pooling": "mean"},  # as the encoder was trained
-    "colbert": HALF,
-    "bert_cat": {"learning_rates": [1e-4, 2e-4]},
-    "prettr": {"learning_rates": [1e-4, 2e-4]},
-    "tk": {"epochs": 6},
+    "bert_dot": HALF | {"epochs": 4, "pooling": "mean"},  # as the encoder was trained
+    "colbert": HALF | {"epochs": 4},
+    "bert_cat": {"learning_rates": [2e-4]},
+    "prettr": {"learning_rates": [2e-4], "join_layer_idx": 1},
+    "tk": {"epochs": 4},
 }
 
 

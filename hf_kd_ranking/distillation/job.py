@@ -28,7 +28,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
     "colbert": {"compression_dim": 128, "head_learning_rate": 1e-3},
     "prettr": {"head_learning_rate": 1e-3},
-    "tk": {"learning_rates": [1e-3, 3e-3]},
+    "tk": {"learning_rates": [3e-4, 1e-3]},
 }
 
 
@@ -88,13 +88,16 @@ class DistillJob:
     measure: str = field(default="nDCG@10", metadata={"help": "That decides, in ir_measures' notation."})
     learning_rates: list[float] = field(
         default_factory=lambda: [2e-5, 7e-5],
-        metadata={"help": "Tried on the queries for choosing, under every condition; TK has 1e-3 and 3e-3."},
+        metadata={"help": "Tried on the queries for choosing, under every condition; TK has 3e-4 and 1e-3."},
     )
     epochs: float = field(
         default=1, metadata={"help": "Of each training; of several the best on the queries for choosing is kept."}
     )
     seeds: int = field(default=1, metadata={"help": "Trainings of each chosen student; figures are their means."})
     batch_size: int = field(default=32, metadata={"help": "Triples a step."})
+    bf16: bool = field(
+        default=False, metadata={"help": "Train in bfloat16 mixed precision, for GPUs."}
+    )
     max_query_length: int = field(default=30, metadata={"help": "Tokens."})
     max_document_length: int = field(default=200, metadata={"help": "Tokens."})
     overrides: dict | str | None = field(

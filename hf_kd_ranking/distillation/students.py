@@ -24,7 +24,7 @@ SEED = 42
 # has none, near 0: its teacher's margins get this root mean square (matched, a PreTTR learnt half as much).
 PRODUCTS = ("bert_dot", "colbert")
 HEAD_MARGIN = 1.5
-SETTINGS = ("model_name", "batch_size", "max_query_length", "max_document_length", "measure", "device")
+SETTINGS = ("model_name", "batch_size", "max_query_length", "max_document_length", "measure", "device", "bf16")
 
 
 class Distillation(Stages):
@@ -159,6 +159,7 @@ class Distillation(Stages):
             logging_steps=10,
             save_total_limit=2,  # of one, the last goes before the ranker is saved
             resume_from_checkpoint="true",
+            bf16=job.bf16,
             use_cpu=self.device == "cpu",
             dataloader_pin_memory=self.device != "cpu",
             data_name=job.data_name or Path(job.collection).name,

@@ -177,9 +177,10 @@ class TK(RankerModel):
         """Build a fresh TK on pretrained embeddings.
 
         Args:
-            name_or_path: an encoder whose word embeddings are taken, or a text file of word vectors as GloVe has them
-                (`word value value ...` a line). Token ids are the encoder's; for a file 0 is padding, 1 unknown words,
-                and the file's words follow, see `ranker.load_tokenizer`.
+            name_or_path: an encoder whose word embeddings are taken, by one factor as long as the positions added to
+                them, or a text file of word vectors as GloVe has them (`word value value ...` a line), taken as they
+                are. Token ids are the encoder's; for a file 0 is padding, 1 unknown words, and the file's words
+                follow, see `ranker.load_tokenizer`.
             dtype: of the parameters; None keeps float32.
             **config: fields of the config. By default `num_attention_heads` is the largest number up to 10 that
                 divides the embeddings' size, and there are positions for the longest text.
@@ -194,6 +195,9 @@ class TK(RankerModel):
             vectors = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.mean(0, keepdim=True), vectors])
         else:
             vectors = read_encoder_embeddings(name_or_path)
+            # Encoders normalise theirs, of length 1 or so; beside the sines, ten times as long, TK would read positions
+            # only. As long as the sines: cosines stay as they are.
+            vectors = vectors * ((vectors.shape[1] / 2) ** 0.5 / vectors.norm(dim=1).mean())
         size = vectors.shape[1]
         defaults = {
             "num_attention_heads": max(count for count in range(1, 11) if size % count == 0),

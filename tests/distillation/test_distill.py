@@ -275,6 +275,13 @@ def test_products_keep_their_scale_and_fresh_heads_get_one(make_job, tmp_path):
     assert np.sqrt(np.mean((float(scales["prettr"]) * margins) ** 2)) == pytest.approx(1.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_trainings_are_of_the_precision_that_is_asked_for(make_job, bf16):
+    outcome = kd.distill(make_job(architectures=["bert_dot"], conditions=["teacher"], bf16=bf16))
+    manifest = json.loads((Path(outcome["ranker"]) / "manifest.json").read_text())
+    assert manifest["settings"]["bf16"] is bf16
+
+
 def test_untrained_students_are_ranked_too(make_job, trainings, tmp_path, encoder, tokenizer):
     kd.distill(make_job(architectures=["bert_dot"]))
     ranker = kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_query_length=8, max_document_length=16), tokenizer)
@@ -555,4 +562,4 @@ def test_an_example_names_options_that_there_are(file, tmp_path, monkeypatch):
     assert set(job.architectures) == set(kd.models.ARCHITECTURES)
     for architecture in job.architectures:
         training, config = job.options_of(architecture)
-        assert training["learning_rates"] and config.keys() <= {"compression_dim", "layers", "pooling"}
+        assert training["learning_rates"] and config.keys() <= {"compression_dim", "join_layer_idx", "layers", "pooling"}

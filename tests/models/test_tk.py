@@ -269,10 +269,12 @@ def test_positions_of_a_fresh_model_are_those_of_the_checkpoint(golden_checkpoin
 # ---- Fresh models on given embeddings -------------------------------------------------------------------------------
 
 
-def test_embeddings_of_an_encoder_are_taken_bit_by_bit(encoder):
+def test_embeddings_of_an_encoder_become_as_long_as_the_positions_added_to_them(encoder):
     model = kd.TK.from_embeddings(encoder)
-    wanted = AutoModel.from_pretrained(encoder).get_input_embeddings().weight
-    assert torch.equal(model.word_embeddings.weight, wanted)
+    table, wanted = model.word_embeddings.weight, AutoModel.from_pretrained(encoder).get_input_embeddings().weight
+    assert torch.allclose(table, wanted * (table[5, 3] / wanted[5, 3]))  # one factor, so that cosines stay
+    assert table.norm(dim=1).mean().item() == pytest.approx(8**0.5, rel=1e-5)  # of 16 features
+    assert model.positional_features_q.norm(dim=-1).mean().item() == pytest.approx(8**0.5, rel=1e-5)
     assert model.config.num_attention_heads == 8  # the largest up to 10 that divides 16
     assert not model.training
 
