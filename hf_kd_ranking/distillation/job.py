@@ -95,9 +95,7 @@ class DistillJob:
     )
     seeds: int = field(default=1, metadata={"help": "Trainings of each chosen student; figures are their means."})
     batch_size: int = field(default=32, metadata={"help": "Triples a step."})
-    bf16: bool = field(
-        default=False, metadata={"help": "Train in bfloat16 mixed precision, for GPUs."}
-    )
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision, for GPUs."})
     max_query_length: int = field(default=30, metadata={"help": "Tokens."})
     max_document_length: int = field(default=200, metadata={"help": "Tokens."})
     overrides: dict | str | None = field(

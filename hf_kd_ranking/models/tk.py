@@ -195,8 +195,8 @@ class TK(RankerModel):
             vectors = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.mean(0, keepdim=True), vectors])
         else:
             vectors = read_encoder_embeddings(name_or_path)
-            # Encoders normalise theirs, of length 1 or so; beside the sines, ten times as long, TK would read positions
-            # only. As long as the sines: cosines stay as they are.
+            # An encoder normalises its own, of length 1 or so; beside sines ten times as long TK reads positions only.
+            # One factor makes them as long as the sines and leaves cosines as they are.
             vectors = vectors * ((vectors.shape[1] / 2) ** 0.5 / vectors.norm(dim=1).mean())
         size = vectors.shape[1]
         defaults = {

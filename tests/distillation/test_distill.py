@@ -562,4 +562,9 @@ def test_an_example_names_options_that_there_are(file, tmp_path, monkeypatch):
     assert set(job.architectures) == set(kd.models.ARCHITECTURES)
     for architecture in job.architectures:
         training, config = job.options_of(architecture)
-        assert training["learning_rates"] and config.keys() <= {"compression_dim", "join_layer_idx", "layers", "pooling"}
+        assert training["learning_rates"] and config.keys() <= {
+            "compression_dim",
+            "join_layer_idx",
+            "layers",
+            "pooling",
+        }
