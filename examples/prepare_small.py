@@ -16,13 +16,14 @@ from hf_kd_ranking.demo.experiment import demo_job
 
 TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
 OUTPUT = Path("reproduce")
+QUERIES = {"train": 640, "dev": 100, "test": 600}  # of PyDocs
 DEV_QUERIES = 12  # of 2021; the rest trains
 
 
 def main() -> None:
     """Prepare what can be."""
     (OUTPUT / "pydocs").mkdir(parents=True, exist_ok=True)
-    job = demo_job(OUTPUT / "pydocs", seeds=3, is_complete=True)
+    job = demo_job(OUTPUT / "pydocs", seeds=3, is_complete=True, queries=QUERIES)
     print({split: len(ids) for split, ids in job.split_queries(job.read_judgments()).items()}, "queries of PyDocs")
     if data := os.environ.get("HF_KD_RANKING_DATA"):
         print(prepare_msmarco(Path(data), OUTPUT / "msmarco"), "queries of MS MARCO")

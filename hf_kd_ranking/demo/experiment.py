@@ -5,6 +5,7 @@ BERT_CAT trained on the labels of the same triples, and all-MiniLM-L6-v2 as it i
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -33,26 +34,29 @@ SETTINGS = {"max_query_length": 20, "max_document_length": 48, "epochs": 2, "mea
 HALF = {"layers": [0, 1, 5]}
 OVERRIDES = {
     "teacher": {"learning_rates": [2e-4]},
-    "bert_dot": HALF | {"epochs": 4, "pooling": "mean"},  # as the encoder was trained
-    "colbert": HALF | {"epochs": 4},
+    "bert_dot": HALF | {"pooling": "mean"},  # as the encoder was trained
+    "colbert": HALF,
     "bert_cat": {"learning_rates": [2e-4]},
     "prettr": {"learning_rates": [2e-4], "join_layer_idx": 1},
     "tk": {"epochs": 4},
 }
 
 
-def demo_job(output: Path, seeds: int = 1, is_complete: bool = False) -> DistillJob:
+def demo_job(
+    output: Path, seeds: int = 1, is_complete: bool = False, queries: Mapping[str, int] | None = None
+) -> DistillJob:
     """Build the collection, and choose queries whose passage is among BM25's candidates: others cannot be helped.
 
     Args:
         output: folder of all stages.
         seeds: trainings of each chosen student.
         is_complete: all five architectures.
+        queries: split -> their number, at most; QUERIES if None.
     """
     docs = build_pydocs(output / "collection")
     qrels = {split: output / f"qrels.{split}.txt" for split in SPLITS}
     if not (output / "queries.tsv").is_file():
-        _choose_queries(docs, output, qrels)
+        _choose_queries(docs, output, qrels, queries or QUERIES)
     backbone = output / "all-MiniLM-L6-v2"  # a name for cards and tables
     if not backbone.is_symlink() and Path(find_backbone()).is_dir():
         backbone.symlink_to(find_backbone())
@@ -79,14 +83,14 @@ def demo_job(output: Path, seeds: int = 1, is_complete: bool = False) -> Distill
     )
 
 
-def _choose_queries(docs: PyDocs, output: Path, qrels: dict[str, Path]) -> None:
+def _choose_queries(docs: PyDocs, output: Path, qrels: dict[str, Path], queries: Mapping[str, int]) -> None:
     index, chosen = BM25Index.build(TextStore.from_tsv(docs.collection)), {}
     for split in SPLITS:
         grades = read_qrels(docs.qrels[split])
-        texts = dict(list(TextStore.from_tsv(docs.queries[split]).items())[: SEARCHED * QUERIES[split]])
+        texts = dict(list(TextStore.from_tsv(docs.queries[split]).items())[: SEARCHED * queries[split]])
         run = index.search(texts, CANDIDATES)
         found = [query_id for query_id, ranking in run.items() if grades[query_id].keys() & dict(ranking).keys()]
-        found = found[: QUERIES[split]]
+        found = found[: queries[split]]
         write_qrels({query_id: grades[query_id] for query_id in found}, qrels[split])
         chosen |= {query_id: texts[query_id] for query_id in found}
     with writing(output / "queries.tsv") as file:  # last: with it the others are there
