@@ -20,7 +20,6 @@ HEAVY_MODULES = {
     "datasets",
     "scipy.stats",
     "bm25s",
-    "datasketch",
     "faiss",
     "ir_measures",
     "matplotlib",

@@ -59,7 +59,7 @@ def rerank(
         stores, run = (data.queries, data.documents), data.candidates or _bm25(data, k or BM25_DEPTH)
     run = rerank_run(ranker, run if k is None else run.top(k), *stores)
     if state.is_main_process:
-        write_run(run, output, tag=Path(model).name.replace(" ", "_"))
+        write_run(run, output, tag=Path(model).resolve().name.replace(" ", "_"))
         options.report({"output": str(output), "queries": len(run), "pairs": sum(map(len, run.values()))}, json)
 
 

@@ -109,7 +109,7 @@ def named(options: list[str], what: str) -> dict[str, str]:
     """
     paths = {}
     for option in options:
-        name, _, path = option.rpartition("=")
+        name, _, path = ("", "", option) if Path(option).exists() else option.rpartition("=")
         name = name or (Path(path).stem if Path(path).is_file() else Path(path).name)
         if name in paths:
             raise ValueError(f"Two of the {what} are called {name!r}; write NAME=PATH.")

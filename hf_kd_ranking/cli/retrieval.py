@@ -99,13 +99,15 @@ def search(
 
         ranker = _ranker(model, architecture, batch_size, dtype)
         if candidates is not None:
+            if exact or settings or probes:
+                raise ValueError("--exact, --settings and --probes are of a search; --candidates are re-ranked.")
             first = read_run(candidates).top(k)
-            run = TermStore.open(index, ranker).rerank(first, texts)
+            run = TermStore.open(index, ranker).rerank(first, data.queries)
         elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
             run = opened.search(texts, k, None if exact else probes)
         else:
             run = opened.search(texts, k)
-    write_run(run, output, tag=Path(model or "bm25").name.replace(" ", "_"))
+    write_run(run, output, tag=Path(model or "bm25").resolve().name.replace(" ", "_"))
     report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
 
 

@@ -62,10 +62,12 @@ def score(
             typer.echo(f"{path} is there and kept (--overwrite scores again)", err=True)
             continue
         settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
-        teacher = load_teacher(name, kind, dtype=torch_dtype(dtype), device=state.device, **settings)
+        settings |= {"dtype": torch_dtype(dtype), "device": state.device}
+        teacher = load_teacher(name, kind, **settings)
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         if state.is_main_process:
             report({"output": str(path), "teacher": teacher.name} | counts, json)
+        del teacher  # two would not fit a GPU that one fills
 
 
 @app.command()

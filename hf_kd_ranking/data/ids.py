@@ -106,6 +106,8 @@ class IdIndex:
         keys = self._keys_of(ids)
         if self._keys is None:
             return np.where((keys >= 0) & (keys < len(self)), keys, -1)
+        if len(self._keys) == 0:
+            return np.full(len(ids), -1, dtype=np.int64)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         rows = np.where(self._keys[places] == keys, self._rows[places], -1).astype(np.int64)
         if not self.has_integer_ids:  # the key is a hash: an id that is not here may share it

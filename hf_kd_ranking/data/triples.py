@@ -91,8 +91,9 @@ def has_only_margins(dataset: datasets.Dataset) -> bool:
 
 def row_name(dataset: datasets.Dataset, row: int) -> str:
     """Name a row of teacher scores as its user knows it: file and line where it came from a file."""
-    source = Path(dataset.info.description)
-    return f"{source} line {nth_line(source, row)}" if source.is_file() else f"row {row} of the teacher scores"
+    source = dataset.info.description
+    is_file = os.path.isfile(source)  # any description: Path.is_file raises on a long one
+    return f"{source} line {nth_line(Path(source), row)}" if is_file else f"row {row} of the teacher scores"
 
 
 def arrow_batches(
@@ -188,6 +189,10 @@ def _read_lists(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
         if missing := [name for name in LIST_COLUMNS if name not in row]:
             raise ValueError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
         scores, ids = row["teacher_scores"], row["doc_ids"]
+        if not isinstance(scores, list) or not isinstance(ids, list):
+            raise ValueError(
+                f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}."
+            )
         length = len(ids) if length is None else length
         if not len(scores) == len(ids) == length or length < 2:
             raise ValueError(
@@ -220,7 +225,8 @@ def _list_batch(rows: list[dict], are_integers: bool) -> pa.RecordBatch:
 
 
 def _ids_of(row: dict) -> list:
-    return [row.get("query_id", ""), *row.get("doc_ids", [])]
+    ids = row.get("doc_ids")
+    return [row.get("query_id", ""), *(ids if isinstance(ids, list) else ())]
 
 
 # ---- Sampling -------------------------------------------------------------------------------------------------------

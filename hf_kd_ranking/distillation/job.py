@@ -183,8 +183,12 @@ class DistillJob:
         if lists := [path for path in self.scores if {".jsonl", ".json"} & set(Path(path).suffixes)]:
             raise ValueError(f"Scores are rows of triples or TREC runs; {lists[0]} holds lists.")
         sources = self.teachers or self.scores
-        if not sources or not self.architectures or not self.conditions:
-            raise ValueError("Distilling needs a teacher or scores, an architecture and a condition.")
+        if not (sources and self.architectures and self.conditions and self.learning_rates):
+            raise ValueError("Distilling needs a teacher or scores, an architecture, a condition and a learning rate.")
+        for name, own in self.overrides.items():
+            rates = own.get("learning_rates", [0.0]) if isinstance(own, dict) else None
+            if not isinstance(rates, list) or not rates:
+                raise ValueError(f"overrides of {name} must be an object, its learning_rates a list; got {own!r}.")
         if self.teachers and self.scores:
             raise ValueError("Give teachers, or files of their scores, not both.")
         if FIRST_TEACHER in self.conditions and len(sources) == 1:

@@ -14,7 +14,6 @@ from ..data.formats import building, writing
 from ..data.trec import Run, read_qrels, read_run, write_run
 from ..evaluation.metrics import evaluate_queries
 from ..evaluation.rerank import rerank_run
-from ..evaluation.retrieve import RetrievalEvaluator
 from ..evaluation.significance import holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
 from ..hub.model_card import costs_of, write_model_card
@@ -186,6 +185,8 @@ def _untrained(parts: Distillation, architecture: str) -> Ranker:
 
 def _retrieval(parts: Distillation, students: Mapping[str, Student], folder: Path) -> Iterator[tuple[str, float]]:
     """What rankers with one vector a passage find in the whole collection."""
+    from ..evaluation.retrieve import RetrievalEvaluator  # needs faiss, an extra
+
     (folder / "retrieved").mkdir(exist_ok=True)
     qrels = read_qrels(parts.judgments("test"))
     evaluator = RetrievalEvaluator(qrels, parts.queries, parts.documents, (parts.job.measure,), RETRIEVED)

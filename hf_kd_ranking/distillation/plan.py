@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from ..data.texts import TextStore
 from ..data.triples import load_teacher_scores
@@ -83,8 +83,10 @@ def plan_text(stages: Sequence[Stage]) -> str:
     for stage in stages:
         cells = ["done", "", ""] if stage.is_done else [_time(stage.seconds), *map(_size, (stage.disk, stage.memory))]
         lines.append(f"| {' | '.join([stage.name, *cells])} |")
-    total = [_time(sum(stage.seconds for stage in stages)), _size(sum(stage.disk for stage in stages))]
-    return "\n".join([*lines, f"| all | {' | '.join(total)} | {_size(max(stage.memory for stage in stages))} |"])
+    left = [stage for stage in stages if not stage.is_done]
+    total = [_time(sum(stage.seconds for stage in left)), _size(sum(stage.disk for stage in left))]
+    memory = _size(max((stage.memory for stage in left), default=0.0))
+    return "\n".join([*lines, f"| all | {' | '.join(total)} | {memory} |"])
 
 
 def _stages(parts: Distillation) -> Iterator[Stage]:
@@ -233,6 +235,7 @@ def _probe(parts: Distillation, architecture: str, is_teacher: bool) -> _Probe:
             processing_class=tokenizer,
             callbacks=[times],
         )
+        trainer.remove_callback(PrinterCallback)  # what it says would stand before the table
         trainer.train()
         triple = (times.ends[-1] - times.ends[WARM_UP - 1]) / (len(times.ends) - WARM_UP) / batch
         trainer.save_model(_internal_call=True)

@@ -15,8 +15,11 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
 
     Raises:
         KeyError: if a query or document has no text.
+        ValueError: if no query has a candidate.
     """
     pairs = [(query_id, doc_id) for query_id, ranking in candidates.items() for doc_id, _ in ranking]
+    if not pairs:
+        raise ValueError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
     query_ids, doc_ids = zip(*pairs, strict=True)
     return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
 

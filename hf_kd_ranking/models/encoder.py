@@ -203,7 +203,7 @@ def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTr
         layers: indices from 0; None keeps all.
 
     Raises:
-        ValueError: if an index is out of range, or the encoder has no single stack of layers.
+        ValueError: if an index is out of range, the encoder has no single stack of layers, or layers differ in kind.
     """
     if layers is None:
         return encoder
@@ -222,6 +222,15 @@ def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTr
         raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
     parent, name = stacks[0]
     stack = getattr(parent, name)
+    weights = [{name for name, _ in layer.named_parameters()} for layer in stack]
+    if wrong := [index for place, index in enumerate(layers) if weights[place] != weights[index]]:
+        raise ValueError(
+            f"Layer {wrong[0]} of {encoder.config.model_type} has other weights than the layer whose place it would "
+            f"take; keep layer {layers.index(wrong[0])} in its place, got {list(layers)}."
+        )
     setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
+    for kinds in ("layer_types", "mlp_layer_types"):  # one entry a layer, in the configs that have them
+        if (found := getattr(encoder.config, kinds, None)) is not None:
+            setattr(encoder.config, kinds, [found[index] for index in layers])
     encoder.config.num_hidden_layers = len(layers)
     return encoder

@@ -16,7 +16,7 @@ from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
 from .term_store import TermStore
-from .vectors import TRAINING_VECTORS, VectorStore, best_of
+from .vectors import TRAINING_VECTORS, VectorStore, best_of, faiss_reason
 from .versions import new_version, open_version
 
 QUERIES_AT_ONCE = 16
@@ -68,7 +68,10 @@ class ColBERTIndex(TermStore):
         total, sample = len(self.store.values), self.store.sample(TRAINING_VECTORS, seed)
         count = count or max(1, min(int(4 * total**0.5), len(sample) // 39))
         kmeans = faiss.Kmeans(self.store.dimension, count, niter=10, seed=seed + 1, min_points_per_centroid=1)
-        kmeans.train(sample)
+        try:
+            kmeans.train(sample)
+        except RuntimeError as error:
+            raise ValueError(f"{count} centroids of {len(sample):,} vectors: {faiss_reason(error)}") from None
         documents, nearest = [], []
         for start, stop, vectors in self.store.chunks():
             lengths = np.diff(self.store.offsets[start : stop + 1])
@@ -133,7 +136,6 @@ class ColBERTIndex(TermStore):
         self, query: np.ndarray, k: int, probes: int, candidates: int
     ) -> tuple[np.ndarray, np.ndarray]:
         products = query @ self.centroids.T  # (Lq, C)
-        scores: dict[int, np.ndarray] = {}
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
         rows = np.unique(np.concatenate([self._documents_of(centroid) for centroid in np.unique(chosen)]))
@@ -154,7 +156,7 @@ class ColBERTIndex(TermStore):
 def search_terms(
     queries: Sequence[np.ndarray], chunks: Iterable[tuple[int, np.ndarray, np.ndarray]], k: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Exact MaxSim of queries with all documents, in memory of a chunk.
+    """Exact MaxSim of queries with all documents, in memory of one query's terms with a chunk.
 
     Args:
         queries: term vectors of each, (Lq, D).
@@ -163,18 +165,13 @@ def search_terms(
     Returns:
         Of every query the best k: falling scores, and rows.
     """
-    terms, bounds = np.concatenate(queries), np.cumsum([0, *map(len, queries)])
     best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, lengths, vectors in chunks:
         rows = np.flatnonzero(lengths)
-        maxima = np.full((len(terms), len(lengths)), MASKED_SIMILARITY, dtype=np.float32)  # of documents without terms
-        if len(rows):
-            firsts = (np.cumsum(lengths) - lengths)[rows]
-            maxima[:, rows] = np.maximum.reduceat(terms @ vectors.T, firsts, axis=1)
-        scores = np.add.reduceat(maxima, bounds[:-1], axis=0)  # (queries, n)
-        everyone = np.arange(start, start + len(lengths))
-        best = [
-            best_of(np.concatenate([old, new]), np.concatenate([old_rows, everyone]), k)
-            for (old, old_rows), new in zip(best, scores, strict=True)
-        ]
+        firsts, everyone = (np.cumsum(lengths) - lengths)[rows], np.arange(start, start + len(lengths))
+        for i, query in enumerate(queries):
+            maxima = np.full((len(query), len(lengths)), MASKED_SIMILARITY, dtype=np.float32)
+            if len(rows):  # others are documents without terms
+                maxima[:, rows] = np.maximum.reduceat(query @ vectors.T, firsts, axis=1)
+            best[i] = best_of(np.append(best[i][0], maxima.sum(0)), np.append(best[i][1], everyone), k)
     return best

@@ -20,6 +20,7 @@ from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
 from ..models.encoder import max_positions
 from ..models.sentence_transformers import read_json
+from ..models.tk import TRAINING_CONFIG
 from ..ranker import load_tokenizer
 
 KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
@@ -176,8 +177,8 @@ class PromptTokenizer(RankingTokenizer):
 
 
 def _kind_of(name_or_path: str) -> str:
-    if Path(name_or_path).is_file() or (Path(name_or_path) / "config.yaml").is_file():
-        return "ranker" if Path(name_or_path).is_dir() else "tk"
+    if (Path(name_or_path) / TRAINING_CONFIG).is_file():
+        return "ranker"
     try:
         described = read_json(name_or_path, "config_sentence_transformers.json") or {}
         if described.get("model_type") in ("SentenceTransformer", None) and read_json(name_or_path, "modules.json"):

@@ -109,7 +109,10 @@ def _mapped(path: Path, count: int, kind: str) -> np.ndarray:
     """A mapped array whose room on the disk is taken now: a page that finds none would kill the process."""
     size = count * np.dtype(kind).itemsize
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.truncate(size)
     return np.memmap(path, dtype=kind, mode="r+", shape=(count,))
 
 

@@ -142,8 +142,11 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
         evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
     clusters = None
     if job.cluster_model is not None:
-        ranker = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
-        clusters = saved_clusters(ranker, queries, rows, job.query_clusters, args, is_new=checkpoint is None)
+        clusters = saved_clusters(
+            Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size),
+            *(queries, rows, job.query_clusters, args),
+            is_new=checkpoint is None,
+        )
     trainer = RankingTrainer(
         job.load_model(),
         args,
@@ -152,7 +155,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
         documents=documents,
         evaluator=evaluator,
         processing_class=load_tokenizer(job.model_name),
-        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher),
+        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher, device=args.device),
         query_clusters=clusters,
     )
     before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
@@ -173,7 +176,11 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
             json.dump(results, file, indent=2)
         if evaluator is not None:
             (Path(args.output_dir) / "runs").mkdir(exist_ok=True)
-            write_run(evaluator.last_run, Path(args.output_dir) / "runs" / "held_out.trec", tag=job.architecture)
+            write_run(
+                evaluator.last_run,
+                Path(args.output_dir) / "runs" / "held_out.trec",
+                tag=trainer.model.config.model_type,
+            )
     files = {name: getattr(job, name) for name in ("teacher_scores", "collection", "queries", "candidates", "qrels")}
     of_card = results | {"before": measures_of(before), "after": measures_of(after)}
     card = {"results": {name: of_card[name] for name in ("first_stage", "before", "after", "tests")}, "files": files}

@@ -54,6 +54,12 @@ def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
     assert out == "candidates: RR@10 0.2, nDCG@3 0, queries 4, without_results 0\n"
 
 
+def test_a_path_with_an_equals_sign_is_no_name(call, toy, tmp_path):
+    (tmp_path / "k=10.trec").write_bytes((toy / "candidates.trec").read_bytes())
+    status, out, _ = call(f"evaluate --run {tmp_path}/k=10.trec --qrels {toy}/qrels.txt --measure RR@10")
+    assert (status, out) == (0, "k=10: RR@10 0.2, queries 4, without_results 0\n")
+
+
 def test_the_dialect_of_the_training_code_counts_its_own_queries_and_reads_in_file_order(call, toy, tmp_path):
     (tmp_path / "qrels.txt").write_text("1 0 a 1\n2 0 a 0\n3 0 a 1\n")
     (tmp_path / "run.tsv").write_text("1 Q0 b 1 1 t\n1 Q0 a 2 9 t\n2 Q0 a 1 1 t\n")

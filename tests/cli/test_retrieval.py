@@ -62,9 +62,12 @@ def test_term_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
 def test_what_cannot_be_searched_is_one_line(call, paths, toy, tmp_path):
     _, index, search = paths
     assert call(index)[0] == 0
+    (tmp_path / "other.trec").write_text("nobody Q0 0 1 1.0 first\n")
     for command, message in [
         (f"{search}/run.trec", "A TK searches no collection; give --candidates"),
         (f"{search}/run.trec --index {tmp_path}/none --candidates {toy}/candidates.trec", "does not exist"),
+        (f"{search}/run.trec --candidates {toy}/candidates.trec --exact", "--candidates are re-ranked"),
+        (f"{search}/run.trec --candidates {tmp_path}/other.trec", "1 of 1 ids are not among the"),
         (f"{index} --overwrite --factory Flat", "--factory is for a BERT_Dot;"),
         (f"{index} --overwrite --centroids 0", "--centroids is for a ColBERT;"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),

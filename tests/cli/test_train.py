@@ -53,6 +53,18 @@ def test_a_job_leaves_a_loadable_ranker_with_card_and_results(monkeypatch, capsy
     assert "RR@10" in (folder / "README.md").read_text()
 
 
+def test_a_ranker_is_trained_further_without_naming_its_architecture(
+    monkeypatch, options, encoder, tokenizer, tmp_path
+):
+    ranker = kd.load_ranker(encoder, "colbert", max_query_length=8, max_document_length=16)
+    kd.Ranker(ranker, tokenizer).save_pretrained(tmp_path / "earlier")
+    del options["--architecture"]
+    assert run(monkeypatch, options | {"--model_name": str(tmp_path / "earlier")}) == 0
+    folder = Path(options["--output_dir"])
+    assert (folder / "README.md").is_file() and type(kd.Ranker.from_pretrained(folder).model) is kd.ColBERT
+    assert (folder / "runs" / "held_out.trec").read_text().split()[5] == "ColBERT"
+
+
 def test_a_live_teacher_and_batches_on_one_topic_and_a_resumed_run_keeps_its_clusters(
     monkeypatch, options, encoder, tokenizer, tmp_path
 ):

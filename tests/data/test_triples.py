@@ -148,6 +148,8 @@ BAD_FILES = {
         [LIST_ROW, {"query_id": 1, "doc_ids": [1, 2, 3]}],
         f"line 2: needed {', '.join(LIST_COLUMNS)}, missing",
     ),
+    "no list of ids": ([LIST_ROW, LIST_ROW | {"doc_ids": None}], "line 2: doc_ids and teacher_scores must be lists"),
+    "one score": ([LIST_ROW | {"teacher_scores": 3}], "line 1: doc_ids and teacher_scores must be lists, got [12, 3"),
     "NaN in a list": ([LIST_ROW | {"teacher_scores": [1, float("nan"), 2]}], "line 1: teacher_scores must be finite"),
 }
 HARD_TO_LOCATE = {
@@ -167,6 +169,12 @@ def test_a_bad_file_is_refused_with_its_name_and_line(tmp_path, content, message
     path = written(tmp_path, content)
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path} {message}')}"):
         kd.load_teacher_scores(path)
+
+
+def test_a_row_of_a_data_set_with_a_long_description_has_a_name():
+    dataset = datasets.Dataset.from_dict({"pos_score": [1.0]})
+    dataset.info.description = "scores " * 100
+    assert row_name(dataset, 3) == "row 3 of the teacher scores"
 
 
 def test_a_missing_and_an_empty_file_are_told_apart(tmp_path):

@@ -16,7 +16,7 @@ from hf_kd_ranking.cli.settings import parse_settings
 from hf_kd_ranking.distillation import outcome as outcomes
 from hf_kd_ranking.distillation import stages, students
 from hf_kd_ranking.distillation.outcome import choose, outcome_text
-from hf_kd_ranking.distillation.plan import make_plan, plan_text
+from hf_kd_ranking.distillation.plan import Stage, make_plan, plan_text
 from hf_kd_ranking.distillation.stage import run_stage
 from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.hub.manifest import digest
@@ -370,10 +370,12 @@ def test_a_teacher_no_better_than_bm25_stops_the_job(make_job, trainings):
     ("options", "words"),
     [
         ({"architectures": ["bert"]}, "Unknown architectures bert"),
-        ({"architectures": []}, "needs a teacher or scores, an architecture and a condition"),
+        ({"architectures": []}, "needs a teacher or scores, an architecture, a condition and a learning rate"),
         ({"conditions": ["first_teacher"]}, "first_teacher needs several teachers"),
         ({"conditions": ["T2"]}, "Unknown conditions T2; there are no_teacher, first_teacher, teacher"),
         ({"overrides": {"bert": {}}}, "Unknown overrides bert; there are bert_cat, .*, teacher"),
+        ({"overrides": {"tk": 5}}, "overrides of tk must be an object, its learning_rates a list; got 5"),
+        ({"overrides": {"tk": {"learning_rates": 2e-4}}}, "overrides of tk must be .* got {'learning_rates': 0.0002}"),
         ({"qrels": None, "test_qrels": "qrels.txt"}, "Give --qrels too"),
         ({"qrels": None, "scores": ["scores.tsv"]}, "Give --qrels too"),
         ({"scores": ["scores.tsv", "scores.trec"]}, "all rows of triples, or all TREC runs"),
@@ -432,6 +434,8 @@ def test_the_plan_names_what_is_made_and_what_is_done(make_job, trainings, tmp_p
     assert not trainings and not (tmp_path / "out" / "candidates").exists()
     kd.distill(job)
     assert {stage.name for stage in make_plan(job) if not stage.is_done} == set()
+    of_done = plan_text([Stage("triples", 400.0, 2.0**30, 2.0**30, is_done=True)])
+    assert of_done.splitlines()[-1] == "| all | 0 s | 0 MiB | 0 MiB |"
     assert plan_text(make_plan(job)).splitlines()[-1] == "| all | 0 s | 0 MiB | 0 MiB |"
     more = [stage.name for stage in make_plan(dataclasses.replace(job, architectures=["tk"])) if not stage.is_done]
     assert len(more) == 2 * 3 + 1 and more[-1] == "report"

@@ -88,6 +88,11 @@ def test_a_candidate_without_a_text_is_named(texts, candidates, message):
         evaluator.rerank(ranker(b=1))
 
 
+def test_a_run_without_candidates_is_refused(texts):
+    with pytest.raises(ValueError, match="None of the 2 queries has a candidate to re-rank"):
+        rerank_run(ranker(b=1), kd.Run({"7": [], "9": []}), *texts)
+
+
 def test_what_cannot_be_measured_is_refused_before_a_model_runs(texts):
     with pytest.raises(ValueError, match="have no query in common"):
         kd.RerankingEvaluator(CANDIDATES, {"other": {"a": 1}}, *texts)

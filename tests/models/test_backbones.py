@@ -162,6 +162,21 @@ def test_unattended_tokens_do_not_matter(encoders, backbone, architecture):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_ranker_of_some_layers_is_saved_and_loaded(encoders, tmp_path, backbone):
+    if backbone == "albert":
+        pytest.skip("its layers are one")
+    if backbone == "modernbert":
+        with pytest.raises(
+            ValueError, match=r"Layer 1 of modernbert has other weights .* keep layer 0 in its place, got \["
+        ):
+            kd.load_ranker(encoders / backbone, "bert_dot", layers=[1], **LENGTHS)
+    layers = [0] if backbone == "modernbert" else [1]
+    model, batch = kd.load_ranker(encoders / backbone, "bert_dot", layers=layers, **LENGTHS), random_batch("bert_dot")
+    model.save_pretrained(tmp_path)
+    assert torch.equal(scores_of(kd.load_ranker(tmp_path), batch), scores_of(model, batch))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_from_encoder_takes_the_saved_weights(encoders, backbone):
     wanted = AutoModel.from_pretrained(encoders / backbone).state_dict()
     weights = build(encoders / backbone, "bert_dot").bert_model.state_dict()

@@ -56,12 +56,16 @@ def test_hand_computed_maxima_ties_and_a_document_without_terms():
     ((scores, rows),) = search_terms([query], chunks, 5)
     assert rows.tolist() == [0, 3, 4, 2, 1]
     assert scores.tolist() == [3.0, 3.0, 3.0, 1.0, -20_000.0]
+    ((_, first), (scores, rows)) = search_terms([query, query[:1]], chunks, 2)  # each query by itself
+    assert first.tolist() == [0, 3] and (scores.tolist(), rows.tolist()) == ([3.0, 1.0], [2, 0])
     assert best_of(np.array([1.0, 2.0, 2.0]), np.array([0, 5, 3]), 2)[1].tolist() == [3, 5]
 
 
 def test_search_by_all_centroids_is_exact_and_by_few_finds_most(index, ranker, documents, queries):
     with pytest.raises(ValueError, match=r"has no centroids for a search with probes; call cluster\(\) once"):
         index.search(queries, probes=2)
+    with pytest.raises(ValueError, match=r"100000 centroids of [\d,]+ vectors: "):
+        index.cluster(100_000)
     index.cluster(8)
     opened = kd.ColBERTIndex.open(index.store.folder, ranker)
     pairs = every_pair(ranker, documents, queries)

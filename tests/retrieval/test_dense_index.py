@@ -131,6 +131,11 @@ def test_what_cannot_be_searched_is_refused(ranker, store, documents, tmp_path, 
         kd.DenseIndex.open(tmp_path / "index", ranker)
     index.remove(list(documents.ids()))
     assert index.search({"q": "cat"}) == {"q": []}
+    with pytest.raises(KeyError, match="'d ü 7'"):
+        index.search({"q": "cat"}, only=["d ü 7"])
+    (tmp_path / "new.tsv").write_text("new\tcat\n")
+    index.add(kd.VectorStore.build(ranker, kd.TextStore.from_tsv(tmp_path / "new.tsv"), tmp_path / "new"))
+    assert [doc_id for doc_id, _ in index.search({"q": "cat"})["q"]] == ["new"]
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)

@@ -373,6 +373,12 @@ def test_a_folder_without_a_model_is_named(tmp_path, kind):
         load_teacher(str(tmp_path), kind)
 
 
+def test_a_file_of_word_vectors_is_no_teacher(tmp_path):
+    (tmp_path / "glove.txt").write_text("moon 1 2\nbread 3 4\n")
+    with pytest.raises(FileNotFoundError, match=r"No teacher '.*glove.txt'"):
+        load_teacher(str(tmp_path / "glove.txt"))
+
+
 def test_a_ranker_of_another_kind_is_refused(encoder, tokenizer, tmp_path):
     kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_document_length=16), tokenizer).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a BERT_Dot checkpoint, not 'colbert'"):
