@@ -60,11 +60,8 @@ def score_pairs(
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
         block = queries[start:stop], documents[start:stop]
-        if tokenizer.joins_texts:
-            return _score_joined(model, tokenizer, *block, batch_size)
-        if model.config.encodes_documents_alone:
-            return _score_apart(model, tokenizer, *block, batch_size)
-        return _score_together(model, tokenizer, *block, batch_size)
+        is_apart = not tokenizer.joins_texts and model.config.encodes_documents_alone
+        return (_score_apart if is_apart else _score_together)(model, tokenizer, *block, batch_size)
 
     scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
     if not np.isfinite(scores).all():
@@ -181,24 +178,17 @@ def _over_blocks(
     return gather_object(results) if world > 1 else results
 
 
-def _score_joined(
-    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
-) -> list[np.ndarray]:
-    """Pairs as one sequence (BERT_CAT)."""
-    tokens, scores = tokenizer.pairs(queries, documents), np.empty(len(queries), dtype=np.float32)
-    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
-        scores[rows] = model(**batch).scores.cpu()
-    return list(scores)
-
-
 def _score_together(
     model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """Documents each with its own query, on which their vectors depend (the published PreTTR)."""
-    query_tokens, scores = tokenizer.queries(queries), np.empty(len(queries), dtype=np.float32)
-    for rows, batch in _sorted_batches(tokenizer.documents(documents), tokenizer, batch_size, model.device):
-        query = _padded(query_tokens, rows, tokenizer, model.device)
-        scores[rows] = model(query=query, document=batch).scores.cpu()
+    """Each document with its query: one sequence (BERT_CAT), or two of which one depends on the other (PreTTR)."""
+    joins, scores = tokenizer.joins_texts, np.empty(len(queries), dtype=np.float32)
+    query_tokens = None if joins else tokenizer.queries(queries)
+    tokens = tokenizer.pairs(queries, documents) if joins else tokenizer.documents(documents)
+    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+        if not joins:
+            batch = {"query": _padded(query_tokens, rows, tokenizer, model.device), "document": batch}
+        scores[rows] = model(**batch).scores.cpu()
     return list(scores)
 
 

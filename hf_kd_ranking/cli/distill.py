@@ -9,7 +9,7 @@ from ..distillation.job import DistillJob
 from .options import report
 from .settings import parse_settings
 
-PLAN_ONLY = {"--plan_only": "Only say what it will take: time, disk and memory of every stage."}
+PLAN_ONLY = {"--plan-only": "Only say what it will take: time, disk and memory of every stage."}
 
 
 def distill(context: typer.Context) -> None:
@@ -18,8 +18,8 @@ def distill(context: typer.Context) -> None:
     from ..distillation.outcome import outcome_text
     from ..distillation.plan import make_plan, plan_text
 
-    arguments = [_underscored(argument) for argument in context.args]
-    (job,), given = parse_settings((DistillJob,), arguments, f"{Path(sys.argv[0]).name} distill", PLAN_ONLY)
+    program = f"{Path(sys.argv[0]).name} distill"
+    (job,), given = parse_settings((DistillJob,), context.args, program, PLAN_ONLY)
     typer.echo(plan_text(make_plan(job)), err=not given.plan_only)
     if given.plan_only:
         return
@@ -28,11 +28,3 @@ def distill(context: typer.Context) -> None:
         report(outcome, True)
     else:
         typer.echo(outcome_text(outcome, job))
-
-
-def _underscored(argument: str) -> str:
-    """Options may be written with hyphens, as those of the other verbs."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"

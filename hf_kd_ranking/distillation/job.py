@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.hf_argparser import HfArg
 
 from ..data.formats import existing_file, read_lines
 from ..data.texts import TextStore
@@ -40,83 +41,65 @@ class DistillJob:
     positives are the teachers' best candidates, and rankers are measured by how well they agree with the teachers.
     """
 
-    collection: str = field(metadata={"help": "Documents: id<TAB>text, JSONL, or a text store."})
-    queries: str = field(metadata={"help": "Queries, likewise."})
-    output: str = field(metadata={"help": "Folder of all stages, of the report and of the best ranker."})
-    teachers: list[str] = field(
+    collection: str = HfArg(help="Documents: id<TAB>text, JSONL, or a text store.")
+    queries: str = HfArg(help="Queries, likewise.")
+    output: str = HfArg(help="Folder of all stages, of the report and of the best ranker.")
+    teachers: list[str] = HfArg(
         default_factory=list,
-        metadata={
-            "help": "Rankers, cross-encoders or bi-encoders, or architectures, first trained on the labels of "
-            "the triples; of several, students learn the mean of the standardised scores.",
-            "aliases": ["--teacher"],
-        },
+        help="Rankers, cross-encoders or bi-encoders, or architectures, first trained on the labels of "
+        "the triples; of several, students learn the mean of the standardised scores.",
+        aliases=["--teacher"],
     )
-    scores: list[str] = field(
+    scores: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "In place of teachers, files of their scores: rows of triples as published, or TREC runs."},
+        help="In place of teachers, files of their scores: rows of triples as published, or TREC runs.",
     )
-    qrels: str | None = field(
-        default=None, metadata={"help": "Judgments; without them agreement with the teachers counts."}
+    qrels: str | None = HfArg(default=None, help="Judgments; without them agreement with the teachers counts.")
+    dev_qrels: str | None = HfArg(
+        default=None, help="Of the queries to choose by, in place of a share of those in qrels."
     )
-    dev_qrels: str | None = field(
-        default=None, metadata={"help": "Of the queries to choose by, in place of a share of those in qrels."}
+    test_qrels: str | None = HfArg(default=None, help="Of the queries to test on, likewise.")
+    model_name: str = HfArg(default="distilbert/distilbert-base-uncased", help="The students' encoder.")
+    architectures: list[str] = HfArg(
+        default_factory=lambda: ["bert_dot", "colbert"], help=f"To train; of {', '.join(ARCHITECTURES)}."
     )
-    test_qrels: str | None = field(default=None, metadata={"help": "Of the queries to test on, likewise."})
-    model_name: str = field(default="distilbert/distilbert-base-uncased", metadata={"help": "The students' encoder."})
-    architectures: list[str] = field(
-        default_factory=lambda: ["bert_dot", "colbert"], metadata={"help": f"To train; of {', '.join(ARCHITECTURES)}."}
-    )
-    conditions: list[str] = field(
+    conditions: list[str] = HfArg(
         default_factory=lambda: [NO_TEACHER, TEACHER],
-        metadata={
-            "help": "To train each under: from the labels alone, by the first teacher, by the mean of all; of "
-            f"{', '.join(CONDITIONS)}."
-        },
+        help="To train each under: from the labels alone, by the first teacher, by the mean of all; of "
+        f"{', '.join(CONDITIONS)}.",
     )
-    loss: str = field(
-        default="margin_mse", metadata={"help": "With a teacher; without one it is RankNet on the labels."}
+    loss: str = HfArg(default="margin_mse", help="With a teacher; without one it is RankNet on the labels.")
+    budget_ms: float | None = HfArg(default=None, help="The longest that a query may take against the candidates.")
+    candidates: int = HfArg(default=100, help="Of BM25, a query.")
+    triples_per_query: int = HfArg(default=8, help="That are sampled.")
+    held_out: float = HfArg(
+        default=0.2, help="Share of the queries for choosing (half of it) and for the test (the other half)."
     )
-    budget_ms: float | None = field(
-        default=None, metadata={"help": "The longest that a query may take against the candidates."}
-    )
-    candidates: int = field(default=100, metadata={"help": "Of BM25, a query."})
-    triples_per_query: int = field(default=8, metadata={"help": "That are sampled."})
-    held_out: float = field(
-        default=0.2,
-        metadata={"help": "Share of the queries for choosing (half of it) and for the test (the other half)."},
-    )
-    measure: str = field(default="nDCG@10", metadata={"help": "That decides, in ir_measures' notation."})
-    learning_rates: list[float] = field(
+    measure: str = HfArg(default="nDCG@10", help="That decides, in ir_measures' notation.")
+    learning_rates: list[float] = HfArg(
         default_factory=lambda: [2e-5, 7e-5],
-        metadata={"help": "Tried on the queries for choosing, under every condition; TK has 3e-4 and 1e-3."},
+        help="Tried on the queries for choosing, under every condition; TK has 3e-4 and 1e-3.",
     )
-    epochs: float = field(
-        default=1, metadata={"help": "Of each training; of several the best on the queries for choosing is kept."}
-    )
-    seeds: int = field(default=1, metadata={"help": "Trainings of each chosen student; figures are their means."})
-    batch_size: int = field(default=32, metadata={"help": "Triples a step."})
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision, for GPUs."})
-    max_query_length: int = field(default=30, metadata={"help": "Tokens."})
-    max_document_length: int = field(default=200, metadata={"help": "Tokens."})
-    overrides: dict | str | None = field(
+    epochs: float = HfArg(default=1, help="Of each training; of several the best on the queries for choosing is kept.")
+    seeds: int = HfArg(default=1, help="Trainings of each chosen student; figures are their means.")
+    batch_size: int = HfArg(default=32, help="Triples a step.")
+    bf16: bool = HfArg(default=False, help="Train in bfloat16 mixed precision, for GPUs.")
+    max_query_length: int = HfArg(default=30, help="Tokens.")
+    max_document_length: int = HfArg(default=200, help="Tokens.")
+    overrides: dict | str | None = HfArg(
         default=None,
-        metadata={
-            "help": "JSON: for an architecture, or 'teacher' for trained ones, what differs: learning_rates, "
-            "epochs, head_learning_rate, or fields of its config, with layers, those that it keeps of the encoder."
-        },
+        help="JSON: for an architecture, or 'teacher' for trained ones, what differs: learning_rates, "
+        "epochs, head_learning_rate, or fields of its config, with layers, those that it keeps of the encoder.",
     )
-    base_model: str | None = field(
-        default=None, metadata={"help": "The encoder's name on the Hub, for cards, where it comes from a folder."}
+    base_model: str | None = HfArg(
+        default=None, help="The encoder's name on the Hub, for cards, where it comes from a folder."
     )
-    data_name: str | None = field(
-        default=None, metadata={"help": "Of the collection, for cards; its file's name if unset."}
+    data_name: str | None = HfArg(default=None, help="Of the collection, for cards; its file's name if unset.")
+    retrieve: bool = HfArg(
+        default=True, help="Also search the whole collection with rankers that store one vector a passage."
     )
-    retrieve: bool = field(
-        default=True,
-        metadata={"help": "Also search the whole collection with rankers that store one vector a passage."},
-    )
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda; a GPU where there is one if unset."})
-    force: bool = field(default=False, metadata={"help": "Go on though the teacher ranks no better than BM25."})
+    device: str | None = HfArg(default=None, help="cpu or cuda; a GPU where there is one if unset.")
+    force: bool = HfArg(default=False, help="Go on though the teacher ranks no better than BM25.")
 
     def __post_init__(self) -> None:
         self.overrides = json_option("overrides", self.overrides)

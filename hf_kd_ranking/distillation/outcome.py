@@ -14,7 +14,7 @@ from ..data.formats import building, writing
 from ..data.trec import Run, read_qrels, read_run, write_run
 from ..evaluation.metrics import evaluate_queries
 from ..evaluation.rerank import rerank_run
-from ..evaluation.significance import holm, paired_t_test
+from ..evaluation.significance import against, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
 from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker, load_tokenizer
@@ -89,7 +89,7 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
     costs = _costs(parts, firsts, folder)
     (folder / "training").mkdir(exist_ok=True)
     for name, student in firsts.items():
-        tested = _against_first_stage(job.measure, of_first[name], values["BM25"])
+        tested = against({job.measure: of_first[name]}, {job.measure: values["BM25"]})
         described = {"results": tested, "data": job.data_name or Path(job.collection).name}
         save_manifest(student.folder, read_manifest(student.folder) | described)
         write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))
@@ -125,16 +125,6 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
 
 def _means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {query_id: fmean(run[query_id] for run in by_seed) for query_id in by_seed[0]}
-
-
-def _against_first_stage(measure: str, last: Mapping[str, float], first: Mapping[str, float]) -> dict[str, Any]:
-    """What a card says of the test, in place of what training measured on the queries to choose by."""
-    results = {
-        "first_stage": fmean(first.values()),
-        "after": fmean(last.values()),
-        "tests": paired_t_test(last, first),
-    }
-    return {name: {measure: value} for name, value in results.items()}
 
 
 def _control_of(name: str) -> str:

@@ -56,6 +56,18 @@ def compare_runs(
     return compare_values(values, correction, moved, seed)
 
 
+def against(
+    last: Mapping[str, Mapping[str, float]], first: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Any]]:
+    """What a card says of a ranker beside its first stage, both measure -> query_id -> value of the same queries.
+
+    Returns:
+        `first_stage` and `after` (measure -> mean), `tests` (measure -> `paired_t_test` of after against first_stage).
+    """
+    tests = {measure: paired_t_test(last[measure], first[measure]) for measure in first}
+    return {"first_stage": mean_values(first), "after": mean_values(last), "tests": tests}
+
+
 def compare_values(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], correction: str = "holm", moved: int = 5, seed: int = 42
 ) -> dict[str, Any]:

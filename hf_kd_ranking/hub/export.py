@@ -8,6 +8,7 @@ What is written is loaded again and scores some texts before it gets its name.
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.formats import building, refuse_existing
 from ..models import RankerConfig, RankerModel
 from ..ranker import Ranker
-from . import onnx, sentence_transformers
+from . import onnx
+from . import sentence_transformers as layouts
 
 TOLERANCE = 1e-4  # of a score, and of each unit of a larger one: float32 has seven digits
 # Short, empty and too long for most rankers: what is cut must be cut alike.
@@ -33,21 +35,16 @@ DOCUMENTS = (
 
 Writer = Callable[[RankerModel, PreTrainedTokenizerBase, Path], None]
 Scorer = Callable[[Path, Sequence[str], Sequence[str]], np.ndarray]
-WRITERS: dict[str, tuple[Writer, Scorer]] = {
-    "cross-encoder": (sentence_transformers.write_cross_encoder, sentence_transformers.score_cross_encoder),
-    "sentence-transformer": (sentence_transformers.write_bi_encoder, sentence_transformers.score_bi_encoder),
-    "multi-vector": (sentence_transformers.write_multi_vector, sentence_transformers.score_multi_vector),
-    "pylate": (sentence_transformers.write_pylate, sentence_transformers.score_multi_vector),
-    "onnx": (onnx.write_onnx, onnx.score_onnx),
-    "onnx-int8": (onnx.write_onnx_int8, onnx.score_onnx),
+# Of each format: what writes it, what scores by it, and the model_type whose layout it is.
+WRITERS: dict[str, tuple[Writer, Scorer, str | None]] = {
+    "cross-encoder": (layouts.write_cross_encoder, partial(layouts.score, "CrossEncoder"), "BERT_Cat"),
+    "sentence-transformer": (layouts.write_bi_encoder, partial(layouts.score, "SentenceTransformer"), "BERT_Dot"),
+    "multi-vector": (layouts.write_multi_vector, partial(layouts.score, "MultiVectorEncoder"), "ColBERT"),
+    "pylate": (layouts.write_pylate, partial(layouts.score, "MultiVectorEncoder"), "ColBERT"),
+    "onnx": (onnx.write_onnx, onnx.score_onnx, None),
+    "onnx-int8": (onnx.write_onnx_int8, onnx.score_onnx, None),
 }
 FORMATS = tuple(WRITERS)
-READERS = {
-    "cross-encoder": "BERT_Cat",
-    "sentence-transformer": "BERT_Dot",
-    "multi-vector": "ColBERT",
-    "pylate": "ColBERT",
-}
 
 
 def export_ranker(
@@ -90,7 +87,7 @@ def export_ranker(
     if cannot := obstacles(model.config, tokenizer, format):
         reasons = "; ".join(f"{field}: {reason}" for field, reason in cannot.items())
         raise ValueError(f"The format {format} cannot give the scores of this {model.config.model_type}. {reasons}.")
-    write, score = WRITERS[format]
+    write, score, _ = WRITERS[format]
     with building(output) as temporary:
         try:
             write(model, tokenizer, temporary)
@@ -117,7 +114,7 @@ def export_ranker(
 
 def obstacles(config: RankerConfig, tokenizer: PreTrainedTokenizerBase, format: str) -> dict[str, str]:
     """What a format cannot express of a ranker: config field (or model_type) and value -> why; empty if nothing."""
-    reader, kind = READERS.get(format), config.model_type
+    reader, kind = WRITERS[format][2], config.model_type
     if reader is None:
         return {}
     if kind != reader:

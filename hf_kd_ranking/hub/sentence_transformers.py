@@ -16,7 +16,6 @@ from ..models import BertCat, BertDot, ColBERT
 from ..models.sentence_transformers import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
 
 
@@ -69,14 +68,6 @@ def plain_classifier(model: BertCat) -> PreTrainedModel | None:
     return classifier.eval()
 
 
-def score_cross_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Scores of pairs, (N,)."""
-    from sentence_transformers import CrossEncoder
-
-    encoder = CrossEncoder(str(folder), device="cpu", local_files_only=True)
-    return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
-
-
 def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A `SentenceTransformer` with the ranker's pooling, prefixes as prompts, the dot product as similarity.
 
@@ -97,14 +88,6 @@ def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder:
         SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="dot", device="cpu").save_pretrained(
             str(folder), create_model_card=False
         )
-
-
-def score_bi_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Scores of pairs, (N,)."""
-    from sentence_transformers import SentenceTransformer
-
-    encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    return _pairwise(encoder, queries, documents)
 
 
 def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -151,16 +134,13 @@ def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Pat
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def score_multi_vector(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Scores of pairs, (N,)."""
-    from sentence_transformers import MultiVectorEncoder
+def score(kind: str, folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Scores of pairs by one of the library's classes, (N,)."""
+    import sentence_transformers
 
-    return _pairwise(MultiVectorEncoder(str(folder), device="cpu", local_files_only=True), queries, documents)
-
-
-def _pairwise(
-    encoder: "SentenceTransformer | MultiVectorEncoder", queries: Sequence[str], documents: Sequence[str]
-) -> np.ndarray:
+    encoder = getattr(sentence_transformers, kind)(str(folder), device="cpu", local_files_only=True)
+    if kind == "CrossEncoder":
+        return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
     query_vectors = encoder.encode_query(list(queries), show_progress_bar=False)
     document_vectors = encoder.encode_document(list(documents), show_progress_bar=False)
     return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()

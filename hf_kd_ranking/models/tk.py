@@ -97,6 +97,7 @@ class TK(RankerModel):
     """TK ranker."""
 
     config_class = TKConfig
+    _input_embed_layer = "word_embeddings"  # for `get_input_embeddings` and resizing
     _supports_sdpa = True
 
     def __init__(self, config: TKConfig) -> None:
@@ -121,14 +122,6 @@ class TK(RankerModel):
         self.register_buffer("positional_features_q", table[:, :longest].clone())
         self.register_buffer("positional_features_d", table[:, start : start + longest].clone())
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings, for `resize_token_embeddings`."""
-        return self.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word embeddings."""
-        self.word_embeddings = value
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
         """One vector a term: (B, L, H) or (B, n, L, H), and the mask of the terms.

@@ -2,10 +2,11 @@
 
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..losses import LOSSES, get_losses
 from .checkpoints import last_complete
@@ -23,51 +24,44 @@ class RankingTrainingArguments(TrainingArguments):
     """
 
     # The paper's settings (FP16 on GPUs, Adam 7e-6, batches of 32).
-    learning_rate: float = field(default=7e-6, metadata={"help": "Learning rate of the encoder; 7e-6 in the paper."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Queries per device and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Texts per device and forward."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines (a share of all, below 1)."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: batches are made from ids."}
-    )
+    learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")
+    per_device_train_batch_size: int = HfArg(default=32, help="Queries per device and step.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward.")
+    logging_steps: float = HfArg(default=50, help="Steps between log lines (a share of all, below 1).")
+    remove_unused_columns: bool = HfArg(default=False, help="Must stay False: batches are made from ids.")
 
     # Distillation
-    loss: str = field(
+    loss: str = HfArg(
         default="margin_mse",
-        metadata={
-            "help": f"One of {', '.join(LOSSES)}, or one of them behind in_batch_; or several with weights, "
-            "margin_mse:1,in_batch_margin_mse:0.75."
-        },
+        help=f"One of {', '.join(LOSSES)}, or one of them behind in_batch_; or several with weights, "
+        "margin_mse:1,in_batch_margin_mse:0.75.",
     )
-    teacher_scale: str = field(
+    teacher_scale: str = HfArg(
         default="1",
-        metadata={
-            "help": "Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
-            "the student's margins to the teacher's on the first batches (root mean squares), measured once."
-        },
+        help="Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
+        "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
-    head_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of what the ranker adds to its encoder; None is that of the encoder."},
+    head_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate of what the ranker adds to its encoder; None is that of the encoder."
     )
 
-    margin_bins: int = field(
-        default=10, metadata={"help": "Bins of a query's teacher margins, for batches on one topic (query_clusters)."}
+    margin_bins: int = HfArg(
+        default=10, help="Bins of a query's teacher margins, for batches on one topic (query_clusters)."
     )
 
     # Adapters
-    lora_r: int | None = field(
-        default=None, metadata={"help": "Rank of LoRA adapters on the encoder, trained in its place; None trains all."}
+    lora_r: int | None = HfArg(
+        default=None, help="Rank of LoRA adapters on the encoder, trained in its place; None trains all."
     )
-    lora_alpha: int | None = field(default=None, metadata={"help": "Their scale times lora_r; None is 2 * lora_r."})
+    lora_alpha: int | None = HfArg(default=None, help="Their scale times lora_r; None is 2 * lora_r.")
 
     # Output
-    overwrite: bool = field(default=False, metadata={"help": "Train into an output folder that is not empty."})
-    data_name: str | None = field(default=None, metadata={"help": "What it is trained on, for the model card."})
-    base_model: str | None = field(
-        default=None, metadata={"help": "The encoder's name on the Hub, for the card, where it comes from a folder."}
+    overwrite: bool = HfArg(default=False, help="Train into an output folder that is not empty.")
+    data_name: str | None = HfArg(default=None, help="What it is trained on, for the model card.")
+    base_model: str | None = HfArg(
+        default=None, help="The encoder's name on the Hub, for the card, where it comes from a folder."
     )
-    teacher_name: str | None = field(default=None, metadata={"help": "What made the teacher scores, for the card."})
+    teacher_name: str | None = HfArg(default=None, help="What made the teacher scores, for the card.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,19 +1,20 @@
 """The main job in one call: files in, a distilled ranker with its card and results out."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
+from transformers.hf_argparser import HfArg
 
 from ..data.formats import writing
 from ..data.texts import TextStore
 from ..data.trec import read_qrels, read_run, write_run
 from ..data.triples import load_teacher_scores
-from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries, mean_values
+from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
-from ..evaluation.significance import paired_t_test
+from ..evaluation.significance import against
 from ..hub.manifest import measures_of
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
@@ -26,45 +27,35 @@ from .trainer import RankingTrainer
 class TrainingJob:
     """What is trained on what: the paths and the student. How it is trained is in `RankingTrainingArguments`."""
 
-    model_name: str | None = field(default=None, metadata={"help": "An encoder, or a ranker to train further."})
-    architecture: str | None = field(default=None, metadata={"help": f"{', '.join(ARCHITECTURES)}; for an encoder."})
-    layers: list[int] | None = field(
-        default=None, metadata={"help": "Encoder layers the student keeps; all if unset."}
+    model_name: str | None = HfArg(default=None, help="An encoder, or a ranker to train further.")
+    architecture: str | None = HfArg(default=None, help=f"{', '.join(ARCHITECTURES)}; for an encoder.")
+    layers: list[int] | None = HfArg(default=None, help="Encoder layers the student keeps; all if unset.")
+    config_overrides: dict | str | None = HfArg(
+        default=None, help="Fields of the architecture's config as JSON, for example '{\"compression_dim\": 128}'."
     )
-    config_overrides: dict | str | None = field(
-        default=None,
-        metadata={"help": "Fields of the architecture's config as JSON, for example '{\"compression_dim\": 128}'."},
+    max_query_length: int = HfArg(default=30, help="Tokens; 30 in the paper.")
+    max_document_length: int = HfArg(default=200, help="Tokens; 200 in the paper.")
+    attn_implementation: str | None = HfArg(
+        default=None, help="Attention of the encoder: eager, sdpa, flash_attention_2, ...; best if unset."
     )
-    max_query_length: int = field(default=30, metadata={"help": "Tokens; 30 in the paper."})
-    max_document_length: int = field(default=200, metadata={"help": "Tokens; 200 in the paper."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "Attention of the encoder: eager, sdpa, flash_attention_2, ...; best if unset."},
+    teacher_scores: str | None = HfArg(
+        default=None, help="Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."
     )
-    teacher_scores: str | None = field(
-        default=None, metadata={"help": "Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."}
+    streaming: bool = HfArg(default=False, help="Read the teacher scores as a stream, shuffled 10,000 at a time.")
+    collection: str | None = HfArg(default=None, help="Documents: id<TAB>text, or JSONL.")
+    queries: str | None = HfArg(default=None, help="Queries of the teacher scores and of the evaluation.")
+    in_batch_teacher: str | None = HfArg(
+        default=None, help="A ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the teacher scores as a stream, shuffled 10,000 at a time."}
+    query_clusters: int | None = HfArg(
+        default=None, help="Batches on one topic out of so many (TAS-Balanced); 2000 in the paper."
     )
-    collection: str | None = field(default=None, metadata={"help": "Documents: id<TAB>text, or JSONL."})
-    queries: str | None = field(
-        default=None, metadata={"help": "Queries of the teacher scores and of the evaluation."}
+    cluster_model: str | None = HfArg(
+        default=None, help="The BERT_DOT whose query vectors are clustered, for query_clusters."
     )
-    in_batch_teacher: str | None = field(
-        default=None, metadata={"help": "A ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."}
-    )
-    query_clusters: int | None = field(
-        default=None, metadata={"help": "Batches on one topic out of so many (TAS-Balanced); 2000 in the paper."}
-    )
-    cluster_model: str | None = field(
-        default=None, metadata={"help": "The BERT_DOT whose query vectors are clustered, for query_clusters."}
-    )
-    candidates: str | None = field(default=None, metadata={"help": "Held-out queries' first stage, a TREC run."})
-    qrels: str | None = field(default=None, metadata={"help": "Held-out queries' judgments, TREC qrels."})
-    measures: list[str] = field(
-        default_factory=lambda: list(DEFAULT_MEASURES), metadata={"help": "As ir_measures names them."}
-    )
+    candidates: str | None = HfArg(default=None, help="Held-out queries' first stage, a TREC run.")
+    qrels: str | None = HfArg(default=None, help="Held-out queries' judgments, TREC qrels.")
+    measures: list[str] = HfArg(default_factory=lambda: list(DEFAULT_MEASURES), help="As ir_measures names them.")
 
     def __post_init__(self) -> None:
         self.config_overrides = json_option("config_overrides", self.config_overrides)
@@ -166,9 +157,11 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
             "same command with --resume_from_checkpoint true goes on."
         )
     after = trainer.evaluate() if evaluator is not None else {}
-    first_stage, tests = ({}, {}) if evaluator is None else _against_first_stage(evaluator)
-    results = {"first_stage": first_stage, "before": before, "after": after, "tests": tests}
-    results |= {"training": training, "job": asdict(job)}
+    tested = {"first_stage": {}, "tests": {}}
+    if evaluator is not None:
+        runs = (evaluator.last_run, evaluator.candidates)
+        tested = against(*(evaluate_queries(run, evaluator.qrels, evaluator.measures) for run in runs))
+    results = tested | {"before": before, "after": after, "training": training, "job": asdict(job)}
     trainer.save_model(_internal_call=True)  # publishing comes with the card
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -189,12 +182,3 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     else:
         trainer.create_model_card(**card)
     return results
-
-
-def _against_first_stage(evaluator: RerankingEvaluator) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Means of the first stage, and a paired t-test of the last re-ranking against it, by measure."""
-    first, last = (
-        evaluate_queries(run, evaluator.qrels, evaluator.measures)
-        for run in (evaluator.candidates, evaluator.last_run)
-    )
-    return mean_values(first), {measure: paired_t_test(last[measure], first[measure]) for measure in first}

@@ -231,8 +231,8 @@ def test_an_override_takes_the_query_masks_away(ranker_folder, tmp_path):
 
 
 def test_scores_that_differ_leave_nothing(ranker_folder, tmp_path, monkeypatch):
-    write, score = module.WRITERS["sentence-transformer"]
-    monkeypatch.setitem(module.WRITERS, "sentence-transformer", (write, lambda *args: score(*args) + 0.01))
+    write, score, kind = module.WRITERS["sentence-transformer"]
+    monkeypatch.setitem(module.WRITERS, "sentence-transformer", (write, lambda *args: score(*args) + 0.01, kind))
     with pytest.raises(ValueError, match=r"differ from the ranker's by \S+, more than 0.0001; nothing was written"):
         kd.export_ranker(ranker_folder("bert_dot"), "sentence-transformer", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["ranker"]
