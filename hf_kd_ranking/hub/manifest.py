@@ -122,6 +122,7 @@ def public_command(parts: Sequence[str]) -> list[str]:
         if shown and re.fullmatch("--[a-z_]*token", shown[-1]):
             shown.append("***")
         else:
+            part = part.removesuffix(f"{os.sep}__main__.py")  # python -m hf_kd_ranking
             name = Path(part).name if os.path.isabs(part) else re.sub("(--[a-z_]*token=).*", r"\1***", part)
             shown.append(TOKEN.sub("***", name))
     return shown

@@ -186,6 +186,7 @@ def test_the_manifest_ties_results_to_data_and_weights(folder, toy):
 
 def test_a_command_is_shown_without_tokens_and_local_folders():
     parts = ["/home/me/train.py", "--hub_token", "secret", "--hub_token=secret", f"--x={TOKEN}", "--lr", "1e-5"]
+    assert public_command(["/x/hf_kd_ranking/__main__.py", "demo"]) == ["hf_kd_ranking", "demo"]
     assert public_command(parts) == ["train.py", "--hub_token", "***", "--hub_token=***", "--x=***", "--lr", "1e-5"]
 
 
