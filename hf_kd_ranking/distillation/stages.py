@@ -4,6 +4,7 @@ Each is a call of another part in a folder of its own, see `run_stage`; a proper
 those before it, and gives its digest.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -24,6 +25,8 @@ from ..teachers.ensemble import ensemble_teachers
 from ..teachers.score import score_teacher
 from .job import FIRST_TEACHER, NO_TEACHER, SPLITS, DistillJob, digest_of
 from .stage import run_stage
+
+logger = logging.getLogger(__name__)
 
 AGREED = 3  # the teachers' best candidates that count as relevant where there are no judgments
 Grades = Mapping[str, Mapping[str, int]]
@@ -203,17 +206,25 @@ class Stages(ABC):
         return digest
 
     def _check_teacher(self) -> None:
-        run = self.teacher_run("dev")
-        if not self.judged or self.job.force or not run:
+        run, measure = self.teacher_run("dev"), self.job.measure
+        if not self.judged or not run:
             return
-        first, teacher = (
-            evaluate_run(of, {q: self.judged[q] for q in run}, (self.job.measure,))[self.job.measure]
-            for of in (read_run(self.run("dev")), run)
-        )
-        if teacher <= first:
+
+        def value(of: Run) -> float:
+            return evaluate_run(of, {q: self.judged[q] for q in run}, (measure,))[measure]
+
+        first, teacher = value(read_run(self.run("dev"))), value(run)
+        if teacher <= first and not self.job.force:
             raise ValueError(
-                f"The teacher ranks the {len(run)} queries to choose by no better than BM25 ({self.job.measure} "
+                f"The teacher ranks the {len(run)} queries to choose by no better than BM25 ({measure} "
                 f"{teacher:.4f}, BM25 {first:.4f}): students would learn that; take another teacher, or --force."
+            )
+        alone = {name: value(self.teacher_run("dev", name)) for name in self.sources}
+        best = max(alone, key=alone.get)
+        if alone[best] > teacher:
+            logger.warning(
+                f"{best} alone ranks the {len(run)} queries to choose by better than the mean of the teachers "
+                f"({measure} {alone[best]:.4f}, mean {teacher:.4f}): a mean pays where teachers are about as good."
             )
 
     def teacher_run(self, split: str, name: str | None = None) -> Run:

@@ -489,6 +489,21 @@ def test_more_teachers_and_other_test_judgments_repeat_only_what_reads_them(
     assert len(trainings) == 2 + 1 + 1  # the new teacher, and the student of both
 
 
+def test_a_teacher_that_is_better_alone_than_in_the_mean_is_told(make_job, tmp_path, caplog):
+    parts = students.Distillation(make_job())
+    _ = parts.candidates
+    for name, sign in (("good", 1), ("bad", -5)):  # the judged passage first, and last
+        runs = [kd.read_run(parts.run(split)) for split in ("train", "dev", "test")]
+        scored = {q: [(d, sign * float(d[1:] == q[1:])) for d, _ in of[q]] for of in runs for q in of}
+        kd.write_run(scored, tmp_path / f"{name}.trec")
+    job = make_job(scores=[str(tmp_path / f"{name}.trec") for name in ("bad", "good")])
+    job = dataclasses.replace(job, output=str(tmp_path / "other"))
+    with caplog.at_level("WARNING"):
+        _ = students.Distillation(job).teaching
+    assert "good.trec alone ranks the" in caplog.text
+    assert "better than the mean of the teachers (RR@10 1.0000" in caplog.text
+
+
 def test_a_run_of_training_queries_only_is_no_row_of_the_table(make_job, trainings, tmp_path):
     job = make_job(architectures=["bert_dot"])
     train = set(splits_of(job)["train"])
