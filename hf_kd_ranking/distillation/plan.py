@@ -109,7 +109,7 @@ def _stages(parts: Distillation) -> Iterator[Stage]:
         if any(read_state(found).get("is_done") for found in folder.parent.glob(folder.name)):
             return Stage(name, 0.0, is_done=True)
         cost, epochs = probe(architecture, is_teacher), job.options_of(architecture, is_teacher)[0]["epochs"]
-        evaluations = 2 + (epochs if epochs > 1 else 0)
+        evaluations = 1 + max(epochs, 1)  # before, and after every epoch
         texts = _texts(cost, queries["dev"] * job.candidates, len(parts.documents))
         seconds = cost.start + triples * epochs * cost.triple + evaluations * texts
         return Stage(name, seconds, cost.model, cost.memory)

@@ -156,7 +156,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
             f"Stopped by SIGTERM at step {trainer.state.global_step:,} with a checkpoint in {args.output_dir}; the "
             "same command with --resume_from_checkpoint true goes on."
         )
-    after = trainer.evaluate() if evaluator is not None else {}
+    after = {} if evaluator is None else _measured_last(trainer) or trainer.evaluate()
     tested = {"first_stage": {}, "tests": {}}
     if evaluator is not None:
         runs = (evaluator.last_run, evaluator.candidates)
@@ -182,3 +182,20 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
     else:
         trainer.create_model_card(**card)
     return results
+
+
+def _measured_last(trainer: RankingTrainer) -> dict[str, float]:
+    """What training measured of the very weights that it ended with; empty where it did not."""
+    args, state = trainer.args, trainer.state
+    entry = next((entry for entry in reversed(state.log_history) if any(map(_is_measure, entry))), {})
+    is_of_the_end = (
+        entry.get("step") == state.global_step and trainer.evaluator.last_run is not None
+    )  # in this process
+    is_kept = not args.load_best_model_at_end or state.best_global_step == state.global_step
+    if not is_of_the_end or not is_kept or args.lora_r is not None:  # merged adapters round otherwise
+        return {}
+    return {name: value for name, value in entry.items() if _is_measure(name)}
+
+
+def _is_measure(name: str) -> bool:
+    return name.startswith("eval_")

@@ -9,6 +9,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
 from hf_kd_ranking.cli.train import parse_job
+from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.models import ARCHITECTURES
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
@@ -51,6 +52,27 @@ def test_a_job_leaves_a_loadable_ranker_with_card_and_results(monkeypatch, capsy
     ranker = kd.Ranker.from_pretrained(folder)
     assert type(ranker.model) is kd.BertDot and ranker.model.config.max_document_length == 16
     assert "RR@10" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("measured", "evaluations"), [([0.1, 0.2, 0.3], 3), ([0.1, 0.3, 0.2, 0.3], 4)])
+def test_weights_that_were_measured_last_are_not_measured_again(monkeypatch, options, measured, evaluations):
+    counted, values = [], iter(measured)  # before training, after each of its two steps, and of the best of them
+
+    def measure(self, ranker):
+        counted.append(self.rerank(ranker))
+        return {"nDCG@10": next(values)}
+
+    monkeypatch.setattr(kd.RerankingEvaluator, "__call__", measure)
+    every = {"--eval_strategy": "steps", "--eval_steps": "1", "--save_strategy": "steps", "--save_steps": "1"}
+    keep_best = {"--load_best_model_at_end": "true", "--metric_for_best_model": "eval_nDCG@10"}
+    assert run(monkeypatch, options | every | keep_best) == 0
+    folder = Path(options["--output_dir"])
+    assert json.loads((folder / "results.json").read_text())["after"]["eval_nDCG@10"] == 0.3
+    assert len(counted) == evaluations
+    texts = (kd.TextStore.from_tsv(options[name]) for name in ("--queries", "--collection"))
+    wanted = rerank_run(kd.Ranker.from_pretrained(folder), kd.read_run(options["--candidates"]), *texts)
+    for query_id, ranking in kd.read_run(folder / "runs" / "held_out.trec").items():
+        assert dict(ranking) == pytest.approx(dict(wanted[query_id]), rel=1e-4)  # of the weights that were saved
 
 
 def test_a_ranker_is_trained_further_without_naming_its_architecture(
