@@ -10,6 +10,8 @@ import csv
 import os
 from pathlib import Path
 
+from scipy.stats import zscore
+
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.trec import write_qrels
 from hf_kd_ranking.demo.experiment import demo_job
@@ -60,11 +62,14 @@ def prepare_msmarco(data: Path, output: Path) -> dict[str, int]:
 
 
 def read_scores(path: Path) -> kd.Run:
-    """The teacher's run in a table of several systems' scores, where a blank is a document that it does not list."""
+    """The teacher's run in a table of several systems' scores, where a blank is a document that it does not list.
+
+    Standardised, since the scores of one year are on a scale ten times that of the other's.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row[TEACHER]]
     columns = ([row[name] for row in rows] for name in ("qid", "pid"))
-    return kd.Run.from_scores(*columns, [float(row[TEACHER]) for row in rows])
+    return kd.Run.from_scores(*columns, zscore([float(row[TEACHER]) for row in rows]))
 
 
 if __name__ == "__main__":

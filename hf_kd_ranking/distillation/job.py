@@ -23,6 +23,7 @@ from ..training.job import json_option
 SPLITS = ("train", "dev", "test")
 LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
 NO_TEACHER, FIRST_TEACHER, TEACHER = CONDITIONS = ("no_teacher", "first_teacher", "teacher")
+BM25 = "bm25"  # as a teacher: its scores of the candidates are there
 TRAINING_OPTIONS = ("learning_rates", "epochs", "head_learning_rate")
 # The paper's ColBERT; layers that are new learn faster than the encoder, and TK has no others.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -46,8 +47,8 @@ class DistillJob:
     output: str = HfArg(help="Folder of all stages, of the report and of the best ranker.")
     teachers: list[str] = HfArg(
         default_factory=list,
-        help="Rankers, cross-encoders or bi-encoders, or architectures, first trained on the labels of "
-        "the triples; of several, students learn the mean of the standardised scores.",
+        help="Rankers, cross-encoders or bi-encoders, architectures, which are first trained on the labels of "
+        "the triples, or bm25; of several, students learn the mean of the standardised scores.",
         aliases=["--teacher"],
     )
     scores: list[str] = HfArg(

@@ -20,7 +20,7 @@ from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import measure_efficiency
 from ..reporting.report import write_report
-from .job import NO_TEACHER, DistillJob
+from .job import BM25, NO_TEACHER, DistillJob
 from .stage import run_stage
 from .stages import Student
 from .students import SEED, Distillation
@@ -151,7 +151,8 @@ def _test_runs(
     if not parts.job.brings_rows:
         known["teacher"] = parts.teacher_run("test")
         if len(parts.sources) > 1:
-            known |= {f"teacher {name}": parts.teacher_run("test", name) for name in parts.sources}
+            others = [name for name, source in parts.sources.items() if source != BM25]
+            known |= {f"teacher {name}": parts.teacher_run("test", name) for name in others}
     judged = {query_id for query_id in read_qrels(parts.judgments("test")) if query_id in candidates}
     for name, run in known.items():
         run = Run((query_id, run[query_id]) for query_id in candidates if query_id in run)

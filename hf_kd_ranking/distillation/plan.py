@@ -24,7 +24,7 @@ from ..reporting.efficiency import peak_mb
 from ..retrieval.bm25 import BM25Index
 from ..teachers.adapters import load_teacher
 from ..training.trainer import RankingTrainer
-from .job import NO_TEACHER, DistillJob
+from .job import BM25, NO_TEACHER, DistillJob
 from .outcome import TIMED_QUERIES
 from .stage import read_state
 from .students import Distillation
@@ -126,7 +126,7 @@ def _stages(parts: Distillation) -> Iterator[Stage]:
                 yield training(source, parts.folder("teachers", "trained", f"{source}-{rate:g}"), is_teacher=True)
             seconds = 0.0 if is_done else _texts(probe(source, is_teacher=True), scored, len(parts.documents))
         else:
-            seconds = 0.0 if is_done else scored * _pair_of_teacher(parts, source)
+            seconds = 0.0 if is_done or source == BM25 else scored * _pair_of_teacher(parts, source)
         yield Stage(f"teachers/{name}", seconds, scored * LINE, is_done=is_done)
     stages = []
     for architecture in job.architectures:

@@ -23,7 +23,7 @@ from ..retrieval.fusion import fuse_runs
 from ..teachers.adapters import Teacher, load_teacher
 from ..teachers.ensemble import ensemble_teachers
 from ..teachers.score import score_teacher
-from .job import FIRST_TEACHER, NO_TEACHER, SPLITS, DistillJob, digest_of
+from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, DistillJob, digest_of
 from .stage import run_stage
 
 logger = logging.getLogger(__name__)
@@ -169,8 +169,10 @@ class Stages(ABC):
                 scored, wanted = read_run(source), [query_id for split in splits for query_id in self.splits[split]]
                 write_run(Run((q, scored[q]) for q in wanted if q in scored), folder / "run.trec", tag="teacher")
                 return
-            if not (folder / "run.trec").is_file():
-                pairs = Run(pair for split in splits for pair in read_run(self.run(split)).items())
+            pairs = Run(pair for split in splits for pair in read_run(self.run(split)).items())
+            if source == BM25:
+                write_run(pairs, folder / "run.trec", tag=BM25)
+            elif not (folder / "run.trec").is_file():
                 score_teacher(self.teacher(name), pairs, self.queries, self.documents, folder / "run.trec")
 
         inputs = {"candidates": self.candidates, "teacher": self._made_of(name)}
@@ -178,6 +180,8 @@ class Stages(ABC):
 
     def _made_of(self, name: str) -> str:
         source = self.sources[name]
+        if source == BM25:
+            return self.candidates
         return self.train_teacher(source).digest if source in ARCHITECTURES else digest_of(source)
 
     def teacher(self, name: str) -> Teacher:
@@ -254,8 +258,9 @@ class Stages(ABC):
         labels = self.folder("triples", "labels.tsv")
 
         def work(_: Path) -> None:
-            if self.job.scores:
-                _write_scored(labels, read_run(self.sources[name]), path)
+            if self.job.scores or self.sources[name] == BM25:  # a positive that it missed has its lowest score
+                run = self.run("train") if self.sources[name] == BM25 else self.sources[name]
+                _write_scored(labels, read_run(run), path)
             elif not path.is_file():
                 score_teacher(self.teacher(name), labels, self.queries, self.documents, path)
 
@@ -264,7 +269,7 @@ class Stages(ABC):
     def teacher_name(self, condition: str) -> str:
         """What a condition learns from, in words."""
         names = [
-            f"a {name} trained on the labels of the triples" if source in ARCHITECTURES else name
+            f"a {name} trained on the labels of the triples" if source in ARCHITECTURES else name.replace(BM25, "BM25")
             for name, source in self.sources.items()
         ]
         return names[0] if condition == FIRST_TEACHER else " and ".join(names)

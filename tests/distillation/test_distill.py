@@ -183,6 +183,24 @@ def test_several_teachers_on_any_scale_count_alike(make_job, trainings, tmp_path
     assert np.corrcoef(margins[0] + margins[1], margins[2])[0, 1] > 0.98  # nearly: it standardises over distinct pairs
 
 
+def test_bm25_is_a_teacher_by_the_scores_that_it_has_given(make_job, trainings, tmp_path):
+    job = make_job(architectures=["bert_dot"], candidates=2)  # so that it misses positives
+    job.teachers.append("bm25")
+    assert [stage.seconds for stage in make_plan(job) if stage.name == "teachers/bm25"] == [0.0]
+    outcome = kd.distill(job)
+    run = {q: dict(ranking) for q, ranking in kd.read_run(tmp_path / "out" / "candidates" / "train.trec").items()}
+    rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "bm25" / "rows.tsv")
+    for kind in ("pos", "neg"):
+        assert list(rows[f"{kind}_score"]) == pytest.approx([run[r["query_id"]][r[f"{kind}_id"]] for r in rows])
+    missed = [q for q in run if len(run[q]) > 2]  # the positive stands last, with the lowest score
+    assert missed and all(run[q][f"d{q[1:]}"] == min(run[q].values()) for q in missed)
+    assert {"BM25", "teacher", "teacher teacher"} <= outcome["test"].keys() and "teacher bm25" not in outcome["test"]
+    card = next((tmp_path / "out" / "students" / "bert_dot").glob("teacher-*/ranker/README.md"))
+    assert "teacher and BM25" in card.read_text()
+    with pytest.raises(ValueError, match="no better than BM25"):
+        kd.distill(dataclasses.replace(job, teachers=["bm25"], force=False))
+
+
 def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, trainings, tmp_path):
     outcome = kd.distill(make_job(architectures=["bert_dot"], learning_rates=[1e-2, 1e-9], seeds=2))
     assert len(trainings) == 2 * (2 + 1)
