@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..data.formats import building, writing
 from ..data.trec import Run, read_qrels, read_run, write_run
-from ..evaluation.metrics import evaluate_queries
+from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import against, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
@@ -20,6 +20,7 @@ from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import measure_efficiency
 from ..reporting.report import write_report
+from ..retrieval.fusion import fuse_runs
 from .job import BM25, NO_TEACHER, DistillJob
 from .stage import run_stage
 from .stages import Student
@@ -37,7 +38,8 @@ def distill(job: DistillJob) -> dict[str, Any]:
 
     Returns:
         `test` and `dev` (name -> mean of the measure), `tests` (of every condition against no teacher: `treatment`,
-        `control`, `difference`, `p_value`, `p_corrected`), `retrieval` (name -> the measure in the whole collection),
+        `control`, `difference`, `p_value`, `p_corrected`), `fused` (name -> mean of the measure on test when BM25's
+        scores are added, see `fuse_runs`), `retrieval` (name -> the measure in the whole collection),
         `latency_ms` (name -> median of a query), `rates` (name -> learning rate), `folders`, `queries` and `triples`
         (their numbers), `page` (the report), `best` (the chosen name) and `ranker`, its folder, ready to push.
 
@@ -80,11 +82,14 @@ def measure(parts: Distillation, chosen: Mapping[str, list[Student]]) -> dict[st
 
 def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: Path) -> None:
     job, firsts = parts.job, {name: students[0] for name, students in chosen.items()}
-    qrels = read_qrels(parts.judgments("test"))
-    values, of_first = {}, {}
+    qrels, candidates = read_qrels(parts.judgments("test")), read_run(parts.run("test"))
+    values, of_first, fused = {}, {}, {}
     for name, runs in _test_runs(parts, chosen, folder):
         by_seed = [evaluate_queries(run, qrels, (job.measure,))[job.measure] for run in runs]
         values[name], of_first[name] = _means(by_seed), by_seed[0]
+        if name != "BM25":
+            hybrids = [fuse_runs([run, candidates], "weighted_sum") for run in runs]
+            fused[name] = fmean(evaluate_run(run, qrels, (job.measure,))[job.measure] for run in hybrids)
     retrieval = dict(_retrieval(parts, firsts, folder)) if job.retrieve else {}
     costs = _costs(parts, firsts, folder)
     (folder / "training").mkdir(exist_ok=True)
@@ -112,6 +117,7 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
         "test": {name: fmean(of_queries.values()) for name, of_queries in values.items()},
         "dev": {name: student.dev for name, student in firsts.items()},
         "tests": [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)],
+        "fused": fused,
         "retrieval": retrieval,
         "latency_ms": {name: of["total_ms"]["p50"] for name, of in costs["rankers"].items()},
         "rates": {name: student.rate for name, student in firsts.items()},
@@ -235,7 +241,7 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
         if job.qrels is not None
         else f"{job.measure}, test (agreement with the teacher, not relevance)"
     )
-    columns = {"dev": ("dev", ".4f"), "ms a query": ("latency_ms", ".1f")}
+    columns = {"with BM25": ("fused", ".4f"), "dev": ("dev", ".4f"), "ms a query": ("latency_ms", ".1f")}
     columns |= {"in the whole collection": ("retrieval", ".4f")} if outcome["retrieval"] else {}
     lines = [
         f"Queries: {queries}. All students see the same {outcome['triples']:,} triples; learning rates were chosen on "

@@ -238,6 +238,27 @@ def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, t
         assert outcome["test"][f"bert_dot {name}"] == pytest.approx(sum(values) / 2)
 
 
+def test_every_ranker_is_measured_with_bm25_too(make_job, trainings, tmp_path):
+    job = make_job(architectures=["bert_dot"])
+    outcome = kd.distill(job)
+    assert outcome["fused"].keys() == outcome["test"].keys() - {"BM25"}
+    runs, qrels = tmp_path / "out" / "report" / "runs", kd.read_qrels(tmp_path / "out" / "triples" / "test.qrels.txt")
+
+    def scaled(name: str) -> dict[str, dict[str, float]]:
+        found = {q: dict(ranking) for q, ranking in kd.read_run(runs / f"{name}.trec").items()}
+        low, high = ({q: of(scores.values()) for q, scores in found.items()} for of in (min, max))
+        return {q: {d: (s - low[q]) / (high[q] - low[q]) for d, s in scores.items()} for q, scores in found.items()}
+
+    student, first = scaled("bert_dot teacher"), scaled("BM25")
+    sums = {q: {doc_id: (score + first[q][doc_id]) / 2 for doc_id, score in of.items()} for q, of in student.items()}
+    hybrid = kd.Run((q, sorted(of.items(), key=lambda scored: -scored[1])) for q, of in sums.items())
+    expected = kd.evaluate_run(hybrid, qrels, ("RR@10",))["RR@10"]
+    assert outcome["fused"]["bert_dot teacher"] == pytest.approx(expected)
+    assert expected not in (outcome["test"]["bert_dot teacher"], outcome["test"]["BM25"])
+    cells = [f"{outcome[key]['bert_dot teacher']:.4f}" for key in ("test", "fused", "dev")]
+    assert f"| bert_dot teacher | {' | '.join(cells)} |" in outcome_text(outcome, job)
+
+
 def test_a_teacher_is_trained_on_the_labels_of_the_same_triples(make_job, trainings, tmp_path):
     special = {
         "teacher": {"learning_rates": [1e-3, 1e-9], "epochs": 2},
