@@ -109,9 +109,8 @@ def _stages(parts: Distillation) -> Iterator[Stage]:
         if any(read_state(found).get("is_done") for found in folder.parent.glob(folder.name)):
             return Stage(name, 0.0, is_done=True)
         cost, epochs = probe(architecture, is_teacher), job.options_of(architecture, is_teacher)[0]["epochs"]
-        evaluations = 1 + max(epochs, 1)  # before, and after every epoch
         texts = _texts(cost, queries["dev"] * job.candidates, len(parts.documents))
-        seconds = cost.start + triples * epochs * cost.triple + evaluations * texts
+        seconds = cost.start + triples * epochs * cost.triple + max(epochs, 1) * texts  # measured after every epoch
         return Stage(name, seconds, cost.model, cost.memory)
 
     searched = sum(queries.values()) - (queries["train"] if job.scores else 0)

@@ -88,7 +88,8 @@ class Distillation(Stages):
         def work(folder: Path) -> None:
             output = folder.resolve() / "ranker"  # a checkpoint remembers where the best one is
             if not (output / "README.md").is_file():  # what training writes last; checkpoints may be gone half
-                train_ranker(*self.training_of(architecture, condition, rate, seed, output, is_teacher))
+                training = self.training_of(architecture, condition, rate, seed, output, is_teacher)
+                train_ranker(*training, is_measured_before=False)
             for checkpoint in output.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
 

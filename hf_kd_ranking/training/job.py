@@ -108,8 +108,11 @@ def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
     return found
 
 
-def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, Any]:
+def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_before: bool = True) -> dict[str, Any]:
     """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
+
+    Args:
+        is_measured_before: False leaves out the evaluation before training, where many students begin alike.
 
     Returns:
         What `results.json` holds: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
@@ -149,7 +152,8 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments) -> dict[str, 
         in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher, device=args.device),
         query_clusters=clusters,
     )
-    before = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
+    is_measured_before = is_measured_before and evaluator is not None and checkpoint is None
+    before = trainer.evaluate() if is_measured_before else {}
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.termination.is_asked:
         raise SystemExit(

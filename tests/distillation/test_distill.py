@@ -61,7 +61,7 @@ def trainings(monkeypatch) -> list[str]:
     """The folders of all trainings that were run."""
     calls, train = [], students.train_ranker
     monkeypatch.setattr(
-        students, "train_ranker", lambda job, args: (calls.append(args.output_dir), train(job, args))[1]
+        students, "train_ranker", lambda job, args, **how: (calls.append(args.output_dir), train(job, args, **how))[1]
     )
     return calls
 
