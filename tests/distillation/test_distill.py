@@ -192,6 +192,8 @@ def test_bm25_is_a_teacher_by_the_scores_that_it_has_given(make_job, trainings, 
     rows = kd.load_teacher_scores(tmp_path / "out" / "scores" / "bm25" / "rows.tsv")
     for kind in ("pos", "neg"):
         assert list(rows[f"{kind}_score"]) == pytest.approx([run[r["query_id"]][r[f"{kind}_id"]] for r in rows])
+    held_out = [kd.read_run(tmp_path / "out" / "candidates" / f"{split}.trec") for split in ("dev", "test")]
+    assert kd.read_run(tmp_path / "out" / "teachers" / "bm25" / "run.trec") == held_out[0] | held_out[1]
     missed = [q for q in run if len(run[q]) > 2]  # the positive stands last, with the lowest score
     assert missed and all(run[q][f"d{q[1:]}"] == min(run[q].values()) for q in missed)
     assert {"BM25", "teacher", "teacher teacher"} <= outcome["test"].keys() and "teacher bm25" not in outcome["test"]

@@ -10,7 +10,14 @@ from scipy import stats
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.metrics import evaluate_run
-from hf_kd_ranking.evaluation.significance import bonferroni, compare_runs, compare_values, holm, paired_t_test
+from hf_kd_ranking.evaluation.significance import (
+    against,
+    bonferroni,
+    compare_runs,
+    compare_values,
+    holm,
+    paired_t_test,
+)
 
 CONTROL = {"q1": 0.5, "q2": 0.25, "q3": 0.0}
 TREATMENT = {"q3": 0.3, "q1": 0.6, "q2": 0.45}  # differences 0.1, 0.2, 0.3 in another order of queries
@@ -30,6 +37,12 @@ def test_a_worse_treatment_has_a_negative_difference_and_the_same_p_value():
     better, worse = paired_t_test(TREATMENT, CONTROL), paired_t_test(CONTROL, TREATMENT)
     assert worse["difference"] == pytest.approx(-better["difference"])
     assert worse["p_value"] == pytest.approx(better["p_value"])
+
+
+def test_a_card_says_the_means_and_what_the_ranker_gains_on_its_first_stage():
+    found = against({"RR@10": TREATMENT}, {"RR@10": CONTROL})
+    assert found["first_stage"]["RR@10"] == pytest.approx(0.25) and found["after"]["RR@10"] == pytest.approx(0.45)
+    assert found["tests"]["RR@10"]["difference"] == pytest.approx(0.2)
 
 
 def test_pairing_is_by_query_and_not_by_order():
