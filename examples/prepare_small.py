@@ -18,7 +18,7 @@ from hf_kd_ranking.demo.experiment import demo_job
 
 TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
 OUTPUT = Path("reproduce")
-QUERIES = {"train": 640, "dev": 100, "test": 600}  # of PyDocs
+QUERIES = {"train": 640, "dev": 100, "test": 2_000}  # of PyDocs; of the test all that there are
 DEV_QUERIES = 12  # of 2021; the rest trains
 
 
