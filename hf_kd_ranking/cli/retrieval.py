@@ -105,6 +105,8 @@ def search(
             run = TermStore.open(index, ranker).rerank(first, data.queries)
         elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
             run = opened.search(texts, k, None if exact else probes)
+        elif probes is not None:
+            raise ValueError("--probes is for a ColBERT; a BERT_Dot's faiss index takes --settings nprobe=N.")
         else:
             run = opened.search(texts, k)
     write_run(run, output, tag=Path(model or "bm25").resolve().name.replace(" ", "_"))

@@ -203,7 +203,9 @@ class DistillJob:
         special = OVERRIDES.get(architecture, {}) | self.overrides.get(own, {})
         training = {option: special.pop(option) for option in TRAINING_OPTIONS if option in special}
         general = {"learning_rates": self.learning_rates, "epochs": self.epochs, "head_learning_rate": None}
-        return general | training, special
+        options = general | training
+        options["epochs"] = float(options["epochs"])  # 2 and 2.0 are the same training, by the same digest
+        return options, special
 
     def inputs(self, *names: str) -> dict[str, Any]:
         """Some of the options, files and local models by their digests: what a stage depends on."""

@@ -21,14 +21,21 @@ def open_searchable(
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if the ranker re-ranks only, did not make the vectors, or the faiss index is older than they are.
+        ValueError: if the ranker re-ranks only or did not make the vectors, the faiss index is older than they are, or
+            there is none for the settings.
     """
     architecture = ranker.model.config.model_type
+    if architecture not in ("BERT_Dot", "ColBERT"):
+        raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
+    is_exact = exact or not (folder / "dense").is_dir()
+    if settings is not None and (is_exact or architecture == "ColBERT"):
+        raise ValueError(
+            f"Settings {settings!r} are of the faiss index that index --factory makes of a BERT_Dot's vectors; this "
+            "search is without one."
+        )
     if architecture == "ColBERT":
         return ColBERTIndex.open(folder, ranker)
-    if architecture != "BERT_Dot":
-        raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
-    if exact or not (folder / "dense").is_dir():
+    if is_exact:
         return DenseIndex.build(ranker, VectorStore.open(folder, ranker))
     dense = DenseIndex.open(folder / "dense", ranker)
     if dense.facts["vectors"] != read_facts(folder)["checksum"]:

@@ -35,6 +35,9 @@ def test_dense_vectors_are_indexed_and_searched(call, paths, toy, tmp_path):
         assert {q: [d for d, _ in ranking] for q, ranking in run.items()} == {
             q: [d for d, _ in ranking] for q, ranking in wanted.items()
         }
+    for options, message in [("--exact --settings nprobe=4", "'nprobe=4' are of"), ("--probes 2", "for a ColBERT")]:
+        status, _, err = call(f"{search}/ignored.trec {options}")
+        assert (status, message in err, (tmp_path / "ignored.trec").exists()) == (2, True, False), err
     assert call(f"{index} --storage float16")[0] == 2
     assert call(f"{index} --storage float16 --overwrite")[0] == 0
     status, _, err = call(f"{search}/stale.trec")
@@ -47,6 +50,8 @@ def test_term_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
     assert call(f"{index} --centroids 4")[0] == 0
     queries = dict(kd.TextStore.from_tsv(toy / "queries.tsv").items())
     wanted = kd.ColBERTIndex.open(tmp_path / "index", ranker).search(queries, 5)
+    status, _, err = call(f"{search}/ignored.trec --settings nprobe=4")
+    assert (status, "'nprobe=4' are of" in err) == (2, True), err
     for name, options in [("exact", "--exact"), ("all", "--probes 4")]:
         assert call(f"{search}/{name}.trec --k 5 {options}")[0] == 0
         for query_id, ranking in kd.read_run(tmp_path / f"{name}.trec").items():

@@ -203,6 +203,21 @@ def test_bm25_is_a_teacher_by_the_scores_that_it_has_given(make_job, trainings, 
         kd.distill(dataclasses.replace(job, teachers=["bm25"], force=False))
 
 
+def test_other_candidates_repeat_what_bm25_has_scored(make_job, trainings, tmp_path):
+    runs = []
+    for candidates in (4, 8):
+        kd.distill(make_job(teachers=["bm25"], architectures=["bert_dot"], candidates=candidates))
+        runs.append(kd.read_run(tmp_path / "out" / "teachers" / "bm25" / "run.trec"))
+    assert [max(map(len, run.values())) for run in runs] == [4, 8]
+
+
+def test_a_whole_number_and_the_same_with_a_point_are_one_option(make_job, trainings):
+    for epochs in (1, 1.0):
+        overrides = {"bert_dot": {"epochs": 2 * epochs}}
+        kd.distill(make_job(architectures=["bert_dot", "colbert"], epochs=epochs, overrides=overrides))
+    assert len(trainings) == 4
+
+
 def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, trainings, tmp_path):
     outcome = kd.distill(make_job(architectures=["bert_dot"], learning_rates=[1e-2, 1e-9], seeds=2))
     assert len(trainings) == 2 * (2 + 1)

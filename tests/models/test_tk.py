@@ -14,6 +14,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.models.scoring import kernel_pooling
 from hf_kd_ranking.models.tk import sine_positions
 from hf_kd_ranking.ranker import load_tokenizer
+from hf_kd_ranking.teachers.adapters import load_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = ["tk", "tk_nomix_samepos", "tk_odd_dim"]
@@ -183,6 +184,15 @@ def training_folder(source: Path, folder: Path, config: str, weights: dict[str, 
     state = torch.load(source / "best-model.pytorch-state-dict") if weights is None else weights
     torch.save(state, folder / "best-model.pytorch-state-dict")
     return folder
+
+
+def test_a_training_folder_with_a_tokenizer_is_a_teacher(golden_checkpoint, tokenizer, tmp_path):
+    source, texts = golden_checkpoint("tk"), (["apple pie", "moon"], ["a pie of apples", "night lake"])
+    folder = training_folder(source, tmp_path, (source / "config.yaml").read_text())
+    tokenizer.save_pretrained(folder)
+    scores = load_teacher(str(folder), device="cpu").score(*texts)
+    np.testing.assert_array_equal(scores, kd.Ranker(kd.load_ranker(source), tokenizer).score(*texts))
+    assert scores[0] != scores[1]
 
 
 def test_a_training_folder_of_another_model_is_refused(golden_checkpoint, tmp_path):
