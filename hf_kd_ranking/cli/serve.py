@@ -100,10 +100,14 @@ def _engine(
     from ..serving.search import RankerSearch, SearchEngine
 
     found, searches = _matched(rankers, folders), {}
+    tuned = [name for name, folder in found.items() if (folder / "dense").is_dir() and not rerank]
+    if settings is not None and not tuned:
+        raise ValueError(f"--settings {settings} are of a faiss index that searches; `index --factory` makes one.")
     for name, ranker in rankers.items():
         store = TermStore.open(found[name], ranker) if name in found else None
         can_search = ranker.model.config.model_type in ("BERT_Dot", "ColBERT") and store is not None and not rerank
-        searching = open_searchable(found[name], ranker, settings=settings) if can_search else None
+        own = settings if name in tuned else None
+        searching = open_searchable(found[name], ranker, settings=own) if can_search else None
         searches[name] = RankerSearch(ranker, documents, store, searching, probes)
     first_stage = None if candidates is None else BM25Index.open(candidates)
     if first_stage is None and any(search.index is None for search in searches.values()):

@@ -125,33 +125,8 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_b
     job.check()
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
-    with args.main_process_first():  # one process builds the memory-mapped files, the others open them
-        rows = load_teacher_scores(job.teacher_scores, streaming=job.streaming)
-        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
-    if job.streaming:
-        rows = rows.repeat(None).shuffle(args.seed if args.data_seed is None else args.data_seed, buffer_size=10_000)
-    evaluator = None
-    if job.candidates is not None:
-        candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)
-        evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
-    clusters = None
-    if job.cluster_model is not None:
-        clusters = saved_clusters(
-            Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size),
-            *(queries, rows, job.query_clusters, args),
-            is_new=checkpoint is None,
-        )
-    trainer = RankingTrainer(
-        job.load_model(),
-        args,
-        train_dataset=rows,
-        queries=queries,
-        documents=documents,
-        evaluator=evaluator,
-        processing_class=load_tokenizer(job.model_name),
-        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher, device=args.device),
-        query_clusters=clusters,
-    )
+    trainer = _make_trainer(job, args, is_new=checkpoint is None)
+    evaluator = trainer.evaluator
     is_measured_before = is_measured_before and evaluator is not None and checkpoint is None
     before = trainer.evaluate() if is_measured_before else {}
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -169,15 +144,7 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_b
     trainer.save_model(_internal_call=True)  # publishing comes with the card
     trainer.save_state()
     if trainer.is_world_process_zero():
-        with writing(Path(args.output_dir) / "results.json") as file:
-            json.dump(results, file, indent=2)
-        if evaluator is not None:
-            (Path(args.output_dir) / "runs").mkdir(exist_ok=True)
-            write_run(
-                evaluator.last_run,
-                Path(args.output_dir) / "runs" / "held_out.trec",
-                tag=trainer.model.config.model_type,
-            )
+        _write_results(results, trainer)
     files = {name: getattr(job, name) for name in ("teacher_scores", "collection", "queries", "candidates", "qrels")}
     of_card = results | {"before": measures_of(before), "after": measures_of(after)}
     card = {"results": {name: of_card[name] for name in ("first_stage", "before", "after", "tests")}, "files": files}
@@ -186,6 +153,46 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_b
     else:
         trainer.create_model_card(**card)
     return results
+
+
+def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool) -> RankingTrainer:
+    """The job's files opened, its student as it starts."""
+    with args.main_process_first():  # one process builds the memory-mapped files, the others open them
+        rows = load_teacher_scores(job.teacher_scores, streaming=job.streaming)
+        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+    if job.streaming:
+        rows = rows.repeat(None).shuffle(args.seed if args.data_seed is None else args.data_seed, buffer_size=10_000)
+    evaluator = clusters = None
+    if job.candidates is not None:
+        candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)
+        evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
+    if job.cluster_model is not None:
+        clusters = saved_clusters(
+            Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size),
+            *(queries, rows, job.query_clusters, args),
+            is_new=is_new,
+        )
+    return RankingTrainer(
+        job.load_model(),
+        args,
+        train_dataset=rows,
+        queries=queries,
+        documents=documents,
+        evaluator=evaluator,
+        processing_class=load_tokenizer(job.model_name),
+        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher, device=args.device),
+        query_clusters=clusters,
+    )
+
+
+def _write_results(results: dict[str, Any], trainer: RankingTrainer) -> None:
+    """`results.json`, and the held-out queries' run."""
+    output, run = Path(trainer.args.output_dir), trainer.evaluator and trainer.evaluator.last_run
+    with writing(output / "results.json") as file:
+        json.dump(results, file, indent=2)
+    if run is not None:
+        (output / "runs").mkdir(exist_ok=True)
+        write_run(run, output / "runs" / "held_out.trec", tag=trainer.model.config.model_type)
 
 
 def _measured_last(trainer: RankingTrainer) -> dict[str, float]:

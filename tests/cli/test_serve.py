@@ -104,6 +104,10 @@ def test_bad_input_is_one_line(call, folder, toy, encoder):
             ),
             (f"{model} {model} --port 0 {collection}", "Two of the rankers are called 'model'; write NAME=PATH."),
             (f"{model} {collection} --space {folder}/model", "model exists"),
+            (
+                f"{model} --port 0 {collection} --index {folder}/index --settings nprobe=4",
+                "--settings nprobe=4 are of a faiss index that searches",
+            ),
         ]:
             if "bm25" in options:
                 kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv")).save(folder / "bm25")
