@@ -28,6 +28,7 @@ def serve(
     index: Annotated[list[Path], typer.Option(help="What `index` wrote with one of the rankers.")] = (),
     candidates: Annotated[Path | None, typer.Option(help="A BM25 index; built where none is given.")] = None,
     rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank also where an index could search.")] = False,
+    fuse: Annotated[bool, typer.Option("--fuse", help="Add BM25's scores to those of re-ranked candidates.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Candidates that are re-ranked.")] = 100,
     settings: Annotated[str | None, typer.Option(help="Of a faiss index: nprobe=16, efSearch=128.")] = None,
     probes: Annotated[int | None, typer.Option(min=1, help="ColBERT: centroids a query term.")] = None,
@@ -62,13 +63,14 @@ def serve(
         name: Ranker.from_pretrained(path, architecture, batch_size=batch_size, dtype=torch_dtype(dtype))
         for name, path in options.named(model, "rankers").items()
     }
-    engine = _engine(rankers, documents, index, candidates, rerank, k, settings, probes)
+    engine = _engine(rankers, documents, index, candidates, rerank, fuse, k, settings, probes)
     engine.search(" ".join(next(documents.items())[1].split()[:8]))  # warms up; finds what does not fit together
     about = _about(engine, title, len(documents), queries)
     if space is not None:
         kept = {"--k": k, "--settings": settings, "--probes": probes, "--batch-size": batch_size, "--dtype": dtype}
         written = [str(part) for option in kept.items() if option[1] is not None for part in option]
-        write_space(space, engine, about, [*written, *(["--rerank"] if rerank else [])], __version__)
+        written += [flag for flag, is_given in {"--rerank": rerank, "--fuse": fuse}.items() if is_given]
+        write_space(space, engine, about, written, __version__)
         report({"space": str(space), "documents": len(documents)}, json)
         return
     app = make_app(
@@ -89,6 +91,7 @@ def _engine(
     folders: Sequence[Path],
     candidates: Path | None,
     rerank: bool,
+    fuse: bool,
     k: int,
     settings: str | None,
     probes: int | None,
@@ -108,7 +111,7 @@ def _engine(
         can_search = ranker.model.config.model_type in ("BERT_Dot", "ColBERT") and store is not None and not rerank
         own = settings if name in tuned else None
         searching = open_searchable(found[name], ranker, settings=own) if can_search else None
-        searches[name] = RankerSearch(ranker, documents, store, searching, probes)
+        searches[name] = RankerSearch(ranker, documents, store, searching, probes, fuse)
     first_stage = None if candidates is None else BM25Index.open(candidates)
     if first_stage is None and any(search.index is None for search in searches.values()):
         typer.echo(f"Indexing {len(documents):,} passages for BM25", err=True)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.texts import TextStore
+from ..data.trec import Run
 from ..inference import score_stored
 from ..ranker import Ranker
 from ..retrieval.bm25 import BM25Index
 from ..retrieval.colbert_index import ColBERTIndex
 from ..retrieval.dense_index import DenseIndex
+from ..retrieval.fusion import fuse_runs
 from ..retrieval.term_store import TermStore
 from .matches import Part, mark_matches
 
@@ -70,6 +72,10 @@ class RankerSearch:
         store: its documents' vectors; None encodes texts.
         index: that searches in place of re-ranking; None re-ranks.
         probes: centroids a query term, of a ColBERT index; None compares every document.
+        is_fused: True adds the candidates' own scores to the ranker's, see `fuse_runs` (weighted sum).
+
+    Raises:
+        ValueError: if it is fused and searches, which leaves most of what it finds without a score to add.
     """
 
     def __init__(
@@ -79,12 +85,18 @@ class RankerSearch:
         store: TermStore | None = None,
         index: DenseIndex | ColBERTIndex | None = None,
         probes: int | None = None,
+        is_fused: bool = False,
     ) -> None:
+        if is_fused and index is not None:
+            raise ValueError(
+                "BM25's scores are added to re-ranked candidates' (--rerank); this ranker searches by itself."
+            )
         self.ranker = ranker
         self.documents = documents
         self.store = store
         self.index = index
         self.probes = probes
+        self.is_fused = is_fused
         self.has_matches = ranker.model.config.model_type in ("ColBERT", "TK") and ranker.tokenizer.is_fast
 
     def describe(self, candidates: int) -> str:
@@ -93,14 +105,15 @@ class RankerSearch:
         if self.index is not None:
             return f"{kind}, searches all {len(self.documents):,} passages"
         source = "their texts" if self.store is None else "stored vectors"
-        return f"{kind}, re-ranks BM25’s best {candidates:,} from {source}"
+        added = ", adds BM25’s scores" if self.is_fused else ""
+        return f"{kind}, re-ranks BM25’s best {candidates:,} from {source}{added}"
 
-    def search(self, name: str, query: str, candidates: Sequence[str]) -> Ranking:
+    def search(self, name: str, query: str, candidates: Sequence[tuple[str, float]]) -> Ranking:
         """Rank for a query.
 
         Args:
             name: of the ranker.
-            candidates: ids that are re-ranked, best first; where it searches they only give ranks.
+            candidates: ids that are re-ranked and their scores, best first; where it searches they only give ranks.
 
         Raises:
             KeyError: if a document has no text, or no stored vector.
@@ -115,32 +128,44 @@ class RankerSearch:
             passages = mark_matches(self.ranker.make_inputs, query, texts, query_vector, vectors, is_cosine)
         else:
             passages = [[Part(text)] for text in texts]
-        ranks = {doc_id: rank for rank, doc_id in enumerate(candidates, start=1)}
+        ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
         hits = zip(ids, scores, map(ranks.get, ids), passages, strict=True)
         return Ranking(
             name, dict(times), [Hit(doc_id, float(score), rank, parts) for doc_id, score, rank, parts in hits]
         )
 
     def _rank(
-        self, query: str, candidates: Sequence[str], times: StageTimes
+        self, query: str, candidates: Sequence[tuple[str, float]], times: StageTimes
     ) -> tuple[list[str], np.ndarray, np.ndarray | None, Sequence[np.ndarray]]:
         """Ids and scores, best first; the query's vectors, and those of the documents where terms are marked."""
+        found = [doc_id for doc_id, _ in candidates]
         if not self.ranker.model.config.encodes_documents_alone:
-            scores = self.ranker.score(query, self.documents[candidates])
+            scores = self.ranker.score(query, self.documents[found])
             times.end("scoring")
-            return *_best(candidates, scores)[:2], None, ()
+            return *self._best(candidates, scores)[:2], None, ()
         queries = self.ranker.encode_queries([query])
         times.end("query encoding")
         if self.index is not None:
             ids, scores = self._found(queries)
             times.end("search")
             return ids, scores, queries[0], self._vectors_of(ids) if self.has_matches else ()
-        vectors = self._vectors_of(candidates)
+        vectors = self._vectors_of(found)
         times.end("passage encoding" if self.store is None else "reading vectors")
         scores = score_stored(self.ranker.model, queries[0], vectors, self.ranker.batch_size)
         times.end("scoring")
-        ids, scores, order = _best(candidates, scores)
+        ids, scores, order = self._best(candidates, scores)
         return ids, scores, queries[0], [vectors[i] for i in order]
+
+    def _best(
+        self, candidates: Sequence[tuple[str, float]], scores: np.ndarray
+    ) -> tuple[list[str], np.ndarray, np.ndarray]:
+        ids = [doc_id for doc_id, _ in candidates]
+        if self.is_fused:
+            runs = [Run({"q": list(zip(ids, scores.tolist(), strict=True))}), Run({"q": list(candidates)})]
+            fused = dict(fuse_runs(runs, "weighted_sum")["q"])
+            scores = np.array([fused[doc_id] for doc_id in ids])
+        order = np.argsort(-scores, kind="stable")[:SHOWN]
+        return [ids[i] for i in order], scores[order], order
 
     def _found(self, queries: np.ndarray | Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
         if isinstance(self.index, DenseIndex):
@@ -179,12 +204,7 @@ class SearchEngine:
         """Run all stages, one after the other, so that no time includes another's work."""
         times, candidates = StageTimes(), []
         if self.first_stage is not None:
-            candidates = [doc_id for doc_id, _ in self.first_stage.search({"q": query}, self.k)["q"]]
+            candidates = self.first_stage.search({"q": query}, self.k)["q"]
             times.end("BM25")
         rankings = [ranker.search(name, query, candidates) for name, ranker in self.rankers.items()]
         return Results(query, len(candidates) if times else None, times.get("BM25"), rankings)
-
-
-def _best(ids: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-    order = np.argsort(-scores, kind="stable")[:SHOWN]
-    return [ids[i] for i in order], scores[order], order

@@ -47,7 +47,9 @@ def fetch(address):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
 def test_a_space_runs_the_command_of_its_dockerfile_and_finds_what_serve_finds(call, folder, toy):
-    options = f"--model one={folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --k 9"
+    options = (
+        f"--model one={folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --fuse --k 9"
+    )
     options += f" --queries {toy}/queries.tsv"
     status, out, err = call(f'serve {options} --title A:"B" --space {folder}/space --json')
     assert status == 0, err

@@ -3,6 +3,7 @@
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.retrieval.fusion import fuse_runs
 from hf_kd_ranking.retrieval.opening import open_searchable
 from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, RankerSearch, SearchEngine
 
@@ -27,6 +28,27 @@ def test_results_equal_rerank_of_bm25s_candidates(ranker, documents, bm25, make_
     stages = ["query encoding", "passage encoding", "scoring"] if is_apart else ["scoring"]
     assert list(ranking.stages_ms) == stages
     assert all(ms > 0 for ms in (results.first_stage_ms, *ranking.stages_ms.values()))
+
+
+def test_bm25s_scores_are_added_where_asked_for(ranker, documents, bm25):
+    search = RankerSearch(ranker, documents, is_fused=True)
+    first = bm25.search({"q": QUERY}, 20)
+    ids = [doc_id for doc_id, _ in first["q"]]
+    scores = ranker.score(QUERY, documents[ids]).tolist()
+    own = kd.Run({"q": sorted(zip(ids, scores, strict=True), key=lambda pair: -pair[1])})
+    wanted = dict(fuse_runs([own, first], "weighted_sum")["q"])
+    hits = SearchEngine({"a": search}, bm25, k=20).search(QUERY).rankings[0].hits
+    assert [hit.score for hit in hits] == pytest.approx(sorted(wanted.values(), reverse=True)[:SHOWN], abs=1e-4)
+    assert [hit.score for hit in hits] == pytest.approx([wanted[hit.doc_id] for hit in hits], abs=1e-4)
+    assert "adds BM25’s scores" in search.describe(20)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_a_ranker_that_searches_is_not_fused(ranker, documents, tmp_path):
+    store = kd.TermStore(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
+    index = open_searchable(tmp_path / "index", ranker)
+    with pytest.raises(ValueError, match="this ranker searches by itself"):
+        RankerSearch(ranker, documents, store, index, is_fused=True)
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
