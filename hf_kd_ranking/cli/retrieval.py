@@ -39,6 +39,9 @@ def index(
         from ..retrieval.bm25 import BM25Index
 
         refuse_existing(output, overwrite)
+        of_rankers = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
+        if unread := [option for option, value in of_rankers.items() if value is not None]:
+            raise ValueError(f"{', '.join(unread)} are of a ranker's index; give its --model, BM25 has none of them.")
         BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
         report({"output": str(output), "documents": len(data.documents)}, json)
         return
@@ -86,6 +89,7 @@ def search(
 ) -> None:
     """Search a collection, or re-rank candidates from what is stored, and write a run."""
     refuse_existing(output, overwrite)
+    _check_search(model, candidates, exact, settings, probes)
     data = options.collection_of(dataset, split, queries=queries)
     texts = dict(data.queries.items()) if dataset is None else data.judged_queries()
     if model is None:
@@ -99,18 +103,30 @@ def search(
 
         ranker = _ranker(model, architecture, batch_size, dtype)
         if candidates is not None:
-            if exact or settings or probes:
-                raise ValueError("--exact, --settings and --probes are of a search; --candidates are re-ranked.")
             first = read_run(candidates).top(k)
             run = TermStore.open(index, ranker).rerank(first, data.queries)
         elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
-            run = opened.search(texts, k, None if exact else probes)
+            run = opened.search(texts, k, probes)
         elif probes is not None:
             raise ValueError("--probes is for a ColBERT; a BERT_Dot's faiss index takes --settings nprobe=N.")
         else:
             run = opened.search(texts, k)
     write_run(run, output, tag=Path(model or "bm25").resolve().name.replace(" ", "_"))
     report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
+
+
+def _check_search(
+    model: str | None, candidates: Path | None, exact: bool, settings: str | None, probes: int | None
+) -> None:
+    """Refuse options that the search would not read."""
+    given = {"--candidates": candidates, "--exact": exact, "--settings": settings, "--probes": probes}
+    unread = [option for option, value in given.items() if value]
+    if model is None and unread:
+        raise ValueError(f"{', '.join(unread)} are of a ranker's search; give its --model, BM25 has none of them.")
+    if candidates is not None and len(unread) > 1:
+        raise ValueError("--exact, --settings and --probes are of a search; --candidates are re-ranked.")
+    if exact and len(unread) > 1:
+        raise ValueError("--exact compares every document; --settings and --probes are of searches that do not.")
 
 
 def fuse(

@@ -98,6 +98,7 @@ def _engine(
 ) -> "SearchEngine":
     """Each ranker with its index, if it has one, and BM25 where a ranker re-ranks."""
     from ..retrieval.bm25 import BM25Index
+    from ..retrieval.colbert_index import ColBERTIndex
     from ..retrieval.opening import open_searchable
     from ..retrieval.term_store import TermStore
     from ..serving.search import RankerSearch, SearchEngine
@@ -112,6 +113,8 @@ def _engine(
         own = settings if name in tuned else None
         searching = open_searchable(found[name], ranker, settings=own) if can_search else None
         searches[name] = RankerSearch(ranker, documents, store, searching, probes, fuse)
+    if probes is not None and not any(isinstance(search.index, ColBERTIndex) for search in searches.values()):
+        raise ValueError(f"--probes {probes} are of a ColBERT that searches; `index --centroids` makes its index.")
     first_stage = None if candidates is None else BM25Index.open(candidates)
     if first_stage is None and any(search.index is None for search in searches.values()):
         typer.echo(f"Indexing {len(documents):,} passages for BM25", err=True)

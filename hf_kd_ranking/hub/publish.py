@@ -118,7 +118,7 @@ def check_card(path: Path) -> None:
     card = ModelCard.load(path)
     if not card.data.to_dict():
         raise ValueError(f"{path} has no metadata: the Hub reads it from a YAML block between --- at the top.")
-    # What templates, card generators and people leave where something is to be filled in.
+    # Placeholders of templates, of people and of transformers' cards: a card that still has one was not finished.
     if blank := re.search(r"\{\{|\}\}|\bTODO\b|\[More Information Needed\]", card.content):
         line = card.content[: blank.start()].count("\n") + 1
         raise ValueError(f"{path} line {line} has {blank.group()!r} left to fill in.")

@@ -140,9 +140,9 @@ class RankerSearch:
         """Ids and scores, best first; the query's vectors, and those of the documents where terms are marked."""
         found = [doc_id for doc_id, _ in candidates]
         if not self.ranker.model.config.encodes_documents_alone:
-            scores = self.ranker.score(query, self.documents[found])
+            scores = self._fused(candidates, self.ranker.score(query, self.documents[found]))
             times.end("scoring")
-            return *self._best(candidates, scores)[:2], None, ()
+            return *_best(found, scores)[:2], None, ()
         queries = self.ranker.encode_queries([query])
         times.end("query encoding")
         if self.index is not None:
@@ -152,20 +152,18 @@ class RankerSearch:
         vectors = self._vectors_of(found)
         times.end("passage encoding" if self.store is None else "reading vectors")
         scores = score_stored(self.ranker.model, queries[0], vectors, self.ranker.batch_size)
+        scores = self._fused(candidates, scores)
         times.end("scoring")
-        ids, scores, order = self._best(candidates, scores)
+        ids, scores, order = _best(found, scores)
         return ids, scores, queries[0], [vectors[i] for i in order]
 
-    def _best(
-        self, candidates: Sequence[tuple[str, float]], scores: np.ndarray
-    ) -> tuple[list[str], np.ndarray, np.ndarray]:
-        ids = [doc_id for doc_id, _ in candidates]
-        if self.is_fused:
-            runs = [Run({"q": list(zip(ids, scores.tolist(), strict=True))}), Run({"q": list(candidates)})]
-            fused = dict(fuse_runs(runs, "weighted_sum")["q"])
-            scores = np.array([fused[doc_id] for doc_id in ids])
-        order = np.argsort(-scores, kind="stable")[:SHOWN]
-        return [ids[i] for i in order], scores[order], order
+    def _fused(self, candidates: Sequence[tuple[str, float]], scores: np.ndarray) -> np.ndarray:
+        """The scores, with the candidates' own added where that was asked for."""
+        if not self.is_fused:
+            return scores
+        own = [(doc_id, score) for (doc_id, _), score in zip(candidates, scores.tolist(), strict=True)]
+        fused = dict(fuse_runs([Run({"q": own}), Run({"q": list(candidates)})], "weighted_sum")["q"])
+        return np.array([fused[doc_id] for doc_id, _ in candidates])
 
     def _found(self, queries: np.ndarray | Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
         if isinstance(self.index, DenseIndex):
@@ -208,3 +206,8 @@ class SearchEngine:
             times.end("BM25")
         rankings = [ranker.search(name, query, candidates) for name, ranker in self.rankers.items()]
         return Results(query, len(candidates) if times else None, times.get("BM25"), rankings)
+
+
+def _best(ids: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, kind="stable")[:SHOWN]
+    return [ids[i] for i in order], scores[order], order

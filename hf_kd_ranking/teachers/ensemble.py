@@ -111,7 +111,7 @@ def _mapped(path: Path, count: int, kind: str) -> np.ndarray:
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS
+        else:  # macOS and Windows have none: there the room is taken page by page, as it is written
             file.truncate(size)
     return np.memmap(path, dtype=kind, mode="r+", shape=(count,))
 

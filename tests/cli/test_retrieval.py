@@ -35,7 +35,10 @@ def test_dense_vectors_are_indexed_and_searched(call, paths, toy, tmp_path):
         assert {q: [d for d, _ in ranking] for q, ranking in run.items()} == {
             q: [d for d, _ in ranking] for q, ranking in wanted.items()
         }
-    for options, message in [("--exact --settings nprobe=4", "'nprobe=4' are of"), ("--probes 2", "for a ColBERT")]:
+    for options, message in [
+        ("--exact --settings nprobe=4", "--exact compares every document"),
+        ("--probes 2", "for a ColBERT"),
+    ]:
         status, _, err = call(f"{search}/ignored.trec {options}")
         assert (status, message in err, (tmp_path / "ignored.trec").exists()) == (2, True, False), err
     assert call(f"{index} --storage float16")[0] == 2
@@ -50,8 +53,9 @@ def test_term_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
     assert call(f"{index} --centroids 4")[0] == 0
     queries = dict(kd.TextStore.from_tsv(toy / "queries.tsv").items())
     wanted = kd.ColBERTIndex.open(tmp_path / "index", ranker).search(queries, 5)
-    status, _, err = call(f"{search}/ignored.trec --settings nprobe=4")
-    assert (status, "'nprobe=4' are of" in err) == (2, True), err
+    for options, message in [("--settings nprobe=4", "'nprobe=4' are of"), ("--exact --probes 2", "--exact compares")]:
+        status, _, err = call(f"{search}/ignored.trec {options}")
+        assert (status, message in err) == (2, True), err
     for name, options in [("exact", "--exact"), ("all", "--probes 4")]:
         assert call(f"{search}/{name}.trec --k 5 {options}")[0] == 0
         for query_id, ranking in kd.read_run(tmp_path / f"{name}.trec").items():
@@ -82,11 +86,15 @@ def test_what_cannot_be_searched_is_one_line(call, paths, toy, tmp_path):
 
 
 def test_bm25_needs_no_model_and_runs_are_fused(call, toy, tmp_path):
+    status, _, err = call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25 --centroids 0")
+    assert (status, "--centroids are of a ranker's index" in err) == (2, True), err
     assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")[0] == 0
     status, _, err = call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")
     assert (status, "bm25 exists" in err) == (2, True)
     assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25 --overwrite")[0] == 0
     command = f"search --index {tmp_path}/bm25 --queries {toy}/queries.tsv"
+    status, _, err = call(f"{command} --output {tmp_path}/bm25.trec --exact --candidates {toy}/candidates.trec")
+    assert (status, "--candidates, --exact are of a ranker's search" in err) == (2, True), err
     status, _, err = call(f"{command} --output {tmp_path}/bm25.trec --k 9")
     assert status == 0, err
     status, _, err = call(

@@ -110,6 +110,10 @@ def test_bad_input_is_one_line(call, folder, toy, encoder):
                 f"{model} --port 0 {collection} --index {folder}/index --settings nprobe=4",
                 "--settings nprobe=4 are of a faiss index that searches",
             ),
+            (
+                f"{model} --port 0 {collection} --index {folder}/index --probes 4",
+                "--probes 4 are of a ColBERT that searches",
+            ),
         ]:
             if "bm25" in options:
                 kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv")).save(folder / "bm25")
