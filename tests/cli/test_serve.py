@@ -107,11 +107,11 @@ def test_bad_input_is_one_line(call, folder, toy, encoder):
             (f"{model} {model} --port 0 {collection}", "Two of the rankers are called 'model'; write NAME=PATH."),
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (
-                f"{model} --port 0 {collection} --index {folder}/index --settings nprobe=4",
+                f"{model} --space {folder}/none {collection} --index {folder}/index --settings nprobe=4",
                 "--settings nprobe=4 are of a faiss index that searches",
             ),
             (
-                f"{model} --port 0 {collection} --index {folder}/index --probes 4",
+                f"{model} --space {folder}/none {collection} --index {folder}/index --probes 4",
                 "--probes 4 are of a ColBERT that searches",
             ),
         ]:
