@@ -13,7 +13,7 @@ from pathlib import Path
 from scipy.stats import zscore
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.trec import write_qrels
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.demo.experiment import demo_job
 
 TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .data.formats import writing
+from .data.tables import writing
 from .inference import processes
 
 FACTS = "parts.json"

@@ -1,6 +1,6 @@
 """Who may import whom inside hf_kd_ranking, read from the source: nothing is imported here, no module is exempt.
 
-A layer is the first name below the package (`models`, `losses`, ...); `data.formats` is a layer of its own, which
+A layer is the first name below the package (`models`, `losses`, ...); `data.tables` is a layer of its own, which
 others may have without the rest of `data`. Imports inside functions, under TYPE_CHECKING and through `import_module`
 count.
 """
@@ -19,11 +19,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_kd_ranking"
 
 ANYTHING = None
-# Layer -> the layers that it may import besides itself; `data` includes `data.formats`.
+# Layer -> the layers that it may import besides itself; `data` includes `data.tables`.
 MAY_IMPORT = {
     "models": (),
     "losses": (),
-    "data.formats": (),
+    "data.tables": (),
     "data": (),
     "inference": ("models", "data"),
     "blocks": ("data", "inference"),
@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "training": ("models", "losses", "data", "inference", "ranker", "evaluation", "hub"),
     "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval"),
     "serving": ("models", "data", "inference", "ranker", "retrieval"),
-    "hub": ("models", "data.formats", "ranker"),
+    "hub": ("models", "data.tables", "ranker"),
+    "interop": ("models", "data", "inference", "ranker"),
     "distillation": ANYTHING,
     "cli": ANYTHING,
     "demo": ANYTHING,
@@ -88,7 +89,7 @@ class Import:
 def layer_of(parts: tuple[str, ...]) -> str:
     if not parts:
         return "__init__"
-    return "data.formats" if parts[:2] == ("data", "formats") else parts[0]
+    return "data.tables" if parts[:2] == ("data", "formats") else parts[0]
 
 
 def read_modules(package: Path) -> dict[tuple[str, ...], Module]:
@@ -284,7 +285,7 @@ FORBIDDEN = {
         "__init__",
     ),
     "all of data": ({"hub/card.py": "from ..data.texts import x\n"}, table_violations, "hub/card.py:1", "data"),
-    "formats upwards": ({"data/formats.py": "from .texts import x\n"}, table_violations, "data/formats.py:1", "data"),
+    "formats upwards": ({"data/tables.py": "from .texts import x\n"}, table_violations, "data/tables.py:1", "data"),
     "eager name": ({"__init__.py": "from .ranker import Ranker\n"}, table_violations, "__init__.py:1", "ranker"),
     "unknown layer": ({"extras/x.py": ""}, table_violations, "extras/x.py:1", "extras is not in the import table"),
     "computed name": (
@@ -351,9 +352,9 @@ def test_allowed_imports_are_not_reported(tmp_path):
         "models/tk.py": "from .base import x\nfrom huggingface_hub.dataclasses import strict\n",
         "data/__init__.py": "from . import texts\n",
         "data/texts.py": "import numpy\nfrom .formats import x\n",
-        "data/formats.py": "import pyarrow\n",
+        "data/tables.py": "import pyarrow\n",
         "hub/__init__.py": "",
-        "hub/card.py": "from ..data import formats\nfrom ..data.formats import Run\nimport hf_kd_ranking.models.tk\n",
+        "hub/card.py": "from ..data import formats\nfrom ..data.tables import Run\nimport hf_kd_ranking.models.tk\n",
         "ranker.py": "from hf_kd_ranking.data.texts import x\n",
         "cli/__init__.py": "import hf_kd_ranking as kd\ndef main():\n    from ..training import trainer\n",
     }

@@ -23,9 +23,9 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli.options import collection_of
-from hf_kd_ranking.data.named import RankingCollection
-from hf_kd_ranking.hub.export import FORMATS, WRITERS, largest_difference
-from hf_kd_ranking.hub.onnx import OnnxRanker
+from hf_kd_ranking.data.collections import RankingCollection
+from hf_kd_ranking.interop.export import FORMATS, WRITERS, largest_difference
+from hf_kd_ranking.interop.onnx import OnnxRanker
 
 ROUNDS = 5
 

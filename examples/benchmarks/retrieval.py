@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.dense_index import search_index
+from hf_kd_ranking.retrieval.dense import search_index
 
 APPROXIMATE = {
     "HNSW32": ["efSearch=16", "efSearch=64", "efSearch=256"],

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..data.formats import refuse_existing
-from ..data.named import RankingCollection
-from ..data.trec import Run, read_run, write_run
+from ..data.collections import RankingCollection
+from ..data.runs import Run, read_run, write_run
+from ..data.tables import refuse_existing
 from ..evaluation.matchmaker import read_ranking
 from ..evaluation.metrics import (
     DEFAULT_MEASURES,

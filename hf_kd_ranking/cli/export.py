@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..hub.export import FORMATS, export_ranker
+from ..interop.export import FORMATS, export_ranker
 from . import options
 
 

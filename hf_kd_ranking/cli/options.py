@@ -11,7 +11,7 @@ import torch
 import typer
 import yaml
 
-from ..data.named import READERS, RankingCollection, load_collection
+from ..data.collections import READERS, RankingCollection, load_collection
 from ..models import ARCHITECTURES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

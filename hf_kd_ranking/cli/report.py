@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.formats import refuse_existing
+from ..data.tables import refuse_existing
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..reporting.report import FILES, write_report
 from . import options

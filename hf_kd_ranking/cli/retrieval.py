@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..data.formats import refuse_existing
-from ..data.trec import read_run, write_run
+from ..data.runs import read_run, write_run
+from ..data.tables import refuse_existing
 from ..inference import processes
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
@@ -46,7 +46,7 @@ def index(
         report({"output": str(output), "documents": len(data.documents)}, json)
         return
 
-    from ..retrieval.vectors import VectorStore
+    from ..retrieval.vector_store import VectorStore
 
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
@@ -58,11 +58,11 @@ def index(
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if state.is_main_process:
         if factory is not None:
-            from ..retrieval.dense_index import DenseIndex
+            from ..retrieval.dense import DenseIndex
 
             DenseIndex.build(ranker, store, factory).save(output / "dense", overwrite)
         if centroids is not None:
-            from ..retrieval.colbert_index import ColBERTIndex
+            from ..retrieval.colbert import ColBERTIndex
 
             ColBERTIndex(ranker, store).cluster(centroids or None)
         report({"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}, json)
@@ -97,9 +97,9 @@ def search(
 
         run = BM25Index.open(index).search(texts, k)
     else:
-        from ..retrieval.colbert_index import ColBERTIndex
-        from ..retrieval.opening import open_searchable
-        from ..retrieval.term_store import TermStore
+        from ..retrieval.base import open_searchable
+        from ..retrieval.colbert import ColBERTIndex
+        from ..retrieval.stored_reranker import TermStore
 
         ranker = _ranker(model, architecture, batch_size, dtype)
         if candidates is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import __version__
-from ..data.formats import refuse_existing
+from ..data.tables import refuse_existing
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from . import options
@@ -97,10 +97,10 @@ def _engine(
     probes: int | None,
 ) -> "SearchEngine":
     """Each ranker with its index, if it has one, and BM25 where a ranker re-ranks."""
+    from ..retrieval.base import open_searchable
     from ..retrieval.bm25 import BM25Index
-    from ..retrieval.colbert_index import ColBERTIndex
-    from ..retrieval.opening import open_searchable
-    from ..retrieval.term_store import TermStore
+    from ..retrieval.colbert import ColBERTIndex
+    from ..retrieval.stored_reranker import TermStore
     from ..serving.search import RankerSearch, SearchEngine
 
     found, searches = _matched(rankers, folders), {}

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from .formats import building, existing_file, read_jsonl
+from .tables import building, existing_file, read_jsonl
 
 
 class Converted(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from .formats import is_plain_integer, plain_integers
 from .strings import open_strings, write_strings
+from .tables import is_plain_integer, plain_integers
 
 Id = int | str
 

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from .formats import building, cache_folder, existing_file, read_jsonl, read_tsv
 from .ids import Id, IdIndex, open_ids
 from .strings import open_strings, write_strings
+from .tables import building, cache_folder, existing_file, read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 

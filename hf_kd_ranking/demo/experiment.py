@@ -11,9 +11,9 @@ from pathlib import Path
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.formats import writing
+from ..data.runs import read_qrels, write_qrels
+from ..data.tables import writing
 from ..data.texts import TextStore
-from ..data.trec import read_qrels, write_qrels
 from ..distillation.job import TEACHER, DistillJob
 from ..distillation.outcome import distill, outcome_text
 from ..distillation.plan import make_plan, plan_text

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers.hf_argparser import HfArg
 
-from ..data.formats import existing_file, read_lines
+from ..data.rows import column_batches, load_teacher_scores
+from ..data.runs import read_qrels, read_run
+from ..data.tables import existing_file, read_lines
 from ..data.texts import TextStore
-from ..data.trec import read_qrels, read_run
-from ..data.triples import column_batches, load_teacher_scores
 from ..evaluation.metrics import parse_measures
 from ..hub.manifest import digest
 from ..losses import IN_BATCH, READ_LISTS, get_losses

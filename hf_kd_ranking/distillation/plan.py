@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from transformers import PrinterCallback, TrainerCallback
 
+from ..data.rows import load_teacher_scores
 from ..data.texts import TextStore
-from ..data.triples import load_teacher_scores
 from ..models import ARCHITECTURES
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import peak_mb
 from ..retrieval.bm25 import BM25Index
-from ..teachers.adapters import load_teacher
+from ..teachers.load import load_teacher
 from ..training.trainer import RankingTrainer
 from .job import BM25, NO_TEACHER, DistillJob
 from .outcome import TIMED_QUERIES

@@ -11,17 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.formats import writing
+from ..data.rows import column_batches, load_teacher_scores, sample_triples, write_teacher_scores
+from ..data.runs import Run, read_run, write_qrels, write_run
+from ..data.tables import writing
 from ..data.texts import TextStore
-from ..data.trec import Run, read_run, write_qrels, write_run
-from ..data.triples import column_batches, load_teacher_scores, sample_triples, write_teacher_scores
 from ..evaluation.metrics import evaluate_run
 from ..inference import processes
 from ..models import ARCHITECTURES
 from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import fuse_runs
-from ..teachers.adapters import Teacher, load_teacher
 from ..teachers.ensemble import ensemble_teachers
+from ..teachers.load import Teacher, load_teacher
 from ..teachers.score import score_teacher
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, DistillJob, digest_of
 from .stage import run_stage

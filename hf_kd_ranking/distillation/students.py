@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.triples import column_batches, load_teacher_scores
+from ..data.rows import column_batches, load_teacher_scores
 from ..training.arguments import MATCH, RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
 from .job import NO_TEACHER, DistillJob, digest_of

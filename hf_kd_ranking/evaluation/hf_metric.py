@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from ..data.trec import Run
+from ..data.runs import Run
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values
 
 DESCRIPTION = "Measures of rankings in ir_measures' notation: nDCG@10, RR@10, RR(rel=2)@10, AP, R@1000."

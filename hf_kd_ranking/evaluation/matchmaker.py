@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.formats import existing_file, read_lines
-from ..data.trec import Run
+from ..data.runs import Run
+from ..data.tables import existing_file, read_lines
 
 if TYPE_CHECKING:
     from ir_measures.measures import Measure

@@ -5,7 +5,7 @@ from operator import itemgetter
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..data.trec import Run
+from ..data.runs import Run
 from . import matchmaker
 
 if TYPE_CHECKING:

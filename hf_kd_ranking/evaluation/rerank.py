@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..data.runs import Run
 from ..data.texts import TextStore
-from ..data.trec import Run
 from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, evaluate_run, mean_values
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import faiss
 import numpy as np
 
+from ..data.runs import Run
 from ..data.texts import TextStore
-from ..data.trec import Run
 from ..ranker import Ranker
-from ..retrieval.colbert_index import search_terms
-from ..retrieval.dense_index import search_index
+from ..retrieval.colbert import search_terms
+from ..retrieval.dense import search_index
 from .metrics import DEFAULT_MEASURES, evaluate_queries, evaluate_run, mean_values
 
 DOCUMENTS_AT_ONCE = 1_024

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.trec import Run
+from ..data.runs import Run
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import writing
+from ..data.tables import writing
 
 FILE = "manifest.json"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # an access token of the Hub

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from ..data.formats import writing
+from ..data.tables import writing
 from .manifest import read_manifest, save_manifest
 
 TEMPLATE = Path(__file__).parent / "templates" / "ranker.md"

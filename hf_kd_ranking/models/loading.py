@@ -10,8 +10,8 @@ from .base import RankerModel
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
+from .foreign import load_foreign
 from .prettr import PreTTR
-from .sentence_transformers import load_foreign
 from .tk import TK, TRAINING_CONFIG
 
 ARCHITECTURES: dict[str, type[RankerModel]] = {

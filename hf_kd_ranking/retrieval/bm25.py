@@ -10,9 +10,9 @@ import bm25s
 import numpy as np
 import Stemmer
 
-from ..data.formats import building, existing_file
+from ..data.runs import Run
+from ..data.tables import building, existing_file
 from ..data.texts import TextStore
-from ..data.trec import Run
 
 TOKENIZATIONS = ("plain", "english")
 

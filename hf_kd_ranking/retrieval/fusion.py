@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..data.trec import Run
+from ..data.runs import Run
 
 METHODS = ("reciprocal_rank", "weighted_sum")
 

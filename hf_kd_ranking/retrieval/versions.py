@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from ..data.formats import existing_file, writing
+from ..data.tables import existing_file, writing
 from ..inference import fingerprint
 from ..models import RankerConfig
 from ..ranker import Ranker

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.runs import Run
 from ..data.texts import TextStore
-from ..data.trec import Run
 from ..inference import score_stored
 from ..ranker import Ranker
 from ..retrieval.bm25 import BM25Index
-from ..retrieval.colbert_index import ColBERTIndex
-from ..retrieval.dense_index import DenseIndex
+from ..retrieval.colbert import ColBERTIndex
+from ..retrieval.dense import DenseIndex
 from ..retrieval.fusion import fuse_runs
-from ..retrieval.term_store import TermStore
+from ..retrieval.stored_reranker import TermStore
 from .matches import Part, mark_matches
 
 SHOWN = 10  # passages of a ranking

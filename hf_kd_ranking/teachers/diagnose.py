@@ -24,9 +24,9 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ..data.collate import teacher_scores_of
-from ..data.formats import existing_file, refuse_existing, writing
+from ..data.rows import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, load_teacher_scores
+from ..data.tables import existing_file, refuse_existing, writing
 from ..data.texts import TextStore
-from ..data.triples import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, load_teacher_scores
 from .ensemble import numbered
 
 PERCENTS, BINS = (1, 5, 25, 50, 75, 95, 99), 40

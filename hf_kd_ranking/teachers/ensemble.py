@@ -19,8 +19,8 @@ import pyarrow.parquet
 import xxhash
 from tqdm.auto import tqdm
 
-from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
-from ..data.triples import TEACHER_COLUMNS
+from ..data.rows import TEACHER_COLUMNS
+from ..data.tables import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 
 PAIR_COLUMNS = ("query_id", "doc_id", "score")
 METHODS = ("mean", "standardized", "median")

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from ..data.formats import existing_file, nth_line, read_tsv, refuse_existing, tsv_lines, writing
+from ..data.rows import TEACHER_COLUMNS
+from ..data.tables import existing_file, nth_line, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
-from ..data.triples import TEACHER_COLUMNS
 
 # What str.rstrip() takes off; Arrow's own trim of white space is three times as slow.
 BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())

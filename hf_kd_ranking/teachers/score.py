@@ -12,12 +12,12 @@ import pyarrow as pa
 import xxhash
 
 from ..blocks import begin, compute_blocks, work_folder
-from ..data.formats import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
+from ..data.rows import TEACHER_COLUMNS, arrow_batches
+from ..data.runs import Run, read_run, write_run
+from ..data.tables import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
 from ..data.texts import TextStore
-from ..data.trec import Run, read_run, write_run
-from ..data.triples import TEACHER_COLUMNS, arrow_batches
 from ..inference import processes
-from .adapters import Teacher, load_teacher
+from .load import Teacher, load_teacher
 
 TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
 # Distinct pairs scored between two saves, and so lost at most; the progress bar moves by as many. Sorted by length

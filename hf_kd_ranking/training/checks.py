@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from ..data.rows import LIST_COLUMNS, TEACHER_COLUMNS, arrow_batches, has_only_margins, row_name
 from ..data.texts import TextStore
-from ..data.triples import LIST_COLUMNS, TEACHER_COLUMNS, arrow_batches, has_only_margins, row_name
 from ..evaluation.rerank import RerankingEvaluator
 from ..losses import IGNORE_TEACHER, IN_BATCH, READ_GRADES, get_losses
 from .arguments import RankingTrainingArguments

@@ -5,9 +5,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..data.formats import writing
+from ..data.rows import column_batches
+from ..data.tables import writing
 from ..data.texts import TextStore
-from ..data.triples import column_batches
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..data.collate import RankingCollator, split_batch
+from ..data.rows import has_only_margins
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
-from ..data.triples import has_only_margins
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.manifest import measures_of, write_manifest
 from ..hub.model_card import write_model_card
@@ -25,12 +25,12 @@ from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, m
 from ..models import RankerModel, RankingOutput, RankingTokenizer
 from ..models.base import check_finite
 from ..ranker import Ranker
-from .adapters import merge_adapters, with_adapters
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
 from .checks import check_data_sets, endless
 from .in_batch import check_in_batch, in_batch_scores, known_positives
+from .lora import merge_adapters, with_adapters
 from .topics import rows_of_queries, teacher_margins
 
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.triples import write_teacher_scores
+from hf_kd_ranking.data.rows import write_teacher_scores
 from hf_kd_ranking.hub.dataset_card import FILE, size_category, write_dataset_card
 
 ROWS = {"pos_score": [1.5, 0.0], "neg_score": [-2.0, 1.0], "query_id": [7, 8], "pos_id": [12, 1], "neg_id": [3, 2]}

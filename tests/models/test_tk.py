@@ -14,7 +14,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.models.scoring import kernel_pooling
 from hf_kd_ranking.models.tk import sine_positions
 from hf_kd_ranking.ranker import load_tokenizer
-from hf_kd_ranking.teachers.adapters import load_teacher
+from hf_kd_ranking.teachers.load import load_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = ["tk", "tk_nomix_samepos", "tk_odd_dim"]

@@ -49,7 +49,7 @@ def run(model: Path, texts: Path, output: Path, processes: int, kill_at: int | N
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = multiprocessing.get_context("forkserver")  # not from this process, whose threads a fork would not have
-    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.vectors"])
+    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.vector_store"])
     started = [fork.Process(target=index, args=(model, texts, output, i, processes, port)) for i in range(processes)]
     for process in started:
         process.start()

@@ -3,8 +3,8 @@
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.retrieval.base import open_searchable
 from hf_kd_ranking.retrieval.fusion import fuse_runs
-from hf_kd_ranking.retrieval.opening import open_searchable
 from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, RankerSearch, SearchEngine
 
 QUERY = "the apple and bread"

@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.flag_embedding import convert_flag_embedding
-from hf_kd_ranking.data.triples import has_only_margins, write_teacher_scores
-from hf_kd_ranking.teachers.adapters import Teacher, load_teacher
+from hf_kd_ranking.data.rows import has_only_margins, write_teacher_scores
+from hf_kd_ranking.teachers.load import Teacher, load_teacher
 
 ZEROS = Teacher("zeros", lambda queries, _: np.zeros(len(queries), dtype=np.float32), "f")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.formats import read_tsv
+from hf_kd_ranking.data.tables import read_tsv
 from hf_kd_ranking.teachers import expand
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "teacher_files" / "cases.json"

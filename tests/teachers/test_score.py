@@ -18,7 +18,7 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.teachers import score
-from hf_kd_ranking.teachers.adapters import Teacher, load_teacher
+from hf_kd_ranking.teachers.load import Teacher, load_teacher
 
 QUERIES = {f"q{i}": f"query {i}" for i in range(6)}
 DOCUMENTS = {f"d{i}": f"document {i}" for i in range(20)}
@@ -246,7 +246,7 @@ import json, os, random, signal, sys, time, zlib
 import numpy as np
 import hf_kd_ranking as kd
 from hf_kd_ranking.teachers import score
-from hf_kd_ranking.teachers.adapters import Teacher
+from hf_kd_ranking.teachers.load import Teacher
 
 folder, triples, queries, documents = sys.argv[1:]
 stores = kd.TextStore.open(queries), kd.TextStore.open(documents)

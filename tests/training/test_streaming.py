@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.triples import write_teacher_scores
+from hf_kd_ranking.data.rows import write_teacher_scores
 from hf_kd_ranking.training.job import TrainingJob, train_ranker
 
 pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)

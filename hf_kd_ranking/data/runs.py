@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from .formats import existing_file, nth_line, number, open_binary, plain_integers, read_lines, writing
+from .tables import existing_file, nth_line, number, open_binary, plain_integers, read_lines, writing
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from transformers import (
 from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
 from ..models.encoder import max_positions
-from ..models.sentence_transformers import read_json
+from ..models.foreign import read_json
 from ..models.tk import TRAINING_CONFIG
 from ..ranker import load_tokenizer
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import faiss
 import numpy as np
 
-from ..data.trec import Run
+from ..data.runs import Run
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .term_store import TermStore
-from .vectors import TRAINING_VECTORS, VectorStore, best_of, faiss_reason
+from .stored_reranker import TermStore
+from .vector_store import TRAINING_VECTORS, VectorStore, best_of, faiss_reason
 from .versions import new_version, open_version
 
 QUERIES_AT_ONCE = 16

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_kd_ranking.data.formats import is_plain_integer, nth_line
+from hf_kd_ranking.data.tables import is_plain_integer, nth_line
 
 
 @pytest.mark.parametrize("text", ["0", "7", "-7", "123456789012345678"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.dense_index import search_index
+from hf_kd_ranking.retrieval.dense import search_index
 
 MODEL = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 

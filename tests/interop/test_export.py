@@ -15,9 +15,9 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, ElectraConfig
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.hub import export as module
-from hf_kd_ranking.hub.export import FORMATS, largest_difference
-from hf_kd_ranking.hub.onnx import OnnxRanker
+from hf_kd_ranking.interop import export as module
+from hf_kd_ranking.interop.export import FORMATS, largest_difference
+from hf_kd_ranking.interop.onnx import OnnxRanker
 
 rng = random.Random(0)
 WORDS = "apple bread cat dog earth fire glass house what is a the of unheard".split()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.triples import (
+from hf_kd_ranking.data.rows import (
     LIST_COLUMNS,
     TEACHER_COLUMNS,
     has_only_margins,
@@ -103,7 +103,7 @@ def test_rows_are_mapped_from_an_arrow_file_that_is_built_once(tmp_path, monkeyp
     first = kd.load_teacher_scores(path, cache_dir=tmp_path / "mine")
     (file,) = [Path(entry["filename"]) for entry in first.cache_files]
     assert file.is_relative_to(tmp_path / "mine")
-    monkeypatch.setattr("hf_kd_ranking.data.triples.write_arrow", lambda *_: pytest.fail("built twice"))
+    monkeypatch.setattr("hf_kd_ranking.data.rows.write_arrow", lambda *_: pytest.fail("built twice"))
     second = kd.load_teacher_scores(path, cache_dir=tmp_path / "mine")
     assert second.cache_files == first.cache_files
     assert second[:] == first[:]
@@ -407,7 +407,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, suffix):
 
     for name in ("to_parquet", "to_json"):
         monkeypatch.setattr(datasets.Dataset, name, fail)
-    monkeypatch.setattr("hf_kd_ranking.data.triples.tsv_lines", fail)
+    monkeypatch.setattr("hf_kd_ranking.data.rows.tsv_lines", fail)
     with pytest.raises(OSError, match="No space left"):
         write_teacher_scores(dataset, path)
     assert path.read_text() == "old"

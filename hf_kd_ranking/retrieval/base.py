@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ..ranker import Ranker
-from .colbert_index import ColBERTIndex
-from .dense_index import DenseIndex
-from .vectors import VectorStore
+from .colbert import ColBERTIndex
+from .dense import DenseIndex
+from .vector_store import VectorStore
 from .versions import read_facts
 
 

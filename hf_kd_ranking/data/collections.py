@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 
-from .formats import cache_folder
+from .runs import Run, read_qrels, read_run
+from .tables import cache_folder
 from .texts import TextStore
-from .trec import Run, read_qrels, read_run
 
 DATA_FOLDER = "HF_KD_RANKING_DATA"
 # Short names of the paper's collections, in ir_datasets.

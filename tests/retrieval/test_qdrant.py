@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.vectors import VectorStore
+from hf_kd_ranking.retrieval.vector_store import VectorStore
 
-qdrant_index = pytest.importorskip("hf_kd_ranking.retrieval.qdrant_index")
+qdrant_index = pytest.importorskip("hf_kd_ranking.retrieval.qdrant")
 KILLS = int(os.environ.get("HF_KD_RANKING_KILLS", "3"))
 
 
@@ -161,7 +161,7 @@ def upload(model: Path, store: Path, database: Path) -> None:
 def test_a_killed_upload_is_completed_by_the_same_call(ranker, store, queries, tmp_path):
     ranker.save_pretrained(tmp_path / "model")
     fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.qdrant_index"])
+    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.qdrant"])
     rng, wanted = random.Random(0), kd.DenseIndex.build(ranker, store).search(queries, 50)
 
     def run(database: Path, seconds: float) -> float | None:

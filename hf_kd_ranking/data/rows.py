@@ -15,7 +15,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .formats import (
+from .runs import Run
+from .tables import (
     building,
     cache_folder,
     existing_file,
@@ -28,7 +29,6 @@ from .formats import (
     write_arrow,
     writing,
 )
-from .trec import Run
 
 TEACHER_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
 LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")

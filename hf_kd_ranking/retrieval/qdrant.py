@@ -17,9 +17,9 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from tqdm.auto import tqdm
 
 from ..data.ids import Id
-from ..data.trec import Run
+from ..data.runs import Run
 from ..ranker import Ranker
-from .vectors import VectorStore, best_of
+from .vector_store import VectorStore, best_of
 from .versions import check_model
 
 API_KEY = "QDRANT_API_KEY"

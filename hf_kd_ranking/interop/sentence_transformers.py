@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models import BertCat, BertDot, ColBERT
-from ..models.sentence_transformers import CLASSIFIER_HEADS
+from ..models.foreign import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Dense, Transformer

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.colbert_index import search_terms
-from hf_kd_ranking.retrieval.vectors import VectorStore, best_of
+from hf_kd_ranking.retrieval.colbert import search_terms
+from hf_kd_ranking.retrieval.vector_store import VectorStore, best_of
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def assert_near(run, scores, k):
 
 @pytest.mark.parametrize("k", [3, 500])
 def test_exact_search_is_scoring_every_pair(index, ranker, documents, queries, k, monkeypatch):
-    monkeypatch.setattr("hf_kd_ranking.retrieval.colbert_index.QUERIES_AT_ONCE", 5)
+    monkeypatch.setattr("hf_kd_ranking.retrieval.colbert.QUERIES_AT_ONCE", 5)
     chunks = index.store.chunks
     monkeypatch.setattr(index.store, "chunks", lambda: chunks(30))
     run = index.search(queries, k)

@@ -10,7 +10,7 @@ import torch
 import hf_kd_ranking as kd
 from hf_kd_ranking.retrieval import encode
 from hf_kd_ranking.retrieval.encode import pack
-from hf_kd_ranking.retrieval.vectors import VectorStore
+from hf_kd_ranking.retrieval.vector_store import VectorStore
 
 STORING = ("bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "prettr-compressed", "tk")
 

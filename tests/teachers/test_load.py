@@ -27,7 +27,7 @@ from transformers import (
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models import ARCHITECTURES
-from hf_kd_ranking.teachers.adapters import (
+from hf_kd_ranking.teachers.load import (
     INSTRUCTION,
     YES_NO_BODY,
     YES_NO_PREFIX,

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..data.ids import Id
+from ..data.runs import Run
 from ..data.texts import TextStore
-from ..data.trec import Run
 from ..inference import score_stored
 from ..ranker import Ranker
-from .vectors import VectorStore
+from .vector_store import VectorStore
 from .versions import check_model
 
 QUERIES_AT_ONCE = 256

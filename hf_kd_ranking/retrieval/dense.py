@@ -12,9 +12,9 @@ import faiss
 import numpy as np
 
 from ..data.ids import Id, IdIndex, open_ids
-from ..data.trec import Run
+from ..data.runs import Run
 from ..ranker import Ranker
-from .vectors import VectorStore, best_of, faiss_reason, train_index
+from .vector_store import VectorStore, best_of, faiss_reason, train_index
 from .versions import FACTS, check_model, new_version, open_version
 
 QUERIES_AT_ONCE = 256

@@ -1,0 +1,1 @@
+"""Rankers in the layouts of other libraries and runtimes, with equal scores."""
