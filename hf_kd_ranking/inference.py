@@ -8,25 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 import xxhash
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .models import RankerModel, RankingTokenizer, TokenLists
+from .processes import processes
 
 # Texts tokenised, and so sorted by length, at once. Bounds memory on long inputs: all query vectors of a block of
 # pairs are held, up to 0.1 MB each where every term has one.
 BLOCK_SIZE = 4_096
 # Work below this many texts finishes before anyone wonders: no progress bar.
 PROGRESS_FROM = 2_000
-
-
-def processes() -> PartialState:
-    """The processes of an `accelerate` job: accelerate itself, asked without `cpu`, takes several on a machine without
-    a GPU for one each, which would all do the whole work."""
-    return PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def score_pairs(
@@ -60,7 +54,7 @@ def score_pairs(
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
         block = queries[start:stop], documents[start:stop]
-        is_apart = not tokenizer.joins_texts and model.config.encodes_documents_alone
+        is_apart = not tokenizer.joins_texts and model.config.is_storable
         return (_score_apart if is_apart else _score_together)(model, tokenizer, *block, batch_size)
 
     scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))

@@ -1,8 +1,7 @@
 """Who may import whom inside hf_kd_ranking, read from the source: nothing is imported here, no module is exempt.
 
-A layer is the first name below the package (`models`, `losses`, ...); `data.tables` is a layer of its own, which
-others may have without the rest of `data`. Imports inside functions, under TYPE_CHECKING and through `import_module`
-count.
+A layer is the first name below the package (`models`, `losses`, ...). Imports inside functions, under TYPE_CHECKING
+and through `import_module` count.
 """
 
 import ast
@@ -19,23 +18,24 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hf_kd_ranking"
 
 ANYTHING = None
-# Layer -> the layers that it may import besides itself; `data` includes `data.tables`.
+# Layer -> the layers that it may import besides itself.
 MAY_IMPORT = {
     "models": (),
     "losses": (),
-    "data.tables": (),
-    "data": (),
-    "inference": ("models", "data"),
-    "blocks": ("data", "inference"),
-    "ranker": ("models", "data", "inference"),
-    "teachers": ("models", "data", "inference", "blocks", "ranker"),
-    "retrieval": ("models", "data", "inference", "blocks", "ranker"),
-    "evaluation": ("models", "data", "inference", "ranker", "retrieval"),
-    "training": ("models", "losses", "data", "inference", "ranker", "evaluation", "hub"),
-    "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval"),
-    "serving": ("models", "data", "inference", "ranker", "retrieval"),
-    "hub": ("models", "data.tables", "ranker"),
-    "interop": ("models", "data", "inference", "ranker"),
+    "processes": (),
+    "artifacts": ("processes",),
+    "data": ("artifacts",),
+    "inference": ("models", "data", "processes"),
+    "ranker": ("models", "data", "processes", "inference"),
+    "teachers": ("models", "data", "processes", "inference", "ranker", "artifacts"),
+    "retrieval": ("models", "data", "processes", "inference", "ranker", "artifacts"),
+    "interop": ("models", "data", "processes", "inference", "ranker", "artifacts"),
+    "evaluation": ("models", "data", "processes", "inference", "ranker", "artifacts", "retrieval"),
+    "hub": ("models", "data", "ranker", "artifacts"),
+    "training": ("models", "losses", "data", "processes", "inference", "ranker", "evaluation", "hub", "artifacts"),
+    "searcher": ("ranker", "data", "retrieval", "interop", "artifacts"),
+    "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval", "searcher", "artifacts"),
+    "serving": ("models", "data", "inference", "ranker", "evaluation", "retrieval", "searcher", "artifacts"),
     "distillation": ANYTHING,
     "cli": ANYTHING,
     "demo": ANYTHING,
@@ -89,7 +89,7 @@ class Import:
 def layer_of(parts: tuple[str, ...]) -> str:
     if not parts:
         return "__init__"
-    return "data.tables" if parts[:2] == ("data", "formats") else parts[0]
+    return parts[0]
 
 
 def read_modules(package: Path) -> dict[tuple[str, ...], Module]:
@@ -284,8 +284,7 @@ FORBIDDEN = {
         "ranker.py:1",
         "__init__",
     ),
-    "all of data": ({"hub/card.py": "from ..data.texts import x\n"}, table_violations, "hub/card.py:1", "data"),
-    "formats upwards": ({"data/tables.py": "from .texts import x\n"}, table_violations, "data/tables.py:1", "data"),
+    "upwards": ({"artifacts.py": "from .data.texts import x\n"}, table_violations, "artifacts.py:1", "data"),
     "eager name": ({"__init__.py": "from .ranker import Ranker\n"}, table_violations, "__init__.py:1", "ranker"),
     "unknown layer": ({"extras/x.py": ""}, table_violations, "extras/x.py:1", "extras is not in the import table"),
     "computed name": (
@@ -354,7 +353,7 @@ def test_allowed_imports_are_not_reported(tmp_path):
         "data/texts.py": "import numpy\nfrom .formats import x\n",
         "data/tables.py": "import pyarrow\n",
         "hub/__init__.py": "",
-        "hub/card.py": "from ..data import formats\nfrom ..data.tables import Run\nimport hf_kd_ranking.models.tk\n",
+        "hub/card.py": "from ..data import tables\nfrom ..data.runs import Run\nimport hf_kd_ranking.models.tk\n",
         "ranker.py": "from hf_kd_ranking.data.texts import x\n",
         "cli/__init__.py": "import hf_kd_ranking as kd\ndef main():\n    from ..training import trainer\n",
     }

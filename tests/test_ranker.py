@@ -152,7 +152,7 @@ def test_a_ranker_that_joins_texts_has_no_vectors(encoder, tokenizer):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_documents_encoded_ahead_score_as_their_texts(ranker, dtype):
-    if not ranker.model.config.encodes_documents_alone:
+    if not ranker.model.config.is_storable:
         pytest.skip("its vectors are not stored")
     ranker.model.to(dtype)
     documents = pairs(9)[1]

@@ -48,7 +48,7 @@ def main() -> None:
             stores[code] = stores["float32"].compress(folder / f"code{number}", code)
         # 3. Re-ranking from it
         for form, store in stores.items():
-            run = kd.TermStore(ranker, store).rerank(
+            run = kd.StoredReranker(ranker, store).rerank(
                 candidates, {query_id: queries[query_id] for query_id in candidates}
             )
             value = kd.evaluate_run(run, {query_id: qrels[query_id] for query_id in candidates}, (args.measure,))

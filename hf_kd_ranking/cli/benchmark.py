@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..data.tables import refuse_existing, writing
+from ..artifacts import refuse_existing, writing
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from ..reporting.efficiency import efficiency_text, measure_efficiency

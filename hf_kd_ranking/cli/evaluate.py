@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..artifacts import refuse_existing
 from ..data.collections import RankingCollection
 from ..data.runs import Run, read_run, write_run
-from ..data.tables import refuse_existing
 from ..evaluation.matchmaker import read_ranking
 from ..evaluation.metrics import (
     DEFAULT_MEASURES,
@@ -21,7 +21,7 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
-from ..inference import processes
+from ..processes import processes
 from ..ranker import Ranker
 from . import options
 from .options import Config, Dtype, Json, Output, Overwrite, torch_dtype

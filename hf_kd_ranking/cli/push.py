@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.tables import existing_file
+from ..artifacts import existing_file
 from ..hub.model_card import costs_of
 from ..hub.publish import publish_ranker
 from .options import Config, Json, report

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..data.tables import refuse_existing
+from ..artifacts import refuse_existing
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..reporting.report import FILES, write_report
 from . import options

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
-from ..data.tables import refuse_existing
-from ..inference import processes
+from ..processes import processes
 from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
@@ -99,12 +99,12 @@ def search(
     else:
         from ..retrieval.base import open_searchable
         from ..retrieval.colbert import ColBERTIndex
-        from ..retrieval.stored_reranker import TermStore
+        from ..retrieval.stored_reranker import StoredReranker
 
         ranker = _ranker(model, architecture, batch_size, dtype)
         if candidates is not None:
             first = read_run(candidates).top(k)
-            run = TermStore.open(index, ranker).rerank(first, data.queries)
+            run = StoredReranker.open(index, ranker).rerank(first, data.queries)
         elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
             run = opened.search(texts, k, probes)
         elif probes is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import __version__
-from ..data.tables import refuse_existing
+from ..artifacts import refuse_existing
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from . import options
@@ -100,7 +100,7 @@ def _engine(
     from ..retrieval.base import open_searchable
     from ..retrieval.bm25 import BM25Index
     from ..retrieval.colbert import ColBERTIndex
-    from ..retrieval.stored_reranker import TermStore
+    from ..retrieval.stored_reranker import StoredReranker
     from ..serving.search import RankerSearch, SearchEngine
 
     found, searches = _matched(rankers, folders), {}
@@ -108,7 +108,7 @@ def _engine(
     if settings is not None and not tuned:
         raise ValueError(f"--settings {settings} are of a faiss index that searches; `index --factory` makes one.")
     for name, ranker in rankers.items():
-        store = TermStore.open(found[name], ranker) if name in found else None
+        store = StoredReranker.open(found[name], ranker) if name in found else None
         can_search = ranker.model.config.model_type in ("BERT_Dot", "ColBERT") and store is not None and not rerank
         own = settings if name in tuned else None
         searching = open_searchable(found[name], ranker, settings=own) if can_search else None
@@ -124,12 +124,13 @@ def _engine(
 
 def _matched(rankers: dict[str, Ranker], folders: Sequence[Path]) -> dict[str, Path]:
     """The index of each ranker that has one, by what the index says of the model that built it."""
-    from ..retrieval.versions import model_facts, read_facts
+    from ..artifacts import read_description
+    from ..retrieval.versions import model_facts
 
     facts_of = {name: model_facts(ranker) for name, ranker in rankers.items()} if folders else {}
     found: dict[str, Path] = {}
     for folder in folders:
-        facts = read_facts(folder)
+        facts = read_description(folder)
         fitting = [name for name, own in facts_of.items() if own.items() <= facts.items() and name not in found]
         if not fitting:
             raise ValueError(

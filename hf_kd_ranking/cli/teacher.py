@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from ..artifacts import refuse_existing
 from ..data.rows import load_teacher_scores, sample_triples, write_teacher_scores
 from ..data.runs import read_qrels, read_run
-from ..data.tables import refuse_existing
 from ..data.texts import TextStore
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
-from ..inference import processes
+from ..processes import processes
 from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids

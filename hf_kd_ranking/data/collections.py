@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
+from ..artifacts import cache_folder
 from .runs import Run, read_qrels, read_run
-from .tables import cache_folder
 from .texts import TextStore
 
 DATA_FOLDER = "HF_KD_RANKING_DATA"

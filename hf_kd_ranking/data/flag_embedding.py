@@ -7,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from .tables import building, existing_file, read_jsonl
+from ..artifacts import building, existing_file
+from .tables import read_jsonl
 
 
 class Converted(NamedTuple):

@@ -1,333 +1,378 @@
-"""Teacher rows: loaded from the published files as a memory-mapped table, sampled from candidates, written.
+"""Teacher rows: a query, its documents with the positive first, and the teacher's score of each.
 
-A row is the published five columns `pos_score neg_score query_id pos_id neg_id` (tab separated, no header), or a list
-`query_id, doc_ids, teacher_scores` (JSON lines, Parquet) with one length for the whole file. In memory both are an
-Arrow table on disk (`datasets.Dataset`): 40 million rows cost no resident memory.
+Rows are read from four layouts and have one form in memory, a table of lists on disk (`datasets.Dataset`), so that 40
+million rows cost no resident memory:
+
+| layout | columns | files |
+| --- | --- | --- |
+| pairs, as published | `pos_score neg_score query_id pos_id neg_id` | TSV without header, Parquet |
+| triples without scores | `query_id pos_id neg_id` | TSV without header, Parquet |
+| margins, as on the Hub | `query_id positive_id negative_id score` | Parquet |
+| lists | `query_id doc_ids teacher_scores` | JSON lines, Parquet |
 """
 
 import json
 import os
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
 
-from .runs import Run
+from ..artifacts import building, cache_folder, existing_file, writing
 from .tables import (
-    building,
-    cache_folder,
-    existing_file,
     is_plain_integer,
     nth_line,
     plain_integers,
     read_jsonl,
+    read_lines,
     read_tsv,
     tsv_lines,
     write_arrow,
-    writing,
 )
 
-TEACHER_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
-LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")
+PAIR_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
+TRIPLE_COLUMNS = PAIR_COLUMNS[2:]
 MARGIN_COLUMNS = ("query_id", "positive_id", "negative_id", "score")
-_MARGINS_ONLY = "margins only"
+LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")
+ROWS_AT_ONCE = 1 << 19
 
 
-# ---- Loading --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TeacherRows:
+    """Rows of `query_id`, `doc_ids` (the positive first) and `teacher_scores`, one score per document.
+
+    Lists may differ in length. Ids are int64 where all ids of the source are plain integers (`str(int(x)) == x`), else
+    strings. Rows of triples have no `teacher_scores`.
+
+    Args:
+        rows: the table; `rows[i]` is a dictionary.
+        source: file or data set that the rows came from, for messages.
+        has_only_margins: True if the source has differences of scores: they are the positives' scores, and the
+            negatives have the score 0.
+    """
+
+    rows: datasets.Dataset
+    source: str = "the teacher rows"
+    has_only_margins: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.rows[row]
+
+    @property
+    def has_scores(self) -> bool:
+        """True if the rows have teacher scores."""
+        return "teacher_scores" in self.rows.column_names
+
+    def row_name(self, row: int) -> str:
+        """Return the name of a row as its user knows it: file and line if it came from a text file."""
+        is_text = os.path.isfile(self.source) and Path(self.source).suffix != ".parquet"
+        if is_text:
+            return f"{self.source} line {nth_line(Path(self.source), row)}"
+        return f"{self.source} row {row}"
+
+    def batches(self, names: Sequence[str] | None = None, size: int = ROWS_AT_ONCE) -> Iterator[tuple[int, dict]]:
+        """Read the table some rows at a time.
+
+        Args:
+            names: columns; None for all.
+            size: rows of a batch.
+
+        Yields:
+            The number of the first row, and column name -> Arrow array (of lists for `doc_ids`, `teacher_scores`).
+        """
+        names = list(names or self.rows.column_names)
+        table = self.rows.select_columns(names).with_format("arrow")
+        for start in range(0, len(table), size):
+            batch = table[start : start + size]
+            yield start, {name: batch[name].combine_chunks() for name in names}
+
+    def select(self, rows: Sequence[int]) -> "TeacherRows":
+        """Return some of the rows."""
+        return replace(self, rows=self.rows.select(rows))
 
 
 def load_teacher_scores(
-    path_or_dataset: str | os.PathLike | datasets.Dataset,
-    cache_dir: str | os.PathLike | None = None,
-    streaming: bool = False,
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Load teacher scores as a memory-mapped table of ids and scores, or as a stream of rows.
+    path_or_dataset: "str | os.PathLike | datasets.Dataset | TeacherRows", cache_dir: str | os.PathLike | None = None
+) -> TeacherRows:
+    """Load teacher rows of any layout, see the module, as a memory-mapped table of lists.
 
     Args:
-        path_or_dataset: the published five-column TSV; a `.jsonl` file of list rows; a `.parquet` file or a
-            `datasets.Dataset` with the columns of pair rows or of list rows. A data set with only margins
-            (`query_id, positive_id, negative_id, score`) becomes pos_score = margin, neg_score = 0 and is marked,
-            see `has_only_margins`.
-        cache_dir: where the Arrow file built from a TSV or JSONL file is kept; None is the cache of `datasets`. It is
-            built once for a file's path, size and modification time.
-        streaming: read the rows in their order while they are used, without a table; then the name of a data set on
-            the Hub is taken as well (its split `train`). Shuffle with `.shuffle(seed, buffer_size=...)`. A table is
-            faster, shuffles all rows, and resumes at once.
-
-    Returns:
-        Columns `pos_score, neg_score` (float32), `query_id, pos_id, neg_id`; or `query_id, doc_ids, teacher_scores`.
-        Ids are int64 where all ids of the file are plain integers (`str(int(x)) == x`), else strings; in a stream of a
-        text file always strings.
+        path_or_dataset: a `.tsv` file (plain or compressed), `.jsonl` or `.parquet` file, or a `datasets.Dataset`.
+        cache_dir: folder of the table that is built from a file, once per path, size and modification time; None is
+            the cache of `datasets`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, bad UTF-8,
-            ragged lists, an empty file; or for a data set without the columns.
+        FileNotFoundError: if the file does not exist.
+        ValueError: with file and line or row, for missing columns, a wrong number of columns, a score that is not a
+            finite number, bad UTF-8, lists of fewer than two documents or of unequal length; for no rows.
     """
-    if streaming:
-        return _open_stream(path_or_dataset)
+    if isinstance(path_or_dataset, TeacherRows):
+        return path_or_dataset
     if isinstance(path_or_dataset, datasets.Dataset):
-        return _check_finite(_check_columns(path_or_dataset, "the data set"), "the data set")
+        return _from_dataset(path_or_dataset, "the data set")
     path = existing_file(path_or_dataset, "teacher scores")
-    if path.suffix == ".parquet":
-        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=cache_dir)
-        return _check_finite(_check_columns(dataset, str(path)), str(path))
-    folder = cache_folder(path, "scores", cache_dir)
+    is_parquet = path.suffix == ".parquet"
+    folder = cache_folder(path, "rows", cache_dir)
     if not folder.is_dir():
         with building(folder) as temporary:
-            write_arrow(temporary / "scores.arrow", _read(path), str(path))
-    dataset = datasets.Dataset.from_file(str(folder / "scores.arrow"))
-    dataset.info.description = str(path)
-    return _check_columns(dataset, str(path))
+            batches = _read_parquet(path) if is_parquet else _read_text(path)
+            write_arrow(temporary / "rows.arrow", batches, str(path))
+    table = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    has_only_margins = is_parquet and _layout(pa.parquet.read_schema(path).names, str(path)) == MARGIN_COLUMNS
+    return TeacherRows(table, str(path), has_only_margins)
 
 
-def has_only_margins(dataset: datasets.Dataset) -> bool:
-    """Say whether teacher rows came from a source of margins, so that single scores mean nothing."""
-    return dataset.info.description.startswith(_MARGINS_ONLY)
+# ---- Data sets and Parquet ------------------------------------------------------------------------------------------
 
 
-def row_name(dataset: datasets.Dataset, row: int) -> str:
-    """Name a row of teacher scores as its user knows it: file and line where it came from a file."""
-    source = dataset.info.description
-    is_file = os.path.isfile(source)  # any description: Path.is_file raises on a long one
-    return f"{source} line {nth_line(Path(source), row)}" if is_file else f"row {row} of the teacher scores"
+def _layout(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return the columns of the layout that a table has."""
+    for layout in (LIST_COLUMNS, PAIR_COLUMNS, MARGIN_COLUMNS, TRIPLE_COLUMNS, LIST_COLUMNS[:2]):
+        if set(layout) <= set(names):
+            return layout
+    raise ValueError(
+        f"{source} has the columns {', '.join(names)}; teacher rows need {', '.join(PAIR_COLUMNS)}, "
+        f"{', '.join(LIST_COLUMNS)}, or margins ({', '.join(MARGIN_COLUMNS)})."
+    )
 
 
-def arrow_batches(
-    dataset: datasets.Dataset, names: Sequence[str], batch_size: int = 1_000_000
-) -> Iterator[tuple[int, dict[str, pa.Array]]]:
-    """Columns of a table some rows at a time, each with the first of its rows."""
-    table = dataset.select_columns(list(names)).with_format("arrow")
-    for start in range(0, len(dataset), batch_size):
-        batch = table[start : start + batch_size]
-        yield start, {name: batch[name].combine_chunks() for name in names}
-
-
-def column_batches(dataset: datasets.Dataset, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Columns of teacher rows some rows at a time, (N,), or (N, n) of lists; strings as objects."""
-    for _, columns in arrow_batches(dataset, names):
-        yield {
-            name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-            if pa.types.is_list(column.type)
-            else column.to_numpy(zero_copy_only=False)
-            for name, column in columns.items()
-        }
-
-
-def _open_stream(name: str | os.PathLike) -> datasets.IterableDataset:
-    path = Path(name)
-    if path.exists() or {".tsv", ".txt", ".jsonl", ".json", ".parquet"} & set(path.suffixes) or len(path.parts) > 2:
-        existing_file(path, "teacher scores")
-        if path.suffix != ".parquet":
-            return datasets.IterableDataset.from_generator(_rows, gen_kwargs={"path": path})
-        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-    return datasets.load_dataset(str(name), split="train", streaming=True)
-
-
-def _rows(path: Path) -> Iterator[dict]:
-    for batch in _read(path, as_strings=True):
-        yield from batch.to_pylist()
-
-
-def _read(path: Path, as_strings: bool = False) -> Iterator[pa.RecordBatch]:
-    is_lists = {".jsonl", ".json"} & set(path.suffixes)
-    return _read_lists(path, as_strings) if is_lists else _read_pairs(path, as_strings)
-
-
-def _check_columns(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
-    columns = set(dataset.column_names)
+def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
+    layout = _layout(dataset.column_names, source)
     if len(dataset) == 0:
         raise ValueError(f"{source} holds no teacher rows; at least one is needed.")
-    if columns >= set(TEACHER_COLUMNS) or columns >= set(LIST_COLUMNS):
-        return dataset
-    if columns >= set(MARGIN_COLUMNS):
-        dataset = dataset.rename_columns({"positive_id": "pos_id", "negative_id": "neg_id", "score": "pos_score"})
-        dataset = dataset.add_column("neg_score", np.zeros(len(dataset), dtype=np.float32))
-        dataset.info.description = f"{_MARGINS_ONLY}: {source}"
-        return dataset
-    raise ValueError(
-        f"{source} has the columns {', '.join(dataset.column_names)}; teacher rows need {', '.join(TEACHER_COLUMNS)} "
-        f"or {', '.join(LIST_COLUMNS)} (or margins: {', '.join(MARGIN_COLUMNS)})."
-    )
+    table = dataset.select_columns(list(layout)).with_format("arrow")
+    start = 0
+    for batch in table.iter(ROWS_AT_ONCE):
+        _check_table(batch, start, source)
+        start += len(batch)
+    if "doc_ids" not in layout:
+        table = table.map(_as_lists, batched=True, batch_size=ROWS_AT_ONCE, remove_columns=table.column_names)
+    return TeacherRows(table.with_format(None), source, layout == MARGIN_COLUMNS)
 
 
-def _check_finite(dataset: datasets.Dataset, source: str) -> datasets.Dataset:
-    """Text files are checked as they are read; tables here."""
-    names = [name for name in ("pos_score", "neg_score", "teacher_scores") if name in dataset.column_names]
-    for start, columns in arrow_batches(dataset, names):
-        for name, column in columns.items():
-            values = column.flatten() if name == "teacher_scores" else column
-            bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
-            if len(bad):
-                row = start + bad[0] // (len(values) // len(column))
-                raise ValueError(f"{source} row {row}: {name} must be finite numbers, got {values[int(bad[0])]}.")
-    return dataset
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    file = pa.parquet.ParquetFile(path)
+    layout = _layout(file.schema_arrow.names, str(path))
+    start = 0
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(layout)):
+        table = pa.Table.from_batches([batch]).select(list(layout))
+        _check_table(table, start, str(path))
+        start += len(batch)
+        lists = table if "doc_ids" in layout else _as_lists(table)
+        yield from lists.combine_chunks().to_batches()
 
 
-def _read_pairs(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
-    types = {"pos_score": pa.float32(), "neg_score": pa.float32()}
-    types |= {name: pa.string() for name in TEACHER_COLUMNS[2:]}
-    are_integers = not as_strings and all(
-        plain_integers(batch[name]) is not None for batch in read_tsv(path, types) for name in TEACHER_COLUMNS[2:]
-    )
+def _check_table(table: pa.Table, start: int, source: str) -> None:
+    """Refuse scores that are not finite, missing values, and lists that do not belong together."""
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        values = column.flatten() if pa.types.is_nested(column.type) else column
+        if column.null_count or values.null_count:
+            row = column.is_null().index(True).as_py() if column.null_count else 0
+            raise ValueError(f"{source} row {start + max(row, 0)}: {name} has a missing value.")
+        if "score" in name:
+            _check_finite(column, values, start, source, name)
+    if "teacher_scores" in table.column_names:
+        lengths = pc.list_value_length(table["doc_ids"]).to_numpy()
+        scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
+        bad = np.flatnonzero((lengths != scores) | (lengths < 2))
+        if len(bad):
+            row = int(bad[0])
+            raise ValueError(
+                f"{source} row {start + row}: {lengths[row]} doc_ids and {scores[row]} teacher_scores; needed one "
+                "score per document, and at least two documents."
+            )
+
+
+def _check_finite(column: pa.Array, values: pa.Array, start: int, source: str, name: str) -> None:
+    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        raise ValueError(f"{source}: the column {name} must hold numbers, got {values.type}.")
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
+    if len(bad) == 0:
+        return
+    place = int(bad[0])
+    row = place
+    if pa.types.is_nested(column.type):
+        row = int(np.searchsorted(np.cumsum(pc.list_value_length(column).to_numpy()), place, side="right"))
+    raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[place]}.")
+
+
+def _as_lists(table: pa.Table) -> pa.Table:
+    """Turn pairs, triples or margins into lists of two."""
+    names = set(table.column_names)
+    positive, negative = ("positive_id", "negative_id") if "positive_id" in names else ("pos_id", "neg_id")
+    columns = {"query_id": table["query_id"], "doc_ids": _interleaved(table[positive], table[negative])}
+    if "score" in names:
+        zeros = pa.array(np.zeros(len(table), dtype=np.float32))
+        columns["teacher_scores"] = _interleaved(table["score"].cast(pa.float32()), zeros)
+    elif "pos_score" in names:
+        scores = [table[name].cast(pa.float32()) for name in PAIR_COLUMNS[:2]]
+        columns["teacher_scores"] = _interleaved(*scores)
+    return pa.table(columns)
+
+
+def _interleaved(first: pa.Array | pa.ChunkedArray, second: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+    """Return lists [first[i], second[i]]."""
+    first, second = (part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in (first, second))
+    count = len(first)
+    order = np.arange(2 * count).reshape(2, count).T.ravel()  # 0, N, 1, N + 1, ...
+    values = pa.concat_arrays([first, second.cast(first.type)]).take(pa.array(order))
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)), values)
+
+
+# ---- Text files -----------------------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> Iterator[pa.RecordBatch]:
+    if {".jsonl", ".json"} & set(path.suffixes):
+        yield from _read_lists(path)
+        return
+    types = _column_types(path)
+    are_integers = True
     for batch in read_tsv(path, types):
-        ids = {name: batch[name].cast(pa.int64()) if are_integers else batch[name] for name in TEACHER_COLUMNS[2:]}
-        yield pa.RecordBatch.from_pydict({name: batch[name] for name in TEACHER_COLUMNS[:2]} | ids)
+        if any(plain_integers(batch[name]) is None for name in TRIPLE_COLUMNS):
+            are_integers = False
+            break
+    for batch in read_tsv(path, types):
+        table = pa.Table.from_batches([batch])
+        if are_integers:
+            for name in TRIPLE_COLUMNS:
+                table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.int64()))
+        yield from _as_lists(table).to_batches()
 
 
-def _read_lists(path: Path, as_strings: bool) -> Iterator[pa.RecordBatch]:
-    rows: list[dict] = []
-    length = None
-    are_integers = not as_strings and all(
-        is_plain_integer(str(i)) for _, row in read_jsonl(path) for i in _ids_of(row)
-    )
-    convert = int if are_integers else str
+def _column_types(path: Path) -> dict[str, pa.DataType]:
+    """Return three columns of ids, or five with scores before them, by the first line that is not blank."""
+    width = 0
+    for _, text in read_lines(path):
+        if text.strip():
+            width = text.count("\t") + 1
+            break
+    names = TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else PAIR_COLUMNS
+    types = {}
+    for name in names:
+        types[name] = pa.float32() if "score" in name else pa.string()
+    return types
+
+
+def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
+    are_integers = True
     for line, row in read_jsonl(path):
-        if missing := [name for name in LIST_COLUMNS if name not in row]:
-            raise ValueError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
-        scores, ids = row["teacher_scores"], row["doc_ids"]
-        if not isinstance(scores, list) or not isinstance(ids, list):
-            raise ValueError(
-                f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}."
-            )
-        length = len(ids) if length is None else length
-        if not len(scores) == len(ids) == length or length < 2:
-            raise ValueError(
-                f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores, where the file's lists "
-                f"have {length}; all lists must have one length of at least 2. Cut or drop the odd ones first."
-            )
-        if not _are_finite(scores):
-            raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
+        _check_list(path, line, row)
+        if not all(is_plain_integer(str(i)) for i in (row["query_id"], *row["doc_ids"])):
+            are_integers = False
+    kind = pa.int64() if are_integers else pa.string()
+    convert = int if are_integers else str
+    fields = [("query_id", kind), ("doc_ids", pa.list_(kind)), ("teacher_scores", pa.list_(pa.float32()))]
+    schema = pa.schema(fields)
+    rows: list[dict] = []
+    for _, row in read_jsonl(path):
+        doc_ids = [convert(i) for i in row["doc_ids"]]
         rows.append(
-            {"query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in ids], "teacher_scores": scores}
+            {"query_id": convert(row["query_id"]), "doc_ids": doc_ids, "teacher_scores": row["teacher_scores"]}
         )
         if len(rows) == 10_000:
-            yield _list_batch(rows, are_integers)
+            yield pa.RecordBatch.from_pylist(rows, schema=schema)
             rows = []
     if rows:
-        yield _list_batch(rows, are_integers)
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _are_finite(scores: list) -> bool:
-    try:
-        return bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
-    except (TypeError, ValueError):
-        return False
-
-
-def _list_batch(rows: list[dict], are_integers: bool) -> pa.RecordBatch:
-    kind = pa.int64() if are_integers else pa.string()
-    fields = [("query_id", kind), ("doc_ids", pa.list_(kind)), ("teacher_scores", pa.list_(pa.float32()))]
-    return pa.RecordBatch.from_pylist(rows, schema=pa.schema(fields))
-
-
-def _ids_of(row: dict) -> list:
-    ids = row.get("doc_ids")
-    return [row.get("query_id", ""), *(ids if isinstance(ids, list) else ())]
-
-
-# ---- Sampling -------------------------------------------------------------------------------------------------------
-
-
-def sample_triples(
-    run: Run,
-    qrels: Mapping[str, Mapping[str, int]],
-    per_query: int = 1,
-    minimum_grade: int = 1,
-    ranks: tuple[int, int] | None = None,
-    teacher: Run | None = None,
-    teacher_margin: float = 0.0,
-    seed: int = 42,
-) -> datasets.Dataset:
-    """Sample (query, positive, negative) ids: a judged positive, and a candidate that is not judged relevant.
-
-    Args:
-        run: candidates, for example BM25's; hard negatives come from here.
-        qrels: query_id -> {doc_id: grade}.
-        per_query: triples a query; fewer where it has fewer distinct ones.
-        minimum_grade: a document is a positive from this grade on; those of lower grades above 0 are neither.
-        ranks: first and last rank, from 1, of the run that negatives come from; None takes all.
-        teacher: a teacher's scores of positives and candidates (see `score_teacher`); with it, negatives scored above
-            their positive's score minus `teacher_margin` are taken for unjudged positives and left out.
-        teacher_margin: in units of the teacher's scores.
-        seed: of the sampling, which depends on nothing else.
-
-    Returns:
-        Columns `query_id, pos_id, neg_id` (strings), in the run's order of queries. Queries without a positive or
-        without a negative give no row.
-
-    Raises:
-        ValueError: if no query gives a triple, or ranks are none.
-        KeyError: if the teacher did not score a document that is needed.
-    """
-    first, last = ranks or (1, None)
-    if first < 1 or (last is not None and last < first):
-        raise ValueError(f"ranks are a first and a last rank from 1 on, got {ranks}.")
-    rows: list[tuple[str, str, str]] = []
-    for query_id, ranking in run.items():
-        grades = qrels.get(query_id, {})
-        positives = [doc_id for doc_id, grade in grades.items() if grade >= minimum_grade]
-        negatives = [doc_id for doc_id, _ in ranking[first - 1 : last] if grades.get(doc_id, 0) <= 0]
-        pairs = [(positive, negative) for positive in positives for negative in negatives]
-        if teacher is not None and pairs:
-            pairs = _without_unjudged_positives(query_id, pairs, teacher, teacher_margin)
-        rng = random.Random(f"{seed} {query_id}")
-        rows += [(query_id, *pair) for pair in rng.sample(pairs, min(per_query, len(pairs)))]
-    if not rows:
+def _check_list(path: Path, line: int, row: dict) -> None:
+    missing = [name for name in LIST_COLUMNS if name not in row]
+    if missing:
+        raise ValueError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
+    ids, scores = row["doc_ids"], row["teacher_scores"]
+    if not isinstance(scores, list) or not isinstance(ids, list):
+        raise ValueError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
+    if len(scores) != len(ids) or len(ids) < 2:
         raise ValueError(
-            f"No triple: none of the {len(run)} queries of the run has both a document of grade >= {minimum_grade} in "
-            "the qrels and another candidate that is left; do run and qrels use the same query ids?"
+            f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; needed one score per document, "
+            "and at least two documents."
         )
-    return datasets.Dataset.from_dict(
-        dict(zip(("query_id", "pos_id", "neg_id"), zip(*rows, strict=True), strict=True))
-    )
-
-
-def _without_unjudged_positives(
-    query_id: str, pairs: list[tuple[str, str]], teacher: Run, margin: float
-) -> list[tuple[str, str]]:
-    scores = dict(teacher.get(query_id, ()))
-    if missing := [doc_id for pair in pairs for doc_id in pair if doc_id not in scores]:
-        count = len(set(missing))
-        raise KeyError(
-            f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({count} are missing); score a "
-            "run that holds the positives too."
-        )
-    return [(positive, negative) for positive, negative in pairs if scores[negative] <= scores[positive] - margin]
+    try:
+        are_finite = bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
+    except (TypeError, ValueError):
+        are_finite = False
+    if not are_finite:
+        raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------
 
 
-def write_teacher_scores(rows: datasets.Dataset, path: str | os.PathLike) -> None:
-    """Write teacher rows or triples, in the columns that they have: `.parquet`, `.jsonl` (lists), else TSV.
+def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
+    """Write teacher rows: `.jsonl` and `.parquet` take every row, `.tsv` rows of two documents.
+
+    Rows of two documents are written in the layout of pairs, byte for byte as they are published, margins and triples
+    in theirs; Parquet has lists where a row has more than two documents.
 
     Raises:
-        ValueError: if lists are to become TSV, pairs JSON lines, or margins anything but Parquet.
+        ValueError: if a layout cannot hold the rows: longer lists in TSV, margins anywhere but in Parquet, triples in
+            JSON lines.
     """
     path = Path(path)
-    if has_only_margins(rows):
-        if path.suffix != ".parquet":
-            raise ValueError(f"{path}: only .parquet can say that rows hold margins and not scores.")
-        rows = rows.remove_columns("neg_score").rename_columns(
-            {"pos_score": "score", "pos_id": "positive_id", "neg_id": "negative_id"}
-        )
+    if rows.has_only_margins and path.suffix != ".parquet":
+        raise ValueError(f"{path}: only .parquet can say that rows hold margins and not scores.")
+    if path.suffix == ".jsonl":
+        if not rows.has_scores:
+            raise ValueError(f"{path}: rows without scores are written as .tsv or .parquet.")
+        with writing(path) as file:
+            for row in rows.rows:
+                file.write(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n")
+        return
+    are_pairs = _are_pairs(rows)
     if path.suffix == ".parquet":
         with writing(path, "wb") as file:
-            rows.to_parquet(file)
+            _write_parquet(rows, file, are_pairs)
         return
-    if path.suffix == ".jsonl":
-        if "doc_ids" not in rows.column_names:
-            raise ValueError(f"{path}: JSON lines hold lists; write pairs as .tsv or .parquet.")
-        with writing(path) as file:
-            file.writelines(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n" for row in rows)
-        return
-    if "doc_ids" in rows.column_names:
-        raise ValueError(f"{path}: lists do not fit into columns; write .jsonl or .parquet.")
-    names = [name for name in TEACHER_COLUMNS if name in rows.column_names]
+    if not are_pairs:
+        raise ValueError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
     with writing(path, "wb") as file:
-        for _, columns in arrow_batches(rows, names, 1 << 17):
-            file.writelines(tsv_lines([*columns.values()]))
+        for _, columns in rows.batches(size=1 << 17):
+            file.writelines(tsv_lines([*as_pairs(columns).values()]))
+
+
+def as_pairs(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """Return the columns of pairs (scores first, as published) from those of lists of two."""
+    pairs = {}
+    if "teacher_scores" in columns:
+        pairs["pos_score"] = pc.list_element(columns["teacher_scores"], 0)
+        pairs["neg_score"] = pc.list_element(columns["teacher_scores"], 1)
+    pairs["query_id"] = columns["query_id"]
+    pairs["pos_id"] = pc.list_element(columns["doc_ids"], 0)
+    pairs["neg_id"] = pc.list_element(columns["doc_ids"], 1)
+    return pairs
+
+
+def _are_pairs(rows: TeacherRows) -> bool:
+    for _, columns in rows.batches(["doc_ids"]):
+        if not pc.all(pc.equal(pc.list_value_length(columns["doc_ids"]), 2)).as_py():
+            return False
+    return True
+
+
+def _write_parquet(rows: TeacherRows, file: object, are_pairs: bool) -> None:
+    writer = None
+    for _, columns in rows.batches():
+        if rows.has_only_margins:
+            pairs = as_pairs(columns)
+            columns = {
+                name: pairs[own] for name, own in zip(MARGIN_COLUMNS, (*TRIPLE_COLUMNS, "pos_score"), strict=True)
+            }
+        elif are_pairs:
+            columns = as_pairs(columns)
+        table = pa.table(columns)
+        if writer is None:
+            writer = pa.parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    writer.close()

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from .tables import existing_file, nth_line, number, open_binary, plain_integers, read_lines, writing
+from ..artifacts import existing_file, writing
+from .tables import nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
 

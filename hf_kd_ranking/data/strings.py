@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from .tables import existing_file
+from ..artifacts import existing_file
 
 
 def write_strings(path: Path, arrays: Iterator[pa.Array]) -> int:

@@ -3,40 +3,19 @@
 Readers name file and line in every error; writers give a file its name only when it is complete.
 """
 
-import hashlib
 import io
 import itertools
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # what str() makes of integers of 64 bits
-
-
-def existing_file(path: str | os.PathLike, what: str) -> Path:
-    """The path of a file that must be there and hold something.
-
-    Raises:
-        FileNotFoundError: if it is not there, or is a folder.
-        ValueError: if it is empty.
-    """
-    path = Path(path)
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"The {what} file {path} {kind}; give the path of the file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"The {what} file {path} is empty.")
-    return path
 
 
 def open_binary(path: Path) -> io.BufferedIOBase:
@@ -181,59 +160,6 @@ def plain_integers(ids: pa.Array) -> np.ndarray | None:
         return ids.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         return None
-
-
-def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None) -> Path:
-    """Where what is built from a file is kept: it depends on the file's path, size and modification time."""
-    status = path.stat()
-    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{kind}|1"
-    root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking"
-    return root / f"{path.stem}-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes its name when the block ends well, and is gone when it does not."""
-    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        try:
-            temporary.rename(folder)  # onto nothing, or an empty folder
-        except OSError:
-            if not folder.is_dir():  # otherwise another process has built the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
-    """A UTF-8 text file, or with mode "wb" a binary one, that takes its name when the block ends well."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    try:
-        with temporary.open(mode, **text) as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
-    """Keep what is there unless told otherwise.
-
-    Raises:
-        FileExistsError: if the path exists and is not to be replaced.
-        FileNotFoundError: if the folder that it is to stand in does not exist.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; give another output, or --overwrite (overwrite=True) to replace it.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}, the folder of the output {path.name}, does not exist; create it.")
 
 
 def tsv_lines(columns: Sequence[pa.Array]) -> tuple[memoryview, bytes]:

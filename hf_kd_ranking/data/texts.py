@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from ..artifacts import building, cache_folder, existing_file
 from .ids import Id, IdIndex, open_ids
 from .strings import open_strings, write_strings
-from .tables import building, cache_folder, existing_file, read_jsonl, read_tsv
+from .tables import read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 

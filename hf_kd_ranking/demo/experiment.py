@@ -11,8 +11,8 @@ from pathlib import Path
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from ..artifacts import writing
 from ..data.runs import read_qrels, write_qrels
-from ..data.tables import writing
 from ..data.texts import TextStore
 from ..distillation.job import TEACHER, DistillJob
 from ..distillation.outcome import distill, outcome_text

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers.hf_argparser import HfArg
 
+from ..artifacts import existing_file
+from ..artifacts import file_digest as digest
 from ..data.rows import column_batches, load_teacher_scores
 from ..data.runs import read_qrels, read_run
-from ..data.tables import existing_file, read_lines
+from ..data.tables import read_lines
 from ..data.texts import TextStore
 from ..evaluation.metrics import parse_measures
-from ..hub.manifest import digest
 from ..losses import IN_BATCH, READ_LISTS, get_losses
 from ..models import ARCHITECTURES
 from ..training.job import json_option

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import set_seed
 
+from ..artifacts import building, writing
 from ..data.runs import Run, read_qrels, read_run, write_run
-from ..data.tables import building, writing
 from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import against, holm, paired_t_test

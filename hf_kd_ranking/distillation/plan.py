@@ -242,7 +242,7 @@ def _probe(parts: Distillation, architecture: str, is_teacher: bool) -> _Probe:
     ranker = Ranker(model.eval(), tokenizer)
     query, passages = _some(parts.queries, 1), _some(parts.documents, SCORED_PAIRS)
     pair = _seconds(lambda: ranker.score(query * SCORED_PAIRS, passages)) / SCORED_PAIRS
-    is_apart = model.config.encodes_documents_alone
+    is_apart = model.config.is_storable
     passage = _seconds(lambda: ranker.encode_documents(passages)) / SCORED_PAIRS if is_apart else None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     activations = max(peak_mb() * 2**20 - before - 16 * parameters, 0) / batch * parts.job.batch_size

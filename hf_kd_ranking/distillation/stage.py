@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.tables import writing
+from ..artifacts import writing
 
 FILE = "stage.json"
 

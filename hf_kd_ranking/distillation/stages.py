@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from ..artifacts import writing
 from ..data.rows import column_batches, load_teacher_scores, sample_triples, write_teacher_scores
 from ..data.runs import Run, read_run, write_qrels, write_run
-from ..data.tables import writing
 from ..data.texts import TextStore
 from ..evaluation.metrics import evaluate_run
-from ..inference import processes
 from ..models import ARCHITECTURES
+from ..processes import processes
 from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import fuse_runs
 from ..teachers.ensemble import ensemble_teachers

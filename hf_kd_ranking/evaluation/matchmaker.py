@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..artifacts import existing_file
 from ..data.runs import Run
-from ..data.tables import existing_file, read_lines
+from ..data.tables import read_lines
 
 if TYPE_CHECKING:
     from ir_measures.measures import Measure

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .manifest import digest
+from ..artifacts import file_digest
 
 TEMPLATE = Path(__file__).parent / "templates" / "teacher_scores.md"
 FILE = "teacher_scores.parquet"
@@ -42,7 +42,7 @@ def write_dataset_card(
         configs=[{"config_name": "default", "data_files": FILE}],
         size_categories=[size_category(rows)],
     )
-    sha256 = digest(path)
+    sha256 = file_digest(path)
     card = DatasetCard.from_template(
         metadata,
         template_path=str(TEMPLATE),

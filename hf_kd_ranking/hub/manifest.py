@@ -3,7 +3,6 @@
 The model card is written from it, and publishing refuses a folder whose weights are not those that were measured.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..data.tables import writing
+from ..artifacts import file_digest, writing
 
 FILE = "manifest.json"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # an access token of the Hub
@@ -71,7 +70,7 @@ def write_manifest(
         "command": public_command(sys.argv),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "files": {
-            name: {"name": Path(path).name, "sha256": digest(path) if Path(path).is_file() else None}
+            name: {"name": Path(path).name, "sha256": file_digest(path) if Path(path).is_file() else None}
             for name, path in files.items()
             if path is not None
         },
@@ -130,10 +129,4 @@ def public_command(parts: Sequence[str]) -> list[str]:
 
 def weight_digests(folder: str | os.PathLike) -> dict[str, str]:
     """File name -> sha256 of a checkpoint's weights."""
-    return {path.name: digest(path) for path in sorted(Path(folder).glob("*.safetensors"))}
-
-
-def digest(path: str | os.PathLike) -> str:
-    """The sha256 of a file, hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: file_digest(path) for path in sorted(Path(folder).glob("*.safetensors"))}

@@ -12,26 +12,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import CONFIG_MAPPING
 
-from ..data.tables import writing
+from ..artifacts import writing
 from .manifest import read_manifest, save_manifest
 
 TEMPLATE = Path(__file__).parent / "templates" / "ranker.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# By model_type: two sentences.
-ARCHITECTURE = {
-    "BERT_Cat": "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
-    "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored ahead of the query.",
-    "BERT_Dot": "BERT_DOT ranker: one encoder makes one vector of a query and one of a document, and the score is "
-    "their dot product. Document vectors are stored ahead of the query and can be searched by an index.",
-    "ColBERT": "ColBERT ranker: one encoder makes a vector of every term, and the score sums, over the query's terms, "
-    "the largest dot product with a document's term. Term vectors are stored ahead of the query.",
-    "PreTTR": "PreTTR ranker: an encoder that reads query and document apart in its lower layers and together in its "
-    "upper ones; the score is linear in the [CLS] vector. The document's lower states are stored ahead of the query.",
-    "TK": "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all pairs "
-    "of query and document terms. It needs no pretrained encoder; term vectors are stored ahead of the query.",
-}
 UNMEASURED = (
     "Not measured with these weights. `hf-kd-ranking benchmark` measures latency, memory and bytes a passage; the "
     "architectures' typical ratios are in hf_kd_ranking's README."
@@ -128,7 +116,7 @@ def write_card(folder: str | os.PathLike, facts: Mapping[str, Any]) -> Path:
         template_path=str(TEMPLATE),
         **{
             **facts,
-            "architecture": ARCHITECTURE[facts["model_type"]],
+            "architecture": CONFIG_MAPPING[facts["model_type"]].summary,
             "results": _results_table(results),
             "settings": "\n".join(f"| {name} | {value} |" for name, value in facts["settings"].items()),
             "rows": f"{facts['rows']:,}",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.tables import building, refuse_existing
+from ..artifacts import building, refuse_existing
 from ..models import RankerConfig, RankerModel
 from ..ranker import Ranker
 from . import onnx

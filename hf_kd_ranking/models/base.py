@@ -63,12 +63,18 @@ class RankerConfig(PreTrainedConfig):
         ValueError: if the lengths do not fit the model's positions.
     """
 
-    # How texts become inputs, by architecture; an architecture that lets the user choose has a field of the name.
+    # What an architecture can do, declared once. Where the user may choose, the config has a field or a property.
+    summary: ClassVar[str] = ""  # two sentences for the model card
     joins_texts: ClassVar[bool] = False  # query and document are read as one sequence
     adds_special_tokens: ClassVar[bool] = True  # [CLS] and [SEP]
     query_augmentation: ClassVar[int] = 0  # [MASK] tokens after a query
-    # False where a document has no vectors, or they depend on the query, so that they cannot be stored ahead of it.
-    encodes_documents_alone: ClassVar[bool] = True
+    vectors_per_text: ClassVar[Literal["none", "one", "per_token", "sparse"]] = "per_token"
+    # How vectors are compared; "layers" are layers of the model, which no index can search by.
+    similarity: ClassVar[Literal["dot", "max_sim", "layers"] | None] = "layers"
+    # How a query token matches a document token, where the match can be shown to a user.
+    token_similarity: ClassVar[Literal["dot", "cosine"] | None] = None
+    # False where a document has no vectors, or they depend on the query: they cannot be stored in advance.
+    is_storable: ClassVar[bool] = True
 
     max_query_length: int = 30
     max_document_length: int = 200
@@ -105,6 +111,11 @@ class RankerConfig(PreTrainedConfig):
                     f"{name} is {length} tokens, but the encoder ({self.get_text_config().model_type}) has positions "
                     f"for {self.max_positions}; lower the lengths or take an encoder that reads longer texts."
                 )
+
+    @property
+    def is_searchable(self) -> bool:
+        """True if an index of the stored vectors can search a whole collection."""
+        return self.is_storable and self.similarity in ("dot", "max_sim")
 
     def sequence_lengths(self) -> dict[str, int]:
         """What the longest sequences are made of -> their length in tokens."""

@@ -26,8 +26,14 @@ class BertCatConfig(EncoderRankerConfig):
     """
 
     model_type = "BERT_Cat"
+    summary: ClassVar[str] = (
+        "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
+        "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored in advance."
+    )
     joins_texts: ClassVar[bool] = True
-    encodes_documents_alone: ClassVar[bool] = False
+    vectors_per_text: ClassVar[str] = "none"
+    similarity: ClassVar[str | None] = None
+    is_storable: ClassVar[bool] = False
 
     problem_type: str | None = "regression"
     head_activation: Literal["tanh", "relu", "gelu"] | None = None

@@ -5,7 +5,7 @@ can search it.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -26,6 +26,12 @@ class BertDotConfig(EncoderRankerConfig):
     """
 
     model_type = "BERT_Dot"
+    summary: ClassVar[str] = (
+        "BERT_DOT ranker: one encoder makes one vector of a query and one of a document, and the score is "
+        "their dot product. Document vectors are stored in advance and can be searched by an index."
+    )
+    vectors_per_text: ClassVar[str] = "one"
+    similarity: ClassVar[str | None] = "dot"
 
     pooling: Literal["cls", "mean"] = "cls"
     compression_dim: int | None = None

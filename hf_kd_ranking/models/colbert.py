@@ -5,6 +5,7 @@ the paper's model does not normalise vectors. One vector a term is stored ahead 
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ class ColBERTConfig(EncoderRankerConfig):
     """
 
     model_type = "ColBERT"
+    summary: ClassVar[str] = (
+        "ColBERT ranker: one encoder makes a vector of every token, and the score sums, over the query's "
+        "tokens, the largest dot product with a document's token. Token vectors are stored in advance."
+    )
+    similarity: ClassVar[str | None] = "max_sim"
+    token_similarity: ClassVar[str | None] = "dot"
 
     compression_dim: int = 768
     query_augmentation: int = 8

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .base import RankerModel
 from .bert_cat import BertCat
@@ -14,13 +14,29 @@ from .foreign import load_foreign
 from .prettr import PreTTR
 from .tk import TK, TRAINING_CONFIG
 
-ARCHITECTURES: dict[str, type[RankerModel]] = {
-    "bert_cat": BertCat,
-    "bert_dot": BertDot,
-    "colbert": ColBERT,
-    "prettr": PreTTR,
-    "tk": TK,
-}
+ARCHITECTURES: dict[str, type[RankerModel]] = {}
+AUTO_CLASSES = {"AutoModel": AutoModel, "AutoModelForSequenceClassification": AutoModelForSequenceClassification}
+
+
+def register_ranker(architecture: str, model_class: type[RankerModel]) -> None:
+    """Make an architecture known to this package by a short name, and to transformers' Auto classes by its config.
+
+    Here and not in the models' files, which also run as remote code, where they must not register themselves.
+    """
+    ARCHITECTURES[architecture] = model_class
+    AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
+    for name in model_class.auto_classes:
+        AUTO_CLASSES[name].register(model_class.config_class, model_class)
+
+
+for _architecture, _model_class in (
+    ("bert_cat", BertCat),
+    ("bert_dot", BertDot),
+    ("colbert", ColBERT),
+    ("prettr", PreTTR),
+    ("tk", TK),
+):
+    register_ranker(_architecture, _model_class)
 
 
 def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None, **overrides: Any) -> RankerModel:
@@ -59,8 +75,6 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             f"{name_or_path} is a plain {described}: say which ranker to build on it, "
             f"architecture={'|'.join(ARCHITECTURES)}."
         )
-    if architecture == "tk":
-        return TK.from_embeddings(name_or_path, **overrides)
     return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
 
 

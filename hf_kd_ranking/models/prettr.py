@@ -6,7 +6,7 @@ the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` a
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -36,6 +36,11 @@ class PreTTRConfig(EncoderRankerConfig):
     """
 
     model_type = "PreTTR"
+    summary: ClassVar[str] = (
+        "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together "
+        "in its upper ones; the score is linear in the [CLS] vector. The document's lower states are stored "
+        "in advance."
+    )
 
     join_layer_idx: int = 3
     document_position_offset: int | Literal["query_length", "query_width"] | None = None
@@ -54,20 +59,20 @@ class PreTTRConfig(EncoderRankerConfig):
             raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
         if not 0 <= self.join_layer_idx <= depth:
             raise ValueError(f"join_layer_idx must be 0..{depth}, the encoder's layers; got {self.join_layer_idx}.")
-        if self.encodes_documents_alone and self.document_position_offset < 0:
+        if self.is_storable and self.document_position_offset < 0:
             raise ValueError(f"document_position_offset must not be negative, got {self.document_position_offset}.")
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
         """Query, document, and where the document ends; its [CLS] is dropped."""
-        if self.encodes_documents_alone:
+        if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
         else:
             start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         return super().sequence_lengths() | {f"{name} + max_document_length - 1": start + self.max_document_length - 1}
 
     @property
-    def encodes_documents_alone(self) -> bool:
+    def is_storable(self) -> bool:
         """False where a document's positions depend on the query."""
         return isinstance(self.document_position_offset, int)
 
@@ -165,7 +170,7 @@ class PreTTR(EncoderRanker):
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
         """Position of each document's first term, (N,); checked against the encoder's positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
-        if self.config.encodes_documents_alone:
+        if self.config.is_storable:
             furthest, offsets = offset, ids.new_full((ids.shape[0],), offset)
         elif query is None:
             raise ValueError(

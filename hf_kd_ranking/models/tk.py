@@ -51,6 +51,12 @@ class TKConfig(RankerConfig):
     """
 
     model_type = "TK"
+    summary: ClassVar[str] = (
+        "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all "
+        "pairs of query and document tokens. It needs no pretrained encoder; token vectors are stored in "
+        "advance."
+    )
+    token_similarity: ClassVar[str | None] = "cosine"
     adds_special_tokens: ClassVar[bool] = False
 
     vocab_size: int = 30_522
@@ -164,6 +170,11 @@ class TK(RankerModel):
         if module is self.kernel_bin_weights:
             init.uniform_(module.weight, -0.014, 0.014)  # the authors'; logarithms of counts are large
         # All other layers keep torch's own initialisation.
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str | os.PathLike, **config: Any) -> "TK":
+        """Build a fresh TK on an encoder's word embeddings or a file of word vectors, see `from_embeddings`."""
+        return cls.from_embeddings(name_or_path, **config)
 
     @classmethod
     def from_embeddings(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":

@@ -86,7 +86,7 @@ def _prepare(load: Callable[[], Ranker], queries: Sequence[str], documents: Sequ
         "bytes_per_passage": None,
         "passages_per_second": None,
     }
-    if model.config.encodes_documents_alone:
+    if model.config.is_storable:
         start = time.perf_counter()
         stored = ranker.encode_documents(documents)
         facts["passages_per_second"] = len(documents) / (time.perf_counter() - start)

@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from ..data.tables import refuse_existing, writing
+from ..artifacts import refuse_existing, writing
 
 INK = "#1d2025"
 # Each has a contrast of 3 : 1 or more on the page's white and on its dark grey.

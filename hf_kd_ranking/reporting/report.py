@@ -29,8 +29,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, Undefined
 from tqdm.auto import tqdm
 
+from ..artifacts import existing_file, refuse_existing, writing
 from ..data.runs import Run, read_qrels, read_run
-from ..data.tables import existing_file, refuse_existing, writing
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from ..artifacts import read_description
 from ..ranker import Ranker
 from .colbert import ColBERTIndex
 from .dense import DenseIndex
 from .vector_store import VectorStore
-from .versions import read_facts
 
 
 def open_searchable(
@@ -38,7 +38,7 @@ def open_searchable(
     if is_exact:
         return DenseIndex.build(ranker, VectorStore.open(folder, ranker))
     dense = DenseIndex.open(folder / "dense", ranker)
-    if dense.facts["vectors"] != read_facts(folder)["checksum"]:
+    if dense.facts["vectors"] != read_description(folder)["checksum"]:
         raise ValueError(f"{folder / 'dense'} is of an earlier version of the vectors; give index --factory again.")
     if settings is not None:
         dense.tune(settings)

@@ -10,8 +10,8 @@ import bm25s
 import numpy as np
 import Stemmer
 
+from ..artifacts import building, existing_file
 from ..data.runs import Run
-from ..data.tables import building, existing_file
 from ..data.texts import TextStore
 
 TOKENIZATIONS = ("plain", "english")

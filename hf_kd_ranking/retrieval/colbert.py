@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import faiss
 import numpy as np
 
+from ..artifacts import new_version, open_version
 from ..data.runs import Run
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .stored_reranker import TermStore
+from .stored_reranker import StoredReranker
 from .vector_store import TRAINING_VECTORS, VectorStore, best_of, faiss_reason
-from .versions import new_version, open_version
 
 QUERIES_AT_ONCE = 16
 
 
-class ColBERTIndex(TermStore):
+class ColBERTIndex(StoredReranker):
     """MaxSim search and re-ranking; make one with `build`, or `open`.
 
     Args:

@@ -11,11 +11,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from ..artifacts import has_description, new_version, open_version
 from ..data.ids import Id, IdIndex, open_ids
 from ..data.runs import Run
 from ..ranker import Ranker
 from .vector_store import VectorStore, best_of, faiss_reason, train_index
-from .versions import FACTS, check_model, new_version, open_version
+from .versions import check_model
 
 QUERIES_AT_ONCE = 256
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
@@ -72,7 +73,7 @@ class DenseIndex:
             OSError: if the disk is full; the old version is whole.
         """
         folder = Path(folder)
-        if (folder / FACTS).exists() and not overwrite:
+        if has_description(folder) and not overwrite:
             raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace it.")
         with new_version(folder, self.facts | {"rows": len(self.ids)}) as data:
             try:
@@ -245,5 +246,5 @@ def _refuse_terms(store: VectorStore) -> None:
     if store.has_terms:
         raise ValueError(
             f"{store.folder} has a vector a term ({store.facts['architecture']}); a dense index takes one a document: "
-            "use ColBERTIndex, or TermStore."
+            "use ColBERTIndex, or StoredReranker."
         )

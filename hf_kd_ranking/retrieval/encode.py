@@ -1,18 +1,18 @@
 """Encode a collection: in blocks that survive an interruption, shared among the processes of an `accelerate` job."""
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ..blocks import begin, compute_blocks, work_folder
+from ..artifacts import compute_blocks, has_description, new_version, read_description, work_folder
 from ..data.ids import IdIndex
 from ..data.texts import TextStore
-from ..inference import encode_texts, processes
+from ..inference import encode_texts
+from ..processes import processes
 from ..ranker import Ranker
-from .versions import FACTS, model_facts, new_version, read_facts
+from .versions import model_facts
 
 STORAGES = ("float32", "float16", "int8")
 # Documents encoded between two saves, and so lost at most; sorted by length within. With 768 values a term, 0.5 GB.
@@ -54,28 +54,23 @@ def encode_collection(
     (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
     facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
     facts["collection"] = documents.fingerprint()
-    if (folder / FACTS).exists() and not overwrite:
-        if facts.items() <= read_facts(folder).items():
+    if has_description(folder) and not overwrite:
+        if facts.items() <= read_description(folder).items():
             return  # nothing is left to do
         raise FileExistsError(
             f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
         )
     rows = documents.distinct_rows()
-    with work_folder(folder) as work:
-        if state.is_main_process:
-            begin(work, facts | {"per_block": DOCUMENTS_PER_BLOCK})
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
         return _encode_block(ranker, documents.texts.take(pa.array(rows[block])).to_pylist(), storage)
 
-    parts, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
-    if state.is_main_process:
-        facts["documents"] = len(rows)
-        with new_version(folder, facts) as data:
-            _join(parts, data)
-            IdIndex.build(documents.columns(rows)).save_ids(data)
-        shutil.rmtree(work)
-    state.wait_for_everyone()
+    with work_folder(folder, lambda _: facts | {"per_block": DOCUMENTS_PER_BLOCK}) as work:
+        parts, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
+        if state.is_main_process:
+            with new_version(folder, facts | {"documents": len(rows)}) as data:
+                _join(parts, data)
+                IdIndex.build(documents.columns(rows)).save_ids(data)
 
 
 def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ class QdrantIndex:
         check_model(store.facts, ranker, store.folder)
         if store.has_terms and store.facts["architecture"] != "ColBERT":
             raise ValueError(
-                f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use TermStore."
+                f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use StoredReranker."
             )
         index = cls(ranker, _connect(path, url), name)
         facts = {key: store.facts[key] for key in ("architecture", "model_dtype", "model")}

@@ -19,7 +19,7 @@ from .versions import check_model
 QUERIES_AT_ONCE = 256
 
 
-class TermStore:
+class StoredReranker:
     """A ranker over a store of its documents' vectors; make one with `build` or `open`.
 
     Args:
@@ -39,12 +39,12 @@ class TermStore:
     @classmethod
     def build(
         cls, ranker: Ranker, documents: TextStore, folder: str | os.PathLike, storage: str = "float16"
-    ) -> "TermStore":
+    ) -> "StoredReranker":
         """Encode a collection, see `VectorStore.build`."""
         return cls(ranker, VectorStore.build(ranker, documents, folder, storage))
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "TermStore":
+    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
         """Open what was encoded before, see `VectorStore.open`."""
         return cls(ranker, VectorStore.open(folder, is_verified=is_verified))
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from ..artifacts import new_version, open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from .encode import encode_collection, write_vectors
-from .versions import check_model, new_version, open_version
+from .versions import check_model
 
 # Vectors turned to float32 at once: 200 MB of 768 dimensions.
 CHUNK_SIZE = 65_536

@@ -14,7 +14,7 @@ from ..retrieval.bm25 import BM25Index
 from ..retrieval.colbert import ColBERTIndex
 from ..retrieval.dense import DenseIndex
 from ..retrieval.fusion import fuse_runs
-from ..retrieval.stored_reranker import TermStore
+from ..retrieval.stored_reranker import StoredReranker
 from .matches import Part, mark_matches
 
 SHOWN = 10  # passages of a ranking
@@ -82,7 +82,7 @@ class RankerSearch:
         self,
         ranker: Ranker,
         documents: TextStore,
-        store: TermStore | None = None,
+        store: StoredReranker | None = None,
         index: DenseIndex | ColBERTIndex | None = None,
         probes: int | None = None,
         is_fused: bool = False,
@@ -139,7 +139,7 @@ class RankerSearch:
     ) -> tuple[list[str], np.ndarray, np.ndarray | None, Sequence[np.ndarray]]:
         """Ids and scores, best first; the query's vectors, and those of the documents where terms are marked."""
         found = [doc_id for doc_id, _ in candidates]
-        if not self.ranker.model.config.encodes_documents_alone:
+        if not self.ranker.model.config.is_storable:
             scores = self._fused(candidates, self.ranker.score(query, self.documents[found]))
             times.end("scoring")
             return *_best(found, scores)[:2], None, ()

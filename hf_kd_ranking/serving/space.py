@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.tables import building
+from ..artifacts import building
 from .search import SearchEngine
 
 SOURCE = Path(__file__).parents[2]  # of a checkout, which has a setup.cfg

@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 import xxhash
 from tqdm.auto import tqdm
 
+from ..artifacts import existing_file, refuse_existing, writing
 from ..data.collate import teacher_scores_of
 from ..data.rows import LIST_COLUMNS, TEACHER_COLUMNS, has_only_margins, load_teacher_scores
-from ..data.tables import existing_file, refuse_existing, writing
 from ..data.texts import TextStore
 from .ensemble import numbered
 

@@ -19,8 +19,9 @@ import pyarrow.parquet
 import xxhash
 from tqdm.auto import tqdm
 
+from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import TEACHER_COLUMNS
-from ..data.tables import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
+from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 
 PAIR_COLUMNS = ("query_id", "doc_id", "score")
 METHODS = ("mean", "standardized", "median")

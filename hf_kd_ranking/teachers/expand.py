@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import TEACHER_COLUMNS
-from ..data.tables import existing_file, nth_line, read_tsv, refuse_existing, tsv_lines, writing
+from ..data.tables import nth_line, read_tsv, tsv_lines
 from ..data.texts import TextStore
 
 # What str.rstrip() takes off; Arrow's own trim of white space is three times as slow.

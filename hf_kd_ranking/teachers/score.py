@@ -1,7 +1,6 @@
 """Score triples or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..blocks import begin, compute_blocks, work_folder
+from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder, writing
 from ..data.rows import TEACHER_COLUMNS, arrow_batches
 from ..data.runs import Run, read_run, write_run
-from ..data.tables import existing_file, nth_line, read_lines, read_tsv, refuse_existing, tsv_lines, writing
+from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 from ..data.texts import TextStore
-from ..inference import processes
+from ..processes import processes
 from .load import Teacher, load_teacher
 
 TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
@@ -115,21 +114,17 @@ def score_teacher(
     name = str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
     pairs = Pairs(_open(source), queries, documents, name)
     refuse_existing(output, overwrite)
-    with work_folder(output) as folder:
-        if state.is_main_process:
-            _find_pairs(folder, pairs, teacher)
-    distinct = np.load(folder / "pairs.npy", mmap_mode="r")
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
         return {"scores": _scores_of(teacher, np.asarray(distinct[block]), queries, documents)}
 
-    description = f"Scoring with {teacher.name}"
-    parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
     rows = 0
-    if state.is_main_process:
-        rows = _write_output(output, pairs, distinct, parts)
-        shutil.rmtree(folder)
-    state.wait_for_everyone()
+    with work_folder(output, lambda folder: _find_pairs(folder, pairs, teacher)) as folder:
+        distinct = np.load(folder / "pairs.npy", mmap_mode="r")
+        description = f"Scoring with {teacher.name}"
+        parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
+        if state.is_main_process:
+            rows = _write_output(output, pairs, distinct, parts)
     return {"rows": rows, "pairs": len(distinct), "resumed": resumed}
 
 
@@ -159,8 +154,8 @@ def _columns_of(path: Path) -> dict[str, pa.DataType]:
     return {name: pa.string() for name in (TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else TEACHER_COLUMNS)}
 
 
-def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
-    """Find the distinct pairs, or see that a work folder that has them is of these inputs."""
+def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> dict:
+    """Write the distinct pairs into a work folder that lacks them; return what the work is made from."""
     keys_path, total = folder / "keys.npy", 0
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
@@ -181,7 +176,7 @@ def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> None:
         np.save(folder / "pairs.npy", distinct[is_first])
         del distinct
     keys_path.unlink()
-    begin(folder, facts)  # last: the folder counts from here on
+    return facts
 
 
 def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, parts: list[Path]) -> int:

@@ -14,7 +14,7 @@ import xxhash
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
-from ..data.tables import writing
+from ..artifacts import writing
 
 # In every complete checkpoint; nothing is written after it.
 RUN_FILE = "run.json"

@@ -34,7 +34,7 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     if teacher is not None and not reading:
         raise ValueError(f"in_batch_teacher is read by losses over the batch alone, and there is none in {[*losses]}.")
     for who, ranker in (("The student", model), ("in_batch_teacher", teacher)):
-        if names and ranker is not None and not ranker.config.encodes_documents_alone:
+        if names and ranker is not None and not ranker.config.is_storable:
             raise ValueError(
                 f"{who}, a {ranker.config.model_type}, reads each document with its query, so all pairs of a batch "
                 f"would be forwards; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
+from ..artifacts import writing
 from ..data.rows import load_teacher_scores
 from ..data.runs import read_qrels, read_run, write_run
-from ..data.tables import writing
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator

@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ..artifacts import writing
 from ..data.rows import column_batches
-from ..data.tables import writing
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments

@@ -10,7 +10,8 @@ from huggingface_hub import constants
 from transformers.trainer_utils import HubStrategy
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.hub.manifest import digest, public_command, read_manifest
+from hf_kd_ranking.artifacts import file_digest as digest
+from hf_kd_ranking.hub.manifest import public_command, read_manifest
 from hf_kd_ranking.hub.publish import files_to_publish, publish_ranker
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's

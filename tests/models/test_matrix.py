@@ -110,7 +110,7 @@ def test_one_document_a_query_scores_as_a_column_of_many(model, tokenizer, colum
 
 
 def test_stored_vectors_score_as_forward_does(model, tokenizer):
-    if not model.config.encodes_documents_alone:
+    if not model.config.is_storable:
         pytest.skip("its vectors are not stored")
     batch = batch_of(model, tokenizer, ROWS)
     documents = mapped(batch["document"], lambda _, tensor: tensor.flatten(0, 1))  # stored without their queries

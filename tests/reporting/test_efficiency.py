@@ -26,7 +26,7 @@ def test_facts_of_a_model_are_counted(ranker):
     assert (facts["parameters"], facts["model_bytes"]) == (parameters, 4 * parameters)
     assert isinstance(model, ARCHITECTURES[facts["architecture"]])
     assert (facts["device"], facts["dtype"], facts["peak_cuda_mb"]) == ("cpu", "float32", None)
-    is_stored = model.config.encodes_documents_alone
+    is_stored = model.config.is_storable
     assert [facts[name] is not None for name in ("bytes_per_passage", "passages_per_second", "encode_ms")] == [
         is_stored
     ] * 3

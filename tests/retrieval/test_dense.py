@@ -140,7 +140,7 @@ def test_what_cannot_be_searched_is_refused(ranker, store, documents, tmp_path, 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
 def test_vectors_of_terms_are_refused(ranker, store):
-    with pytest.raises(ValueError, match=r"has a vector a term \(ColBERT\).*use ColBERTIndex, or TermStore"):
+    with pytest.raises(ValueError, match=r"has a vector a term \(ColBERT\).*use ColBERTIndex, or StoredReranker"):
         kd.DenseIndex.build(ranker, store)
 
 

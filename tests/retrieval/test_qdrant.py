@@ -147,7 +147,7 @@ def few(folder: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_vectors_that_qdrant_cannot_rank_are_refused(ranker, store, tmp_path):
-    with pytest.raises(ValueError, match="not as TK does: use TermStore"):
+    with pytest.raises(ValueError, match="not as TK does: use StoredReranker"):
         kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")
 
 

@@ -24,7 +24,7 @@ def test_results_equal_rerank_of_bm25s_candidates(ranker, documents, bm25, make_
     ]
     has_marks = any(part.strength for hit in ranking.hits for part in hit.parts)
     assert has_marks == (ranker.model.config.model_type in ("ColBERT", "TK"))
-    is_apart = ranker.model.config.encodes_documents_alone
+    is_apart = ranker.model.config.is_storable
     stages = ["query encoding", "passage encoding", "scoring"] if is_apart else ["scoring"]
     assert list(ranking.stages_ms) == stages
     assert all(ms > 0 for ms in (results.first_stage_ms, *ranking.stages_ms.values()))
@@ -45,7 +45,7 @@ def test_bm25s_scores_are_added_where_asked_for(ranker, documents, bm25):
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 def test_a_ranker_that_searches_is_not_fused(ranker, documents, tmp_path):
-    store = kd.TermStore(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
+    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
     index = open_searchable(tmp_path / "index", ranker)
     with pytest.raises(ValueError, match="this ranker searches by itself"):
         RankerSearch(ranker, documents, store, index, is_fused=True)
@@ -53,7 +53,7 @@ def test_a_ranker_that_searches_is_not_fused(ranker, documents, tmp_path):
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
 def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, make_engine, tmp_path):
-    store = kd.TermStore(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
+    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
     stored = SearchEngine({"a": RankerSearch(ranker, documents, store)}, bm25, k=20).search(QUERY).rankings[0]
     fresh = make_engine(a=ranker).search(QUERY).rankings[0]
     assert list(stored.stages_ms) == ["query encoding", "reading vectors", "scoring"]
@@ -62,7 +62,7 @@ def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, make_engine, t
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
 def test_an_index_searches_by_itself(ranker, documents, bm25, tmp_path):
-    store = kd.TermStore(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
+    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
     index = open_searchable(tmp_path / "index", ranker)
     search = RankerSearch(ranker, documents, store, index)
     alone = SearchEngine({"a": search}, None).search("zzz")  # no word of the collection

@@ -1,0 +1,407 @@
+"""Everything that is written: complete or absent, described by what it was made from, resumable, and locked.
+
+| need | function |
+| --- | --- |
+| a file that is complete or absent | `writing` |
+| a folder that is complete or absent | `building` |
+| a folder whose next version replaces the last one in one step, with checksums | `new_version`, `open_version` |
+| long work that resumes after a kill and is shared among processes | `work_folder`, `compute_blocks` |
+| one job at a time in a folder | `locked` |
+| the identity of content | `file_digest`, `content_digest` |
+
+A folder that was made from known inputs says so in `artifact.json`, see `read_description`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from .processes import processes
+
+DESCRIPTION = "artifact.json"
+
+
+# ---- Files and folders that are complete or absent ------------------------------------------------------------------
+
+
+def existing_file(path: str | os.PathLike, what: str) -> Path:
+    """Return the path of a file that must exist and not be empty.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message.
+
+    Raises:
+        FileNotFoundError: if it does not exist, or is a folder.
+        ValueError: if it is empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"The {what} file {path} {problem}; give the path of the file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"The {what} file {path} is empty.")
+    return path
+
+
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+    """Refuse an output that would replace something, before any work is done for it.
+
+    Raises:
+        FileExistsError: if the path exists and `overwrite` is False.
+        FileNotFoundError: if the folder that would contain it does not exist.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; give another output, or --overwrite (overwrite=True) to replace it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}, the folder of the output {path.name}, does not exist; create it.")
+
+
+@contextmanager
+def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
+    """Open a file that gets its name when the block ends without an error.
+
+    Args:
+        path: the file.
+        mode: "w" for UTF-8 text with line feeds, "wb" for bytes.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with temporary.open(mode, **encoding) as file:
+            yield file
+        _put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write JSON into a file that is complete or absent."""
+    with writing(path) as file:
+        json.dump(content, file, indent=1)
+
+
+@contextmanager
+def building(folder: Path, replaces: bool = False) -> Iterator[Path]:
+    """Give a temporary folder that gets its name when the block ends without an error, and is removed otherwise.
+
+    Args:
+        folder: the final name.
+        replaces: True replaces a folder of this name. False keeps one that another process has built meanwhile.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if replaces and folder.exists():
+            remove_folder(folder)
+        try:
+            _put_in_place(temporary, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; a folder that is half removed never has its old name."""
+    removed = folder.with_name(f".{folder.name}.removed{os.getpid()}")
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give something complete its name; the one place where that happens."""
+    temporary.replace(path)
+
+
+# ---- Digests and descriptions ---------------------------------------------------------------------------------------
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file, or of the names and digests in a folder; a name on the Hub is returned as it is."""
+    path = Path(path)
+    if not path.exists():
+        return str(path)
+    if path.is_file():
+        return file_digest(path)
+    listing = {}
+    for part in sorted(path.rglob("*")):
+        if part.is_file():
+            listing[str(part.relative_to(path))] = file_digest(part)
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write what a folder was made from, with a checksum."""
+    write_json(folder / DESCRIPTION, {**description, "checksum": _checksum(description)})
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read what a folder was made from.
+
+    Raises:
+        FileNotFoundError: if the folder has no description.
+        ValueError: if the description is damaged.
+    """
+    path = existing_file(folder / DESCRIPTION, "description")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = description["checksum"] == _checksum(description)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: its checksum differs; remove {folder} and build it again.")
+    return description
+
+
+def has_description(folder: Path) -> bool:
+    """Return whether a folder says what it was made from."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def changed_names(description: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    """Return the names of the inputs that differ from those in a description."""
+    return [name for name in inputs if description.get(name) != inputs[name]]
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in description.items() if name != "checksum"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+# ---- Folders with versions ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
+    """Give an empty folder for the next version of an index; it becomes the index when the block ends.
+
+    The description is replaced in one step when the version is complete. Until then, and wherever a process dies, a
+    reader opens the old version.
+
+    Args:
+        folder: the folder of the index.
+        description: what it was built with, among it its `kind`.
+
+    Raises:
+        ValueError: if another process writes the index now.
+    """
+    with locked(folder):
+        number = 1
+        if has_description(folder):
+            number += read_description(folder)["version"]
+        data = folder / f"v{number}"
+        shutil.rmtree(data, ignore_errors=True)  # left by a process that died
+        data.mkdir(parents=True)
+        try:
+            yield data
+            files = {path.name: [path.stat().st_size, _file_checksum(path)] for path in sorted(data.iterdir())}
+            write_description(folder, {**description, "version": number, "files": files})
+        except BaseException:
+            shutil.rmtree(data, ignore_errors=True)
+            raise
+        for path in folder.glob("v*"):
+            if path != data:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dict[str, Any], Path]:
+    """Return the description of an index and the folder of its files, after their sizes were checked.
+
+    Args:
+        folder: the folder of the index.
+        kind: the kind that the index must have.
+        is_verified: True reads every file and compares checksums.
+
+    Raises:
+        FileNotFoundError: if there is no index, or one of its files is missing.
+        ValueError: if it is of another kind, or a file is truncated or damaged.
+    """
+    description = read_description(folder)
+    if description.get("kind") != kind:
+        raise ValueError(f"{folder} is an index of kind {description.get('kind')}, needed {kind}.")
+    data = folder / f"v{description['version']}"
+    for name, (size, checksum) in description["files"].items():
+        path = data / name
+        if not path.is_file():
+            raise FileNotFoundError(f"The index file {path} does not exist; build the index again.")
+        found = path.stat().st_size
+        if found != size:
+            raise ValueError(f"{path} has {found:,} bytes of {size:,}: it is truncated; build the index again.")
+        if is_verified and _file_checksum(path) != checksum:
+            raise ValueError(f"{path} is damaged: its checksum differs; build the index again.")
+    return description, data
+
+
+def _file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+# ---- Long work in blocks --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> Iterator[Path]:
+    """Give the folder `OUTPUT.parts` of long work to all processes of a job; it is removed when the block ends.
+
+    Where the block ends with an error or a kill the folder stays, so that the same call resumes.
+
+    Args:
+        output: what the work makes.
+        prepare: called by the main process with the folder, before the others enter; writes what all of them read and
+            returns the inputs of the work.
+
+    Raises:
+        ValueError: if the folder holds work with other inputs, naming them, or another process works in it now.
+    """
+    state = processes()
+    folder = output.with_name(f"{output.name}.parts")
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        yield folder
+        state.wait_for_everyone()
+        return
+    with locked(folder):
+        _begin_work(folder, prepare)
+        state.wait_for_everyone()
+        yield folder
+        state.wait_for_everyone()
+        shutil.rmtree(folder)
+
+
+def _begin_work(folder: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> None:
+    is_new = not has_description(folder)
+    if is_new:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that died while it prepared
+        folder.mkdir(parents=True)
+    try:
+        inputs = prepare(folder)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder)
+        raise
+    if is_new:
+        write_description(folder, inputs)
+        return
+    changed = changed_names(read_description(folder), inputs)
+    if changed:
+        raise ValueError(
+            f"{folder} holds the unfinished work of another {' and another '.join(changed)}; finish that first, or "
+            "remove the folder."
+        )
+
+
+def compute_blocks(
+    folder: Path,
+    rows: int,
+    per_block: int,
+    compute: Callable[[slice], Mapping[str, np.ndarray]],
+    description: str,
+    unit: str,
+) -> tuple[list[Path], int]:
+    """Compute the blocks that are missing in a work folder; the processes of a job share them.
+
+    The content of a block does not depend on when or by which process it is computed.
+
+    Args:
+        folder: the work folder.
+        rows: number of rows of all blocks.
+        per_block: rows between two saves, and so the most that a kill loses per process.
+        compute: rows of a block -> its arrays by name.
+        description: title of the progress bar.
+        unit: name of a row in the progress bar.
+
+    Returns:
+        The .npz files of all blocks in order, and the number of rows that had been computed before.
+    """
+    state = processes()
+    parts, missing, finished = [], [], 0
+    for number, start in enumerate(range(0, rows, per_block)):
+        block = slice(start, min(start + per_block, rows))
+        part = folder / f"block-{number:06d}.npz"
+        parts.append(part)
+        if part.is_file():
+            finished += block.stop - block.start
+        else:
+            missing.append((part, block))
+    state.wait_for_everyone()  # all processes have seen the same files
+    is_quiet = not state.is_main_process
+    with tqdm(total=rows, initial=finished, desc=description, unit=unit, disable=is_quiet) as progress:
+        for part, block in missing[state.process_index :: state.num_processes]:
+            arrays = compute(block)
+            with writing(part, "wb") as file:
+                np.savez(file, **arrays)
+            progress.update((block.stop - block.start) * state.num_processes)
+    state.wait_for_everyone()
+    return parts, finished
+
+
+# ---- Locks ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time work on a folder; the system releases the lock of a process that dies.
+
+    Raises:
+        ValueError: naming the process that works on the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    owner = folder.with_name(f".{folder.name}.owner")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        process = owner.read_text(encoding="utf-8") if owner.is_file() else "unknown"
+        raise ValueError(
+            f"{folder} is in use by process {process}; wait until it has ended, or give another output."
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+# ---- Caches ---------------------------------------------------------------------------------------------------------
+
+
+def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """Return the folder for what is built from a file; it depends on the file's path, size and modification time.
+
+    Args:
+        path: the file.
+        kind: what is built from it.
+        cache_dir: the folder of all of them; None is the cache of `datasets`.
+    """
+    import datasets  # slow to import
+
+    status = path.stat()
+    key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{kind}|2"
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking" if cache_dir is None else Path(cache_dir)
+    return root / f"{path.stem}-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
