@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .models import RankerModel, RankingTokenizer, TokenLists
+from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
 # Texts tokenised, and so sorted by length, at once. Bounds memory on long inputs: all query vectors of a block of
@@ -25,7 +25,7 @@ PROGRESS_FROM = 2_000
 
 def score_pairs(
     model: RankerModel,
-    tokenizer: RankingTokenizer,
+    tokenizer: RankingProcessor,
     queries: Sequence[str],
     documents: Sequence[str],
     batch_size: int = 64,
@@ -69,7 +69,7 @@ def score_pairs(
 
 def encode_texts(
     model: RankerModel,
-    tokenizer: RankingTokenizer,
+    tokenizer: RankingProcessor,
     side: str,
     texts: Sequence[str],
     batch_size: int = 64,
@@ -173,7 +173,7 @@ def _over_blocks(
 
 
 def _score_together(
-    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
+    model: RankerModel, tokenizer: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
     """Each document with its query: one sequence (BERT_CAT), or two of which one depends on the other (PreTTR)."""
     joins, scores = tokenizer.joins_texts, np.empty(len(queries), dtype=np.float32)
@@ -187,7 +187,7 @@ def _score_together(
 
 
 def _score_apart(
-    model: RankerModel, tokenizer: RankingTokenizer, queries: Sequence[str], documents: Sequence[str], batch_size: int
+    model: RankerModel, tokenizer: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
     """Distinct queries first, then batches of distinct documents, each with the queries that it is paired with."""
     query_texts, query_of = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
@@ -212,7 +212,7 @@ def _score_apart(
 
 
 def _encode(
-    model: RankerModel, tokenizer: RankingTokenizer, side: str, texts: Sequence[str], batch_size: int
+    model: RankerModel, tokenizer: RankingProcessor, side: str, texts: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
     """The vector of each text, (D,); or of each of its terms, (L, D)."""
     tokens = tokenizer.queries(texts) if side == "query" else tokenizer.documents(texts)
@@ -227,7 +227,7 @@ def _encode(
 
 
 def _sorted_batches(
-    tokens: TokenLists, tokenizer: RankingTokenizer, batch_size: int, device: torch.device
+    tokens: TokenLists, tokenizer: RankingProcessor, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Rows and padded inputs; similar lengths together, longest first (memory runs out at once or not at all)."""
     order = sorted(range(len(tokens["input_ids"])), key=lambda i: -len(tokens["input_ids"][i]))
@@ -237,7 +237,7 @@ def _sorted_batches(
 
 
 def _padded(
-    tokens: TokenLists, rows: Sequence[int], tokenizer: RankingTokenizer, device: torch.device
+    tokens: TokenLists, rows: Sequence[int], tokenizer: RankingProcessor, device: torch.device
 ) -> dict[str, Tensor]:
     batch = tokenizer.pad({name: [values[i] for i in rows] for name, values in tokens.items()})
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .inference import encode_texts, score_pairs
-from .models import RankerModel, RankingTokenizer, load_ranker, read_word_vectors
+from .models import RankerModel, RankingProcessor, load_ranker, read_word_vectors
 
 
 class Ranker:
@@ -37,7 +37,7 @@ class Ranker:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.is_distributed = is_distributed
-        self.make_inputs = RankingTokenizer.from_config(tokenizer, model.config, truncation)
+        self.processor = RankingProcessor.from_config(tokenizer, model.config, truncation)
 
     @classmethod
     def from_pretrained(
@@ -74,7 +74,7 @@ class Ranker:
         """
         queries = [queries] * len(documents) if isinstance(queries, str) else queries
         return score_pairs(
-            self.model, self.make_inputs, queries, documents, self.batch_size, is_distributed=self.is_distributed
+            self.model, self.processor, queries, documents, self.batch_size, is_distributed=self.is_distributed
         )
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
@@ -92,7 +92,7 @@ class Ranker:
 
     def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         return encode_texts(
-            self.model, self.make_inputs, side, texts, self.batch_size, is_distributed=self.is_distributed
+            self.model, self.processor, side, texts, self.batch_size, is_distributed=self.is_distributed
         )
 
 

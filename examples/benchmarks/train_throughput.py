@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankingTokenizer
+from hf_kd_ranking.models import RankingProcessor
 
 BATCH = 16
 
@@ -154,12 +154,12 @@ def limit(model: str, architecture: str, texts: list) -> float:
 def sorted_ranker(model: str, architecture: str, texts: list) -> float:
     """Triples a second of the bare ranker on triples sorted by length, where it has no backbone to measure."""
     ranker = kd.load_ranker(model, architecture).train()
-    make_inputs = RankingTokenizer.from_config(AutoTokenizer.from_pretrained(model), ranker.config)
+    processor = RankingProcessor.from_config(AutoTokenizer.from_pretrained(model), ranker.config)
     triples = sorted(zip(*texts, strict=True), key=lambda row: len(row[1]) + len(row[2]))
     batches = []
     for start in range(0, len(triples), BATCH):
         batch = triples[start : start + BATCH]
-        batches.append(make_inputs([row[0] for row in batch], [doc for row in batch for doc in row[1:]]))
+        batches.append(processor([row[0] for row in batch], [doc for row in batch for doc in row[1:]]))
     return steps_per_second(ranker, batches, lambda batch: ranker(**batch).scores) * len(triples)
 
 

@@ -24,16 +24,16 @@ class RankingCollator:
          are the places of the texts in their stores. Rows without scores give no `teacher_scores`.
 
     Args:
-        make_inputs: of B queries and B * n documents a ranker's inputs, see `models.RankingTokenizer`.
+        processor: of B queries and B * n documents a ranker's inputs, see `models.RankingProcessor`.
         queries: query_id -> text.
         documents: doc_id -> text.
-        make_teacher_inputs: of the same texts the inputs of a live teacher, `teacher_inputs`; None for none.
+        teacher_processor: of the same texts the inputs of a live teacher, `teacher_inputs`; None for none.
     """
 
-    make_inputs: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
+    processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
     queries: TextStore
     documents: TextStore
-    make_teacher_inputs: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
+    teacher_processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows.
@@ -52,9 +52,9 @@ class RankingCollator:
         query_ids = [row["query_id"] for row in rows]
         all_ids = [doc_id for ids in doc_ids for doc_id in ids]
         texts = self.queries[query_ids], self.documents[all_ids]
-        batch = self.make_inputs(*texts)
-        if self.make_teacher_inputs is not None:
-            batch["teacher_inputs"] = self.make_teacher_inputs(*texts)
+        batch = self.processor(*texts)
+        if self.teacher_processor is not None:
+            batch["teacher_inputs"] = self.teacher_processor(*texts)
         batch["rows"] = {
             "query": torch.from_numpy(self.queries.rows_of(query_ids)),
             "document": torch.from_numpy(self.documents.rows_of(all_ids)).view(len(rows), n),

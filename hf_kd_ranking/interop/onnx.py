@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from ..models import RankerConfig, RankerModel, RankingTokenizer
+from ..models import RankerConfig, RankerModel, RankingProcessor
 from ..models.scoring import dot_product, max_sim
 
 GRAPH = "model.onnx"
@@ -53,13 +53,13 @@ class OnnxRanker:
         options.intra_op_num_threads = threads or 0
         self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
         self.config: RankerConfig = AutoConfig.from_pretrained(folder)
-        self.make_inputs = RankingTokenizer.from_config(AutoTokenizer.from_pretrained(folder), self.config)
+        self.processor = RankingProcessor.from_config(AutoTokenizer.from_pretrained(folder), self.config)
 
     def score(self, queries: Sequence[str], documents: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Scores of pairs, (N,) float32, higher is better."""
         parts = []
         for start in range(0, len(queries), batch_size):
-            batch = self.make_inputs(queries[start : start + batch_size], documents[start : start + batch_size])
+            batch = self.processor(queries[start : start + batch_size], documents[start : start + batch_size])
             parts.append(self._score_batch(batch))
         return np.concatenate(parts)
 
@@ -104,7 +104,7 @@ class RankerGraph(nn.Module):
 
 
 def graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What `RankingTokenizer` makes of pairs, as the graph's inputs: name -> (N, L)."""
+    """What `RankingProcessor` makes of pairs, as the graph's inputs: name -> (N, L)."""
     if config.joins_texts or config.model_type in TEXT_RANKERS:
         return {name: tensor.flatten(0, -2) for name, tensor in batch.get("document", batch).items()}
     return {f"{side}_{name}": tensor.flatten(0, -2) for side in batch for name, tensor in batch[side].items()}
@@ -114,10 +114,10 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
     """`model.onnx` in float32, with tokenizer and config beside it."""
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    make_inputs = RankingTokenizer.from_config(tokenizer, model.config)
+    processor = RankingProcessor.from_config(tokenizer, model.config)
     # Two pairs of different lengths: an axis of size 1 would be taken for a constant.
     inputs = graph_inputs(
-        model.config, make_inputs(["what is it", "where"], ["it is a text", "here in a list of texts"])
+        model.config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"])
     )
     axes = tuple({0: "batch", 1: f"{name.split('_')[0]}_length"} for name in inputs)
     if "input_ids" in inputs:

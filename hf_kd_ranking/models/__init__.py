@@ -8,7 +8,7 @@ from .loading import ARCHITECTURES, load_ranker, register_ranker
 from .pipeline import register_pipeline
 from .prettr import PreTTR, PreTTRConfig
 from .tk import TK, TKConfig
-from .tokenization import RankingTokenizer, TokenLists
+from .tokenization import RankingProcessor, TokenLists
 from .word_vectors import read_word_vectors
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "RankerConfig",
     "RankerModel",
     "RankingOutput",
-    "RankingTokenizer",
+    "RankingProcessor",
     "TK",
     "TKConfig",
     "TokenLists",

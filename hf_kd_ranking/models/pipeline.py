@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
-from .tokenization import RankingTokenizer
+from .tokenization import RankingProcessor
 
 TASK = "text-ranking"
 DOCUMENTS_PER_FORWARD = 64
@@ -49,7 +49,7 @@ class TextRankingPipeline(Pipeline):
         documents = list(documents)
         if not documents or not all(isinstance(document, str) for document in documents):
             raise ValueError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
-        tokenizer = RankingTokenizer.from_config(self.tokenizer, self.model.config, truncation)
+        tokenizer = RankingProcessor.from_config(self.tokenizer, self.model.config, truncation)
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         batches = []
         for start in range(0, len(order), DOCUMENTS_PER_FORWARD):

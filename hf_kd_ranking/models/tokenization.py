@@ -14,7 +14,7 @@ TokenLists = dict[str, list[list[int]]]
 
 
 @dataclass(frozen=True)
-class RankingTokenizer:
+class RankingProcessor:
     """A tokenizer together with a ranker's lengths and prefixes: what turns texts into that ranker's inputs.
 
     Args:
@@ -42,7 +42,7 @@ class RankingTokenizer:
     @classmethod
     def from_config(
         cls, tokenizer: PreTrainedTokenizerBase, config: RankerConfig, truncation: bool = True
-    ) -> "RankingTokenizer":
+    ) -> "RankingProcessor":
         """Take all settings from a ranker's config.
 
         Raises:

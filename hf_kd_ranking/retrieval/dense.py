@@ -243,7 +243,7 @@ def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchP
 
 
 def _refuse_terms(store: VectorStore) -> None:
-    if store.has_terms:
+    if store.has_token_vectors:
         raise ValueError(
             f"{store.folder} has a vector a term ({store.facts['architecture']}); a dense index takes one a document: "
             "use ColBERTIndex, or StoredReranker."

@@ -51,7 +51,7 @@ def encode_collection(
     if storage not in STORAGES:
         raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
     state = processes()
-    (probe,) = encode_texts(ranker.model, ranker.make_inputs, "document", [""], description=None)
+    (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
     facts = model_facts(ranker) | {"kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
     facts["collection"] = documents.fingerprint()
     if has_description(folder) and not overwrite:
@@ -75,7 +75,7 @@ def encode_collection(
 
 def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, np.ndarray]:
     vectors = encode_texts(
-        ranker.model, ranker.make_inputs, "document", texts, ranker.batch_size, description=None
+        ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None
     )  # (N, D), or N of (L, D)
     arrays = {}
     if isinstance(vectors, list):

@@ -73,7 +73,7 @@ class QdrantIndex:
             ConnectionError: if the server does not answer; what is uploaded stays.
         """
         check_model(store.facts, ranker, store.folder)
-        if store.has_terms and store.facts["architecture"] != "ColBERT":
+        if store.has_token_vectors and store.facts["architecture"] != "ColBERT":
             raise ValueError(
                 f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use StoredReranker."
             )
@@ -85,7 +85,7 @@ class QdrantIndex:
             parameters = models.VectorParams(
                 size=store.dimension,
                 distance=models.Distance.DOT,
-                multivector_config=multivector if store.has_terms else None,
+                multivector_config=multivector if store.has_token_vectors else None,
                 **(vectors or {}),
             )
             index._ask(lambda: index.client.create_collection(name, parameters, metadata=facts, **settings))

@@ -40,8 +40,8 @@ class VectorStore(IdIndex):
         self.scales = np.load(data / "scales.npy", mmap_mode="r") if (data / "scales.npy").is_file() else None
         has_codec = (data / "codec.faiss").is_file()
         self._codec = faiss.read_index(str(data / "codec.faiss")) if has_codec else None
-        has_terms = (data / "offsets.npy").is_file()
-        self.offsets = np.load(data / "offsets.npy", mmap_mode="r") if has_terms else None  # (N + 1,)
+        has_token_vectors = (data / "offsets.npy").is_file()
+        self.offsets = np.load(data / "offsets.npy", mmap_mode="r") if has_token_vectors else None  # (N + 1,)
         super().__init__(self.facts["documents"], *open_ids(data))
 
     @classmethod
@@ -119,10 +119,10 @@ class VectorStore(IdIndex):
         """About so many of the vectors, of random documents; (S, D) float32."""
         documents = max(1, count * len(self) // max(len(self.values), 1))
         vectors = self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:documents]))
-        return np.concatenate(vectors) if self.has_terms else vectors
+        return np.concatenate(vectors) if self.has_token_vectors else vectors
 
     @property
-    def has_terms(self) -> bool:
+    def has_token_vectors(self) -> bool:
         """True where every term has a vector."""
         return self.offsets is not None
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models import RankingTokenizer
+from ..models import RankingProcessor
 
 LEAST_STRENGTH = 0.05  # weaker ones are not marked
 
@@ -34,7 +34,7 @@ class Part:
     term: str = ""
 
 
-def words_of(tokenizer: RankingTokenizer, side: str, text: str) -> list[Word]:
+def words_of(tokenizer: RankingProcessor, side: str, text: str) -> list[Word]:
     """The words of a text that a ranker reads, whole ones of letters and digits; none of a prefix, no special tokens.
 
     Args:
@@ -86,7 +86,7 @@ def match_terms(
 
 
 def mark_matches(
-    tokenizer: RankingTokenizer,
+    tokenizer: RankingProcessor,
     query: str,
     texts: Sequence[str],
     query_vectors: np.ndarray,

@@ -125,7 +125,7 @@ class RankerSearch:
         texts = [text[:LONGEST_TEXT] for text in self.documents[ids]]
         if self.has_matches:
             is_cosine = self.ranker.model.config.model_type == "TK"
-            passages = mark_matches(self.ranker.make_inputs, query, texts, query_vector, vectors, is_cosine)
+            passages = mark_matches(self.ranker.processor, query, texts, query_vector, vectors, is_cosine)
         else:
             passages = [[Part(text)] for text in texts]
         ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}

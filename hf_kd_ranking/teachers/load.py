@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ..inference import fingerprint, score_pairs
-from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingTokenizer, TokenLists, load_ranker
+from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingProcessor, TokenLists, load_ranker
 from ..models.encoder import max_positions
 from ..models.foreign import read_json
 from ..models.tk import TRAINING_CONFIG
@@ -90,7 +90,7 @@ def load_teacher(
         return _bi_encoder(name_or_path, similarity, batch_size, dtype, device)
     if kind in ARCHITECTURES or kind == "ranker":
         model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype)
-        tokenizer = RankingTokenizer.from_config(load_tokenizer(name_or_path), model.config)
+        tokenizer = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     elif kind == "classifier":
         model, tokenizer = _classifier(name_or_path, label, max_length, dtype)
     else:
@@ -152,7 +152,7 @@ class YesNoScores(LabelScores):
 
 
 @dataclass(frozen=True)
-class PromptTokenizer(RankingTokenizer):
+class PromptTokenizer(RankingProcessor):
     """Pairs as prompts of a yes-no model; the document is cut, never the frame.
 
     Args:
@@ -201,7 +201,7 @@ def _kind_of(name_or_path: str) -> str:
 
 def _classifier(
     name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype
-) -> tuple[LabelScores, RankingTokenizer]:
+) -> tuple[LabelScores, RankingProcessor]:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=dtype, output_loading_info=True
     )
@@ -218,7 +218,7 @@ def _classifier(
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     index = 0 if label is None else labels.index(label)
-    return LabelScores(model, index), RankingTokenizer(tokenizer, 0, limit, joins_texts=True)
+    return LabelScores(model, index), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
 
 
 def _yes_no(

@@ -22,7 +22,7 @@ from ..hub.manifest import measures_of, write_manifest
 from ..hub.model_card import write_model_card
 from ..hub.publish import publish_ranker
 from ..losses import IGNORE_TEACHER, IN_BATCH, LOSSES, check_data, get_losses, margins
-from ..models import RankerModel, RankingOutput, RankingTokenizer
+from ..models import RankerModel, RankingOutput, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
@@ -89,12 +89,12 @@ class RankingTrainer(Trainer):
         check_in_batch(self.losses, model, None if in_batch_teacher is None else in_batch_teacher.model)
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
-        tokenizer = RankingTokenizer.from_config(processing_class, model.config)
+        tokenizer = RankingProcessor.from_config(processing_class, model.config)
         super().__init__(
             model=with_adapters(model, args),
             args=args,
             data_collator=RankingCollator(
-                tokenizer, queries, documents, None if in_batch_teacher is None else in_batch_teacher.make_inputs
+                tokenizer, queries, documents, None if in_batch_teacher is None else in_batch_teacher.processor
             ),
             train_dataset=train_dataset,
             # Trainer refuses to evaluate without a data set; the evaluator brings its own.

@@ -7,7 +7,7 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.collate import RankingCollator, split_batch
-from hf_kd_ranking.models import RankingTokenizer
+from hf_kd_ranking.models import RankingProcessor
 
 # Ids of the tiny tokenizer in conftest.py.
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
@@ -19,14 +19,14 @@ LIST_ROW = {"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}
 
 @pytest.fixture
 def collator(tokenizer, tmp_path):
-    """Make a collator over two queries and four documents; arguments are those of RankingTokenizer."""
+    """Make a collator over two queries and four documents; arguments are those of RankingProcessor."""
 
     def make(**settings) -> RankingCollator:
         (tmp_path / "queries.tsv").write_text("7\tapple\n8\tbread cat\n")
         (tmp_path / "docs.tsv").write_text("1\tdog\n2\tEarth unheard of\n3\t\n4\tfire glass house dog earth fire\n")
         lengths = {"max_query_length": 5, "max_document_length": 6} | settings
         texts = [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
-        return RankingCollator(RankingTokenizer(tokenizer, **lengths), *texts)
+        return RankingCollator(RankingProcessor(tokenizer, **lengths), *texts)
 
     return make
 
@@ -139,7 +139,7 @@ def test_query_and_document_are_cut_to_their_own_lengths_special_tokens_included
     ],
 )
 def test_a_pair_is_cut_to_the_sum_of_both_lengths_longest_text_first(tokenizer, query, document, expected):
-    pairs = RankingTokenizer(tokenizer, max_query_length=3, max_document_length=4).pairs([query], [document])
+    pairs = RankingProcessor(tokenizer, max_query_length=3, max_document_length=4).pairs([query], [document])
     assert pairs["input_ids"] == [expected]
 
 
@@ -187,7 +187,7 @@ def test_padding_is_masked_whatever_the_tokenizer_returns_by_default(collator, t
 
 def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenizer, model):
     model.config.query_prefix, model.config.document_prefix = "q ", "d "
-    assert RankingTokenizer.from_config(tokenizer, model.config) == RankingTokenizer(
+    assert RankingProcessor.from_config(tokenizer, model.config) == RankingProcessor(
         tokenizer,
         8,
         16,
@@ -200,11 +200,11 @@ def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenize
 
 
 def test_a_tokenizer_larger_than_the_encoders_vocabulary_is_refused_with_both_sizes(tokenizer, model):
-    RankingTokenizer.from_config(tokenizer, model.config)  # as large is right
+    RankingProcessor.from_config(tokenizer, model.config)  # as large is right
     model.config.get_text_config().vocab_size -= 1
     size = len(tokenizer)
     with pytest.raises(ValueError, match=rf"tokenizer has {size} tokens, the encoder embeddings for {size - 1}; they"):
-        RankingTokenizer.from_config(tokenizer, model.config)
+        RankingProcessor.from_config(tokenizer, model.config)
 
 
 def test_a_pickled_collator_makes_the_same_batch(collator):

@@ -6,7 +6,7 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.rerank import depth_curve, rerank_run
-from hf_kd_ranking.models import RankingTokenizer
+from hf_kd_ranking.models import RankingProcessor
 
 
 class FixedRanker:
@@ -107,7 +107,7 @@ def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
     reranked = evaluator.rerank(kd.Ranker(model, tokenizer, batch_size=7))
 
     def score_by_hand(query: str, document: str) -> float:
-        return model(**RankingTokenizer.from_config(tokenizer, model.config)([query], [document])).scores.item()
+        return model(**RankingProcessor.from_config(tokenizer, model.config)([query], [document])).scores.item()
 
     with torch.no_grad():
         expected = {

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankingTokenizer
+from hf_kd_ranking.models import RankingProcessor
 
 ROWS = [
     ("what is bread", ["bread apple iron", "moon", "house of the king under the lake"]),
@@ -53,8 +53,8 @@ FIXED = {"problem_type"}  # BERT_CAT's is "regression", whatever a published con
 
 def batch_of(model, tokenizer, rows: list[tuple[str, list[str]]]) -> dict:
     """The model's inputs for a list of (query, documents): (B, L) sides and (B, n, L) documents or pairs."""
-    make_inputs = RankingTokenizer.from_config(tokenizer, model.config)
-    return make_inputs([query for query, _ in rows], [text for _, texts in rows for text in texts])
+    processor = RankingProcessor.from_config(tokenizer, model.config)
+    return processor([query for query, _ in rows], [text for _, texts in rows for text in texts])
 
 
 def mapped(batch: Mapping, change: Callable, only: str | None = None) -> dict:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel, pipeline
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import ARCHITECTURES, RankerModel, RankingTokenizer
+from hf_kd_ranking.models import ARCHITECTURES, RankerModel, RankingProcessor
 from hf_kd_ranking.models.pipeline import TextRankingPipeline
 
 SOURCE = Path(kd.__file__).parent / "models"
@@ -72,7 +72,7 @@ json.dump(answers, open(f"{root}/answers.json", "w"))
 
 
 def inputs_of(model: RankerModel, tokenizer) -> dict:
-    return RankingTokenizer.from_config(tokenizer, model.config)(QUERIES, DOCUMENTS)
+    return RankingProcessor.from_config(tokenizer, model.config)(QUERIES, DOCUMENTS)
 
 
 def as_lists(batch: dict) -> dict:

@@ -10,15 +10,15 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankingTokenizer
+from hf_kd_ranking.models import RankingProcessor
 
 # Ids of the tiny tokenizer in conftest.py.
 PAD, UNK, CLS, SEP, MASK = 0, 1, 2, 3, 4
 APPLE, BREAD, CAT, DOG = range(5, 9)
 
 
-def ranking_tokenizer(tokenizer, **settings) -> RankingTokenizer:
-    return RankingTokenizer(tokenizer, **({"max_query_length": 5, "max_document_length": 6} | settings))
+def ranking_tokenizer(tokenizer, **settings) -> RankingProcessor:
+    return RankingProcessor(tokenizer, **({"max_query_length": 5, "max_document_length": 6} | settings))
 
 
 def lists(batch: dict) -> dict:
@@ -72,9 +72,9 @@ def test_a_tokenizer_without_a_mask_token_is_refused_where_queries_are_augmented
     if isinstance(model, kd.ColBERT | kd.PreTTR):
         message = rf"{model.config.model_type} puts 8 \[MASK\] tokens behind each query, and the tokenizer has no mask"
         with pytest.raises(ValueError, match=message):
-            RankingTokenizer.from_config(maskless, model.config)
+            RankingProcessor.from_config(maskless, model.config)
         model.config.query_augmentation = 0
-    assert RankingTokenizer.from_config(maskless, model.config).query_augmentation == 0
+    assert RankingProcessor.from_config(maskless, model.config).query_augmentation == 0
 
 
 # ---- Plain words ----------------------------------------------------------------------------------------------------

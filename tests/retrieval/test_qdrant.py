@@ -40,7 +40,7 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
 def test_results_are_those_of_exact_search(ranker, store, queries, tmp_path):
     index = kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db", batch_size=7)
-    exact = kd.ColBERTIndex(ranker, store) if store.has_terms else kd.DenseIndex.build(ranker, store)
+    exact = kd.ColBERTIndex(ranker, store) if store.has_token_vectors else kd.DenseIndex.build(ranker, store)
     assert len(index) == 41
     assert_same(index.search(queries, 41), exact.search(queries, 41))
     only = ["d ü 7", "文書 same as 5"]

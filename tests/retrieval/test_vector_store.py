@@ -32,7 +32,7 @@ def test_stored_vectors_are_the_rankers(ranker, documents, tmp_path, monkeypatch
     assert list(store.ids()) == list(texts)
     found, wanted = store.take(np.arange(len(store))), ranker.encode_documents(list(texts.values()))
     assert len(found) == len(store) == 41
-    assert store.has_terms is isinstance(wanted, list)
+    assert store.has_token_vectors is isinstance(wanted, list)
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine.dtype == np.float32
         np.testing.assert_allclose(mine, theirs, atol=1e-5)

@@ -39,14 +39,14 @@ def test_a_document_without_terms_matches_nothing():
 @pytest.mark.parametrize("model", ["colbert", "tk"], indirect=True)
 def test_words_are_where_the_text_has_them_and_prefix_and_special_tokens_are_none(model, ranker):
     rows_before = 1 if model.config.model_type == "ColBERT" else 0  # [CLS]
-    words = words_of(ranker.make_inputs, "document", "the  Cat, <b>")
+    words = words_of(ranker.processor, "document", "the  Cat, <b>")
     assert [(word.start, word.stop, word.rows) for word in words] == [
         (0, 3, [rows_before]),
         (5, 8, [rows_before + 1]),
         (11, 12, [rows_before + 4]),
     ]
     model.config.document_prefix = "what is "
-    words = words_of(kd.Ranker(model, ranker.tokenizer).make_inputs, "document", "the cat")
+    words = words_of(kd.Ranker(model, ranker.tokenizer).processor, "document", "the cat")
     assert [(word.start, word.stop, word.rows[0]) for word in words] == [
         (0, 3, rows_before + 2),
         (4, 7, rows_before + 3),
@@ -59,7 +59,7 @@ def test_pieces_of_a_word_are_marked_as_one(model):
     tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    inputs = kd.Ranker(model, fast).make_inputs
+    inputs = kd.Ranker(model, fast).processor
     query = np.array([[1, 0]], np.float32)
     vectors = np.array([[0, 1], [0, 1], [1, 0]], np.float32)  # sea un ##der: the second piece matches
     (parts,) = mark_matches(inputs, "sea", ["sea under!"], query, [vectors], is_cosine=True)
@@ -72,11 +72,11 @@ def test_parts_are_the_text_and_the_same_word_without_context_matches_best(ranke
     query = ranker.encode_queries(["dog"])[0]
     vectors = ranker.encode_documents(texts)
     is_cosine = ranker.model.config.model_type == "TK"
-    passages = mark_matches(ranker.make_inputs, "dog", texts, query, vectors, is_cosine)
+    passages = mark_matches(ranker.processor, "dog", texts, query, vectors, is_cosine)
     assert ["".join(part.text for part in parts) for parts in passages] == texts
     marked = [part for parts in passages for part in parts if part.strength]
     assert all(part.term == "dog" and 0 < part.strength <= 1 for part in marked)
     # The document's own term vectors as the query's: each word matches itself.
-    rows = [word.rows[0] for word in words_of(ranker.make_inputs, "document", texts[0])]
+    rows = [word.rows[0] for word in words_of(ranker.processor, "document", texts[0])]
     unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-13) for v in vectors]
     assert match_terms(unit[0], unit[:1], rows)[0][0].tolist() == rows
