@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli import main
 from hf_kd_ranking.models import RankerModel
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -133,6 +132,8 @@ def private_cache(tmp_path, monkeypatch) -> None:
 def call(monkeypatch, capsys) -> Callable[[str], tuple[int, str, str]]:
     """call("verb --option value"): exit status, standard output, standard error."""
 
+    from hf_kd_ranking.cli import main  # imports every verb
+
     def run(command: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
         with pytest.raises(SystemExit) as exit_:
@@ -153,7 +154,7 @@ def student(model) -> RankerModel:
 
 
 @pytest.fixture
-def make_trainer(toy, tokenizer, tmp_path, private_cache) -> Callable[..., kd.RankingTrainer]:
+def make_trainer(toy, tokenizer, tmp_path, private_cache) -> Callable[..., "kd.RankingTrainer"]:
     """make_trainer(model, parts, **arguments): a trainer on the toy data; `parts` are what `RankingTrainer` takes."""
     queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
     rows = kd.load_teacher_scores(toy / "scores.tsv")

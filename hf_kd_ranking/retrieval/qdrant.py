@@ -75,7 +75,8 @@ class QdrantIndex:
         check_model(store.facts, ranker, store.folder)
         if store.has_token_vectors and store.facts["architecture"] != "ColBERT":
             raise ValueError(
-                f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use StoredReranker."
+                f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use"
+                " StoredReranker."
             )
         index = cls(ranker, _connect(path, url), name)
         facts = {key: store.facts[key] for key in ("architecture", "model_dtype", "model")}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.distillation import stages, students
 from hf_kd_ranking.artifacts import file_digest
+from hf_kd_ranking.distillation import stages, students
 
 
 def test_the_rate_is_chosen_on_dev_and_every_seed_is_another_student(make_job, trainings, tmp_path):
@@ -76,7 +76,9 @@ def test_a_teacher_is_trained_on_the_labels_of_the_same_triples(make_job, traini
     }
     for condition, name in (("first_teacher", "bert_cat"), ("teacher", "mean")):
         manifest = json.loads((Path(outcome["folders"][f"bert_dot {condition}"]) / "manifest.json").read_text())
-        assert manifest["files"]["teacher_scores"]["sha256"] == file_digest(tmp_path / "out" / "scores" / name / "rows.tsv")
+        assert manifest["files"]["teacher_scores"]["sha256"] == file_digest(
+            tmp_path / "out" / "scores" / name / "rows.tsv"
+        )
     assert scores["bert_cat"] != scores["mean"]
     assert {"teacher", "teacher bert_cat", "teacher teacher"} < outcome["test"].keys()
     # The teacher has the whole encoder and its own epochs, the student what is said of it.
