@@ -203,5 +203,6 @@ def make_plan(job: DistillJob) -> list[Cost]:
     return plan.costs
 
 
-def _subject(job: DistillJob) -> dict[str, Path]:
+def subject(job: DistillJob) -> dict[str, Path]:
+    """Return what an output folder is about; work for another collection or other queries must not replace it."""
     return {"collection": Path(job.collection), "queries": Path(job.queries)}
