@@ -1,4 +1,4 @@
-"""What a distillation is about: texts, judgments, and which queries are for training, validation (dev) and test."""
+"""Texts and judgments of a distillation, and the split of its queries into training, validation (dev) and test."""
 
 import hashlib
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Context:
     def texts(self, split: str) -> dict[str, str]:
         """Return query_id -> text of the queries of a split."""
         query_ids = self.splits[split]
-        return dict(zip(query_ids, self.queries[query_ids], strict=True)) if query_ids else {}
+        return dict(zip(query_ids, self.queries[query_ids], strict=True))
 
     def grades(self, split: str) -> Grades:
         """Return the judgments of a split.
@@ -94,15 +94,18 @@ def split_queries(job: DistillJob, judgments: Mapping[str, Mapping[str, int]], q
     for split, path in (("dev", job.dev_qrels), ("test", job.test_qrels)):
         if path is not None:
             with_judgments[split] = read_qrels(path).keys()
-    trained = _queries_of_rows(job) if job.brings_rows else None
-    held_out = job.held_out if trained is None else 1.0
+    trained, held_out = None, job.held_out
+    if job.brings_rows:
+        trained, held_out = _queries_of_rows(job), 1.0
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for query_id in _usable_queries(job, judgments, queries):
         if trained is not None and query_id in trained:
             splits["train"].append(query_id)
             continue
-        named = [split for split, query_ids in with_judgments.items() if query_id in query_ids]
-        split = named[-1] if named else split_by_digest(query_id, held_out, with_judgments)
+        split = split_by_digest(query_id, held_out, with_judgments)
+        for judged_split, query_ids in with_judgments.items():
+            if query_id in query_ids:
+                split = judged_split
         if trained is None or split != "train":
             splits[split].append(query_id)
     if trained is not None and not splits["train"]:
@@ -130,13 +133,15 @@ def split_by_digest(query_id: str, held_out: float, with_judgments: Mapping[str,
 
 def _usable_queries(job: DistillJob, judgments: Mapping[str, Mapping[str, int]], queries: TextStore) -> list[str]:
     """Return the queries with a relevant document; without judgments those that every run of scores has."""
-    runs = []
-    if job.qrels is None:
-        runs = [read_run(path) for path in job.scores]
     usable = []
+    if job.qrels is not None:
+        for query_id, _ in queries.items():
+            if max(judgments.get(query_id, {}).values(), default=0) > 0:
+                usable.append(query_id)
+        return usable
+    runs = [read_run(path) for path in job.scores]
     for query_id, _ in queries.items():
-        is_relevant = job.qrels is None or any(grade > 0 for grade in judgments.get(query_id, {}).values())
-        if is_relevant and all(query_id in run for run in runs):
+        if all(query_id in run for run in runs):
             usable.append(query_id)
     return usable
 
@@ -164,8 +169,10 @@ def _check_sizes(job: DistillJob, splits: Mapping[str, list[str]]) -> None:
 def name_sources(job: DistillJob) -> dict[str, str]:
     """Return short name -> teacher, or file of scores, in the order given."""
     paths = job.teachers or job.scores
-    names = [Path(path).name for path in paths]
-    is_ambiguous = len(set(names)) < len(names) or not {"mean", "", ".."}.isdisjoint(names)
-    if is_ambiguous:
-        names = [f"{name}-{number}" for number, name in enumerate(names)]
-    return dict(zip(names, paths, strict=True))
+    sources, numbered = {}, {}
+    for number, path in enumerate(paths):
+        name = Path(path).name
+        sources[name] = path
+        numbered[f"{name}-{number}"] = path
+    is_ambiguous = len(sources) < len(paths) or not {"mean", "", ".."}.isdisjoint(sources)
+    return numbered if is_ambiguous else sources

@@ -204,7 +204,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Probe:
-    """What an architecture costs here, in seconds and bytes.
+    """The cost of an architecture on this machine, in seconds and bytes.
 
     Args:
         triple: seconds of training per triple.

@@ -41,7 +41,7 @@ class DistillJob:
     teachers: list[str] = HfArg(
         default_factory=list,
         help="Teachers: rankers, cross-encoders or bi-encoders; architectures, which are first trained on the labels "
-        "of the triples; or bm25. Students learn the mean of the standardised scores of several teachers.",
+        "of the triples; or bm25. With more than one, students learn the mean of the standardised scores.",
         aliases=["--teacher"],
     )
     scores: list[str] = HfArg(

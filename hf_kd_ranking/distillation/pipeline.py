@@ -35,7 +35,7 @@ from .work import Artifact, Workspace
 
 
 class Material(NamedTuple):
-    """What students learn from and are measured on.
+    """The data that students learn from and are measured on.
 
     Args:
         candidates: split -> BM25's candidates.

@@ -91,51 +91,46 @@ def write_outcome(
         context: texts and words.
     """
     qrels, first_stage = grades(judgments), ranking(candidates)
-    values, first_values, fused = {}, {}, {}
-    (folder / "runs").mkdir(exist_ok=True)
-    judged = qrels.keys() & first_stage.keys()
-    for name, seeds in rankings.items():
-        if not judged <= ranking(seeds[0]).keys():
-            continue  # a teacher that ranked some of the queries only cannot be compared
-        by_seed, hybrid = [], []
-        for artifact in seeds:
-            run = _restricted(ranking(artifact), first_stage)
-            by_seed.append(evaluate_queries(run, qrels, (measure,))[measure])
-            if name != "BM25":
-                with_bm25 = fuse_runs([run, first_stage], "weighted_sum")
-                hybrid.append(evaluate_run(with_bm25, qrels, (measure,))[measure])
-        values[name] = {query_id: fmean(seed[query_id] for seed in by_seed) for query_id in by_seed[0]}
-        first_values[name] = by_seed[0]
-        if hybrid:
-            fused[name] = fmean(hybrid)
-        run = _restricted(ranking(seeds[0]), first_stage)
-        write_run(run, folder / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
     costs = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    figures = ("test", "dev", "fused", "retrieval", "latency_ms", "rates", "queries")
+    outcome: dict[str, Any] = {name: {} for name in figures}
+    values = {}
+    (folder / "runs").mkdir(exist_ok=True)
+    for name, seeds in rankings.items():
+        runs = [_of_same_queries(ranking(artifact), first_stage) for artifact in seeds]
+        if not qrels.keys() & first_stage.keys() <= runs[0].keys():
+            continue  # a teacher that ranked some of the queries only cannot be compared
+        write_run(runs[0], folder / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
+        by_seed = [evaluate_queries(run, qrels, (measure,))[measure] for run in runs]
+        values[name] = _query_means(by_seed)
+        outcome["test"][name] = fmean(values[name].values())
+        if name != "BM25":
+            hybrid = [fuse_runs([run, first_stage], "weighted_sum") for run in runs]
+            outcome["fused"][name] = fmean(evaluate_run(run, qrels, (measure,))[measure] for run in hybrid)
+        if name in students:
+            results = test_against_first_stage({measure: by_seed[0]}, {measure: values["BM25"]})
+            _write_card(students[name].path / "ranker", name, results, costs, context)
     for name, student in students.items():
-        results = test_against_first_stage({measure: first_values[name]}, {measure: values["BM25"]})
-        _write_card(student.path / "ranker", name, results, costs, context)
-    tests = compare_with_labels(values, list(students))
-    outcome = {
-        "test": {name: fmean(by_query.values()) for name, by_query in values.items()},
-        "dev": {name: validation_value(student, measure) for name, student in students.items()},
-        "tests": tests,
-        "fused": fused,
-        "retrieval": {name: _mean(ranking(found), qrels, measure) for name, found in searches.items()},
-        "latency_ms": {name: figures["total_ms"]["p50"] for name, figures in costs["rankers"].items()},
-        "rates": {name: learning_rate(student) for name, student in students.items()},
-        "queries": {split: len(query_ids) for split, query_ids in context.splits.items()},
-    }
-    _write_report(folder, students, timing, judgments, candidates, measure, tests, context)
+        outcome["dev"][name] = validation_value(student, measure)
+        outcome["latency_ms"][name] = costs["rankers"][name]["total_ms"]["p50"]
+        outcome["rates"][name] = learning_rate(student)
+    for name, found in searches.items():
+        outcome["retrieval"][name] = evaluate_run(ranking(found), qrels, (measure,))[measure]
+    for split, query_ids in context.splits.items():
+        outcome["queries"][split] = len(query_ids)
+    outcome["tests"] = compare_with_labels(values, list(students))
+    _write_report(folder, students, timing, judgments, candidates, measure, outcome["tests"], context)
     write_json(folder / "outcome.json", outcome)
 
 
-def _restricted(run: Run, first_stage: Run) -> Run:
+def _of_same_queries(run: Run, first_stage: Run) -> Run:
     """Return a run with the queries of the first stage, in its order."""
     return Run((query_id, run[query_id]) for query_id in first_stage if query_id in run)
 
 
-def _mean(run: Run, qrels: Mapping[str, Mapping[str, int]], measure: str) -> float:
-    return fmean(evaluate_queries(run, qrels, (measure,))[measure].values())
+def _query_means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over the seeds of every query."""
+    return {query_id: fmean(values[query_id] for values in by_seed) for query_id in by_seed[0]}
 
 
 def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Context) -> None:
@@ -203,14 +198,17 @@ def choose(outcome: Mapping[str, Any], budget_ms: float | None) -> str:
         ValueError: if no ranker is within the budget; it names the fastest.
     """
     latency = outcome["latency_ms"]
-    within = [name for name in outcome["dev"] if budget_ms is None or latency[name] <= budget_ms]
+    within = dict(outcome["dev"])
+    for name, milliseconds in latency.items():
+        if budget_ms is not None and milliseconds > budget_ms:
+            del within[name]
     if not within:
         fastest = min(latency, key=latency.get)
         raise ValueError(
             f"No ranker is within {budget_ms:g} ms per query; the fastest, {fastest}, takes {latency[fastest]:.1f} "
             "ms: raise --budget-ms, lower --k, or add a faster architecture."
         )
-    return max(within, key=lambda name: outcome["dev"][name])
+    return max(within, key=within.get)
 
 
 def deliver(student: Artifact, folder: Path) -> None:
@@ -241,8 +239,7 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
         for key, form in columns.values():
             cells.append(format(outcome[key][name], form) if name in outcome[key] else "")
         lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    lines += [finding_text(test) for test in outcome["tests"]]
+    lines += ["", *map(finding_text, outcome["tests"])]
     budget = "" if job.budget_ms is None else f" within {job.budget_ms:g} ms per query"
     lines.append(f"\nChosen on dev{budget}: {outcome['best']}, in {outcome['ranker']}. Report: {outcome['page']}")
     return "\n".join(lines)

@@ -72,11 +72,11 @@ def write_judgments(folder: Path, judgments: Grades) -> None:
 
 def judge_by_agreement(folder: Path, teacher: Artifact, query_ids: Sequence[str]) -> None:
     """Take the teacher's best candidates of each query for relevant, the best with the highest grade."""
-    run = ranking(teacher)
-    judgments = {}
+    run, judgments = ranking(teacher), {}
     for query_id in query_ids:
-        best = run.get(query_id, [])[:AGREED]
-        judgments[query_id] = {doc_id: AGREED - place for place, (doc_id, _) in enumerate(best)}
+        judgments[query_id] = {}
+        for place, (doc_id, _) in enumerate(run.get(query_id, [])[:AGREED]):
+            judgments[query_id][doc_id] = AGREED - place
     write_qrels(judgments, folder / "qrels.txt")
 
 
@@ -108,10 +108,9 @@ def _common_documents(scores: Sequence[Path], judged: Grades) -> tuple[Run, Grad
     runs = [read_run(path) for path in scores]
     common, known = Run(), {}
     for query_id, of_query in judged.items():
-        doc_ids = {doc_id for doc_id, _ in runs[0].get(query_id, ())}
-        for run in runs[1:]:
-            doc_ids &= {doc_id for doc_id, _ in run.get(query_id, ())}
-        common[query_id] = [pair for pair in runs[0].get(query_id, ()) if pair[0] in doc_ids]
+        listed = [dict(run.get(query_id, ())) for run in runs]
+        doc_ids = set(listed[0]).intersection(*listed[1:])
+        common[query_id] = [(doc_id, score) for doc_id, score in listed[0].items() if doc_id in doc_ids]
         known[query_id] = {doc_id: grade for doc_id, grade in of_query.items() if doc_id in doc_ids}
     return common, known
 
@@ -156,7 +155,7 @@ def rank_candidates(
 
 
 def average_rankings(folder: Path, rankings: Sequence[Artifact]) -> None:
-    """Average the rankings of several teachers, each scaled to 0..1 per query."""
+    """Average the rankings of the teachers, each scaled to 0..1 per query."""
     mean = ranking(rankings[0])
     if len(rankings) > 1:
         mean = fuse_runs([ranking(artifact) for artifact in rankings], "weighted_sum")
@@ -177,29 +176,35 @@ def check_teacher(
     Raises:
         ValueError: with both values, unless `is_forced`.
     """
-    first_stage = ranking(candidates)
-    query_ids = [query_id for query_id in first_stage if query_id in ranking(mean)]
-    if not query_ids:
+    first_stage, averaged, judged = ranking(candidates), ranking(mean), {}
+    for query_id, of_query in grades(judgments).items():
+        if query_id in first_stage and query_id in averaged:
+            judged[query_id] = of_query
+    if not judged:
         return
-    judged = grades(judgments)
-    judged = {query_id: judged[query_id] for query_id in query_ids}
 
     def value(run: Run) -> float:
-        return evaluate_run(Run((q, run[q]) for q in query_ids if q in run), judged, (measure,))[measure]
+        return evaluate_run(run, judged, (measure,))[measure]
 
-    bm25, teacher = value(first_stage), value(ranking(mean))
+    bm25, teacher = value(first_stage), value(averaged)
     if teacher <= bm25 and not is_forced:
         raise ValueError(
-            f"The teacher ranks the {len(query_ids)} validation queries no better than BM25 ({measure} {teacher:.4f}, "
+            f"The teacher ranks the {len(judged)} validation queries no better than BM25 ({measure} {teacher:.4f}, "
             f"BM25 {bm25:.4f}), and students would learn that; give another teacher, or --force."
         )
-    values = {name: value(ranking(artifact)) for name, artifact in rankings.items()}
+    values = {}
+    for name, artifact in rankings.items():
+        values[name] = value(ranking(artifact))
     best = max(values, key=values.get)
     if values[best] > teacher:
         logger.warning(
             "%s ranks the %d validation queries better than the mean of the teachers (%s %.4f, mean %.4f): a mean "
             "pays where teachers are about equally good.",
-            *(best, len(query_ids), measure, values[best], teacher),
+            best,
+            len(judged),
+            measure,
+            values[best],
+            teacher,
         )
 
 
@@ -235,5 +240,5 @@ def _load(teacher: Teacher, context: Context) -> LoadedTeacher:
 
 
 def average_scores(folder: Path, scores: Sequence[Path | Artifact]) -> None:
-    """Average the scores of several teachers, each standardised over its file."""
+    """Average the scores of the teachers, each standardised over its file."""
     ensemble_teachers([rows_file(file) for file in scores], folder / "rows.tsv", "standardized", overwrite=True)
