@@ -116,8 +116,10 @@ class IdIndex:
             rows[[i for i, name in zip(found, stored, strict=True) if name != str(ids[i])]] = -1
         return rows
 
-    def rows_of_strings(self, ids: pa.Array) -> np.ndarray:
-        """`rows_of` an Arrow array of strings, without Python strings where ids are integers."""
+    def rows_of_array(self, ids: pa.Array) -> np.ndarray:
+        """Return `rows_of` an Arrow array of integers or strings, without Python strings if the ids are integers."""
+        if pa.types.is_integer(ids.type):
+            return self.rows_of(ids.to_numpy())
         integers = plain_integers(ids) if self.has_integer_ids else None
         return self.rows_of(ids.to_pylist() if integers is None else integers)
 

@@ -17,7 +17,7 @@ from ..data.runs import read_qrels, read_run
 from ..data.tables import read_lines
 from ..data.texts import TextStore
 from ..evaluation.metrics import parse_measures
-from ..losses import IN_BATCH, READ_LISTS, get_losses
+from ..losses import IN_BATCH, LOSSES, get_losses
 from ..models import ARCHITECTURES
 from ..training.job import json_option
 
@@ -163,7 +163,7 @@ class DistillJob:
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"Unknown {what} {', '.join(unknown)}; there are {', '.join(known)}.")
         parse_measures([self.measure])
-        if wide := [name for name in get_losses(self.loss) if name.startswith(IN_BATCH) or name in READ_LISTS]:
+        if wide := [name for name in get_losses(self.loss) if name.startswith(IN_BATCH) or LOSSES[name].needs_lists]:
             raise ValueError(f"distill trains on pairs, each by itself; {', '.join(wide)} needs more: use `train`.")
         if lists := [path for path in self.scores if {".jsonl", ".json"} & set(Path(path).suffixes)]:
             raise ValueError(f"Scores are rows of triples or TREC runs; {lists[0]} holds lists.")
