@@ -15,7 +15,7 @@ from .settings import parse_settings
 def train(context: typer.Context) -> None:
     """Train a ranker on teacher scores (options: --help)."""
     job, args, as_json = parse_job(context.args, f"{Path(sys.argv[0]).name} train")
-    results = train_ranker(job, args)
+    results = train_ranker(job, args, command=sys.argv)
     if args.process_index == 0:
         measures = {when: results[when] for when in ("first_stage", "before", "after")}
         typer.echo(json.dumps(measures, indent=None if as_json else 2))

@@ -94,8 +94,8 @@ class TeacherRows:
             yield start, {name: batch[name].combine_chunks() for name in names}
 
     def select(self, rows: Sequence[int]) -> "TeacherRows":
-        """Return some of the rows."""
-        return replace(self, rows=self.rows.select(rows))
+        """Return some of the rows; messages name them by their places in the selection, not by lines of a file."""
+        return replace(self, rows=self.rows.select(rows), source=f"the selection from {self.source}")
 
 
 def load_teacher_scores(
