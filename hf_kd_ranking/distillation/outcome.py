@@ -14,7 +14,7 @@ from ..artifacts import building, writing
 from ..data.runs import Run, read_qrels, read_run, write_run
 from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
-from ..evaluation.significance import against, holm, paired_t_test
+from ..evaluation.significance import compare_with_first_stage, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
 from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker, load_tokenizer
@@ -94,7 +94,7 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
     costs = _costs(parts, firsts, folder)
     (folder / "training").mkdir(exist_ok=True)
     for name, student in firsts.items():
-        tested = against({job.measure: of_first[name]}, {job.measure: values["BM25"]})
+        tested = compare_with_first_stage({job.measure: of_first[name]}, {job.measure: values["BM25"]})
         described = {"results": tested, "data": job.data_name or Path(job.collection).name}
         save_manifest(student.folder, read_manifest(student.folder) | described)
         write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))

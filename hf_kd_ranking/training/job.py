@@ -14,7 +14,7 @@ from ..data.runs import read_qrels, read_run, write_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
-from ..evaluation.significance import against
+from ..evaluation.significance import compare_with_first_stage
 from ..hub.manifest import measures_of
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
@@ -139,7 +139,9 @@ def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_b
     tested = {"first_stage": {}, "tests": {}}
     if evaluator is not None:
         runs = (evaluator.last_run, evaluator.candidates)
-        tested = against(*(evaluate_queries(run, evaluator.qrels, evaluator.measures) for run in runs))
+        tested = compare_with_first_stage(
+            *(evaluate_queries(run, evaluator.qrels, evaluator.measures) for run in runs)
+        )
     results = tested | {"before": before, "after": after, "training": training, "job": asdict(job)}
     trainer.save_model(_internal_call=True)  # publishing comes with the card
     trainer.save_state()
