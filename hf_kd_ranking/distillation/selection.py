@@ -12,7 +12,7 @@ from ..artifacts import building, write_json
 from ..data.runs import Run, write_run
 from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
-from ..evaluation.significance import holm, paired_t_test, test_against_first_stage
+from ..evaluation.significance import compare_with_first_stage, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
 from ..hub.model_card import costs_of, write_model_card
 from ..ranker import Ranker
@@ -108,7 +108,7 @@ def write_outcome(
             hybrid = [fuse_runs([run, first_stage], "weighted_sum") for run in runs]
             outcome["fused"][name] = fmean(evaluate_run(run, qrels, (measure,))[measure] for run in hybrid)
         if name in students:
-            results = test_against_first_stage({measure: by_seed[0]}, {measure: values["BM25"]})
+            results = compare_with_first_stage({measure: by_seed[0]}, {measure: values["BM25"]})
             _write_card(students[name].path / "ranker", name, results, costs, context)
     for name, student in students.items():
         outcome["dev"][name] = validation_value(student, measure)

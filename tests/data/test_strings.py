@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from hf_kd_ranking.data.strings import open_strings, write_strings
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import formats
-from hf_kd_ranking.data.strings import open_strings, write_strings
 from hf_kd_ranking.data.tables import is_plain_integer, plain_integers
 
 STRINGS = ["", "a", "", "ü文書\U0001f600", "two\nlines\tand a tab", "x" * 5_000, " ", "\x00", ""]
