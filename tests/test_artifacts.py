@@ -61,9 +61,9 @@ def test_outputs_and_inputs_are_checked_before_work(tmp_path):
         refuse_existing(tmp_path / "file", overwrite=False)
     with pytest.raises(FileNotFoundError, match="the folder of the output x, does not exist; create it"):
         refuse_existing(tmp_path / "none" / "x", overwrite=False)
-    with pytest.raises(ValueError, match="The scores file .*file is empty"):
+    with pytest.raises(ValueError, match=r"The scores file .*file is empty"):
         existing_file(tmp_path / "file", "scores")
-    with pytest.raises(FileNotFoundError, match="The scores file .* is a folder, not a file; give the path"):
+    with pytest.raises(FileNotFoundError, match=r"The scores file .* is a folder, not a file; give the path"):
         existing_file(tmp_path, "scores")
 
 
@@ -86,7 +86,7 @@ def test_damaged_description_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is damaged: its checksum differs; remove"):
         read_description(tmp_path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="description file .* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"description file .* does not exist"):
         read_description(tmp_path)
 
 
@@ -186,9 +186,9 @@ def test_folder_is_refused_with_the_process_that_uses_it(tmp_path):
     other = spawn.Process(target=hold, args=(tmp_path / "out", is_held, may_end))
     other.start()
     is_held.wait(timeout=60)
-    with pytest.raises(ValueError, match=f"out is in use by process {other.pid}; wait until it has ended"):
-        with locked(tmp_path / "out"):
-            pass
+    refusal = pytest.raises(ValueError, match=f"out is in use by process {other.pid}; wait until it has ended")
+    with refusal, locked(tmp_path / "out"):
+        pass
     other.kill()  # the system releases its lock
     other.join()
     with locked(tmp_path / "out"):
