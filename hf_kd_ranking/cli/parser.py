@@ -22,6 +22,7 @@ UsageError: type[Exception] = typer.BadParameter.__base__  # click's; recent ver
 # What the package raises about its input; other exceptions are failures and keep their traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+OPTION = re.compile("-[^.0-9]")  # and not a negative number
 
 
 # ---- Verbs ----------------------------------------------------------------------------------------------------------
@@ -105,11 +106,11 @@ def _spell_out(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str
             if not equals:
                 value = rest.popleft() if rest and rest[0].lower() in TRUE + FALSE else "true"
             result.append(_flag(name, value, option))
+        elif not rest or OPTION.match(rest[0]):
+            raise ValueError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
         elif option.multiple:
-            values = []
-            while rest and not re.match("-[^.0-9]", rest[0]):
-                values.append(f"{name}={rest.popleft()}")
-            result += values or [name]
+            while rest and not OPTION.match(rest[0]):
+                result.append(f"{name}={rest.popleft()}")
         else:
             result.append(name)
             for _ in range(min(option.nargs, len(rest))):

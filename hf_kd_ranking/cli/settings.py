@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -116,7 +117,9 @@ def _value_type(field: Field, hint: Any) -> Any:
     """Return the type of a field on the command line: str, int, float, bool or a list; None if it has none."""
     if field.metadata.get("const") is True:
         return bool
-    members = [hint, *get_args(hint)]
+    members = [hint]
+    if get_origin(hint) in (Union, UnionType):
+        members = get_args(hint)
     if str in members:  # among them dictionaries, as JSON
         return str
     for member in members:
