@@ -40,7 +40,7 @@ def index(
         if unread:
             raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
         refuse_existing(output, overwrite)
-        BM25Index.build(data.documents, output, tokenization=tokenization)
+        BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
         print_result({"output": str(output), "documents": len(data.documents)}, as_json)
         return
 
@@ -56,11 +56,11 @@ def index(
         if factory is not None:
             from ..retrieval.dense import DenseIndex
 
-            DenseIndex.build(store, output / "dense", factory=factory)
+            DenseIndex.build(store, factory=factory).save(output / "dense", overwrite)
         if centroids is not None:
             from ..retrieval.colbert import ColBERTIndex
 
-            ColBERTIndex.build(store, centroids=centroids or None)
+            ColBERTIndex.build(store, centroids=centroids)
         result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
         print_result(result, as_json)
 
