@@ -132,10 +132,10 @@ def test_dtype_sets_the_precision_of_training(tmp_path, dtype, expected):
 
 
 def test_distill_takes_the_names_of_the_other_verbs():
-    given = "--collection c --queries q --output o --model m --teacher a b --scores s t --batch-size 5 --json"
+    given = "--collection c --queries q --output o --model m --teacher a b --scores s t --k 7 --batch-size 5 --json"
     (job,), as_json = parse_settings([DistillJob], given.split(), "distill")
     assert (job.collection, job.queries, job.output, job.model_name) == ("c", "q", "o", "m")
-    assert (job.teachers, job.scores, job.batch_size, as_json) == (["a", "b"], ["s", "t"], 5, True)
+    assert (job.teachers, job.scores, job.k, job.batch_size, as_json) == (["a", "b"], ["s", "t"], 7, 5, True)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
