@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..artifacts import existing_file
-from ..hub.model_card import costs_of
+from ..hub.model_card import select_efficiency
 from ..hub.publish import publish_ranker
 from .options import Config, Json, report
 
@@ -29,7 +29,7 @@ def push(
     costs = None
     if efficiency is not None:
         measured = existing_file(efficiency, "measured costs").read_text(encoding="utf-8")
-        costs = costs_of(json_format.loads(measured), name or model.name)
+        costs = select_efficiency(json_format.loads(measured), name or model.name)
     plan = publish_ranker(model, repository, private, overwrite, dry_run, costs)
     if json:
         report(plan, True)

@@ -16,7 +16,7 @@ from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import against, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
-from ..hub.model_card import costs_of, write_model_card
+from ..hub.model_card import select_efficiency, write_model_card
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import measure_efficiency
 from ..reporting.report import write_report
@@ -97,7 +97,7 @@ def _measure(parts: Distillation, chosen: Mapping[str, list[Student]], folder: P
         tested = against({job.measure: of_first[name]}, {job.measure: values["BM25"]})
         described = {"results": tested, "data": job.data_name or Path(job.collection).name}
         save_manifest(student.folder, read_manifest(student.folder) | described)
-        write_model_card(student.folder, name.replace(" ", "-"), costs_of(costs, name))
+        write_model_card(student.folder, name.replace(" ", "-"), select_efficiency(costs, name))
         shutil.copy(student.folder / "trainer_state.json", folder / "training" / f"{name}.json")
     arrows = [
         (_control_of(name), name) for name in chosen if name != _control_of(name) and _control_of(name) in chosen
