@@ -8,7 +8,6 @@ students. Every card is in a folder with the name of its repository, with `.eval
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import yaml

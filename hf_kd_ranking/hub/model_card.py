@@ -70,7 +70,7 @@ class RankerCard:
 
     @property
     def summary(self) -> str:
-        """What the architecture does, in two sentences."""
+        """Two sentences about the architecture."""
         return CONFIG_MAPPING[self.model_type].summary
 
 
@@ -89,7 +89,7 @@ def write_model_card(
         output: folder that the card (and the manifest, if it changes) is written into; None takes the checkpoint's.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no manifest, or it was written for other weights.
+        FileNotFoundError, ValueError: if the manifest is missing or was written for other weights.
         KeyError: if no architecture has the config's model_type.
     """
     manifest = read_manifest(folder)

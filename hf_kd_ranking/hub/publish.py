@@ -30,7 +30,7 @@ LEFT_OUT = re.compile(r"checkpoint-\d+|adapter|\.(?!eval_results$).*|__pycache__
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\bTODO\b|\[More Information Needed\]")
 REFUSALS = {
     401: "the Hub does not know the token: `hf auth login`, or the environment variable HF_TOKEN",
-    403: "the token may not write there: use a token with write access, and a name under your own user or organisation",
+    403: "the token may not write there: use one with write access, and a name under your own user or organisation",
     409: "the name is taken",
 }
 
@@ -163,9 +163,7 @@ def check_no_token(files: dict[str, Path]) -> None:
             continue
         content = path.read_text(encoding="utf-8", errors="replace")
         if TOKEN.search(content) or (own and own in content):
-            raise ValueError(
-                f"{path} contains an access token of the Hub; remove it, and revoke it if others saw it."
-            )
+            raise ValueError(f"{path} contains an access token of the Hub; remove it, and revoke it if others saw it.")
 
 
 def upload(

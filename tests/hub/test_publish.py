@@ -139,7 +139,10 @@ WRONG = {
     "no checkpoint": (lambda folder, _: (folder / "model.safetensors").unlink(), "is not a checkpoint"),
     "a plain encoder": (plain_encoder, "contains a bert, not a ranker"),
     "results of other weights": (other_weights, r"measured with other weights .*model.safetensors"),
-    "a token": (lambda folder, _: (folder / "notes.txt").write_text(f"x {TOKEN}"), "notes.txt contains an access token"),
+    "a token": (
+        lambda folder, _: (folder / "notes.txt").write_text(f"x {TOKEN}"),
+        "contains an access token",
+    ),
 }
 
 
