@@ -46,7 +46,10 @@ def test_measured_efficiency_goes_into_the_card_of_a_push(call, folder, tmp_path
     [
         ("{tmp} me/r", "is not a checkpoint"),
         ("{folder} ranker", "owner/name"),
-        ("{folder} me/r --efficiency {tmp}/efficiency.json", "'ranker' was not measured; the measured rankers are fast"),
+        (
+            "{folder} me/r --efficiency {tmp}/efficiency.json",
+            "'ranker' was not measured; the measured rankers are fast",
+        ),
         ("{folder} me/r --efficiency {tmp}/none.json", "none.json"),
     ],
 )
