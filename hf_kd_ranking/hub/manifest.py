@@ -111,7 +111,7 @@ def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> Non
     write_json(Path(folder) / FILE, manifest)
 
 
-def measures_of(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
+def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
     """Return the measures among the metrics of an evaluation: `eval_AP` becomes `AP`; losses and times are left out.
 
     Args:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.hub.manifest import measures_of, write_manifest
+from hf_kd_ranking.hub.manifest import select_measures, write_manifest
 from hf_kd_ranking.hub.model_card import RankerCard, base_model, select_efficiency, write_card, write_model_card
 from hf_kd_ranking.hub.publish import check_card
 from hf_kd_ranking.models import ARCHITECTURES
@@ -137,8 +137,8 @@ def test_efficiency_is_saved_for_the_next_card(tmp_path, encoder):
 
 def test_measures_are_recognised_without_a_cutoff():
     logged = {"eval_AP": 0.5, "eval_RR(rel=2)@10": 0.25, "eval_loss": 1.0, "eval_runtime": 2.0, "step": 3, "AP": 0.1}
-    assert measures_of(logged) == {"AP": 0.5, "RR(rel=2)@10": 0.25}
-    assert measures_of(logged, ["AP", "nDCG@10"]) == {"AP": 0.5}
+    assert select_measures(logged) == {"AP": 0.5, "RR(rel=2)@10": 0.25}
+    assert select_measures(logged, ["AP", "nDCG@10"]) == {"AP": 0.5}
 
 
 def test_results_on_several_query_sets_are_separate_entries(tmp_path):
