@@ -8,6 +8,7 @@ The output is loaded again and scores some texts before it gets its name.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,14 @@ class Format:
     is_exact: bool = True
 
 
+_score_vectors = partial(layouts.score, "MultiVectorEncoder")  # which reads PyLate's layout as well
 FORMATS = {
     "cross-encoder": Format(
-        layouts.write_cross_encoder, layouts.score_cross_encoder, BertCat, layouts.cross_encoder_obstacles
+        layouts.write_cross_encoder, partial(layouts.score, "CrossEncoder"), BertCat, layouts.cross_encoder_obstacles
     ),
-    "sentence-transformer": Format(layouts.write_bi_encoder, layouts.score_bi_encoder, BertDot),
-    "multi-vector": Format(
-        layouts.write_multi_vector, layouts.score_multi_vector, ColBERT, layouts.multi_vector_obstacles
-    ),
-    "pylate": Format(layouts.write_pylate, layouts.score_multi_vector, ColBERT, layouts.pylate_obstacles),
+    "sentence-transformer": Format(layouts.write_bi_encoder, partial(layouts.score, "SentenceTransformer"), BertDot),
+    "multi-vector": Format(layouts.write_multi_vector, _score_vectors, ColBERT, layouts.multi_vector_obstacles),
+    "pylate": Format(layouts.write_pylate, _score_vectors, ColBERT, layouts.pylate_obstacles),
     "onnx": Format(onnx.write_onnx, onnx.score_onnx),
     "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, is_exact=False),
 }

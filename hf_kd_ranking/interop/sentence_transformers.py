@@ -16,7 +16,6 @@ from ..models import BertCat, BertCatConfig, BertDot, ColBERT, ColBERTConfig
 from ..models.foreign import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
 
 
@@ -138,34 +137,13 @@ def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Pat
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-# ---- Scorers --------------------------------------------------------------------------------------------------------
+def score(class_name: str, folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Score pairs with a class of sentence-transformers, (N,)."""
+    import sentence_transformers
 
-
-def score_cross_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Score pairs with a `CrossEncoder`, (N,)."""
-    from sentence_transformers import CrossEncoder
-
-    encoder = CrossEncoder(str(folder), device="cpu", local_files_only=True)
-    return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
-
-
-def score_bi_encoder(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Score pairs with a `SentenceTransformer`, (N,)."""
-    from sentence_transformers import SentenceTransformer
-
-    return _score_vectors(SentenceTransformer(str(folder), device="cpu", local_files_only=True), queries, documents)
-
-
-def score_multi_vector(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Score pairs with a `MultiVectorEncoder`, which reads PyLate's layout as well, (N,)."""
-    from sentence_transformers import MultiVectorEncoder
-
-    return _score_vectors(MultiVectorEncoder(str(folder), device="cpu", local_files_only=True), queries, documents)
-
-
-def _score_vectors(
-    encoder: "SentenceTransformer | MultiVectorEncoder", queries: Sequence[str], documents: Sequence[str]
-) -> np.ndarray:
+    encoder = vars(sentence_transformers)[class_name](str(folder), device="cpu", local_files_only=True)
+    if class_name == "CrossEncoder":
+        return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
     query_vectors = encoder.encode_query(list(queries), show_progress_bar=False)
     document_vectors = encoder.encode_document(list(documents), show_progress_bar=False)
     return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()

@@ -115,8 +115,8 @@ def make_app(page: SearchPage, allowed_hosts: Sequence[str] = ("127.0.0.1", "loc
 
     Args:
         page: the page that it serves.
-        allowed_hosts: host names that a request may use, "*" for any. Others are refused, so that a foreign page cannot
-            reach a server on this machine under a name of its own (DNS rebinding).
+        allowed_hosts: host names that a request may use, "*" for any. Otherwise a foreign page could reach a server on
+            this machine under a name of its own (DNS rebinding).
     """
     return Starlette(
         routes=[
@@ -138,5 +138,7 @@ async def _with_headers(request: Request, call_next: RequestResponseEndpoint) ->
 
 
 def _refusal(status: int, message: str) -> Response:
-    headers = {"Retry-After": "10"} if status == 429 else None
-    return JSONResponse({"error": message}, status, headers)
+    response = JSONResponse({"error": message}, status)
+    if status == 429:
+        response.headers["Retry-After"] = "10"
+    return response

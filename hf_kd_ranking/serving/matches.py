@@ -103,7 +103,7 @@ def match_tokens(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Find the token of each document that each token of the query matches best, and how strongly.
 
-    The gain of a match is its dot product minus the mean product of the query's token with all tokens of the documents.
+    The gain of a match is its product minus the mean product of the query's token with all tokens of the documents.
     The strength is the gain divided by the largest gain, so that a constant added to the products of a query's token,
     or a factor on all products, changes nothing.
 

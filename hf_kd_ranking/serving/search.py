@@ -56,7 +56,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Scored:
-    """Documents with their scores, best first; the vectors of both sides, if matching words are marked."""
+    """Documents with their scores, best first; the vectors of both sides are needed to mark matching words."""
 
     doc_ids: list[str]
     scores: np.ndarray
@@ -110,6 +110,7 @@ class RankerSearch:
         self.store = store
         self.index = index
         self.is_fused = is_fused
+        self.reading = "passage encoding" if store is None else "reading vectors"
         # Slow tokenizers do not know where a token is in the text.
         self.has_matches = (
             self.config.token_similarity is not None and self.config.is_storable and ranker.tokenizer.is_fast
@@ -120,8 +121,10 @@ class RankerSearch:
         if self.index is not None:
             return f"{self.config.model_type}, searches all {len(self.documents):,} passages"
         source = "their texts" if self.store is None else "stored vectors"
-        fusion = ", adds BM25’s scores" if self.is_fused else ""
-        return f"{self.config.model_type}, re-ranks BM25’s best {candidates:,} from {source}{fusion}"
+        line = f"{self.config.model_type}, re-ranks BM25’s best {candidates:,} from {source}"
+        if self.is_fused:
+            line += ", adds BM25’s scores"
+        return line
 
     def search(self, name: str, query: str, candidates: Sequence[tuple[str, float]]) -> Ranking:
         """Rank documents for a query.
@@ -137,10 +140,7 @@ class RankerSearch:
         if self.index is None and not candidates:
             return Ranking(name, {}, [])
         times = StageTimes()
-        if self.index is None:
-            scored = self._rerank(query, candidates, times)
-        else:
-            scored = self._search_index(query, times)
+        scored = self._search_index(query, times) if self.index is not None else self._rerank(query, candidates, times)
         texts = [text[:LONGEST_TEXT] for text in self.documents[scored.doc_ids]]
         if self.has_matches:
             vectors = scored.query_vectors, scored.document_vectors
@@ -170,7 +170,7 @@ class RankerSearch:
             query_vectors = self.ranker.encode_queries([query])[0]
             times.end("query encoding")
             vectors = self._read_vectors(doc_ids)
-            times.end("passage encoding" if self.store is None else "reading vectors")
+            times.end(self.reading)
             scores = score_stored(self.ranker.model, query_vectors, vectors, self.ranker.batch_size)
         else:
             scores = self.ranker.score(query, self.documents[doc_ids])
@@ -180,8 +180,9 @@ class RankerSearch:
             scores = np.array([fused[doc_id] for doc_id in doc_ids])
         times.end("scoring")
         best = np.argsort(-scores, kind="stable")[:SHOWN]
-        best_vectors = [vectors[i] for i in best] if self.has_matches else ()
-        return Scored([doc_ids[i] for i in best], scores[best], query_vectors, best_vectors)
+        if self.has_matches:
+            vectors = [vectors[i] for i in best]
+        return Scored([doc_ids[i] for i in best], scores[best], query_vectors, vectors)
 
     def _read_vectors(self, doc_ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         if self.store is None:
@@ -210,12 +211,13 @@ class SearchEngine:
 
     def search(self, query: str) -> Results:
         """Run all stages one after the other, so that no time includes the work of another stage."""
-        times, candidates = StageTimes(), []
+        times, candidates, count = StageTimes(), [], None
         if self.first_stage is not None:
             candidates = self.first_stage.search({"q": query}, self.k)["q"]
+            count = len(candidates)
             times.end("BM25")
         rankings = [ranker.search(name, query, candidates) for name, ranker in self.rankers.items()]
-        return Results(query, len(candidates) if times else None, times.get("BM25"), rankings)
+        return Results(query, count, times.get("BM25"), rankings)
 
 
 # ---- Building an engine ---------------------------------------------------------------------------------------------
@@ -250,26 +252,23 @@ def build_engine(
         FileNotFoundError: if an index does not exist.
     """
     matched = match_indexes(rankers, index_folders)
-    searches = {}
-    has_faiss = has_centroids = False
+    searches, used = {}, set()
     for name, ranker in rankers.items():
-        store = index = None
-        if name in matched:
-            folder = matched[name]
-            store = VectorStore.open(folder, ranker)
-            if ranker.model.config.is_searchable and not rerank:
-                reads_settings, reads_probes = (folder / "dense").is_dir(), (folder / "centroids").is_dir()
-                index = open_index(
-                    folder,
-                    ranker,
-                    settings=settings if reads_settings else None,
-                    probes=probes if reads_probes else None,
-                )
-                has_faiss, has_centroids = has_faiss or reads_settings, has_centroids or reads_probes
+        folder = matched.get(name)
+        store = None if folder is None else VectorStore.open(folder, ranker)
+        index = None
+        if folder is not None and ranker.model.config.is_searchable and not rerank:
+            options = {}
+            if (folder / "dense").is_dir():
+                options["settings"] = settings
+            if (folder / "centroids").is_dir():
+                options["probes"] = probes
+            used.update(options)
+            index = open_index(folder, ranker, **options)
         searches[name] = RankerSearch(ranker, documents, store, index, fuse)
-    if settings is not None and not has_faiss:
+    if settings is not None and "settings" not in used:
         raise ValueError(f"--settings {settings} is for a faiss index that searches; `index --factory` builds one.")
-    if probes is not None and not has_centroids:
+    if probes is not None and "probes" not in used:
         raise ValueError(f"--probes {probes} is for a ColBERT index that searches; `index --centroids` builds one.")
     first_stage = None
     if candidates is not None:
@@ -286,21 +285,19 @@ def match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> dic
     Raises:
         ValueError: if no ranker made an index, or two indexes belong to one ranker.
     """
-    identities = {name: model_identity(ranker) for name, ranker in rankers.items()} if folders else {}
     matched: dict[str, Path] = {}
     for folder in folders:
         description = read_description(folder)
-        makers = []
-        for name, identity in identities.items():
-            if name not in matched and not changed_names(description, identity):
-                makers.append(name)
-        if not makers:
+        for name, ranker in rankers.items():
+            if name not in matched and not changed_names(description, model_identity(ranker)):
+                matched[name] = folder
+                break
+        else:
             architecture = description.get("architecture", description["kind"])
             raise ValueError(
                 f"{folder} ({architecture}) was not built by one of the models ({', '.join(rankers)}), or is the "
                 "second index of one; give the model that built it, or build it again."
             )
-        matched[makers[0]] = folder
     return matched
 
 
