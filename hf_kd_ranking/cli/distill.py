@@ -8,15 +8,16 @@ from ..distillation.job import DistillJob
 from .options import Json, print_result
 from .settings import with_settings
 
-PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every stage, and stop.")]
+PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every step, and stop.")]
 
 
 @with_settings(DistillJob)
 def distill(job: DistillJob, *, plan_only: PlanOnly = False, as_json: Json = False) -> None:
     """Distil a slow ranker into fast ones and choose the best within a budget."""
-    from ..distillation.outcome import distill as run_distillation
-    from ..distillation.outcome import outcome_text
-    from ..distillation.plan import make_plan, plan_text
+    from ..distillation.costs import plan_text
+    from ..distillation.pipeline import distill as run_distillation
+    from ..distillation.pipeline import make_plan
+    from ..distillation.selection import outcome_text
 
     typer.echo(plan_text(make_plan(job)), err=not plan_only)
     if not plan_only:
