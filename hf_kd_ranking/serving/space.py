@@ -56,9 +56,8 @@ def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequen
             engine.first_stage.save(space / "bm25")
             command += ["--candidates", "bm25"]
         if about["examples"]:
-            with (space / "queries.tsv").open("w", encoding="utf-8") as file:
-                for number, query in enumerate(about["examples"]):
-                    file.write(f"{number}\t{query}\n")
+            queries = "".join(f"{number}\t{query}\n" for number, query in enumerate(about["examples"]))
+            (space / "queries.tsv").write_text(queries, encoding="utf-8")
             command += ["--queries", "queries.tsv"]
         package = f"hf_kd_ranking[retrieval,serve]=={version}"
         if (SOURCE / "setup.cfg").is_file():
