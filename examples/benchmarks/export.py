@@ -24,7 +24,7 @@ import torch
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli.options import open_collection
 from hf_kd_ranking.data.collections import RankingCollection
-from hf_kd_ranking.interop.export import FORMATS, WRITERS, largest_difference
+from hf_kd_ranking.interop.export import FORMATS, largest_difference
 from hf_kd_ranking.interop.onnx import OnnxRanker
 
 ROUNDS = 5
@@ -53,10 +53,10 @@ def main() -> None:
     results = {"model": type(ranker.model).__name__, "spread": float(np.ptp(expected)), "formats": {}}
     with tempfile.TemporaryDirectory() as folder:
         # 2. Each format, by the library whose layout it is
-        for name in FORMATS:
+        for name, layout in FORMATS.items():
             try:
                 kd.export_ranker(args.model, name, Path(folder) / name, args.architecture)
-                difference = largest_difference(expected, WRITERS[name][1](Path(folder) / name, queries, documents))
+                difference = largest_difference(expected, layout.score(Path(folder) / name, queries, documents))
                 results["formats"][name] = difference
                 print(f"{name}: largest difference {difference:.2g}")
             except ValueError as error:
