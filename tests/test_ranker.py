@@ -164,7 +164,7 @@ def test_documents_encoded_ahead_score_as_their_texts(ranker, dtype):
 
 
 def test_numbers_of_queries_and_documents_must_agree(ranker):
-    with pytest.raises(ValueError, match=r"one document a query, got 2 and 3"):
+    with pytest.raises(ValueError, match=r"one document per query, got 2 and 3"):
         ranker.score(["moon", "lake"], ["night", "king", "jam"])
 
 

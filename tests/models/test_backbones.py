@@ -77,7 +77,7 @@ def encoders(tmp_path_factory) -> Path:
 def build(folder: Path, architecture: str) -> RankerModel:
     torch.manual_seed(1)
     if architecture == "tk":
-        return kd.TK.from_embeddings(folder, **LENGTHS, num_hidden_layers=1, intermediate_size=32)
+        return kd.TK.from_encoder(folder, **LENGTHS, num_hidden_layers=1, intermediate_size=32)
     return kd.load_ranker(folder, architecture, **LENGTHS, initializer_range=0.3, **ENCODER_RANKERS[architecture])
 
 

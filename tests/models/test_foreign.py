@@ -126,7 +126,7 @@ def test_the_files_of_older_releases_are_read(save):
 )
 def test_a_bi_encoder_that_bert_dot_cannot_express_is_refused(modules, settings, reason, save):
     folder = save(SentenceTransformer, *modules, **settings)
-    with pytest.raises(ValueError, match=f"can give: .*{reason}.*load_teacher"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}.*load_teacher"):
         kd.load_ranker(folder)
     fresh = kd.load_ranker(folder, "bert_cat", max_document_length=20)  # the encoder is as good as any
     assert type(fresh) is kd.BertCat
@@ -152,7 +152,7 @@ def test_a_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias
 @pytest.mark.parametrize(
     ("modules", "settings", "reason"),
     [
-        ([linear("token_embeddings"), MultiVectorMask(skiplist_words=["apple"])], {}, "leaves document terms out"),
+        ([linear("token_embeddings"), MultiVectorMask(skiplist_words=["apple"])], {}, "leaves document tokens out"),
         ([MultiVectorMask()], {}, "its modules are Transformer, MultiVectorMask"),
         (
             [linear("token_embeddings"), MultiVectorMask()],
@@ -168,7 +168,7 @@ def test_a_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias
 )
 def test_a_multi_vector_encoder_that_colbert_cannot_express_is_refused(modules, settings, reason, save):
     folder = save(MultiVectorEncoder, *modules, **settings)
-    with pytest.raises(ValueError, match=f"can give: .*{reason}"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}"):
         kd.load_ranker(folder)
 
 
@@ -178,8 +178,8 @@ def test_a_multi_vector_encoder_that_colbert_cannot_express_is_refused(modules, 
         ({}, None),
         ({"query_prefix": "[MASK]", "document_prefix": "apple"}, None),  # single tokens, as PyLate makes its own
         ({"query_prefix": "[Q] "}, r"query prefix '\[Q\] ' is a token that"),
-        ({"skiplist_words": ["."]}, "leaves document terms out"),
-        ({"skiplist_words": None}, "leaves document terms out"),  # its default is punctuation
+        ({"skiplist_words": ["."]}, "leaves document tokens out"),
+        ({"skiplist_words": None}, "leaves document tokens out"),  # its default is punctuation
         ({"do_query_expansion": True}, r"pads queries with \[MASK\]"),
     ],
 )
@@ -253,12 +253,12 @@ def test_the_prompt_of_a_cross_encoder_becomes_the_query_prefix(tokenizer, tmp_p
     ("config", "reason"),
     [
         (BertConfig(**SIZES | {"num_labels": 2}), "it has 2 labels, needed one"),
-        (AlbertConfig(**SIZES, embedding_size=16), "of the head of albert"),
+        (AlbertConfig(**SIZES, embedding_size=16), "its head is that of albert classifiers"),
     ],
 )
 def test_a_classifier_that_bert_cat_cannot_express_is_refused(config, reason, tokenizer, tmp_path):
     folder = save_classifier(config, tokenizer, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"can give: .*{reason}.*load_teacher"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}.*load_teacher"):
         kd.load_ranker(folder)
 
 

@@ -371,7 +371,7 @@ def test_a_config_field_that_the_architecture_does_not_have_is_refused(architect
 
 @pytest.mark.parametrize("architecture", [None, *ARCHITECTURES])
 def test_a_folder_with_neither_config_nor_weights_is_no_model(architecture, tmp_path):
-    with refused(FileNotFoundError, r"is no model folder: it has no config\.json"):
+    with refused(FileNotFoundError, r"is not a model folder: it has no config\.json"):
         kd.load_ranker(tmp_path, architecture)
     if architecture is not None:
         with refused(FileNotFoundError, r"^No model .*no file named model.safetensors"):
@@ -456,7 +456,7 @@ def test_embeddings_that_are_not_finite_are_refused(folder):
     table[7, 3] = torch.nan
     change_weights(folder, {"embeddings.word_embeddings.weight": table})
     with refused(ValueError, "not finite"):
-        kd.TK.from_embeddings(folder)
+        kd.TK.from_encoder(folder)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -341,7 +341,7 @@ def test_texts_longer_than_the_positions_name_both_lengths(prettr):
     with pytest.raises(ValueError, match=r"A query needs positions for 65 tokens, the model has 64"):
         prettr(query=side([2] * 65))
     with pytest.raises(
-        ValueError, match=r"A document behind its query needs positions for 65 tokens, the model has 64"
+        ValueError, match=r"A document after its query needs positions for 65 tokens, the model has 64"
     ):
         prettr(document=side([2] * (65 - 16 + 1)))
     assert prettr(document=side([2] * (64 - 16 + 1))).document_vectors.shape == (1, 48, 16)

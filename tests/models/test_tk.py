@@ -213,7 +213,7 @@ def test_weights_that_a_training_folder_lacks_are_named(golden_checkpoint, tmp_p
     weights = torch.load(source / "best-model.pytorch-state-dict")
     del weights["neural_ir_model.kernel_bin_weights.weight"]
     folder = training_folder(source, tmp_path, (source / "config.yaml").read_text(), weights)
-    with pytest.raises(ValueError, match=r"missing keys: kernel_bin_weights\.weight\)\. .*TK\.from_embeddings"):
+    with pytest.raises(ValueError, match=r"missing keys: kernel_bin_weights\.weight\)\. .*TK\.from_encoder"):
         kd.load_ranker(folder)
 
 
@@ -222,7 +222,7 @@ def test_training_without_mixing_leaves_no_parameter_without_a_gradient(golden_c
     if source == "training folder":
         model = kd.load_ranker(golden_checkpoint("tk_nomix_samepos"))
     else:
-        model = kd.TK.from_embeddings(encoder, mixes_embeddings=False)
+        model = kd.TK.from_encoder(encoder, mixes_embeddings=False)
     if source == "saved":
         model.save_pretrained(tmp_path)
         model = kd.load_ranker(tmp_path)
@@ -280,7 +280,7 @@ def test_positions_of_a_fresh_model_are_those_of_the_checkpoint(golden_checkpoin
 
 
 def test_embeddings_of_an_encoder_become_as_long_as_the_positions_added_to_them(encoder):
-    model = kd.TK.from_embeddings(encoder)
+    model = kd.TK.from_encoder(encoder)
     table, wanted = model.word_embeddings.weight, AutoModel.from_pretrained(encoder).get_input_embeddings().weight
     assert torch.allclose(table, wanted * (table[5, 3] / wanted[5, 3]))  # one factor, so that cosines stay
     assert table.norm(dim=1).mean().item() == pytest.approx(8**0.5, rel=1e-5)  # of 16 features
@@ -290,16 +290,16 @@ def test_embeddings_of_an_encoder_become_as_long_as_the_positions_added_to_them(
 
 
 def test_fresh_kernel_weights_are_small(encoder):
-    weights = kd.TK.from_embeddings(encoder).kernel_bin_weights.weight
+    weights = kd.TK.from_encoder(encoder).kernel_bin_weights.weight
     assert 0 < weights.abs().max() <= 0.014
 
 
 def test_fresh_models_take_config_fields_and_no_others(encoder):
-    config = kd.TK.from_embeddings(encoder, num_hidden_layers=1, num_attention_heads=2, max_document_length=300).config
+    config = kd.TK.from_encoder(encoder, num_hidden_layers=1, num_attention_heads=2, max_document_length=300).config
     assert (config.num_hidden_layers, config.num_attention_heads) == (1, 2)
     assert (config.max_document_length, config.max_position_embeddings) == (300, 300)
     with pytest.raises(ValueError, match=r"TK has no config field num_layers; it has .*num_hidden_layers"):
-        kd.TK.from_embeddings(encoder, num_layers=1)
+        kd.TK.from_encoder(encoder, num_layers=1)
 
 
 def test_embeddings_of_a_file_follow_padding_and_the_unknown_word(word_vectors):
@@ -320,7 +320,7 @@ def test_tokenizer_of_a_file_gives_its_words_the_rows_of_their_vectors(word_vect
 
 def test_a_file_without_word2vecs_first_line_reads_the_same(word_vectors, tmp_path):
     (tmp_path / "glove.txt").write_text(WORD_VECTORS.partition("\n")[2])
-    tables = [kd.TK.from_embeddings(path).word_embeddings.weight for path in (word_vectors, tmp_path / "glove.txt")]
+    tables = [kd.TK.from_encoder(path).word_embeddings.weight for path in (word_vectors, tmp_path / "glove.txt")]
     assert torch.equal(*tables)
 
 
@@ -341,7 +341,7 @@ def test_a_file_without_word2vecs_first_line_reads_the_same(word_vectors, tmp_pa
 def test_malformed_word_vectors_name_the_file_and_the_line(tmp_path, text, message):
     (tmp_path / "vectors.txt").write_text(text)
     with pytest.raises(ValueError, match=rf"vectors\.txt {message}"):
-        kd.TK.from_embeddings(tmp_path / "vectors.txt")
+        kd.TK.from_encoder(tmp_path / "vectors.txt")
 
 
 def test_a_ranker_on_a_file_of_word_vectors_scores_texts(file_ranker):

@@ -70,7 +70,7 @@ def without_mask_token(tokenizer) -> PreTrainedTokenizerFast:
 def test_a_tokenizer_without_a_mask_token_is_refused_where_queries_are_augmented(tokenizer, model):
     maskless = without_mask_token(tokenizer)
     if isinstance(model, kd.ColBERT | kd.PreTTR):
-        message = rf"{model.config.model_type} puts 8 \[MASK\] tokens behind each query, and the tokenizer has no mask"
+        message = rf"{model.config.model_type} adds 8 \[MASK\] tokens after each query, and the tokenizer has no mask"
         with pytest.raises(ValueError, match=message):
             RankingProcessor.from_config(maskless, model.config)
         model.config.query_augmentation = 0
