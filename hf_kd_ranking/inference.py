@@ -53,9 +53,8 @@ def score_pairs(
         raise ValueError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
-        score = _score_jointly
-        if not processor.joins_texts and model.config.is_storable:
-            score = _score_separately
+        encodes_separately = not processor.joins_texts and model.config.is_storable
+        score = _score_separately if encodes_separately else _score_jointly
         return score(model, processor, queries[start:stop], documents[start:stop], batch_size)
 
     scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
@@ -98,9 +97,7 @@ def encode_texts(
         return _encode(model, processor, side, texts[start:stop], batch_size)
 
     vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
-    if model.config.vectors_per_text == "per_token":
-        return vectors
-    return np.stack(vectors)
+    return vectors if model.config.vectors_per_text == "per_token" else np.stack(vectors)
 
 
 def score_stored(
@@ -167,9 +164,7 @@ def _over_blocks(
                 progress.update(end - block)
     finally:
         model.train(was_training)
-    if world > 1:
-        return gather_object(results)
-    return results
+    return gather_object(results) if world > 1 else results
 
 
 def _score_jointly(
@@ -207,9 +202,7 @@ def _score_separately(
             chosen = pairs[start : start + batch_size]
             place = torch.from_numpy(places[start : start + batch_size])
             query, query_mask = _stacked([query_vectors[i] for i in query_of_pair[chosen]], model.device)
-            document_mask = None
-            if output.document_mask is not None:
-                document_mask = output.document_mask[place]
+            document_mask = None if output.document_mask is None else output.document_mask[place]
             batch_scores = model.score_vectors(query, output.document_vectors[place], query_mask, document_mask)
             scores[chosen] = batch_scores.cpu()
     return list(scores)
@@ -225,9 +218,7 @@ def _encode(
         output = model(**{side: batch})
         vectors, mask = output[f"{side}_vectors"].float().cpu(), output.get(f"{side}_mask")
         for place, row in enumerate(rows):
-            text_vectors = vectors[place]
-            if mask is not None:
-                text_vectors = text_vectors[mask[place].cpu()]
+            text_vectors = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
             results[row] = text_vectors.numpy()
     return results
 

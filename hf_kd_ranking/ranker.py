@@ -74,9 +74,7 @@ class Ranker:
         """
         if isinstance(queries, str):
             queries = [queries] * len(documents)
-        return score_pairs(
-            self.model, self.processor, queries, documents, self.batch_size, is_distributed=self.is_distributed
-        )
+        return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
         """Return indices into `documents` with their scores, best first; ties keep the order given."""
@@ -85,16 +83,11 @@ class Ranker:
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Encode queries, (N, D) float32; with one vector per token, a list of (L, D)."""
-        return self._encode("query", texts)
+        return encode_texts(self.model, self.processor, "query", texts, self.batch_size, self.is_distributed)
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Encode documents, (N, D) float32; with one vector per token, a list of (L, D)."""
-        return self._encode("document", texts)
-
-    def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        return encode_texts(
-            self.model, self.processor, side, texts, self.batch_size, is_distributed=self.is_distributed
-        )
+        return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:

@@ -114,10 +114,8 @@ class RankerConfig(PreTrainedConfig):
     def sequence_lengths(self) -> dict[str, int]:
         """Return the longest sequences: the fields that they consist of -> their length in tokens."""
         query = "max_query_length + query_augmentation" if self.query_augmentation else "max_query_length"
-        return {
-            query: self.max_query_length + self.query_augmentation,
-            "max_document_length": self.max_document_length,
-        }
+        lengths = {query: self.max_query_length + self.query_augmentation}
+        return lengths | {"max_document_length": self.max_document_length}
 
     def check(self) -> None:
         """Compare the fields with one another; a ValueError says which of them do not fit."""
@@ -258,10 +256,8 @@ class RankerModel(PreTrainedModel):
                 if "unexpected keyword argument" in str(error):  # unknown fields reach the constructor
                     check_fields(cls.config_class, [str(error).split("'")[1]])
                 raise
-        problems = []
-        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-            if info[kind]:
-                problems.append(f"{kind.replace('_', ' ')}: {first_keys(info[kind])}")
+        kinds = [kind for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]]
+        problems = [f"{kind.replace('_', ' ')}: {first_keys(info[kind])}" for kind in kinds]
         if problems:
             raise ValueError(
                 f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). For a fresh ranker on "
@@ -269,9 +265,7 @@ class RankerModel(PreTrainedModel):
                 f"load_ranker(name_or_path), which reads it from the config."
             )
         check_finite(model, source)
-        if returns_info:
-            return model, info
-        return model
+        return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write weights, config and the code that the checkpoint needs on a machine without this package."""

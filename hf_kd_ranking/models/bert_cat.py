@@ -93,7 +93,5 @@ class BertCat(EncoderRanker):
             states = ACT2FN[self.config.head_activation](self._dense_layer(states))
         logits = self._classification_layer(states)  # (B * n, 1)
         scores = logits.float().view(input_ids.shape[:-1])
-        loss = None
-        if labels is not None:
-            loss = nn.functional.mse_loss(scores, labels.view(scores.shape).float())
+        loss = None if labels is None else nn.functional.mse_loss(scores, labels.view(scores.shape).float())
         return RankingOutput(loss=loss, logits=logits, scores=scores)

@@ -140,10 +140,7 @@ class EncoderRanker(RankerModel):
         return model.eval()
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H).
-
-        States after a row's last token may be zero, see `RankerModel.run_rows`.
-        """
+        """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
 
@@ -153,7 +150,7 @@ class EncoderRanker(RankerModel):
         return self.run_rows(run, flat, flat.get("attention_mask"))
 
     def encode_first(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder like `encode_tokens`; returns the state of each sequence's first token, (N, H)."""
+        """Return the state of each sequence's first token, (N, H)."""
         with self.first_state_only():
             return self.encode_tokens(inputs)[:, 0]
 
@@ -197,9 +194,7 @@ def first_position(config: PreTrainedConfig) -> int:
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the longest sequence in tokens that an encoder can read; None without a limit (relative positions)."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    return positions - first_position(config)
+    return None if positions is None else positions - first_position(config)
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -210,10 +205,7 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTrainedModel:
-    """Keep some of an encoder's layers, in the order given, and change its config accordingly.
-
-    Args:
-        layers: indices from 0; None keeps all.
+    """Keep some of an encoder's layers, in the order given, and change its config accordingly; None keeps all.
 
     Raises:
         ValueError: if an index is out of range, the encoder has no single stack of layers, or layers differ in kind.

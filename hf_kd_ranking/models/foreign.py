@@ -84,9 +84,7 @@ def read_json(name: str, file: str, subfolder: str = "") -> Any:
     """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
-    if path is None:
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 # ---- Encoders of sentence-transformers and PyLate: a chain of modules -----------------------------------------------

@@ -78,9 +78,7 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
         return model_class.from_pretrained(name_or_path, **overrides)
     if architecture is not None:
         return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
-    model = None
-    if not Path(name_or_path).is_file():
-        model = load_foreign(name_or_path, **overrides)
+    model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
         raise ValueError(
             f"{name_or_path} is a plain {description}: say which ranker to build on it, "

@@ -36,11 +36,7 @@ def run_by_length(run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask
 
 
 def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:
-    """Group the rows of a mask, (N, L), by the place of their last token.
-
-    Returns:
-        Row indices, longest rows first, and the length of the longest row, per group.
-    """
+    """Group the rows of a mask, (N, L), by length: per group its row indices, longest first, and its length."""
     ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)  # (N,)
     ends, order = ends.clamp(min=1).sort(descending=True)
     lengths = ends.tolist()

@@ -33,12 +33,9 @@ class TextRankingPipeline(Pipeline):
         unknown = settings.keys() - {"top_k", "truncation"}
         if unknown:
             raise TypeError(f"{TASK} takes top_k and truncation, not {', '.join(sorted(unknown))}.")
-        preprocessing, postprocessing = {}, {}  # only what is given: a call keeps the other settings of the pipeline
-        if "truncation" in settings:
-            preprocessing["truncation"] = settings["truncation"]
-        if "top_k" in settings:
-            postprocessing["top_k"] = settings["top_k"]
-        return preprocessing, {}, postprocessing
+        # Only what is given: a call keeps the other settings of the pipeline.
+        postprocessing = {name: settings.pop(name) for name in ("top_k",) if name in settings}
+        return settings, {}, postprocessing
 
     def preprocess(self, inputs: Mapping[str, Any], truncation: bool = True) -> dict[str, Any]:
         """Tokenise; documents of similar length share a batch."""

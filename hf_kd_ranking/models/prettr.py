@@ -192,6 +192,4 @@ class PreTTR(EncoderRanker):
 
 def _per_document(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Repeat the rows of queries, (B, ...), for their documents of shape (B,) or (B, n): (B * n, ...)."""
-    if len(shape) == 1:
-        return rows
-    return rows.repeat_interleave(shape[1], 0)
+    return rows if len(shape) == 1 else rows.repeat_interleave(shape[1], 0)

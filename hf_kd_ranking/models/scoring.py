@@ -52,17 +52,13 @@ def max_sim(
     chunk = max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
     largest = []
     for start in range(0, documents.shape[1], chunk):
-        chunk_mask = None
-        if mask is not None:
-            chunk_mask = mask[:, start : start + chunk]
-        largest.append(_largest_products(query, documents[:, start : start + chunk], chunk_mask))
+        chosen = slice(start, start + chunk)
+        largest.append(_largest_products(query, documents[:, chosen], None if mask is None else mask[:, chosen]))
     similarity = torch.cat(largest, 1)  # (B, n, Lq)
     if query_mask is not None:
         similarity = similarity * query_mask.unsqueeze(1)
     scores = similarity.sum(-1)  # (B, n)
-    if document.dim() == query.dim():
-        return scores.squeeze(1)
-    return scores
+    return scores.squeeze(1) if document.dim() == query.dim() else scores
 
 
 def kernel_pooling(
@@ -100,9 +96,7 @@ def kernel_pooling(
         counts.append((torch.exp(-((cosine - centre) ** 2) / (2 * width**2)) * is_pair).sum(2))  # (B, n, Lq)
     logs = (torch.stack(counts, -1) * scale.float()).clamp(min=1e-10).log()  # (B, n, Lq, K)
     pooled = (logs * query_mask[:, None, :, None].float()).sum(2)  # (B, n, K)
-    if document.dim() == query.dim():
-        return pooled.squeeze(1)
-    return pooled
+    return pooled.squeeze(1) if document.dim() == query.dim() else pooled
 
 
 def _with_document_axis(query: Tensor, document: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

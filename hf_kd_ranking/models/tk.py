@@ -138,9 +138,7 @@ class TK(RankerModel):
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].flatten(0, -2).bool()
         embeddings = self.word_embeddings(ids)  # (N, L, H)
-        positions = self.positional_features_d
-        if side == "query":
-            positions = self.positional_features_q
+        positions = self.positional_features_q if side == "query" else self.positional_features_d
         positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
         states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
         if self.config.mixes_embeddings:
@@ -242,11 +240,7 @@ def sine_positions(length: int, size: int) -> Tensor:
 
 
 def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
-    """Read the word embeddings of an encoder, (V, H).
-
-    Raises:
-        ValueError: if the checkpoint does not hold them.
-    """
+    """Read the word embeddings of an encoder, (V, H); a ValueError if the checkpoint does not hold them."""
     with clear_errors(str(name_or_path)):
         encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     weight = encoder.get_input_embeddings().weight
@@ -258,11 +252,7 @@ def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
 
 
 def read_training_config(path: Path) -> dict[str, Any]:
-    """Read the config fields from a `config.yaml` of the authors' training code.
-
-    Raises:
-        ValueError: if the file describes another model, or lacks a field.
-    """
+    """Read the config fields from a `config.yaml` of the authors' training code, a ValueError if it is not a TK's."""
     names = {
         "hidden_size": "pre_trained_embedding_dim",
         "num_hidden_layers": "tk_att_layer",

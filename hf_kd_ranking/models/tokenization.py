@@ -1,7 +1,7 @@
 """Texts to a ranker's inputs: lengths, prefixes and query augmentation on top of any tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -19,14 +19,9 @@ class RankingProcessor:
 
     Args:
         tokenizer: the tokenizer of the ranker's encoder.
-        max_query_length: tokens of a query, special tokens included, augmentation not.
-        max_document_length: the same for documents. A pair has the sum of both; its longer text is cut first.
-        query_prefix: text put before each query.
-        document_prefix: text put before each document.
-        joins_texts: True for a ranker that reads query and document as one sequence.
-        adds_special_tokens: False for a ranker over plain words.
-        query_augmentation: [MASK] tokens added after each query and attended to.
-        truncation: True cuts longer texts; False makes them an error.
+        truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
+
+    The other fields are those of `RankerConfig`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -59,17 +54,8 @@ class RankingProcessor:
                 f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
                 "tokenizer has no mask token; set query_augmentation=0 or take a tokenizer that has one."
             )
-        return cls(
-            tokenizer,
-            config.max_query_length,
-            config.max_document_length,
-            config.query_prefix,
-            config.document_prefix,
-            config.joins_texts,
-            config.adds_special_tokens,
-            config.query_augmentation,
-            truncation,
-        )
+        names = [field.name for field in fields(cls) if field.name not in ("tokenizer", "truncation")]
+        return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
         """Make the ranker's inputs for B queries and B * n documents, those of the first query first.
@@ -80,9 +66,7 @@ class RankingProcessor:
         shape = (len(queries), len(documents) // len(queries))
         if not self.joins_texts:
             return {"query": self.pad(self.queries(queries)), "document": self.pad(self.documents(documents), shape)}
-        repeated = []
-        for query in queries:
-            repeated += [query] * shape[1]
+        repeated = [query for query in queries for _ in range(shape[1])]
         return self.pad(self.pairs(repeated, documents), shape)
 
     def queries(self, texts: Sequence[str]) -> TokenLists:

@@ -29,13 +29,12 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
                 continue
             size = size or len(fields) - 1
             word = " ".join(fields[: max(len(fields) - size, 0)])
-            problem = None
             if word in words:
-                problem = "a word that came before"
-            elif not word or not size:
-                problem = f"{len(fields) - 1} values where others have {size}"
-            if problem:
-                raise ValueError(f"{path} line {number}: {problem} ({line[:40]!r}...).")
+                raise ValueError(f"{path} line {number}: a word that came before ({line[:40]!r}...).")
+            if not word or not size:
+                raise ValueError(
+                    f"{path} line {number}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...)."
+                )
             try:
                 values.extend(map(float, fields[-size:]))
             except ValueError as error:

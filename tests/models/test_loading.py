@@ -80,7 +80,8 @@ def test_published_checkpoint_saved_again_loads_by_its_name(name, folder, tmp_pa
     again = kd.Ranker.from_pretrained(tmp_path / "again", device="cpu")
     assert type(again.model) is PUBLISHED[name].cls
     documents = ["the bread of the house", "a king", ""]
-    np.testing.assert_allclose(again.score("bread", documents), ranker.score("bread", documents), atol=1e-6)
+    wanted = ranker.score("bread", documents)
+    np.testing.assert_allclose(again.score("bread", documents), wanted, rtol=1e-5)  # weights lie elsewhere in memory
 
 
 @pytest.mark.parametrize("model_type", ["BERT_Cat", "BERT_Dot", "ColBERT", "PreTTR"])
