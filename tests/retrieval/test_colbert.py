@@ -102,6 +102,6 @@ def test_centroids_of_an_earlier_version_are_refused(index, ranker, documents):
 
 
 def test_vectors_of_another_architecture_are_refused(documents, tokenizer, encoder, tmp_path):
-    ranker = kd.Ranker(kd.TK.from_embeddings(encoder, max_document_length=16), tokenizer)
+    ranker = kd.Ranker(kd.TK.from_encoder(encoder, max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="has vectors of TK, MaxSim needs ColBERT's"):
         kd.ColBERTIndex.build(ranker, documents, tmp_path / "tk")
