@@ -53,7 +53,7 @@ def measure_efficiency(
         text), `peak_process_mb` (more than the process had before) and `peak_cuda_mb` (None on other devices).
 
     Raises:
-        ValueError: if there is no ranker, query or document.
+        ValueError: if rankers, queries or documents are empty.
     """
     if not rankers or not queries or not documents:
         raise ValueError(
@@ -204,4 +204,6 @@ def efficiency_text(results: Mapping[str, Any]) -> str:
 def _cell(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+    if value < 1000:
+        return f"{value:,.1f}"
+    return f"{value:,.0f}"

@@ -233,13 +233,14 @@ def test_a_run_that_is_no_reranking_has_no_depth_curve_and_the_page_says_why(tmp
     kd.write_run(run.top(8), results / "runs" / "best.trec")
     kd.write_report(results, tmp_path / "report.html", ["RR@10"])
     page = Page(tmp_path / "report.html")
-    assert "No curve of best: The run lacks 12 of 20 candidates of query 'q0'" in page.text
+    assert "No curve for best: The run lacks 12 of 20 candidates of query 'q0'" in page.text
 
 
 def test_without_matplotlib_the_page_has_the_tables_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "hf_kd_ranking.reporting.plot", raising=False)
-    monkeypatch.delattr(reporting, "plot", raising=False)
+    for name in ("plot", "figures"):
+        monkeypatch.delitem(sys.modules, f"hf_kd_ranking.reporting.{name}", raising=False)
+        monkeypatch.delattr(reporting, name, raising=False)
     results = write_results(tmp_path / "results", runs=2)
     kd.write_report(results, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
@@ -274,7 +275,7 @@ def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
         ({}, {"measures": ["nDC@10"]}, "Unknown measure"),
         ({}, {"plot": "plot.pdf"}, r"\.png or \.svg, got 'plot\.pdf'"),
         ({"efficiency.json": None}, {"plot": "plot.png"}, r"needs latencies of the runs, in .*efficiency\.json"),
-        ({"efficiency.json": "{"}, {}, r"efficiency\.json is no JSON"),
+        ({"efficiency.json": "{"}, {}, r"efficiency\.json is not valid JSON"),
         ({"efficiency.json": "[]"}, {}, r"efficiency\.json must be a JSON object in which 'rankers' is a dict"),
         ({"efficiency.json": '{"rankers": {"best": {}}}'}, {}, "ranker 'best' needs total_ms with p50 and p95"),
         ({"efficiency.json": '{"rankers": {}, "protocol": 1}'}, {}, "'protocol' must be an object"),
