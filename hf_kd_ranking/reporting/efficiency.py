@@ -91,14 +91,17 @@ def _load_and_measure(
     ranker = load()
     model = ranker.model
     is_cuda = model.device.type == "cuda"
-    parameters = list(model.parameters())
+    parameters = model_bytes = 0
+    for parameter in model.parameters():
+        parameters += parameter.numel()
+        model_bytes += parameter.nbytes
     figures = {
         "architecture": _architecture(model),
         "device": torch.cuda.get_device_name(model.device) if is_cuda else model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": ranker.batch_size,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "model_bytes": sum(parameter.nbytes for parameter in parameters),
+        "parameters": parameters,
+        "model_bytes": model_bytes,
         "bytes_per_passage": None,
         "passages_per_second": None,
     }

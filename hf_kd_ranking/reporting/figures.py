@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -72,10 +73,10 @@ def _depth_panels(context: Mapping[str, Any]) -> list[Panel]:
 
 def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]) -> list[Panel]:
     keys = {"loss": "training loss (log scale)"}
-    for history in training.values():
-        for entry in history:
-            measures = [key for key in entry if key.startswith("eval_") and "@" in key]
-            keys |= {key: f"held-out {key.removeprefix('eval_')}" for key in measures}
+    for entry in chain(*training.values()):
+        for key in entry:
+            if key.startswith("eval_") and "@" in key:
+                keys[key] = f"held-out {key.removeprefix('eval_')}"
     panels = []
     for key, label in keys.items():
         curves = {}
