@@ -56,7 +56,7 @@ def test_latency_plot_draws_arrows_between_known_points():
 
 
 def label_boxes(figure: Figure) -> dict[str, Bbox]:
-    """Where the names lie, without leader lines."""
+    """Return the boxes of the names, without leader lines."""
     figure.draw_without_rendering()
     return {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}
 
