@@ -36,7 +36,7 @@ def main() -> None:
         job, args, _ = parse_job(sys.argv[1:])
 
     # 2. Load, train, evaluate before and after, save (and push, with --push_to_hub)
-    results = kd.train_ranker(job, args)
+    results = kd.train_ranker(job, args, command=sys.argv)
 
     # 3. What was bought
     if args.process_index == 0:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder, writing
-from ..data.rows import TEACHER_COLUMNS, arrow_batches
+from ..data.rows import PAIR_COLUMNS as TEACHER_COLUMNS
 from ..data.runs import Run, read_run, write_run
 from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 from ..data.texts import TextStore
@@ -62,7 +62,7 @@ class Pairs:
         first_row = 0
         for columns in self.batches():
             stores = [self.queries, *[self.documents] * (len(columns) - 1)]
-            rows = [store.rows_of_strings(ids) for store, ids in zip(stores, columns, strict=True)]
+            rows = [store.rows_of_array(ids) for store, ids in zip(stores, columns, strict=True)]
             for store, ids, found in zip(stores, columns, rows, strict=True):
                 if (found < 0).any():
                     row = int(np.flatnonzero(found < 0)[0])
