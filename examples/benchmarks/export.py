@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.cli.options import collection_of
+from hf_kd_ranking.cli.options import open_collection
 from hf_kd_ranking.data.collections import RankingCollection
 from hf_kd_ranking.interop.export import FORMATS, WRITERS, largest_difference
 from hf_kd_ranking.interop.onnx import OnnxRanker
@@ -46,7 +46,7 @@ def main() -> None:
     # 1. The ranker, and 100 pairs of texts
     ranker = kd.Ranker.from_pretrained(args.model, args.architecture, device="cpu")
     files = {"queries": args.queries, "documents": args.collection, "qrels": args.qrels, "candidates": args.candidates}
-    data = collection_of(args.dataset, args.split, **{name: path for name, path in files.items() if path})
+    data = open_collection(args.dataset, args.split, **{name: path for name, path in files.items() if path})
     documents = [text for _, text in islice(data.documents.items(), 100)]
     queries = list(islice(cycle([text for _, text in islice(data.queries.items(), 100)]), len(documents)))
     expected = ranker.score(queries, documents)

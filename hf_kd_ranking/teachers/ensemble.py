@@ -20,7 +20,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
-from ..data.rows import TEACHER_COLUMNS
+from ..data.rows import PAIR_COLUMNS as TEACHER_COLUMNS
 from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 
 PAIR_COLUMNS = ("query_id", "doc_id", "score")

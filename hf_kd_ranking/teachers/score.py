@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder, writing
-from ..data.rows import TEACHER_COLUMNS, arrow_batches
+from ..data.rows import PAIR_COLUMNS as TEACHER_COLUMNS
 from ..data.runs import Run, read_run, write_run
 from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 from ..data.texts import TextStore

@@ -16,7 +16,7 @@ from ..data.runs import Run, read_qrels, read_run, write_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
-from ..evaluation.significance import against
+from ..evaluation.significance import compare_with_first_stage
 from ..hub.manifest import measures_of
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
@@ -172,7 +172,7 @@ def train_ranker(
     run = None
     if evaluator is not None:
         run = evaluator.rerank(trainer.ranker)
-        results |= compare_with_first_stage(run, evaluator)
+        results |= measure_gain(run, evaluator)
         trainer.log(results["after"])
     results["job"] = asdict(job)
 
@@ -242,12 +242,12 @@ def make_trainer(
     )
 
 
-def compare_with_first_stage(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:
+def measure_gain(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:
     """Return `after` (eval_MEASURE -> mean of the run), `first_stage` (measure -> mean) and `tests` of the two."""
     values = []
     for ranking in (run, evaluator.candidates):
         values.append(evaluate_queries(ranking, evaluator.qrels, evaluator.measures))
-    results = against(*values)
+    results = compare_with_first_stage(*values)
     results["after"] = {f"eval_{name}": value for name, value in results["after"].items()}
     return results
 
