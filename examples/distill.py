@@ -19,23 +19,14 @@ parser.add_argument("--collection", default="demo_output/collection/collection.t
 parser.add_argument("--queries", default="demo_output/queries.tsv")
 parser.add_argument("--qrels", default="demo_output/qrels.train.txt")
 parser.add_argument("--output", default="results/distilled")
+parser.add_argument("--force", action="store_true", help="continue if the teacher is no better than BM25")
 args = parser.parse_args()
 
 # 2. The job: files, teachers, and what the ranker should be
-job = kd.DistillJob(
-    args.collection,
-    args.queries,
-    args.output,
-    qrels=args.qrels,
-    teachers=args.teacher,
-    model_name=args.model,
-    architectures=["bert_dot"],
-    overrides={"bert_dot": {"pooling": "mean"}},
-    k=20,
-    learning_rates=[5e-5],
-    max_document_length=48,
-    budget_ms=100,
-)
+files = {"collection": args.collection, "queries": args.queries, "qrels": args.qrels, "output": args.output}
+student = {"model_name": args.model, "architectures": ["bert_dot"], "overrides": {"bert_dot": {"pooling": "mean"}}}
+settings = {"k": 20, "learning_rates": [5e-5], "max_document_length": 48, "budget_ms": 100, "force": args.force}
+job = kd.DistillJob(**files, teachers=args.teacher, **student, **settings)
 
 # 3. Candidates, triples, scores, students with and without the teacher, test, latency, choice
 outcome = kd.distill(job)

@@ -1,7 +1,6 @@
 """Encode a collection, search it, and fuse the result with BM25.
 
     python examples/retrieve.py                       # the collection and the ranker of `make demo`: a few minutes
-    python examples/retrieve.py --model RANKER --collection collection.tsv --queries queries.tsv --output indexes
 
 Prints the three best documents of the first query by BM25, by the ranker (a BERT_DOT or ColBERT) and by both.
 """

@@ -3,10 +3,10 @@
     python examples/benchmarks/export.py --model MODEL [--architecture bert_dot] --queries queries.tsv \
         --collection collection.tsv [--qrels qrels.txt] [--k 20]
 
-Each format is written and loaded by the library that reads it, which compares the scores of a few texts; what cannot
-be exported is printed with the reason. For ONNX: milliseconds to score 100 pairs, torch in float32, ONNX in float32 and
-in int8 in turns, one thread each, after a warm-up round; with judgments also RR@10 of BM25's re-ranked candidates. The
-last line is one JSON object. A ranker of six layers takes minutes.
+Each format is written, loaded by the library that reads it, and compared on a few texts; if it cannot be exported, the
+reason is printed. For ONNX: milliseconds to score 100 pairs, torch in float32, ONNX in float32 and in int8 in turns,
+one thread each, after a warm-up round; with judgments also RR@10 of BM25's re-ranked candidates. The last line is one
+JSON object. A ranker of six layers takes minutes.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=2 python examples/benchmarks/retrieval.py --collection collection.tsv --queries queries.tsv \
         --model MODEL [--passages 1000] [--sizes 3000 10000 30000 100000]
 
-MODEL is a sentence-transformers bi-encoder with mean pooling. Encoding: this package and sentence-transformers read the
-same passages, cut to 200 tokens, with the same weights in float32; twice in turn, the better time of each; ours is
-`VectorStore.build` with everything it writes. Growth and recall: the vectors of these passages, repeated with noise up
-to each size; one query at a time, best of 3. The last line is one JSON object.
+MODEL is a sentence-transformers bi-encoder with mean pooling. Encoding: this package and sentence-transformers read
+the same passages, cut to 200 tokens, with the same weights in float32; twice in turn, the better time of each; ours
+is `VectorStore.build` with everything it writes. Growth and recall: the vectors of these passages, repeated with noise
+up to each size; one query at a time, best of 3. The last line is one JSON object.
 """
 
 import argparse
