@@ -2,8 +2,9 @@
 
     python examples/prepare_small.py
 
-PyDocs is built from the installed packages. MS MARCO is prepared if HF_KD_RANKING_DATA names a folder with `msmarco-v1`,
-`msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 and 2021) and `trec-dl` (judgments).
+PyDocs is built from the installed packages. MS MARCO is prepared if HF_KD_RANKING_DATA names a folder with
+`msmarco-v1`, `msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 and 2021) and
+`trec-dl` (judgments).
 """
 
 import csv

@@ -23,7 +23,7 @@ def test_rank_prints_all_passages(run_example, save_ranker):
     assert len(lines) == 4
     assert (
         ast.literal_eval(lines[3])["document"] == lines[0].split("  ", 1)[-1].strip()
-    )  # the pipeline has the same best passage
+    )  # also by the pipeline
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "colbert"])
