@@ -21,9 +21,7 @@ def as_arguments(files: dict[str, Path], *names: str) -> list:
 def test_rank_prints_all_passages(run_example, save_ranker):
     lines = run_example("rank.py", "--model", save_ranker("bert_cat")).splitlines()
     assert len(lines) == 4
-    assert (
-        ast.literal_eval(lines[3])["document"] == lines[0].split("  ", 1)[-1].strip()
-    )  # also by the pipeline
+    assert ast.literal_eval(lines[3])["document"] in lines[0]  # the pipeline agrees
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "colbert"])
