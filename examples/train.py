@@ -1,11 +1,10 @@
 """Train a ranker on teacher scores: the main job, step by step.
 
-    accelerate launch examples/train.py                                             # the demo's student, offline
+    accelerate launch examples/train.py     # a BERT_DOT on the demo's triples, offline: about 6 minutes on 2 CPU cores
     accelerate launch examples/train.py --config examples/recipes/pairwise.yaml     # the paper's recipe on MS MARCO
 
-Without arguments it makes the collection and the teacher's scores (in demo_output/, shared with `make demo`), and
-trains a BERT_DOT with Margin-MSE: about 6 minutes on 2 CPU cores. All options: --help. The output folder gets weights,
-tokenizer, config, card and results.json. After a kill the same command with --resume-from-checkpoint true resumes.
+All options: --help. The output folder gets weights, tokenizer, config, card and results.json. After a kill the same
+command with --resume-from-checkpoint true resumes.
 """
 
 import sys
@@ -16,7 +15,6 @@ from transformers import set_seed
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import exit_on_bad_input
 from hf_kd_ranking.cli.train import parse_job
-from hf_kd_ranking.demo.experiment import student_job
 from hf_kd_ranking.hub.manifest import measures_of
 from hf_kd_ranking.ranker import load_tokenizer
 from hf_kd_ranking.training.job import compare_with_first_stage, write_results
@@ -26,7 +24,12 @@ from hf_kd_ranking.training.topics import saved_clusters
 def main() -> None:
     """Train from the command line, or the demo's student without arguments."""
     # 1. Arguments: the student and its files, and the Trainer's settings
-    job, args = student_job("demo_output") if len(sys.argv) == 1 else parse_job(sys.argv[1:])[:2]
+    if len(sys.argv) == 1:
+        from hf_kd_ranking.demo.experiment import student_job  # needs the extra demo
+
+        job, args = student_job("demo_output")
+    else:
+        job, args, _ = parse_job(sys.argv[1:])
     job.check()
     checkpoint = args.checkpoint_to_resume()  # None for a fresh start
     set_seed(args.seed)  # the student's new layers are random
@@ -52,9 +55,8 @@ def main() -> None:
     trainer = kd.RankingTrainer(model, args, **data, **extra)
 
     # 5. Evaluate, train, and compare the result with the first stage
-    results = {"first_stage": {}, "tests": {}, "before": {}, "after": {}, "job": asdict(job)}
-    if evaluator is not None and checkpoint is None:
-        results["before"] = trainer.evaluate()
+    results = {"first_stage": {}, "tests": {}, "after": {}, "job": asdict(job)}
+    results["before"] = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
     results["training"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.termination.is_asked:
         sys.exit(f"Stopped by SIGTERM with a checkpoint in {args.output_dir}; resume as described above.")
@@ -67,9 +69,8 @@ def main() -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_results(results, run, args.output_dir, model.config.model_type)
-        print(f"saved to {args.output_dir}:", results["first_stage"], results["before"], results["after"], sep="\n")
-    measures = {name: results[name] for name in ("first_stage", "tests")}
-    measures |= {when: measures_of(results[when]) for when in ("before", "after")}
+        print(f"saved to {args.output_dir}", results["first_stage"], results["before"], results["after"], sep="\n")
+    measures = results | {when: measures_of(results[when]) for when in ("before", "after")}
     write_card = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
     write_card(results=measures, files=job.files(), command=sys.argv)
 
