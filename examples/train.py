@@ -17,7 +17,7 @@ from hf_kd_ranking.cli import exit_on_bad_input
 from hf_kd_ranking.cli.train import parse_job
 from hf_kd_ranking.hub.manifest import measures_of
 from hf_kd_ranking.ranker import load_tokenizer
-from hf_kd_ranking.training.job import compare_with_first_stage, write_results
+from hf_kd_ranking.training.job import measure_gain, write_results
 from hf_kd_ranking.training.topics import saved_clusters
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         sys.exit(f"Stopped by SIGTERM with a checkpoint in {args.output_dir}; resume as described above.")
     run = evaluator and evaluator.rerank(trainer.ranker)
     if run is not None:
-        results |= compare_with_first_stage(run, evaluator)
+        results |= measure_gain(run, evaluator)
 
     # 6. Save the ranker and results, write the card, and publish with --push-to-hub
     trainer.save_model(_internal_call=True)  # publishing comes with the card

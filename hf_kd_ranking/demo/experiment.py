@@ -11,13 +11,17 @@ from pathlib import Path
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..artifacts import writing
+from ..artifacts import locked, writing
 from ..data.runs import read_qrels, write_qrels
 from ..data.texts import TextStore
+from ..distillation.context import Context
+from ..distillation.costs import plan_text
 from ..distillation.job import TEACHER, DistillJob
-from ..distillation.outcome import distill, outcome_text
-from ..distillation.plan import make_plan, plan_text
-from ..distillation.students import Distillation
+from ..distillation.pipeline import distill, make_plan, prepare, subject
+from ..distillation.selection import outcome_text
+from ..distillation.steps import rows_file
+from ..distillation.students import Recipe, training
+from ..distillation.work import Workspace
 from ..models import ARCHITECTURES
 from ..retrieval.bm25 import BM25Index
 from ..training.arguments import RankingTrainingArguments
@@ -71,7 +75,7 @@ def demo_job(
         test_qrels=str(qrels["test"]),
         model_name=model_name,
         architectures=list(ARCHITECTURES) if is_complete else ["bert_dot", "colbert"],
-        candidates=CANDIDATES,
+        k=CANDIDATES,
         learning_rates=LEARNING_RATES,
         seeds=seeds,
         overrides=OVERRIDES,
@@ -98,10 +102,15 @@ def _choose_queries(docs: PyDocs, output: Path, qrels: dict[str, Path], queries:
 
 
 def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArguments]:
-    """The demo's BERT_DOT with a teacher, ready for `train_ranker`; makes the stages before it that are not done."""
-    parts = Distillation(demo_job(Path(output)))
-    _ = parts.scores
-    return parts.training_of("bert_dot", TEACHER, LEARNING_RATES[0], 0, Path(output) / "student")
+    """Return the training of the demo's BERT_DOT with a teacher, after the steps before it."""
+    output = Path(output)
+    context, work = Context(demo_job(output)), Workspace(output)
+    with locked(output):
+        work.claim(subject(context.job))
+        material = prepare(work, context)
+    recipe, scores = Recipe.of_job(context.job, "bert_dot", TEACHER), rows_file(material.scores[TEACHER])
+    dev = material.candidates["dev"], material.judgments["dev"]
+    return training(recipe, LEARNING_RATES[0], scores, *dev, context, output / "student")
 
 
 def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +42,7 @@ def write_manifest(
     training_rows: int,
     results: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | None],
+    command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write down how the checkpoint in a folder came to be; weights are digested as they lie there.
 
@@ -54,6 +54,7 @@ def write_manifest(
         results: `after`, and as far as they are known `first_stage`, `before` (each measure -> mean) and `tests`
             (measure -> a paired t-test of `after` against `first_stage`).
         files: what the training read, by name; what is a folder, or not a local file, goes without a digest.
+        command: the command line that trained it; None if it was not one.
 
     Returns:
         What was written.
@@ -67,7 +68,7 @@ def write_manifest(
         "rows": training_rows,
         "settings": {name: arguments[name] for name in SETTINGS if arguments[name] is not None},
         "results": dict(results),
-        "command": public_command(sys.argv),
+        "command": public_command(command or ()),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "files": {
             name: {"name": Path(path).name, "sha256": file_digest(path) if Path(path).is_file() else None}

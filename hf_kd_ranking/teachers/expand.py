@@ -104,7 +104,7 @@ def _expand_block(
     ids["neg_id"] = pc.utf8_rtrim(ids["neg_id"], characters=BLANKS)  # as the script does with the last column
     for name in TEACHER_COLUMNS[:2]:
         _check_numbers(path, first_row, name, batch[name])
-    rows = {name: store.rows_of_strings(ids[name]) for name, store in stores.items()}
+    rows = {name: store.rows_of_array(ids[name]) for name, store in stores.items()}
     is_known = np.logical_and.reduce([found >= 0 for found in rows.values()])
     counts = Counter(rows=int(is_known.sum()), skipped=int((~is_known).sum()))
     if counts["skipped"]:

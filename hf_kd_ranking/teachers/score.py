@@ -62,7 +62,7 @@ class Pairs:
         first_row = 0
         for columns in self.batches():
             stores = [self.queries, *[self.documents] * (len(columns) - 1)]
-            rows = [store.rows_of_strings(ids) for store, ids in zip(stores, columns, strict=True)]
+            rows = [store.rows_of_array(ids) for store, ids in zip(stores, columns, strict=True)]
             for store, ids, found in zip(stores, columns, rows, strict=True):
                 if (found < 0).any():
                     row = int(np.flatnonzero(found < 0)[0])

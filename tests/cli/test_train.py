@@ -220,10 +220,10 @@ BAD_INPUT = {
         "line 2: neg_id '77' is not among",
     ),
     "unknown query": (break_file(SCORES, b"1\t2\t7\t1\t2\n"), "line 1: query_id '7' is not among the 16 texts"),
-    "two texts": (break_file(COLLECTION, b"1\tone\n1\tother\n"), "id '1' stands twice with different texts"),
+    "two texts": (break_file(COLLECTION, b"1\tone\n1\tother\n"), "id '1' appears twice with different texts"),
     "bad UTF-8": (
         break_file(QUERIES, b"100\tfine\n101\t\xff\n"),
-        "broken.tsv line 2: byte 0xff at column 5 is no UTF-8",
+        "broken.tsv line 2: byte 0xff at column 5 is not UTF-8",
     ),
     "output not empty": (fill_output, "is not empty; give another one, --resume_from_checkpoint true"),
     "no model": (empty_model, "is no model folder: it has no config.json"),

@@ -136,7 +136,7 @@ BAD_FILES = {
     "no score": (ROW + "1\t\t7\t1\t3\n", "line 2: neg_score must be a finite number, got ''"),
     "NaN": ("nan\t2\t7\t1\t3\n", "line 1: pos_score must be a finite number, got 'nan'"),
     "inf": (ROW + "1\t-inf\t7\t1\t3\n", "line 2: neg_score must be a finite number, got '-inf'"),
-    "bad UTF-8": (ROW.encode() + b"1\t2\t7\t\xe9\t3\n", "line 2: byte 0xe9 at column 7 is no UTF-8"),
+    "bad UTF-8": (ROW.encode() + b"1\t2\t7\t\xe9\t3\n", "line 2: byte 0xe9 at column 7 is not UTF-8"),
     "blank lines only": ("\n\n", "holds no rows"),
     "ragged lists": (
         [LIST_ROW, LIST_ROW | SHORT],

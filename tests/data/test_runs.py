@@ -86,9 +86,9 @@ BAD_RUNS = {
     "infinite": (RUN_LINE + "q Q0 e 2 -inf t\n", "line 2: score must be a finite number, got '-inf'"),
     "a document twice": (
         RUN_LINE + "r Q0 d 1 2 t\nq Q0 d 2 1 t\n",
-        "line 3: document 'd' stands twice in the ranking",
+        "line 3: document 'd' appears twice in the ranking",
     ),
-    "bad UTF-8": (RUN_LINE.encode() + b"q Q0 \xff 2 1.5 t\n", "line 2: byte 0xff at column 6 is no UTF-8"),
+    "bad UTF-8": (RUN_LINE.encode() + b"q Q0 \xff 2 1.5 t\n", "line 2: byte 0xff at column 6 is not UTF-8"),
     "blank lines only": ("\n \n", "is empty; needed lines of query_id Q0 doc_id rank score tag"),
 }
 BAD_QRELS = {
@@ -121,7 +121,7 @@ def test_bad_qrels_are_refused_with_file_and_line(tmp_path, content, message):
 
 def test_qrels_with_bad_utf8_are_refused_with_file_and_line(tmp_path):
     path = written(tmp_path, b"q 0 d 1\nq 0 \xff 1\n")
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} line 2: byte 0xff at column 5 is no UTF-8')}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} line 2: byte 0xff at column 5 is not UTF-8')}"):
         kd.read_qrels(path)
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from hf_kd_ranking.data.strings import open_strings, write_strings
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import formats
-from hf_kd_ranking.data.strings import open_strings, write_strings
 from hf_kd_ranking.data.tables import is_plain_integer, plain_integers
 
 STRINGS = ["", "a", "", "ü文書\U0001f600", "two\nlines\tand a tab", "x" * 5_000, " ", "\x00", ""]
@@ -108,10 +108,10 @@ def test_a_store_finds_the_same_rows_by_an_arrow_array_as_by_strings(tmp_path, i
     store = kd.TextStore.from_file(tmp_path / "texts.tsv")
     wanted = [*ids, *asked, *ids[::-1]]
     rows = [ids.index(i) if i in ids else -1 for i in wanted]
-    assert store.rows_of_strings(pa.array(wanted, pa.string())).tolist() == rows
-    assert store.rows_of_strings(pa.array(wanted, pa.large_string())).tolist() == rows
+    assert store.rows_of_array(pa.array(wanted, pa.string())).tolist() == rows
+    assert store.rows_of_array(pa.array(wanted, pa.large_string())).tolist() == rows
     assert store.rows_of(wanted).tolist() == rows
-    assert store.rows_of_strings(pa.array(asked, pa.string())).tolist() == rows[len(ids) : len(ids) + len(asked)]
+    assert store.rows_of_array(pa.array(asked, pa.string())).tolist() == rows[len(ids) : len(ids) + len(asked)]
 
 
 def test_the_fingerprint_of_a_store_is_that_of_its_ids_and_texts(tmp_path):

@@ -11,10 +11,10 @@ from scipy import stats
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.metrics import evaluate_run
 from hf_kd_ranking.evaluation.significance import (
-    against,
     bonferroni,
     compare_runs,
     compare_values,
+    compare_with_first_stage,
     holm,
     paired_t_test,
 )
@@ -40,7 +40,7 @@ def test_a_worse_treatment_has_a_negative_difference_and_the_same_p_value():
 
 
 def test_a_card_says_the_means_and_what_the_ranker_gains_on_its_first_stage():
-    found = against({"RR@10": TREATMENT}, {"RR@10": CONTROL})
+    found = compare_with_first_stage({"RR@10": TREATMENT}, {"RR@10": CONTROL})
     assert found["first_stage"]["RR@10"] == pytest.approx(0.25) and found["after"]["RR@10"] == pytest.approx(0.45)
     assert found["tests"]["RR@10"]["difference"] == pytest.approx(0.2)
 

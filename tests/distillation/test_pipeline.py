@@ -196,4 +196,4 @@ def test_the_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_p
     )
     assert (status, "| bert_dot teacher | " in out, len(trainings)) == (0, True, 2)
     status, _, err = call(f"{command} --overrides {{bert_dot")
-    assert (status, "--overrides is no JSON" in err) == (2, True)
+    assert (status, "--overrides is not valid JSON" in err) == (2, True)

@@ -4,8 +4,9 @@ import dataclasses
 import fnmatch
 from pathlib import Path
 
-import hf_kd_ranking as kd
 from hf_kd_ranking.distillation.plan import Stage, make_plan, plan_text
+
+import hf_kd_ranking as kd
 
 
 def test_the_plan_names_what_is_made_and_what_is_done(make_job, trainings, tmp_path):

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hf_kd_ranking.distillation.plan import make_plan
+from hf_kd_ranking.distillation.stage import run_stage
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.distillation import stages, students
 from hf_kd_ranking.distillation.outcome import outcome_text
-from hf_kd_ranking.distillation.plan import make_plan
-from hf_kd_ranking.distillation.stage import run_stage
 
 
 def test_a_stage_is_removed_when_its_inputs_change_and_kept_when_it_was_interrupted(tmp_path):
