@@ -36,4 +36,4 @@ kd.score_teacher(teacher, args.output / "triples.tsv", queries, documents, args.
 # 4. Look at the result
 rows = kd.load_teacher_scores(args.output / "scores.tsv")
 print(f"{len(rows):,} rows, the first: {rows[0]}")
-print(kd.diagnose_teachers([args.output / "scores.tsv"], queries, documents)["warnings"])
+print(kd.diagnose_teachers([args.output / "scores.tsv"], queries, documents)["files"][0]["warnings"])

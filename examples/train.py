@@ -3,8 +3,7 @@
     accelerate launch examples/train.py     # a BERT_DOT on the demo's triples, offline: about 6 minutes on 2 CPU cores
     accelerate launch examples/train.py --config examples/recipes/pairwise.yaml     # the paper's recipe on MS MARCO
 
-All options: --help. The output folder gets weights, tokenizer, config, card and results.json. After a kill the same
-command with --resume-from-checkpoint true resumes.
+Writes weights, tokenizer, config, card and results.json. Options: --help. --resume-from-checkpoint true resumes a run.
 """
 
 import sys
@@ -15,7 +14,7 @@ from transformers import set_seed
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import exit_on_bad_input
 from hf_kd_ranking.cli.train import parse_job
-from hf_kd_ranking.hub.manifest import measures_of
+from hf_kd_ranking.hub.manifest import select_measures
 from hf_kd_ranking.ranker import load_tokenizer
 from hf_kd_ranking.training.job import measure_gain, write_results
 from hf_kd_ranking.training.topics import saved_clusters
@@ -70,7 +69,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         write_results(results, run, args.output_dir, model.config.model_type)
         print(f"saved to {args.output_dir}", results["first_stage"], results["before"], results["after"], sep="\n")
-    measures = results | {when: measures_of(results[when]) for when in ("before", "after")}
+    measures = {name: results[name] for name in ("first_stage", "tests")}
+    measures |= {when: select_measures(results[when], job.measures) for when in ("before", "after")}
     write_card = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
     write_card(results=measures, files=job.files(), command=sys.argv)
 

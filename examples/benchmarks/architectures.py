@@ -33,11 +33,9 @@ def main() -> None:
     parser.add_argument("--collection", required=True)
     parser.add_argument("--k", type=int, default=1_000, help="candidates per query")
     parser.add_argument("--rounds", type=int, default=10, help="timed queries")
-    parser.add_argument("--join-layer", type=int, default=3, help="PreTTR's")
     args = parser.parse_args()
     queries = [text for _, text in islice(kd.TextStore.from_file(args.queries).items(), args.rounds)]
     documents = [text for _, text in islice(kd.TextStore.from_file(args.collection).items(), args.k)]
-    SETTINGS["prettr"]["join_layer_idx"] = args.join_layer
     rankers = {}
     for name, settings in SETTINGS.items():
         rankers[name] = partial(kd.Ranker.from_pretrained, args.encoder, name, **settings)
