@@ -21,8 +21,7 @@ from hf_kd_ranking.training.topics import saved_clusters
 
 
 def main() -> None:
-    """Train from the command line, or the demo's student without arguments."""
-    # 1. Arguments: the student and its files, and the Trainer's settings
+    # 1. Arguments: the student and its files, and the Trainer's settings; the demo's if there are none
     if len(sys.argv) == 1:
         from hf_kd_ranking.demo.experiment import student_job  # needs the extra demo
 
@@ -62,6 +61,7 @@ def main() -> None:
     run = evaluator and evaluator.rerank(trainer.ranker)
     if run is not None:
         results |= measure_gain(run, evaluator)
+        trainer.log(results["after"])
 
     # 6. Save the ranker and results, write the card, and publish with --push-to-hub
     trainer.save_model(_internal_call=True)  # publishing comes with the card
