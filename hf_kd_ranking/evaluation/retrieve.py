@@ -8,7 +8,7 @@ import numpy as np
 from ..data.runs import Run
 from ..data.texts import TextStore
 from ..ranker import Ranker
-from ..retrieval.colbert import search_terms
+from ..retrieval.colbert import search_tokens
 from ..retrieval.dense import search_index
 from .metrics import DEFAULT_MEASURES, evaluate_queries, evaluate_run, mean_values
 
@@ -72,7 +72,7 @@ class RetrievalEvaluator:
             vectors = ranker.encode_documents(self.documents[ids])  # of (L, D)
             parts = [(i, vectors[i : i + DOCUMENTS_AT_ONCE]) for i in range(0, len(vectors), DOCUMENTS_AT_ONCE)]
             chunks = ((i, np.array([len(terms) for terms in part]), np.concatenate(part)) for i, part in parts)
-            results = search_terms(queries, chunks, self.k)
+            results = search_tokens(queries, chunks, self.k)
         return Run(
             (query_id, [(ids[row], float(score)) for score, row in zip(scores, found, strict=True)])
             for query_id, (scores, found) in zip(self.texts, results, strict=True)
