@@ -121,7 +121,9 @@ def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
     quantiles = np.quantile(margins, np.array(PERCENTS) / 100).tolist()
     figures["margins"]["negative"] = float((margins < 0).mean())
     figures["margins"]["zero"] = float((margins == 0).mean())
-    figures["margins"]["quantiles"] = {f"{percent}%": value for percent, value in zip(PERCENTS, quantiles, strict=True)}
+    figures["margins"]["quantiles"] = {
+        f"{percent}%": value for percent, value in zip(PERCENTS, quantiles, strict=True)
+    }
     figures["warnings"] = list(_warnings(figures))
     return _Teacher(rows, buckets, figures)
 

@@ -1,4 +1,4 @@
-"""Score triples, lists or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
+"""Score triples, lists or candidates with a teacher: every distinct pair once, in blocks that survive a kill."""
 
 import os
 from collections.abc import Iterator

@@ -13,7 +13,8 @@ import datasets
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.teachers import buckets as external, ensemble
+from hf_kd_ranking.teachers import buckets as external
+from hf_kd_ranking.teachers import ensemble
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "teacher_files" / "cases.json"
 FILES = json.loads(GOLDEN.read_text(encoding="utf-8"))["ensemble"]
