@@ -1,8 +1,8 @@
 """Losses over every document of a batch: the other queries' documents are negatives too.
 
 Dual supervision (Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, section 3.2): teacher rows supervise each
-query's own documents, a live teacher that encodes the sides apart (ColBERT) scores each query with all others. The
-documents are encoded once, by the one forward; with several processes those of all are taken, with their gradients.
+query's own documents, a live teacher that encodes the sides separately (ColBERT) scores each query with all others.
+The documents are encoded once, in the one forward pass; with several processes those of all count, with gradients.
 Batches whose gradients are accumulated do not see one another's documents.
 """
 
@@ -13,41 +13,43 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..losses import IGNORE_TEACHER, IN_BATCH
+from ..losses import IN_BATCH, LOSSES
 from ..models import RankerModel, RankingOutput
 
 
 def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerModel | None) -> None:
-    """Refuse losses over the batch that student or teacher cannot give.
+    """Refuse losses over the batch that student or teacher do not support.
 
     Raises:
-        ValueError: if one of them cannot score a stored document for another query, or the teacher is missing, or it
-            has nothing to do.
+        ValueError: if one of them cannot score a stored document for another query, the teacher is missing, or no loss
+            reads it.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
-    reading = [name for name in names if name.removeprefix(IN_BATCH) not in IGNORE_TEACHER]
+    reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
     if reading and teacher is None:
         raise ValueError(
             f"{reading[0]} needs a live teacher, since no file has scores for all pairs of a batch: give "
             "in_batch_teacher, a ranker such as a trained ColBERT."
         )
     if teacher is not None and not reading:
-        raise ValueError(f"in_batch_teacher is read by losses over the batch alone, and there is none in {[*losses]}.")
-    for who, ranker in (("The student", model), ("in_batch_teacher", teacher)):
-        if names and ranker is not None and not ranker.config.is_storable:
+        raise ValueError(f"in_batch_teacher is read only by losses over the batch, and {[*losses]} has none.")
+    if not names:
+        return
+    for role, ranker in (("The student", model), ("in_batch_teacher", teacher)):
+        if ranker is not None and not ranker.config.is_storable:
             raise ValueError(
-                f"{who}, a {ranker.config.model_type}, reads each document with its query, so all pairs of a batch "
-                f"would be forwards; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
+                f"{role}, a {ranker.config.model_type}, reads each document with its query, so each pair of a batch "
+                f"would need a forward pass; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
                 "document_position_offset."
             )
 
 
 def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
-    """Score each query with all documents of the batch, from the vectors of a forward.
+    """Score each query with all documents of the batch, from the vectors of one forward pass.
 
     Args:
-        model: not wrapped.
-        output: of B queries with n documents each.
+        model: the ranker, not wrapped.
+        output: output for B queries with n documents each.
 
     Returns:
         (B, N), N = B * n * processes; a query's own documents come first, its positive in column 0.
@@ -64,7 +66,7 @@ def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Acce
 
 
 def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
-    """Where a document of the batch is a positive of the query in one of its rows.
+    """Return where a document of the batch is a positive of the query in one of its rows.
 
     Args:
         rows: `query` (B,) and `document` (B, n), places in the stores.
@@ -80,16 +82,16 @@ def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor
 
 
 def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
-    """Rows of all processes, (B, n, ...) to (B * processes, n, ...), with their gradients; terms are padded."""
+    """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients; tokens are padded."""
     if accelerator.num_processes == 1:
         return tensor
-    if tensor.dim() > 2:  # what is padded comes back as integers, if it was bool
+    if tensor.dim() > 2:  # padding turns bool into integers
         tensor = accelerator.pad_across_processes(tensor, dim=2).to(tensor.dtype)
     return _Gather.apply(tensor, accelerator)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; each row's gradient is the sum of those it has in all of them."""
+    """Gather rows; a row's gradient is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, accelerator: Accelerator) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data import trec
+from hf_kd_ranking.data import runs
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
 # Scores whose decimal form is long, tiny, huge or negative; falling.
@@ -86,9 +86,9 @@ BAD_RUNS = {
     "infinite": (RUN_LINE + "q Q0 e 2 -inf t\n", "line 2: score must be a finite number, got '-inf'"),
     "a document twice": (
         RUN_LINE + "r Q0 d 1 2 t\nq Q0 d 2 1 t\n",
-        "line 3: document 'd' stands twice in the ranking",
+        "line 3: document 'd' appears twice in the ranking",
     ),
-    "bad UTF-8": (RUN_LINE.encode() + b"q Q0 \xff 2 1.5 t\n", "line 2: byte 0xff at column 6 is no UTF-8"),
+    "bad UTF-8": (RUN_LINE.encode() + b"q Q0 \xff 2 1.5 t\n", "line 2: byte 0xff at column 6 is not UTF-8"),
     "blank lines only": ("\n \n", "is empty; needed lines of query_id Q0 doc_id rank score tag"),
 }
 BAD_QRELS = {
@@ -121,7 +121,7 @@ def test_bad_qrels_are_refused_with_file_and_line(tmp_path, content, message):
 
 def test_qrels_with_bad_utf8_are_refused_with_file_and_line(tmp_path):
     path = written(tmp_path, b"q 0 d 1\nq 0 \xff 1\n")
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} line 2: byte 0xff at column 5 is no UTF-8')}"):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} line 2: byte 0xff at column 5 is not UTF-8')}"):
         kd.read_qrels(path)
 
 
@@ -215,9 +215,9 @@ def test_the_fast_and_the_careful_reader_agree(tmp_path, monkeypatch):
         for doc in rng.permutation(40)[:30]
     ]
     path = written(tmp_path, "".join(rng.permutation(lines)))
-    assert trec._read_at_once(path) is not None
+    assert runs._read_at_once(path) is not None
     fast = {k: kd.read_run(path, k) for k in (None, 1, 7, 30)}
-    monkeypatch.setattr(trec, "_read_at_once", lambda path: None)
+    monkeypatch.setattr(runs, "_read_at_once", lambda path: None)
     assert fast == {k: kd.read_run(path, k) for k in fast}
 
 

@@ -173,13 +173,13 @@ def test_missing_ids_are_counted_and_the_first_three_named(tmp_path, ids, missin
     [
         (["0\ta", "", "1\tb\tc"], " line 3: needed 2 tab-separated columns (id, text), got 3: '1\\tb\\tc'"),
         (["0\ta", "b"], " line 2: needed 2 tab-separated columns (id, text), got 1: 'b'"),
-        (["a\tx", "b\ty", "a\tz"], ": id 'a' stands twice with different texts, in rows 1 and 3"),
-        (["0\tx", "1\ty", "1\tz"], ": id '1' stands twice with different texts, in rows 2 and 3"),
-        (["5\tx", "4\ty", "5\tx", "5\tz"], ": id '5' stands twice with different texts, in rows 1 and 4"),
+        (["a\tx", "b\ty", "a\tz"], ": id 'a' appears twice with different texts, in rows 1 and 3"),
+        (["0\tx", "1\ty", "1\tz"], ": id '1' appears twice with different texts, in rows 2 and 3"),
+        (["5\tx", "4\ty", "5\tx", "5\tz"], ": id '5' appears twice with different texts, in rows 1 and 4"),
         (["", ""], " holds no rows"),
         (['{"_id": 1, "text": "a"}', '{"key": 2, "text": "a"}'], " line 2: needed an id (_id, id, doc_id, query_id)"),
         (['{"_id": 1, "text": null}'], " line 1: needed an id (_id, id, doc_id, query_id) and a string 'text'"),
-        (['{"_id": 1, "text": "a"}', "", '{"_id":'], " line 3: no JSON (Expecting value at column 8)"),
+        (['{"_id": 1, "text": "a"}', "", '{"_id":'], " line 3: invalid JSON (Expecting value at column 8)"),
         (['["_id", "text"]'], " line 1: needed a JSON object, got list"),
     ],
 )
@@ -200,7 +200,7 @@ def test_an_id_that_stands_twice_with_one_text_is_no_contradiction(tmp_path, ids
 def test_bad_utf8_is_named_by_file_and_line(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_bytes(b"0\ta\n1\tb\xe9\n")
-    with pytest.raises(ValueError, match=re.escape(f"{path} line 2: byte 0xe9 at column 4 is no UTF-8")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} line 2: byte 0xe9 at column 4 is not UTF-8")):
         kd.TextStore.from_tsv(path)
 
 
@@ -225,7 +225,7 @@ def test_a_store_is_built_into_an_empty_folder_but_not_among_other_files(tmp_pat
     folder.mkdir()
     (folder / "notes").write_text("")
     with pytest.raises(
-        FileExistsError, match=re.escape(f"{folder} holds something that is no text store; give an empty")
+        FileExistsError, match=re.escape(f"{folder} holds something that is not a text store; give an empty")
     ):
         kd.TextStore.from_tsv(path, folder)
     (folder / "notes").unlink()

@@ -58,6 +58,6 @@ def test_stored_reranker_refuses_unknown_ids_and_other_models(ranker, documents,
     assert len(store) == 41
     with pytest.raises(KeyError, match=r"1 of 2 ids are not among the 41 documents of .*store: 'gone'"):
         store.rerank(kd.Run({"q": [("gone", 1.0), ("d ü 1", 0.5)]}), {"q": "cat"})
-    other = kd.Ranker(kd.TK.from_embeddings(encoder, max_document_length=16), tokenizer)
+    other = kd.Ranker(kd.TK.from_encoder(encoder, max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="another model"):
         kd.StoredReranker.open(tmp_path / "store", other)
