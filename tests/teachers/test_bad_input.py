@@ -1,7 +1,5 @@
 """Input of the teacher tools that must not go wrong in silence."""
 
-import json
-
 import datasets
 import numpy as np
 import pytest
