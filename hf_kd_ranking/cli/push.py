@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..artifacts import existing_file
-from ..hub.model_card import costs_of
+from ..hub.model_card import select_efficiency
 from ..hub.publish import publish_ranker
 from . import options
 
@@ -26,7 +26,7 @@ def push(
     costs = None
     if efficiency is not None:
         measured = existing_file(efficiency, "measured costs").read_text(encoding="utf-8")
-        costs = costs_of(json.loads(measured), name or model.name)
+        costs = select_efficiency(json.loads(measured), name or model.name)
 
     def _as_text(plan: dict[str, Any]) -> str:
         lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]

@@ -13,7 +13,8 @@ from ..data.texts import TextStore
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
-from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
+from ..teachers.diagnose import diagnose_teachers
+from ..teachers.diagnosis import diagnosis_html, diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher

@@ -330,7 +330,7 @@ def _some_rows(context: Context, count: int) -> TeacherRows:
     columns = {
         "query_id": context.queries.ids_of(_some_places(context.queries, count)),
         "doc_ids": [list(pair) for pair in zip(positives, negatives, strict=True)],
-        "teacher_scores": [[1.0, 0.0]] * count,
+        "teacher_scores": [[9.0, 4.0]] * count,
     }
     return TeacherRows(datasets.Dataset.from_dict(columns))
 

@@ -14,7 +14,7 @@ from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import compare_with_first_stage, holm, paired_t_test
 from ..hub.manifest import read_manifest, save_manifest
-from ..hub.model_card import costs_of, write_model_card
+from ..hub.model_card import select_efficiency, write_model_card
 from ..ranker import Ranker
 from ..reporting.efficiency import measure_efficiency
 from ..reporting.report import write_report
@@ -138,7 +138,7 @@ def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Co
     manifest["results"] = results
     manifest["data"] = context.job.collection_name
     save_manifest(ranker, manifest)
-    write_model_card(ranker, name.replace(" ", "-"), costs_of(costs, name))
+    write_model_card(ranker, name.replace(" ", "-"), select_efficiency(costs, name))
 
 
 def compare_with_labels(values: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[dict[str, Any]]:

@@ -214,7 +214,7 @@ def training_arguments(
         teacher_name="the labels of the triples" if is_alone else describe_teacher(context.job, recipe.condition),
         **saving,
     )
-    args._n_gpu = min(args.n_gpu, 1)  # transformers would put a batch on each of several GPUs
+    args._n_gpu = min(args.n_gpu, 1)  # transformers would put a batch on every GPU
     return args
 
 

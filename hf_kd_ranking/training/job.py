@@ -17,7 +17,7 @@ from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import compare_with_first_stage
-from ..hub.manifest import measures_of
+from ..hub.manifest import select_measures
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
@@ -183,7 +183,7 @@ def train_ranker(
         write_results(results, run, args.output_dir, trainer.model.config.model_type)
     measures = {name: results[name] for name in ("first_stage", "tests")}
     for when in ("before", "after"):
-        measures[when] = measures_of(results[when])
+        measures[when] = select_measures(results[when], job.measures)
     if args.push_to_hub:
         trainer.push_to_hub(results=measures, files=job.files(), command=command)
     else:

@@ -18,7 +18,7 @@ from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..evaluation.rerank import RerankingEvaluator
-from ..hub.manifest import measures_of, write_manifest
+from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
 from ..hub.publish import publish_ranker
 from ..losses import IN_BATCH, LOSSES, get_losses, margins
@@ -410,7 +410,7 @@ class RankingTrainer(Trainer):
 
     def _last_measures(self) -> dict[str, float]:
         for entry in reversed(self.state.log_history):
-            measures = measures_of(entry)
+            measures = select_measures(entry)
             if measures:
                 return measures
         return {}

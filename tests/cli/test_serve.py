@@ -95,10 +95,10 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
                 f"Cannot listen at 127.0.0.1, port {port}: Address",
             ),
             (f"{model} --port 0", "Give --collection, or --dataset."),
-            (f"{model} --port 0 {collection} --index {folder}/none", "none/index.json does not exist"),
+            (f"{model} --port 0 {collection} --index {folder}/none", "none/artifact.json does not exist"),
             (
                 f"--model {folder}/other --port 0 {collection} --index {folder}/index",
-                "index holds vectors of a TK that is none of the models (other)",
+                "index (TK) was not built by one of the models (other)",
             ),
             (
                 f"{model} --port 0 --collection {folder}/few.tsv --candidates {folder}/bm25",
@@ -108,11 +108,11 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --settings nprobe=4",
-                "--settings nprobe=4 are of a faiss index that searches",
+                "--settings nprobe=4 is for a faiss index that searches",
             ),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --probes 4",
-                "--probes 4 are of a ColBERT that searches",
+                "--probes 4 is for a ColBERT index that searches",
             ),
         ]:
             if "bm25" in options:

@@ -153,7 +153,7 @@ BAD_INPUT = {
         "broken.tsv line 2: byte 0xff at column 5 is not UTF-8",
     ),
     "output not empty": (fill_output, "is not empty; give another one, --resume_from_checkpoint true"),
-    "no model": (empty_model, "is no model folder: it has no config.json"),
+    "no model": (empty_model, "is not a model folder: it has no config.json"),
     "architecture": (set_option("--architecture", "bert_dto"), "choose one of bert_cat, bert_dot"),
     "length": (set_option("--max_document_length", "65"), "max_document_length is 65 tokens, but the encoder"),
     "clusters alone": (set_option("--query_clusters", "3"), "need both --query_clusters and --cluster_model"),
