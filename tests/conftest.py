@@ -2,16 +2,18 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from toy_architecture import Toy, ToyConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankerModel
+from hf_kd_ranking.models import ARCHITECTURES as REGISTERED
+from hf_kd_ranking.models import RankerModel, register_ranker
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
@@ -99,6 +101,16 @@ def model(request, encoder) -> RankerModel:
 def encoder_model(request, encoder) -> RankerModel:
     """The same, of those that have a pretrained encoder."""
     return make_model(request.param, encoder)
+
+
+@pytest.fixture
+def toy_architecture() -> Iterator[type[Toy]]:
+    """The architecture of toy_architecture.py, registered as "toy" for one test."""
+    register_ranker("toy", Toy)
+    yield Toy
+    del REGISTERED["toy"]
+    del CONFIG_MAPPING._extra_content[ToyConfig.model_type]
+    del MODEL_MAPPING._extra_content[ToyConfig]
 
 
 @pytest.fixture(scope="session")

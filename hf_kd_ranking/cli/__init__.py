@@ -33,4 +33,4 @@ for verb in VERBS:
 def main() -> None:
     """Run the verb that the process's command line names."""
     with exit_on_bad_input():
-        run_app(app, sys.argv[1:])
+        run_app(app, sys.argv[1:], "hf-kd-ranking")

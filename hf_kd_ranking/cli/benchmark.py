@@ -1,5 +1,6 @@
 """`hf-kd-ranking benchmark`: latency, throughput, memory and storage of rankers, as a table and JSON."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,10 @@ def benchmark(
     """Measure latency, throughput, memory and storage of rankers in turn."""
     if output is not None:
         refuse_existing(output, overwrite)
-    rankers = options.load_rankers(model, architecture, batch_size, dtype, device)
+    options.torch_dtype(dtype)  # refused before the first ranker is loaded
+    rankers = {}
+    for name, path in options.named_paths(model, "rankers").items():
+        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device)
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
     results = measure_efficiency(rankers, _drawn(data.queries, rounds), _drawn(data.documents, k), warm_up)
     if output is not None:

@@ -11,13 +11,9 @@ from .options import Json, print_result
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option(help="Folder of everything that the demo makes; a second run resumes there.")
-    ] = Path("demo_output"),
+    output: Annotated[Path, typer.Option(help="Folder of all stages; a second run resumes.")] = Path("demo_output"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds of each student.")] = 1,
-    is_complete: Annotated[
-        bool, typer.Option("--all/--no-all", help="Train all five architectures; a longer run.")
-    ] = False,
+    is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all five architectures.")] = False,
     as_json: Json = False,
 ) -> None:
     """Distil BERT_DOT and ColBERT from a BERT_CAT and a bi-encoder, on the docstrings of the installed packages."""

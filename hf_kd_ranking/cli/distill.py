@@ -8,18 +8,16 @@ from ..distillation.job import DistillJob
 from .options import Json, print_result
 from .settings import with_settings
 
-PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every step, and stop.")]
+PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every stage, and stop.")]
 
 
 @with_settings(DistillJob)
 def distill(job: DistillJob, *, plan_only: PlanOnly = False, as_json: Json = False) -> None:
     """Distil a slow ranker into fast ones and choose the best within a budget."""
+    from ..distillation import pipeline  # here, so that other verbs do not load it
     from ..distillation.costs import plan_text
-    from ..distillation.pipeline import distill as run_distillation
-    from ..distillation.pipeline import make_plan
     from ..distillation.selection import outcome_text
 
-    typer.echo(plan_text(make_plan(job)), err=not plan_only)
+    typer.echo(plan_text(pipeline.make_plan(job)), err=not plan_only)
     if not plan_only:
-        outcome = run_distillation(job)
-        print_result(outcome, as_json, lambda result: outcome_text(result, job))
+        print_result(pipeline.distill(job), as_json, lambda outcome: outcome_text(outcome, job))

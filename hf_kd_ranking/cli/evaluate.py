@@ -20,7 +20,6 @@ from ..evaluation.metrics import (
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..processes import processes
-from ..ranker import Ranker
 from . import options
 from .options import print_result
 
@@ -36,10 +35,7 @@ def rerank(
     dataset: options.Dataset = None,
     split: options.Split = "test",
     architecture: options.Architecture = None,
-    k: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Number of candidates per query; all if not given, or {BM25_DEPTH} of BM25."),
-    ] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all, or 100 of BM25.")] = None,
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
@@ -50,14 +46,8 @@ def rerank(
     data = options.open_collection(dataset, split, queries=queries, documents=collection, candidates=candidates)
     state = processes()
     is_distributed = state.num_processes > 1
-    ranker = Ranker.from_pretrained(
-        model,
-        architecture,
-        state.device if is_distributed else None,
-        batch_size=batch_size,
-        dtype=options.torch_dtype(dtype),
-        is_distributed=is_distributed,
-    )
+    device = state.device if is_distributed else None
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, device, is_distributed)
     with state.main_process_first():  # it builds the stores
         first_stage = data.candidates or _search_bm25(data, k or BM25_DEPTH)
         stores = data.queries, data.documents
@@ -82,9 +72,7 @@ def evaluate(
     dataset: options.Dataset = None,
     split: options.Split = "test",
     measure: options.Measures = DEFAULT_MEASURES,
-    dialect: Annotated[
-        str, typer.Option(help=f"Tool whose rules measures follow: {', '.join(DIALECTS)}.")
-    ] = "trec_eval",
+    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
     as_json: options.Json = False,
 ) -> None:

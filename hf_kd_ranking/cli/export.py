@@ -16,5 +16,5 @@ def export(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a ranker in another library's layout, with equal scores (except onnx-int8), or say why it is impossible."""
+    """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
     options.print_result(export_ranker(model, to, output, architecture, overwrite), as_json)

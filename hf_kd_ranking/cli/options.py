@@ -19,7 +19,7 @@ Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.
 FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
 Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
 Architecture = Annotated[
-    str | None, typer.Option(help=f"Architecture, if the model is a plain encoder: {', '.join(ARCHITECTURES)}.")
+    str | None, typer.Option(help=f"Architecture on a plain encoder: {', '.join(ARCHITECTURES)}.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of texts or pairs per forward pass.")]
 Dtype = Annotated[str, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}.")]
@@ -29,16 +29,13 @@ Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, J
 Candidates = Annotated[Path | None, typer.Option(help="Candidates of each query: a TREC run.")]
 Qrels = Annotated[Path | None, typer.Option(help="Judgments: TREC qrels.")]
 Dataset = Annotated[
-    str | None,
-    typer.Option(help="Name of a collection that has all of these files: a folder, trec-dl-2019, beir/scifact/test."),
+    str | None, typer.Option(help="Collection with all files: a folder, trec-dl-2019, beir/scifact/test.")
 ]
 Split = Annotated[str, typer.Option(help="Split of the data set.")]
 Scores = Annotated[Path, typer.Option(help="Teacher rows: TSV, JSONL or Parquet.")]
 ScoreFiles = Annotated[list[Path], typer.Option("--scores", help="Files of teacher rows.")]
 Runs = Annotated[list[str], typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")]
-Measures = Annotated[
-    list[str], typer.Option("--measure", help="Measures in the notation of ir_measures: nDCG@10, RR(rel=2)@10.")
-]
+Measures = Annotated[list[str], typer.Option("--measure", help="Measures of ir_measures: nDCG@10, RR(rel=2)@10.")]
 K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
 Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
 FaissSettings = Annotated[
@@ -76,15 +73,12 @@ def open_collection(dataset: str | None, split: str, **files: Path | None) -> Ra
     return RankingCollection("files", readers)
 
 
-def load_rankers(
-    models: Sequence[str], architecture: str | None, batch_size: int, dtype: str, device: str | None = None
-) -> dict[str, Callable[[], Ranker]]:
-    """Return a function that loads the ranker, by its name, for each value of `--model`."""
-    settings = {"device": device, "batch_size": batch_size, "dtype": torch_dtype(dtype)}
-    rankers = {}
-    for name, path in named_paths(models, "rankers").items():
-        rankers[name] = partial(Ranker.from_pretrained, path, architecture, **settings)
-    return rankers
+def load_ranker(
+    model: str, architecture: str | None, batch_size: int, dtype: str, device: Any = None, is_distributed: bool = False
+) -> Ranker:
+    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`."""
+    settings = {"batch_size": batch_size, "dtype": torch_dtype(dtype), "is_distributed": is_distributed}
+    return Ranker.from_pretrained(model, architecture, device, **settings)
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
@@ -143,5 +137,6 @@ def print_result(result: Any, as_json: bool, as_text: Callable[[Any], str] | Non
 def _as_line(result: dict[str, Any]) -> str:
     values = []
     for name, value in result.items():
-        values.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+        text = format(value, ",") if isinstance(value, int) else str(value)
+        values.append(f"{name} {text}")
     return ", ".join(values)

@@ -18,19 +18,11 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
-UsageError: type[Exception] = typer.BadParameter.__base__  # click's; typer contains a copy of click from 0.26 on
+UsageError: type[Exception] = typer.BadParameter.__base__  # click's; recent versions of typer contain a copy of click
 # What the package raises about its input; other exceptions are failures and keep their traceback.
-BAD_INPUT = (
-    ValueError,
-    KeyError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    StrictDataclassError,
-    UsageError,
-)
+BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
-NUMBER = re.compile(r"-\.?\d")
+OPTION = re.compile("-[^.0-9]")  # and not a negative number
 
 
 # ---- Verbs ----------------------------------------------------------------------------------------------------------
@@ -39,17 +31,21 @@ NUMBER = re.compile(r"-\.?\d")
 class Command(TyperCommand):
     """A verb.
 
-    Its options may be written with underscores for dashes. Several values may follow one option that takes several,
-    and `true` or `false` may follow a flag.
+    Its options may be written with underscores for dashes. Several values may follow an option that takes several, and
+    `true` or `false` may follow a flag.
     """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Parse the arguments after the verb."""
-        return super().parse_args(ctx, spell_out(args, option_names(self)))
+        options = {}
+        for option in self.params:
+            if option.param_type_name == "option":
+                options.update(dict.fromkeys([*option.opts, *option.secondary_opts], option))
+        return super().parse_args(ctx, _spell_out(args, options))
 
 
 class Group(TyperGroup):
-    """A group of verbs, which prints its help where no verb is given."""
+    """A group of verbs, which prints its help if no verb is given."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Parse the arguments after the group."""
@@ -58,67 +54,43 @@ class Group(TyperGroup):
 
 def make_app(description: str | None = None) -> typer.Typer:
     """Return an empty group of verbs."""
-    return typer.Typer(cls=Group, help=description, add_completion=False, rich_markup_mode=None)
+    width = {"max_content_width": 119}
+    return typer.Typer(
+        cls=Group, help=description, context_settings=width, add_completion=False, rich_markup_mode=None
+    )
 
 
-def add_verb(app: typer.Typer, verb: Callable, name: str | None = None) -> None:
-    """Add a function to a group; as a verb it takes `--config` besides its own options.
-
-    Args:
-        app: the group.
-        verb: a function whose parameters are annotated with `typer.Option` or `typer.Argument`.
-        name: name of the verb; None is the function's.
-    """
+def add_verb(app: typer.Typer, verb: Callable) -> None:
+    """Add a function to a group under its name; its options are its parameters and `--config`."""
 
     @functools.wraps(verb)
-    def run(config: Path | None = None, **options: Any) -> Any:
+    def _run(config: Path | None = None, **options: Any) -> Any:
         return verb(**options)
 
     signature = inspect.signature(verb)
     config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])
-    app.command(name or verb.__name__, cls=Command)(run)
+    _run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])
+    app.command(verb.__name__, cls=Command)(_run)
 
 
-def run_app(app: typer.Typer, arguments: Sequence[str], program: str | None = None) -> Any:
-    """Run a verb.
+def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> Any:
+    """Run a verb of a group, or the only verb of it, and return what its function returns.
 
     Args:
-        app: a group of verbs, or a single verb.
-        arguments: without the name of the program.
-        program: name of the program in help and messages; None is that of the process.
-
-    Returns:
-        What the verb's function returned.
+        app: the group.
+        arguments: the command line without the program.
+        program: name of the program in help and messages.
     """
     command = typer.main.get_command(app)
-    with command.make_context(program or Path(sys.argv[0]).name, list(arguments)) as context:
+    with command.make_context(program, list(arguments)) as context:
         return command.invoke(context)
 
 
 # ---- Spelling -------------------------------------------------------------------------------------------------------
 
 
-def option_names(command: TyperCommand) -> dict[str, Any]:
-    """Return the options of a command by each of their names, which begin with two dashes."""
-    options = {}
-    for option in command.params:
-        if option.param_type_name == "option":
-            for name in (*option.opts, *option.secondary_opts):
-                options[name] = option
-    return options
-
-
-def spell_out(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Rewrite arguments as click reads them: dashes in names, an option before each value, flags without values.
-
-    Args:
-        arguments: as the user wrote them.
-        options: the options of the command by name.
-
-    Raises:
-        ValueError: if an option follows one that needs a value, or a flag has a value that is not true or false.
-    """
+def _spell_out(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Rewrite arguments as click reads them: dashes in names, an option before each value, flags without values."""
     rest, result = deque(arguments), []
     while rest:
         argument = rest.popleft()
@@ -128,20 +100,21 @@ def spell_out(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]
         if name.startswith("--"):
             name = name.replace("_", "-")
         option = options.get(name)
-        if option is None:
-            result.append(f"{name}{equals}{value}")
+        if option is None or (equals and not option.is_flag):
+            result.append(name + equals + value)
         elif option.is_flag:
             if not equals:
                 value = rest.popleft() if rest and rest[0].lower() in TRUE + FALSE else "true"
             result.append(_flag(name, value, option))
-        elif equals:
-            result.append(f"{name}={value}")
+        elif not rest or OPTION.match(rest[0]):
+            raise ValueError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
+        elif option.multiple:
+            while rest and not OPTION.match(rest[0]):
+                result.append(f"{name}={rest.popleft()}")
         else:
-            values = _take_values(name, rest, option)
-            if option.multiple and values:
-                result += [f"{name}={value}" for value in values]
-            else:
-                result += [name, *values]  # with too few values click says so
+            result.append(name)
+            for _ in range(min(option.nargs, len(rest))):
+                result.append(rest.popleft())
     return result
 
 
@@ -150,19 +123,6 @@ def _flag(name: str, value: str, option: Any) -> str:
         raise ValueError(f"{name} is a flag: it takes true, false or nothing, got {value!r}.")
     is_on = (value.lower() in TRUE) == (name in option.opts)
     return option.opts[0] if is_on else option.secondary_opts[0]
-
-
-def _take_values(name: str, rest: deque[str], option: Any) -> list[str]:
-    """Take the values after an option; one that is not repeatable takes them as they come, negative or not."""
-    values = []
-    while rest and (option.multiple or len(values) < option.nargs):
-        is_option = rest[0].startswith("-") and not NUMBER.match(rest[0])
-        if is_option and option.multiple:
-            break
-        if is_option and rest[0].startswith("--"):
-            raise ValueError(f"{name} needs a value, got the option {rest[0]}.")
-        values.append(rest.popleft())
-    return values
 
 
 # ---- Option files ---------------------------------------------------------------------------------------------------
@@ -181,21 +141,20 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|F
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789")
 
 
-def read_option_file(path: Path, parameters: Sequence[Any]) -> dict[str, str | list[str]]:
-    """Read the values of options from a YAML file; null leaves an option at its default.
+def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Let an option file give the options that the command line does not give."""
+    if path is not None:
+        known = {}
+        for parameter in context.command.params:
+            for name in (parameter.name, *parameter.opts):
+                known[name.lstrip("-").replace("-", "_")] = parameter
+        del known["config"]
+        context.default_map = _read_option_file(path, known)
+    return path
 
-    Args:
-        path: the file; names have dashes or underscores, and may be aliases.
-        parameters: the options and arguments of the command.
 
-    Returns:
-        Name of the parameter -> its value as on a command line, or its values where it takes several.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is not valid YAML, does not map options to values, has unknown options, one option under two
-            names, or a wrong number of values.
-    """
+def _read_option_file(path: Path, known: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Return the values in a file as a command line has them; null leaves an option at its default."""
     if not path.is_file():
         raise FileNotFoundError(f"The config file {path} does not exist.")
     try:
@@ -204,11 +163,6 @@ def read_option_file(path: Path, parameters: Sequence[Any]) -> dict[str, str | l
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map options to values, got a {type(content).__name__}.")
-    known = {}
-    for parameter in parameters:
-        for name in (parameter.name, *parameter.opts):
-            known[name.lstrip("-").replace("-", "_")] = parameter
-    known.pop("config")
     unknown = [str(name) for name in content if str(name).replace("-", "_") not in known]
     if unknown:
         raise ValueError(f"{path} has options that this verb does not have: {', '.join(sorted(unknown))}.")
@@ -218,38 +172,25 @@ def read_option_file(path: Path, parameters: Sequence[Any]) -> dict[str, str | l
         if parameter.name in values:
             raise ValueError(f"{path} has {name} twice, under two of its names.")
         if value is not None:
-            values[parameter.name] = _file_value(path, name, value, parameter)
+            values[parameter.name] = _file_value(f"{path}: {name}", value, parameter)
     return values
 
 
-def _file_value(path: Path, name: str, value: Any, parameter: Any) -> str | list[str]:
-    takes_several = parameter.multiple or parameter.nargs != 1
-    if not takes_several:
-        if isinstance(value, list):
-            raise ValueError(f"{path}: {name} takes one value, got a list.")
-        return _as_text(value)
+def _file_value(name: str, value: Any, parameter: Any) -> str | list[str]:
     values = value if isinstance(value, list) else [value]
-    if not values:
-        raise ValueError(f"{path}: {name} has an empty list; leave it out, or give at least one value.")
-    return [_as_text(value) for value in values]
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
-
-
-def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Let an option file give the options that the command line does not give."""
-    if path is not None:
-        context.default_map = read_option_file(path, context.command.params)
-    return path
+    texts = [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in values]
+    if not texts:
+        raise ValueError(f"{name} has an empty list; leave it out, or give at least one value.")
+    if parameter.multiple or parameter.nargs != 1:
+        return texts
+    if isinstance(value, list):
+        raise ValueError(f"{name} takes one value, got a list.")
+    return texts[0]
 
 
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", callback=_take_defaults, is_eager=True, help="YAML file of options; the command line wins."
-    ),
+    typer.Option(callback=_take_defaults, is_eager=True, help="YAML file of these options; the command line wins."),
 ]
 
 
@@ -272,7 +213,7 @@ def exit_on_bad_input() -> Iterator[None]:
         if not error.code:
             _leave_processes()
         raise
-    except BAD_INPUT as error:
+    except (*BAD_INPUT, UsageError) as error:
         _exit(error, 2)
     except BrokenPipeError:  # the reader of the output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -291,9 +232,8 @@ def _exit(error: Exception, status: int) -> None:
     if isinstance(error, KeyError) and error.args:
         message = str(error.args[0])  # str() of a KeyError is its argument in quotes
     if isinstance(error, UsageError):
-        message = error.format_message()
-        if error.ctx is not None:
-            message += f" (options: {error.ctx.command_path} --help)"
+        command = error.ctx.command_path if error.ctx else "hf-kd-ranking"
+        message = f"{error.format_message()} (all options: {command} --help)"
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(status)
 

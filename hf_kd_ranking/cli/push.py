@@ -15,17 +15,11 @@ from . import options
 def push(
     model: Annotated[Path, typer.Argument(help="Folder of a trained ranker.")],
     repository: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name.")],
-    efficiency: Annotated[
-        Path | None, typer.Option(help="Output of `benchmark`, for latency and memory in the card.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the ranker in --efficiency; that of the folder if not given.")
-    ] = None,
+    efficiency: Annotated[Path | None, typer.Option(help="Output of `benchmark`, for the card.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in --efficiency; that of the folder if not given.")] = None,
     private: options.Private = False,
     overwrite: Annotated[bool, typer.Option(help="Commit onto a repository that exists.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option(help="List the files that would be published; ask the Hub nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="List the files; publish nothing and change nothing.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Publish a ranker: weights, tokenizer, code, card, results, manifest and runs in one commit."""
@@ -34,7 +28,7 @@ def push(
         measured = existing_file(efficiency, "measured costs").read_text(encoding="utf-8")
         costs = select_efficiency(json.loads(measured), name or model.name)
 
-    def as_text(plan: dict[str, Any]) -> str:
+    def _as_text(plan: dict[str, Any]) -> str:
         lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
         verb = "would go to" if dry_run else "went to"
         kind = "private repository" if private else "repository"
@@ -44,4 +38,4 @@ def push(
         return "\n".join(lines)
 
     plan = publish_ranker(model, repository, private, overwrite, dry_run, costs)
-    options.print_result(plan, as_json, as_text)
+    options.print_result(plan, as_json, _as_text)

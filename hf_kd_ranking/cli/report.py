@@ -7,7 +7,7 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..evaluation.metrics import DEFAULT_MEASURES
-from ..reporting.report import FILES, write_report
+from ..reporting.report import write_report
 from . import options
 
 
@@ -18,23 +18,18 @@ def report(
     arrow: Annotated[list[str], typer.Option(help="Names of two runs, CONTROL=TREATMENT.")] = (),
     plot: Annotated[Path | None, typer.Option(help="File of the plot against latency, .png or .svg.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Rankers compared",
-    qrels: Annotated[
-        Path | None, typer.Option(help=f"Judgments; {FILES['qrels']} of the results if not given.")
-    ] = None,
-    queries: Annotated[
-        Path | None, typer.Option(help=f"Texts; {FILES['queries']} of the results if not given.")
-    ] = None,
-    collection: Annotated[
-        Path | None, typer.Option(help=f"Texts; {FILES['collection']} of the results if not given.")
-    ] = None,
-    candidates: Annotated[
-        Path | None, typer.Option(help=f"First stage; {FILES['candidates']} of the results if not given.")
-    ] = None,
+    qrels: options.Qrels = None,
+    queries: options.Queries = None,
+    collection: options.Collection = None,
+    candidates: options.Candidates = None,
     intersect: Annotated[bool, typer.Option(help="Leave out queries that a run does not have.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write tables, tests, plots and single queries of rankers as one HTML file that loads nothing."""
+    """Write tables, tests, plots and single queries of rankers as one HTML file that loads nothing.
+
+    Judgments, texts and candidates that are not given are those in the folder of results.
+    """
     refuse_existing(output, overwrite)
     if plot is not None:
         refuse_existing(plot, overwrite)

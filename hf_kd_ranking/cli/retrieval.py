@@ -7,8 +7,8 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
+from ..models import RankerConfig
 from ..processes import processes
-from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
@@ -23,12 +23,8 @@ def index(
     architecture: options.Architecture = None,
     storage: Annotated[str, typer.Option(help=f"Type of stored numbers: {', '.join(STORAGES)}.")] = "float32",
     factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
-    centroids: Annotated[
-        int | None, typer.Option(min=0, help="Number of centroids for approximate search by a ColBERT; 0 chooses it.")
-    ] = None,
-    tokenization: Annotated[
-        str, typer.Option(help="Tokenization for BM25: plain, or english (stop words, stems).")
-    ] = "plain",
+    centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
+    tokenization: Annotated[str, typer.Option(help="BM25's: plain, or english (stop words, stems).")] = "plain",
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
@@ -44,7 +40,7 @@ def index(
         if unread:
             raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
         refuse_existing(output, overwrite)
-        BM25Index.build(data.documents, output, tokenization=tokenization)
+        BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
         print_result({"output": str(output), "documents": len(data.documents)}, as_json)
         return
 
@@ -53,25 +49,24 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = _load_ranker(model, architecture, batch_size, dtype, state.device)
-    _check_index_options(ranker, factory, centroids)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, state.device)
+    _check_index_options(ranker.model.config, factory, centroids)
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if state.is_main_process:
         if factory is not None:
             from ..retrieval.dense import DenseIndex
 
-            DenseIndex.build(store, output / "dense", factory=factory)
+            DenseIndex.build(store, factory=factory).save(output / "dense", overwrite)
         if centroids is not None:
             from ..retrieval.colbert import ColBERTIndex
 
-            ColBERTIndex.build(store, centroids=centroids or None)
+            ColBERTIndex.build(store, centroids=centroids)
         result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
         print_result(result, as_json)
 
 
-def _check_index_options(ranker: Ranker, factory: str | None, centroids: int | None) -> None:
+def _check_index_options(config: RankerConfig, factory: str | None, centroids: int | None) -> None:
     """Refuse options of an index that the ranker's vectors cannot have."""
-    config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
         raise ValueError(
             f"--factory is for a ranker with one vector per text, such as BERT_DOT; got {config.model_type}."
@@ -102,10 +97,10 @@ def search(
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
         raise ValueError(
-            "--candidates are re-ranked by --model from its stored vectors; leave --exact, --settings and --probes out."
+            "--candidates are re-ranked from the vectors of --model; leave --exact, --settings and --probes out."
         )
     data = options.open_collection(dataset, split, queries=queries)
-    ranker = None if model is None else _load_ranker(model, architecture, batch_size, dtype)
+    ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:
         from ..retrieval.stored_reranker import StoredReranker
 
@@ -135,8 +130,3 @@ def fuse(
     fused = fuse_runs(runs, method, weights).top(k)
     write_run(fused, output, tag=method)
     print_result({"output": str(output), "queries": len(fused)}, as_json)
-
-
-def _load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:
-    settings = {"batch_size": batch_size, "dtype": options.torch_dtype(dtype)}
-    return Ranker.from_pretrained(model, architecture, device, **settings)

@@ -1,6 +1,8 @@
 """`hf-kd-ranking serve`: a page to search with one ranker, or with two side by side."""
 
 import socket
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from ..serving.search import SearchEngine
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
+LOCAL_HOSTS = ("localhost", "127.0.0.1")
 
 
 def serve(
@@ -23,7 +26,7 @@ def serve(
     collection: options.Collection = None,
     dataset: options.Dataset = None,
     index: Annotated[list[Path], typer.Option(help="Outputs of `index` for the rankers.")] = (),
-    candidates: Annotated[Path | None, typer.Option(help="BM25 index; built if not given and needed.")] = None,
+    candidates: Annotated[Path | None, typer.Option(help="BM25 index; built if needed.")] = None,
     rerank: Annotated[bool, typer.Option(help="Re-rank candidates also if an index could search.")] = False,
     fuse: Annotated[bool, typer.Option(help="Add BM25's scores to those of re-ranked candidates.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Number of candidates that are re-ranked.")] = 100,
@@ -33,10 +36,8 @@ def serve(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Passage search",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8_000,
-    proxy: Annotated[bool, typer.Option(help="Identify clients by X-Forwarded-For, for use after a proxy.")] = False,
-    space: Annotated[
-        Path | None, typer.Option(help="New folder; write a Hugging Face Space there and do not serve.")
-    ] = None,
+    proxy: Annotated[bool, typer.Option(help="Read clients' addresses from X-Forwarded-For.")] = False,
+    space: Annotated[Path | None, typer.Option(help="New folder for a Hugging Face Space; no serving.")] = None,
     architecture: options.Architecture = None,
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
@@ -60,8 +61,8 @@ def serve(
         refuse_existing(space, overwrite=False)
     documents = options.open_collection(dataset, "test", documents=collection).documents
     rankers = {}
-    for name, load_ranker in options.load_rankers(model, architecture, batch_size, dtype).items():
-        rankers[name] = load_ranker()
+    for name, path in options.named_paths(model, "rankers").items():
+        rankers[name] = options.load_ranker(path, architecture, batch_size, dtype)
     engine = build_engine(rankers, documents, index, candidates, rerank, fuse, k, settings, probes)
     _, first_text = next(documents.items())
     engine.search(" ".join(first_text.split()[:8]))  # warms up, and fails if parts do not belong together
@@ -72,8 +73,8 @@ def serve(
         write_space(space, engine, about, _as_arguments(search_options), __version__)
         print_result({"space": str(space), "documents": len(documents)}, as_json)
         return
-    is_local = host in ("127.0.0.1", "localhost")
-    app = make_app(SearchPage(engine, about, behind_proxy=proxy), ["localhost", "127.0.0.1"] if is_local else ["*"])
+    hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    app = make_app(SearchPage(engine, about, behind_proxy=proxy), hosts)
     address = f"http://{host}:{listener.getsockname()[1]}"
     print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
     config = uvicorn.Config(
@@ -84,15 +85,11 @@ def serve(
 
 def _describe(engine: "SearchEngine", title: str, documents: int, queries: Path | None) -> dict[str, Any]:
     """Return what the page shows, see `SearchPage`."""
-    examples: list[str] = []
+    examples: Iterator[str] = iter(())
     if queries is not None:
-        for _, text in TextStore.from_file(queries).items():
-            if len(text) <= LONGEST_EXAMPLE and len(examples) < EXAMPLES:
-                examples.append(text)
-    rankers = []
-    for name, search in engine.rankers.items():
-        rankers.append({"name": name, "line": search.describe(engine.k)})
-    return {"title": title, "documents": documents, "examples": examples, "rankers": rankers}
+        examples = (text for _, text in TextStore.from_file(queries).items() if len(text) <= LONGEST_EXAMPLE)
+    rankers = [{"name": name, "line": search.describe(engine.k)} for name, search in engine.rankers.items()]
+    return {"title": title, "documents": documents, "examples": [*islice(examples, EXAMPLES)], "rankers": rankers}
 
 
 def _as_arguments(values: dict[str, Any]) -> list[str]:

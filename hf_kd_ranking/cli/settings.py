@@ -2,10 +2,12 @@
 
 import functools
 import inspect
-import types
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
+from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -13,54 +15,51 @@ import typer
 from .options import Json
 from .parser import add_verb, make_app, run_app
 
-# Names of options that differ from their field's.
+# Options whose name is not that of their field.
 NAMES = {
-    "model_name": ("--model", "--model-name"),
-    "teachers": ("--teacher", "--teachers"),
-    "teacher_scores": ("--scores", "--teacher-scores"),
-    "output_dir": ("--output", "--output-dir"),
-    "per_device_train_batch_size": ("--batch-size", "--per-device-train-batch-size"),
+    "model_name": ["--model", "--model-name"],
+    "teachers": ["--teacher", "--teachers"],
+    "teacher_scores": ["--scores", "--teacher-scores"],
+    "output_dir": ["--output", "--output-dir"],
+    "per_device_train_batch_size": ["--batch-size", "--per-device-train-batch-size"],
 }
-PRECISIONS = ("bf16", "fp16")  # fields that --dtype sets
 
 
 def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     """Give a verb the fields of dataclasses as options.
 
     The verb is called with an object of each class, made from the options that were given, and with its own
-    keyword-only parameters.
+    keyword-only parameters. Fields with `bf16` or `fp16` as their name can be set by `--dtype` as well.
 
     Args:
-        *classes: dataclasses, whose fields have a `help` in their metadata and may have `aliases`.
+        *classes: dataclasses whose fields have a `help`, and may have `aliases`, in their metadata.
     """
     options = {}
     for settings in classes:
         options.update(_field_options(settings))
-    precisions = [name for name in PRECISIONS if name in options]
-    if precisions:
-        options["dtype"] = _dtype_option(precisions)
+    dtypes = ["fp32"] + [name for name in ("bf16", "fp16") if name in options]
+    if len(dtypes) > 1:
+        help_text = f"Precision of training: {', '.join(dtypes)}; wins over --{' and --'.join(dtypes[1:])}."
+        options["dtype"] = _keyword("dtype", str | None, typer.Option(help=help_text))
 
-    def decorate(verb: Callable) -> Callable:
-        own = {}
-        for name, parameter in inspect.signature(verb).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                own[name] = parameter
+    def _decorate(verb: Callable) -> Callable:
+        parameters = inspect.signature(verb).parameters.values()
+        own = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
         @functools.wraps(verb)
-        def run(**values: Any) -> Any:
-            given = {}
-            for name in options:
-                if values[name] is not None and values[name] != []:
-                    given[name] = values[name]
-            if "dtype" in given:
-                given.update(_precision(given["dtype"], precisions))
-            settings = [_make(each, given) for each in classes]
-            return verb(*settings, **{name: values[name] for name in own})
+        def _run(**values: Any) -> Any:
+            others = {parameter.name: values.pop(parameter.name) for parameter in own}
+            dtype = values.pop("dtype", None)
+            if dtype is not None:
+                if dtype not in dtypes:
+                    raise ValueError(f"--dtype is one of {', '.join(dtypes)}, got {dtype!r}.")
+                values.update({name: name == dtype for name in dtypes[1:]})
+            return verb(*[_make(settings, values) for settings in classes], **others)
 
-        run.__signature__ = inspect.Signature([*options.values(), *own.values()])
-        return run
+        _run.__signature__ = inspect.Signature([*options.values(), *own])
+        return _run
 
-    return decorate
+    return _decorate
 
 
 def parse_settings(
@@ -69,7 +68,7 @@ def parse_settings(
     """Parse arguments whose options are the fields of dataclasses, `--config` and `--json`.
 
     Args:
-        classes: the dataclasses.
+        classes: the dataclasses, see `with_settings`.
         arguments: options and values, without the program.
         program: name of the program in help and messages; None is that of the process.
 
@@ -77,52 +76,54 @@ def parse_settings(
         An object of each class, and whether `--json` was given.
 
     Raises:
-        ValueError: if an option or a value is wrong in the file.
-        FileNotFoundError: if the file does not exist.
-        typer.BadParameter: or another error of its base class, if an option or a value is wrong on the command line.
+        ValueError: if an option file, or an object, refuses a value.
+        FileNotFoundError: if the option file does not exist.
+        UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
 
     @with_settings(*classes)
-    def parsed(*settings: Any, as_json: Json = False) -> tuple[list[Any], bool]:
+    def _parse(*settings: Any, as_json: Json = False) -> tuple[list[Any], bool]:
         return list(settings), as_json
 
     app = make_app()
-    add_verb(app, parsed)
-    return run_app(app, arguments, program)
+    add_verb(app, _parse)
+    return run_app(app, arguments, program or Path(sys.argv[0]).name)
 
 
-def _make(settings: type, given: dict[str, Any]) -> Any:
-    own = {}
+def _make(settings: type, values: dict[str, Any]) -> Any:
+    given = {}
     for field in fields(settings):
-        if field.name in given:
-            own[field.name] = given[field.name]
-    return settings(**own)
+        if values.get(field.name) not in (None, []):
+            given[field.name] = values[field.name]
+    return settings(**given)
 
 
 def _field_options(settings: type) -> dict[str, inspect.Parameter]:
-    """Return an option for each field that has a form on the command line, those of the class before inherited ones."""
-    own, inherited, hints = {}, {}, get_type_hints(settings)
+    """Return options for the fields that a command line can set, the class's own before inherited ones."""
+    own, inherited = {}, {}
+    hints = get_type_hints(settings)
     for field in fields(settings):
-        kind = _option_type(field, hints[field.name])
-        if field.init and kind is not None:
-            place = own if field.name in inspect.get_annotations(settings) else inherited
-            place[field.name] = _field_option(field, kind)
+        kind = _value_type(field, hints[field.name])
+        if not field.init or kind is None:
+            continue
+        if field.name in inspect.get_annotations(settings):
+            own[field.name] = _field_option(field, kind)
+        else:
+            inherited[field.name] = _field_option(field, kind)
     return own | inherited
 
 
-def _option_type(field: Field, hint: Any) -> Any:
-    """Return the type of a field's values on the command line: str, int, float, bool, a list; None if it has none."""
-    members = [hint]
-    if get_origin(hint) in (Union, types.UnionType):
-        members = [member for member in get_args(hint) if member is not type(None)]
+def _value_type(field: Field, hint: Any) -> Any:
+    """Return the type of a field on the command line: str, int, float, bool or a list; None if it has none."""
     if field.metadata.get("const") is True:
         return bool
-    if str in members:
+    members = [hint]
+    if get_origin(hint) in (Union, UnionType):
+        members = get_args(hint)
+    if str in members:  # among them dictionaries, as JSON
         return str
     for member in members:
-        if member in (bool, int, float):
-            return member
-        if get_origin(member) is list and get_args(member)[0] in (str, int, float):
+        if member in (bool, int, float) or member in (list[str], list[int], list[float]):
             return member
         if inspect.isclass(member) and issubclass(member, Enum):
             return str
@@ -130,37 +131,23 @@ def _option_type(field: Field, hint: Any) -> Any:
 
 
 def _field_option(field: Field, kind: Any) -> inspect.Parameter:
-    names = [*NAMES.get(field.name, [f"--{field.name.replace('_', '-')}"])]
-    aliases = field.metadata.get("aliases", [])
-    for alias in [aliases] if isinstance(aliases, str) else aliases:
-        if alias.replace("_", "-") not in names:
-            names.append(alias.replace("_", "-"))
+    names = list(NAMES.get(field.name, [f"--{field.name.replace('_', '-')}"]))
+    for alias in field.metadata.get("aliases", []):
+        if alias not in names:
+            names.append(alias)
     if kind is bool:
         names[0] += f"/--no-{names[0].removeprefix('--')}"
-    is_required = field.default is MISSING and field.default_factory is MISSING
-    help_text = field.metadata.get("help", "")
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    if isinstance(default, list):
-        default = " ".join(str(value) for value in default)
-    is_shown = not is_required and default is not None and default is not False and default != ""
-    if is_shown:
-        help_text += f" [default: {default.value if isinstance(default, Enum) else default}]"
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if is_required else None,
-        annotation=Annotated[kind if is_required else kind | None, typer.Option(*names, help=help_text)],
-    )
+    help_text = field.metadata.get("help", "").replace("%%", "%")  # written for argparse
+    default = field.default
+    if field.default_factory is not MISSING:
+        default = " ".join(str(value) for value in field.default_factory())
+    if default is MISSING:
+        return _keyword(field.name, kind, typer.Option(*names, help=help_text), inspect.Parameter.empty)
+    if default is not None and default is not False and default != "":
+        help_text += f" [default: {default}]"
+    return _keyword(field.name, kind | None, typer.Option(*names, help=help_text))
 
 
-def _dtype_option(precisions: Sequence[str]) -> inspect.Parameter:
-    flags = " and ".join(f"--{name}" for name in precisions)
-    help_text = f"Precision of training: fp32, {', '.join(precisions)}; wins over {flags}."
-    annotation = Annotated[str | None, typer.Option(help=help_text)]
-    return inspect.Parameter("dtype", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _precision(dtype: str, precisions: Sequence[str]) -> dict[str, bool]:
-    if dtype not in ("fp32", *precisions):
-        raise ValueError(f"--dtype is one of fp32, {', '.join(precisions)}, got {dtype!r}.")
-    return {name: name == dtype for name in precisions}
+def _keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -13,7 +13,8 @@ from ..data.texts import TextStore
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
-from ..teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
+from ..teachers.diagnose import diagnose_teachers
+from ..teachers.diagnosis import diagnosis_html, diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
@@ -29,14 +30,10 @@ def score(
     queries: options.Queries,
     collection: options.Collection,
     output: options.Output,
-    triples: Annotated[
-        Path | None, typer.Option(help="TSV of query_id pos_id neg_id; scores in front of them are ignored.")
-    ] = None,
+    triples: Annotated[Path | None, typer.Option(help="TSV of query_id pos_id neg_id, or of teacher rows.")] = None,
     candidates: options.Candidates = None,
-    kind: Annotated[
-        str | None, typer.Option(help=f"Kind of teacher: {', '.join(KINDS)}; read from the checkpoint if not given.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="Output to read of a classifier that has several.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}.")] = None,
+    label: Annotated[str | None, typer.Option(help="Output to read, if a classifier has several.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
     max_length: Annotated[int, typer.Option(help="Maximum number of tokens per pair.")] = MAX_LENGTH,
     batch_size: options.BatchSize = 32,
@@ -44,7 +41,7 @@ def score(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score triples or candidates, with or without accelerate launch; the same command resumes where it was stopped."""
+    """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch."""
     if (triples is None) == (candidates is None):
         raise ValueError("Give either --triples or --candidates.")
     suffix = "tsv" if candidates is None else "trec"
@@ -52,27 +49,21 @@ def score(
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
-    settings = {
-        "label": label,
-        "instruction": instruction,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "dtype": options.torch_dtype(dtype),
-        "device": state.device,
-    }
+    settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
     results = []
     for name, path in outputs.items():
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command
             typer.echo(f"{path} exists and is kept (--overwrite scores again)", err=True)
             continue
-        teacher = load_teacher(name, kind, **settings)
+        teacher = load_teacher(name, kind, **settings, dtype=options.torch_dtype(dtype), device=state.device)
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
         if state.is_main_process and not as_json:
-            print_result(results[-1], as_json)
+            print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
     if state.is_main_process and as_json:
-        print_result(results[0] if len(model) == 1 else {"output": str(output), "teachers": results}, as_json)
+        whole = {"output": str(output), "teachers": results}
+        print_result(whole if len(model) > 1 else results[0], as_json)
 
 
 def _score_outputs(models: list[str], output: Path, suffix: str) -> dict[str, Path]:
@@ -93,13 +84,11 @@ def ensemble(
     output: options.Output,
     method: Annotated[str, typer.Option(help=f"Method: {', '.join(METHODS)}.")] = "mean",
     weights: options.Weights = None,
-    on_missing: Annotated[
-        str, typer.Option(help="Treatment of pairs that a file does not have: error, average or drop.")
-    ] = "error",
+    on_missing: Annotated[str, typer.Option(help="Treatment of missing pairs: error, average, drop.")] = "error",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Average the scores of several teachers (the paper's T2); rows and their order are those of the first file."""
+    """Average the scores of teachers (the paper's T2); rows and their order are those of the first file."""
     counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
     print_result({"output": str(output), **counts}, as_json)
 
@@ -109,9 +98,7 @@ def expand(
     collection: options.Collection,
     queries: options.Queries,
     output: options.Output,
-    on_missing: Annotated[
-        str, typer.Option(help="Treatment of rows with unknown ids: error, or skip, which counts them.")
-    ] = "error",
+    on_missing: Annotated[str, typer.Option(help="Treatment of unknown ids: error, or skip the row.")] = "error",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -133,9 +120,8 @@ def diagnose(
     """Find what would spoil training: squashed or constant scores, false negatives, teachers that disagree."""
     if output is not None:
         refuse_existing(output, overwrite)
-    query_store = None if queries is None else TextStore.from_file(queries)
-    document_store = None if collection is None else TextStore.from_file(collection)
-    diagnosis = diagnose_teachers(scores, query_store, document_store, examples=examples)
+    stores = (path and TextStore.from_file(path) for path in (queries, collection))
+    diagnosis = diagnose_teachers(scores, *stores, examples=examples)
     if output is not None:
         diagnosis_html(diagnosis, output)
     print_result(diagnosis, as_json, diagnosis_text)
@@ -148,12 +134,8 @@ def triples(
     per_query: Annotated[int, typer.Option(min=1, help="Number of triples per query.")] = 1,
     minimum_grade: Annotated[int, typer.Option(help="Lowest grade of a positive.")] = 1,
     ranks: Annotated[tuple[int, int] | None, typer.Option(help="First and last rank of negatives.")] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Teacher's run of candidates and positives, which filters negatives.")
-    ] = None,
-    margin: Annotated[
-        float, typer.Option(help="Margin below the positive's score above which a negative is left out.")
-    ] = 0.0,
+    scores: Annotated[Path | None, typer.Option(help="Teacher's run, which filters negatives.")] = None,
+    margin: Annotated[float, typer.Option(help="Least margin of a positive over its negatives.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -161,7 +143,7 @@ def triples(
     """Sample (query, positive, negative) triples from your own collection, to be scored by a teacher."""
     refuse_existing(output, overwrite)
     run, judgments = read_run(candidates), read_qrels(qrels)
-    teacher = None if scores is None else read_run(scores)
+    teacher = scores and read_run(scores)
     sample = sample_triples(run, judgments, per_query, minimum_grade, ranks, teacher, margin, seed)
     write_teacher_scores(sample, output)
     counts = {"rows": len(sample), "queries": len(sample.rows.unique("query_id"))}

@@ -174,16 +174,20 @@ def _check_table(table: pa.Table, start: int, source: str) -> None:
     """Refuse scores that are not finite, missing values, and lists that do not belong together."""
     for name in table.column_names:
         column = values = table[name].combine_chunks()
+        if column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
         if pa.types.is_nested(column.type):
             values = column.flatten()
-        if column.null_count or values.null_count:
-            row = start + max(column.is_null().index(True).as_py(), 0)
-            raise ValueError(f"{source} row {row} or after it: {name} has a missing value.")
+        if values.null_count:
+            row = _row_of_value(column, values.is_null().index(True).as_py())
+            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
         if "score" in name:
             _check_finite(column, values, start, source, name)
-    if "teacher_scores" in table.column_names:
-        lengths = pc.list_value_length(table["doc_ids"]).to_numpy()
-        scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
+    if "doc_ids" in table.column_names:
+        lengths = scores = pc.list_value_length(table["doc_ids"]).to_numpy()
+        if "teacher_scores" in table.column_names:
+            scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
         bad = np.flatnonzero((lengths != scores) | (lengths < 2))
         if len(bad):
             row = int(bad[0])
@@ -198,13 +202,17 @@ def _check_finite(column: pa.Array, values: pa.Array, start: int, source: str, n
         raise ValueError(f"{source}: the column {name} must hold numbers, got {values.type}.")
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
-    if len(bad) == 0:
-        return
-    place = int(bad[0])
-    row = place
-    if pa.types.is_nested(column.type):
-        row = int(np.searchsorted(np.cumsum(pc.list_value_length(column).to_numpy()), place, side="right"))
-    raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[place]}.")
+    if len(bad):
+        row = _row_of_value(column, int(bad[0]))
+        raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[int(bad[0])]}.")
+
+
+def _row_of_value(column: pa.Array, place: int) -> int:
+    """Return the row of the value at a place of a column, or of its flattened lists."""
+    if not pa.types.is_nested(column.type):
+        return place
+    ends = np.cumsum(pc.list_value_length(column).to_numpy())
+    return int(np.searchsorted(ends, place, side="right"))
 
 
 def _as_lists(table: pa.Table) -> pa.Table:

@@ -238,7 +238,8 @@ def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None
         if len(fields) != len(columns):
             hint = "" if delimiter else "; ids cannot hold white space"
             raise ValueError(
-                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}{hint}."
+                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: "
+                f"{text[:80]!r}{hint}."
             )
         is_empty = False
         yield line, fields

@@ -62,7 +62,8 @@ def evaluate_queries(run: Run, qrels: Mapping[str, Mapping[str, int]], measure: 
     values = {}
     for query_id, ranking in run.items():
         judgments = qrels.get(query_id, {})
-        ideal = np.sort([grade for grade in judgments.values() if grade > 0])[::-1]
+        judged_grades = np.array(list(judgments.values()))
+        ideal = np.sort(judged_grades[judged_grades > 0])[::-1]
         if len(ideal) == 0:
             continue
         grades = np.array([max(0, judgments.get(doc_id, 0)) for doc_id, _ in ranking[:cutoff]], dtype=float)

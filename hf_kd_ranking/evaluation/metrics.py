@@ -55,7 +55,7 @@ def evaluate_queries(
 
     if dialect not in DIALECTS:
         raise ValueError(f"The dialect of measures is one of {', '.join(DIALECTS)}, got {dialect!r}.")
-    query_ids = [query_id for query_id in run if query_id in qrels]
+    query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
         raise ValueError(
             f"Run ({len(run)} queries, first {next(iter(run), None)!r}) and qrels ({len(qrels)} queries, first "
@@ -80,10 +80,12 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
     """Return the measures of ir_measures by the names given.
 
     Raises:
-        ValueError: if one is unknown.
+        ValueError: if one is unknown, or there are none.
     """
     import ir_measures
 
+    if not measures:
+        raise ValueError("At least one measure is needed, for example nDCG@10.")
     parsed = {}
     for name in measures:
         try:
@@ -98,8 +100,12 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
 
 def deepest(measures: Sequence[str]) -> int | None:
     """Return the largest cutoff, below which documents do not change the measures; None if a measure has no cutoff."""
-    cutoffs = [measure.params.get("cutoff") for measure in parse_measures(measures).values()]
-    return None if None in cutoffs else max(cutoffs)
+    largest = 0
+    for measure in parse_measures(measures).values():
+        if "cutoff" not in measure.params:
+            return None
+        largest = max(largest, measure.params["cutoff"])
+    return largest
 
 
 def check_same_collection(run: Run, qrels: Qrels) -> None:
@@ -110,7 +116,7 @@ def check_same_collection(run: Run, qrels: Qrels) -> None:
     """
     judged = set().union(*qrels.values())
     for ranking in run.values():
-        if not judged.isdisjoint(doc_id for doc_id, _ in ranking):
+        if not judged.isdisjoint(dict(ranking)):
             return
     ranked = next((ranking[0][0] for ranking in run.values() if ranking), None)
     raise ValueError(
@@ -125,4 +131,7 @@ def _without_ties(ranking: Sequence[tuple[str, float]], cutoff: int | None) -> d
     Otherwise the libraries that ir_measures calls for different measures would break ties differently.
     """
     best_first = sorted(ranking, key=itemgetter(1, 0), reverse=True)[:cutoff]
-    return {doc_id: float(len(best_first) - place) for place, (doc_id, _) in enumerate(best_first)}
+    scores = {}
+    for place, (doc_id, _) in enumerate(best_first):
+        scores[doc_id] = float(len(best_first) - place)
+    return scores

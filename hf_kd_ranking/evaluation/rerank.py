@@ -115,12 +115,10 @@ class RerankingEvaluator:
         self.queries = queries
         self.documents = documents
         self.measures = tuple(measures)
-        self.last_run: Run | None = None
 
     def rerank(self, ranker: Ranker) -> Run:
         """Return the candidates in the order of the ranker, see `rerank_run`."""
-        self.last_run = rerank_run(ranker, self.candidates, self.queries, self.documents)
-        return self.last_run
+        return rerank_run(ranker, self.candidates, self.queries, self.documents)
 
     def measure(self, run: Run) -> dict[str, float]:
         """Measure a run: measure -> mean over the queries of the qrels."""

@@ -8,7 +8,7 @@ import numpy as np
 from ..data.runs import Run
 from ..data.texts import TextStore
 from ..ranker import Ranker
-from ..retrieval.colbert import search_terms
+from ..retrieval.colbert import search_tokens
 from ..retrieval.dense import search_index
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
 
@@ -89,7 +89,7 @@ class RetrievalEvaluator:
             chunk = vectors[start : start + DOCUMENTS_AT_ONCE]
             lengths = np.array([len(tokens) for tokens in chunk])
             chunks.append((start, lengths, np.concatenate(chunk)))
-        return search_terms(queries, chunks, self.k)
+        return search_tokens(queries, chunks, self.k)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""

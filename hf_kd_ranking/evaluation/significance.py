@@ -79,23 +79,26 @@ def compare_values(
         values: name -> measure -> query_id -> value; the other arguments, the result and errors are as `compare_runs`.
     """
     _check_comparable(values, correction)
-    means = {name: mean_values(by_measure) for name, by_measure in values.items()}
-    measures = list(next(iter(means.values())))
+    means = {}
+    for name, by_measure in values.items():
+        means[name] = mean_values(by_measure)
+    first = next(iter(values.values()))
+    measures = list(first)
     couples = list(combinations(values, 2))
     pairs = []
     with tqdm(total=len(measures) * len(couples), desc="Comparing", unit="pair", delay=3) as progress:
         for measure in measures:
-            tests = []
+            tests, p_values = [], []
             for control, treatment in couples:
                 names = {"control": control, "treatment": treatment, "measure": measure}
-                tests.append(names | _compare(values[treatment][measure], values[control][measure], moved, seed))
+                test = _compare(values[treatment][measure], values[control][measure], moved, seed)
+                tests.append(names | test)
+                p_values.append(test["p_value"])
                 progress.update()
-            p_values = CORRECTIONS[correction]([test["p_value"] for test in tests])
-            for test, p_value in zip(tests, p_values, strict=True):
+            for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
                 test["p_corrected"] = p_value
             pairs.extend(tests)
-    queries = len(next(iter(values.values()))[measures[0]])
-    return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
+    return {"queries": len(first[measures[0]]), "correction": correction, "means": means, "pairs": pairs}
 
 
 def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
@@ -137,7 +140,8 @@ def comparison_text(result: Mapping[str, Any]) -> str:
     for name, means in result["means"].items():
         lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
     lines += ["", PAIRS_HEADER.format(correction=result["correction"]), "|---" * PAIR_ROW.count(" |") + "|"]
-    lines += [PAIR_ROW.format_map(pair) for pair in result["pairs"]]
+    for pair in result["pairs"]:
+        lines.append(PAIR_ROW.format_map(pair))
     return "\n".join(lines)
 
 
@@ -200,7 +204,8 @@ def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved
         resampled = bootstrap(
             (differences,), np.mean, n_resamples=RESAMPLES, vectorized=True, batch=100, rng=seed, method="percentile"
         )
-        interval = [float(bound) for bound in resampled.confidence_interval]
+        low, high = resampled.confidence_interval
+        interval = [float(low), float(high)]
         p_randomisation = _randomisation_test(differences, seed)
         deviation = differences.std(ddof=1)
         effect_size = float(differences.mean() / deviation) if deviation else float("inf")

@@ -53,7 +53,7 @@ def measure_efficiency(
         text), `peak_process_mb` (more than the process had before) and `peak_cuda_mb` (None on other devices).
 
     Raises:
-        ValueError: if there is no ranker, query or document.
+        ValueError: if rankers, queries or documents are empty.
     """
     if not rankers or not queries or not documents:
         raise ValueError(
@@ -91,14 +91,17 @@ def _load_and_measure(
     ranker = load()
     model = ranker.model
     is_cuda = model.device.type == "cuda"
-    parameters = list(model.parameters())
+    parameters = model_bytes = 0
+    for parameter in model.parameters():
+        parameters += parameter.numel()
+        model_bytes += parameter.nbytes
     figures = {
         "architecture": _architecture(model),
         "device": torch.cuda.get_device_name(model.device) if is_cuda else model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": ranker.batch_size,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "model_bytes": sum(parameter.nbytes for parameter in parameters),
+        "parameters": parameters,
+        "model_bytes": model_bytes,
         "bytes_per_passage": None,
         "passages_per_second": None,
     }
@@ -204,4 +207,6 @@ def efficiency_text(results: Mapping[str, Any]) -> str:
 def _cell(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+    if value < 1000:
+        return f"{value:,.1f}"
+    return f"{value:,.0f}"

@@ -226,14 +226,14 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
     inside = axes.bbox
     for y, x, bar_end, name in sorted(rows, key=itemgetter(0)):
         is_right = inside.x1 - bar_end >= x - inside.x0
-        start = bar_end if is_right else x
+        start, side = (bar_end, "left") if is_right else (x, "right")
         label = axes.annotate(
             name,
             (start, y),
             (0, 0),
             xycoords="figure points",
             textcoords="offset points",
-            ha="left" if is_right else "right",
+            ha=side,
             va="center",
             fontsize=9,
             arrowprops={
@@ -246,16 +246,19 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         )
         label.set_in_layout(False)  # the axes would give way to it
         width = Text.get_window_extent(label).width  # without the line
-        left = start + 5 if is_right else start - 8 - width
+        left = start + 5
+        if side == "right":
+            left = start - 8 - width
         left = max(inside.x0, min(left, inside.x1 - width))
         move = _free_move((left, left + width, y), taken, inside)
         taken.append((left, left + width, y + move))
-        label.set_position(((left if is_right else left + width) - start, move))
+        anchor = left if is_right else left + width
+        label.set_position((anchor - start, move))
         label.arrow_patch.set_visible(move != 0)
 
 
 def _free_move(label: Line, taken: Sequence[Line], inside: BboxBase) -> float:
-    """Return by how many points to move a label up or down so that it covers nothing; 0 where there is no room."""
+    """Return by how many points to move a label up or down so that it covers nothing; 0 if that is impossible."""
     left, right, y = label
     beside = [other_y for x0, x1, other_y in taken if x0 < right and left < x1]
     for lines in range(int(inside.height / LINE_HEIGHT)):

@@ -1,12 +1,12 @@
-"""Teacher rows of ids to rows of texts: what trainers without a text store read.
+"""Replace the ids of teacher rows by their texts, for trainers without a text store.
 
-Output is byte for byte that of the paper's own script (`teacher_id_to_text.py`) where that is right; where it skipped,
-crashed or took the wrong text in silence, this raises.
+The output is byte for byte that of the authors' script (`teacher_id_to_text.py`). Where the script skipped a row,
+crashed, or used a wrong text without saying so, this raises an error.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
-from ..data.rows import TEACHER_COLUMNS
+from ..data.rows import PAIR_COLUMNS, TRIPLE_COLUMNS
 from ..data.tables import nth_line, read_tsv, tsv_lines
 from ..data.texts import TextStore
 
-# What str.rstrip() takes off; Arrow's own trim of white space is three times as slow.
+# What str.rstrip() removes; Arrow's own trim of white space takes three times as long.
 BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
-# Of a score file read at once: 30,000 rows, whose texts are about 20 MB.
+# Bytes of the score file that are read at once: 30,000 rows, whose texts are about 20 MB.
 BLOCK_BYTES = 1 << 20
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -39,8 +39,8 @@ def expand_ids(
 ) -> dict[str, int]:
     """Write `pos_score neg_score query positive negative` texts for the id rows of a teacher-score file.
 
-    Scores pass through as they are spelled; trailing blanks of texts go. Memory stays flat: texts are taken from the
-    stores' mapped files, a block of rows at a time.
+    Scores keep their spelling, and trailing blanks of texts are removed. Memory does not grow with the files: texts
+    are taken from the stores' mapped files, a block of rows at a time.
 
     Args:
         scores: five-column TSV, plain or compressed.
@@ -51,82 +51,91 @@ def expand_ids(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, `skipped`, and where rows were skipped how many ids each column lacked.
+        Counts: `rows` written, `skipped`, and if rows were skipped how many ids each column lacked.
 
     Raises:
-        FileNotFoundError, FileExistsError: for the files.
-        ValueError: with file and line, for a malformed row, or a text that holds a tab or a line break.
+        FileNotFoundError: if the score file does not exist.
+        FileExistsError: if the output exists and `overwrite` is False.
+        ValueError: with file and line, for a malformed row, or a text that contains a tab or a line break.
         KeyError: with file, line, id and counts, for an id that a store lacks.
     """
     if on_missing not in ("error", "skip"):
-        raise ValueError(f"on_missing is 'error' or 'skip', got {on_missing!r}.")
-    scores = existing_file(scores, "teacher scores")
+        raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
+    path = existing_file(scores, "teacher scores")
     refuse_existing(output, overwrite)
-    counts: Counter[str] = Counter(rows=0, skipped=0)
-    types = {name: pa.large_string() for name in TEACHER_COLUMNS}
-    stores = {"query_id": queries, "pos_id": collection, "neg_id": collection}
-
-    def expand(first_row: int, batch: pa.RecordBatch) -> tuple[Iterable[bytes], Counter]:
-        return _expand_block(scores, first_row, batch, stores, on_missing)
-
+    stores = dict(zip(TRIPLE_COLUMNS, (queries, collection, collection), strict=True))
+    counts = Counter(rows=0, skipped=0)
     with writing(output, "wb") as file, ThreadPoolExecutor(THREADS) as pool:
-        blocks = _with_first_row(read_tsv(scores, types, BLOCK_BYTES))
+        blocks = _submit_blocks(pool, path, stores, on_missing)
+        waiting = list(islice(blocks, THREADS + 1))  # a few blocks before the writer, and no more
         with tqdm(desc="Expanding", unit="row", unit_scale=True) as progress:
-            for done in _in_order(pool.submit(expand, *block) for block in blocks):
-                lines, found = done.result()
+            while waiting:
+                lines, block_counts = waiting.pop(0).result()
                 file.writelines(lines)
-                counts += found
-                progress.update(found["rows"] + found["skipped"])
-        if not counts["rows"] + counts["skipped"]:
-            raise ValueError(f"{scores} holds no rows.")
-    return dict(counts) | {"rows": counts["rows"], "skipped": counts["skipped"]}
+                counts.update(block_counts)
+                progress.update(block_counts["rows"] + block_counts["skipped"])
+                waiting += islice(blocks, 1)
+        if counts["rows"] + counts["skipped"] == 0:
+            raise ValueError(f"{path} holds no rows.")
+    return dict(counts)
 
 
-def _with_first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    first_row = 0
-    for batch in batches:
-        yield first_row, batch
-        first_row += len(batch)
-
-
-def _in_order(futures: Iterator[Future]) -> Iterator[Future]:
-    """Results in order, a few blocks ahead of the writer and no more."""
-    waiting = list(islice(futures, THREADS + 1))
-    while waiting:
-        yield waiting.pop(0)
-        waiting += islice(futures, 1)
+def _submit_blocks(
+    pool: ThreadPoolExecutor, path: Path, stores: Mapping[str, TextStore], on_missing: str
+) -> Iterator[Future]:
+    start = 0
+    for batch in read_tsv(path, {name: pa.large_string() for name in PAIR_COLUMNS}, BLOCK_BYTES):
+        yield pool.submit(_expand_block, path, start, batch, stores, on_missing)
+        start += len(batch)
 
 
 def _expand_block(
-    path: Path, first_row: int, batch: pa.RecordBatch, stores: dict[str, TextStore], on_missing: str
+    path: Path, start: int, batch: pa.RecordBatch, stores: Mapping[str, TextStore], on_missing: str
 ) -> tuple[Iterable[bytes], Counter]:
-    ids = {name: batch[name] for name in stores}
-    ids["neg_id"] = pc.utf8_rtrim(ids["neg_id"], characters=BLANKS)  # as the script does with the last column
-    for name in TEACHER_COLUMNS[:2]:
-        _check_numbers(path, first_row, name, batch[name])
-    rows = {name: store.rows_of_array(ids[name]) for name, store in stores.items()}
-    is_known = np.logical_and.reduce([found >= 0 for found in rows.values()])
-    counts = Counter(rows=int(is_known.sum()), skipped=int((~is_known).sum()))
-    if counts["skipped"]:
-        missing = {name: np.flatnonzero(found < 0) for name, found in rows.items()}
-        if on_missing != "skip":
-            name = min((name for name in missing if len(missing[name])), key=lambda name: missing[name][0])
-            row, store = int(missing[name][0]), stores[name]
-            raise KeyError(
-                f"{path} line {nth_line(path, first_row + row)}: {name} {str(ids[name][row])!r} is not among the "
-                f"{len(store):,} texts of {store.source}; do the files belong to one release? on_missing='skip' "
-                "leaves such rows out and counts them."
-            )
-        counts.update({name: len(found) for name, found in missing.items() if len(found)})
-        rows = {name: found[is_known] for name, found in rows.items()}
-        batch = batch.filter(pa.array(is_known))
-    if len(batch) == 0:
+    """Return the lines of a block, whose first row is row `start` of the file, and its counts."""
+    for name in PAIR_COLUMNS[:2]:
+        _check_numbers(path, start, name, batch[name])
+    counts: Counter[str] = Counter()
+    rows = {}
+    is_known = np.ones(len(batch), dtype=bool)
+    first_missing = (len(batch), "")
+    for name, store in stores.items():
+        ids = batch[name]
+        if name == TRIPLE_COLUMNS[-1]:
+            ids = pc.utf8_rtrim(ids, characters=BLANKS)  # as the script does with the last column
+        rows[name] = store.rows_of_strings(ids)
+        missing = np.flatnonzero(rows[name] < 0)
+        if len(missing):
+            counts[name] = len(missing)
+            is_known[missing] = False
+            first_missing = min(first_missing, (int(missing[0]), name), key=lambda place: place[0])
+    counts["rows"] = int(is_known.sum())
+    counts["skipped"] = len(batch) - counts["rows"]
+    if counts["skipped"] and on_missing == "error":
+        _raise_missing(path, start, batch, first_missing, stores)
+    if counts["rows"] == 0:
         return (), counts
-    texts = [_texts_of(stores[name], found) for name, found in rows.items()]
-    return tsv_lines([batch["pos_score"], batch["neg_score"], *texts]), counts
+    columns = [batch[name].filter(pa.array(is_known)) for name in PAIR_COLUMNS[:2]]
+    for name, store in stores.items():
+        columns.append(_take_texts(store, rows[name][is_known]))
+    return tsv_lines(columns), counts
 
 
-def _texts_of(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
+def _raise_missing(
+    path: Path, start: int, batch: pa.RecordBatch, place: tuple[int, str], stores: Mapping[str, TextStore]
+) -> None:
+    row, name = place
+    id_, store = str(batch[name][row]), stores[name]
+    if name == TRIPLE_COLUMNS[-1]:
+        id_ = id_.rstrip()
+    raise KeyError(
+        f"{path} line {nth_line(path, start + row)}: {name} {id_!r} is not among the {len(store):,} texts of "
+        f"{store.source}; do the files belong to one release? on_missing='skip' leaves such rows out and counts them."
+    )
+
+
+def _take_texts(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
+    """Return texts without their trailing blanks; refuse those that contain a tab or a line break."""
     texts = store.texts.take(pa.array(rows))
     _, offsets, data = texts.buffers()
     if not len(data):
@@ -140,12 +149,12 @@ def _texts_of(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
         if len(bad):
             raise ValueError(
                 f"{store.source}: the text of id {store.ids_of(rows[bad[:1]])[0]!r} holds a tab or a line break, "
-                "which a row of texts cannot carry; replace them in the source first."
+                "which a row of texts cannot contain; replace them in the source first."
             )
     return texts
 
 
-def _check_numbers(path: Path, first_row: int, name: str, column: pa.Array) -> None:
+def _check_numbers(path: Path, start: int, name: str, column: pa.Array) -> None:
     try:
         numbers = pc.cast(pc.utf8_trim(column, characters=BLANKS), pa.float64())
         bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(zero_copy_only=False)))
@@ -154,7 +163,7 @@ def _check_numbers(path: Path, first_row: int, name: str, column: pa.Array) -> N
     if len(bad):
         row = int(bad[0])
         raise ValueError(
-            f"{path} line {nth_line(path, first_row + row)}: {name} must be a finite number, got {str(column[row])!r}."
+            f"{path} line {nth_line(path, start + row)}: {name} must be a finite number, got {str(column[row])!r}."
         )
 
 

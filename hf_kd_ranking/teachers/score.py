@@ -1,4 +1,4 @@
-"""Score triples or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
+"""Score triples, lists or candidates with a teacher: every distinct pair once, in blocks that survive a kill."""
 
 import os
 from collections.abc import Iterator
@@ -8,81 +8,77 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
-from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder, writing
-from ..data.rows import PAIR_COLUMNS as TEACHER_COLUMNS
+from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
+from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
 from ..data.runs import Run, read_run, write_run
-from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
+from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..processes import processes
 from .load import Teacher, load_teacher
 
-TRIPLE_COLUMNS = TEACHER_COLUMNS[2:]
-# Distinct pairs scored between two saves, and so lost at most; the progress bar moves by as many. Sorted by length
-# within, which a larger block would hardly do better.
+# Distinct pairs scored between two saves, which is the most that an interruption loses; the progress bar moves by as
+# many. They are sorted by length within a block; a larger block would hardly be faster.
 PAIRS_PER_BLOCK = 2_048
-ROWS_AT_ONCE = 1 << 19
+ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What is to be scored: rows of a query with n documents, by their rows in the stores.
+    """Rows whose (query, document) pairs are to be scored.
 
     Args:
-        source: the rows; a file of triples, a data set with the same columns, or a run.
+        rows: the rows; their scores are not read.
         queries: query_id -> text.
         documents: doc_id -> text.
-        name: of the source, for messages.
+        is_run: True if the rows are the candidates of a run.
     """
 
-    source: Path | datasets.Dataset | Run
+    rows: TeacherRows
     queries: TextStore
     documents: TextStore
-    name: str
+    is_run: bool
 
-    def batches(self) -> Iterator[list[pa.Array]]:
-        """Columns of ids as strings, the query's first."""
-        if isinstance(self.source, Run):
-            for query_id, ranking in self.source.items():
-                yield [pa.array([query_id] * len(ranking)), pa.array([doc_id for doc_id, _ in ranking])]
-        elif isinstance(self.source, datasets.Dataset):
-            for _, columns in arrow_batches(self.source, TRIPLE_COLUMNS, ROWS_AT_ONCE):
-                yield [column.cast(pa.string()) for column in columns.values()]
-        else:
-            for batch in read_tsv(self.source, _columns_of(self.source)):
-                yield [batch[name] for name in TRIPLE_COLUMNS]
+    def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
+        """Yield columns of ids, and a number for each pair: query row * number of documents + document row.
 
-    def numbered(self) -> Iterator[tuple[list[pa.Array], np.ndarray]]:
-        """The columns, and a number for each pair, (rows, n) int64: query row * number of documents + document row.
+        The numbers are int64, (pairs,), one list of documents after another.
 
         Raises:
-            KeyError: naming file, line and id of the first that has no text.
+            KeyError: naming file, line and id of the first one that has no text.
         """
-        first_row = 0
-        for columns in self.batches():
-            stores = [self.queries, *[self.documents] * (len(columns) - 1)]
-            rows = [store.rows_of_array(ids) for store, ids in zip(stores, columns, strict=True)]
-            for store, ids, found in zip(stores, columns, rows, strict=True):
-                if (found < 0).any():
-                    row = int(np.flatnonzero(found < 0)[0])
-                    where = self._row_name(first_row + row, columns[0][row])
-                    raise KeyError(
-                        f"{where}: id {str(ids[row])!r} is not among the {len(store):,} texts of {store.source} "
-                        f"({(found < 0).sum():,} of the {len(found):,} ids looked up are not)."
-                    )
-            yield columns, rows[0][:, None] * len(self.documents) + np.stack(rows[1:], 1)
-            first_row += len(columns[0])
+        for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
+            lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
+            query_rows = self._find_texts(self.queries, columns["query_id"], np.arange(start, start + len(lengths)))
+            row_numbers = np.repeat(np.arange(start, start + len(lengths)), lengths)
+            document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), row_numbers)
+            yield columns, np.repeat(query_rows, lengths) * len(self.documents) + document_rows
 
-    def _row_name(self, row: int, query_id: pa.Scalar) -> str:
-        if isinstance(self.source, Path):
-            return f"{self.source} line {nth_line(self.source, row)}"
-        return f"{self.name} query {str(query_id)!r}" if isinstance(self.source, Run) else f"{self.name} row {row}"
+    def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
+        """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
+        if pa.types.is_integer(ids.type):
+            found = store.rows_of(ids.to_numpy())
+        else:
+            found = store.rows_of_strings(ids)
+        is_missing = found < 0
+        if is_missing.any():
+            first = int(np.argmax(is_missing))
+            row = int(row_numbers[first])
+            where = self.rows.row_name(row)
+            if self.is_run:
+                where = f"{self.rows.source} query {self.rows[row]['query_id']!r}"
+            raise KeyError(
+                f"{where}: id {str(ids[first])!r} is not among the {len(store):,} texts of {store.source} "
+                f"({is_missing.sum():,} of the {len(ids):,} ids looked up are not)."
+            )
+        return found
 
 
 def score_teacher(
     teacher: Teacher | str,
-    source: str | os.PathLike | datasets.Dataset | Run,
+    source: str | os.PathLike | datasets.Dataset | TeacherRows | Run,
     queries: TextStore,
     documents: TextStore,
     output: str | os.PathLike,
@@ -94,41 +90,65 @@ def score_teacher(
 
     Args:
         teacher: see `load_teacher`; a string is loaded.
-        source: a TSV of `query_id pos_id neg_id`, or of five columns whose scores are not read; a data set with these
-            columns, see `sample_triples`; a `.trec` file or `Run` of candidates.
+        source: rows that `load_teacher_scores` accepts, whose scores are ignored: triples or pairs in TSV, lists in
+            JSON lines, a data set; see `sample_triples`. Or candidates: a `.trec` or `.run` file, or a `Run`.
         queries: query_id -> text.
         documents: doc_id -> text.
-        output: for triples a five-column TSV, in the order of the source; for a run a TREC run. Appears when complete.
+        output: for rows the same rows with scores: five-column TSV for rows of two documents, `.jsonl` or `.parquet`
+            for lists. For a run a TREC run. Appears when it is complete.
         overwrite: True replaces an existing output.
 
     Returns:
         Counts: `rows` written, distinct `pairs`, and how many of them were `resumed`.
 
     Raises:
-        FileNotFoundError, FileExistsError: for the files.
+        FileNotFoundError: if the source does not exist.
+        FileExistsError: if the output exists and `overwrite` is False.
         KeyError: naming file, line and id, if an id has no text.
-        ValueError: if a work folder is there that belongs to other inputs, or a score is not finite.
+        ValueError: if there is a work folder of other inputs, a score is not finite, or the output cannot hold the
+            rows.
     """
     state, output = processes(), Path(output)
-    teacher = load_teacher(teacher, device=state.device) if isinstance(teacher, str) else teacher
-    name = str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
-    pairs = Pairs(_open(source), queries, documents, name)
     refuse_existing(output, overwrite)
+    if isinstance(teacher, str):
+        teacher = load_teacher(teacher, device=state.device)
+    with state.main_process_first():  # one process builds the table, the others open it
+        rows, is_run = _open_source(source)
+    pairs = Pairs(rows, queries, documents, is_run)
+
+    def prepare(folder: Path) -> dict[str, str | int]:
+        return _find_distinct(folder, pairs, teacher, output)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        return {"scores": _scores_of(teacher, np.asarray(distinct[block]), queries, documents)}
+        return {"scores": _score_pairs(teacher, np.asarray(distinct[block]), queries, documents)}
 
-    rows = 0
-    with work_folder(output, lambda folder: _find_pairs(folder, pairs, teacher)) as folder:
+    count = 0
+    with work_folder(output, prepare) as folder:
         distinct = np.load(folder / "pairs.npy", mmap_mode="r")
         description = f"Scoring with {teacher.name}"
         parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
         if state.is_main_process:
-            rows = _write_output(output, pairs, distinct, parts)
-    return {"rows": rows, "pairs": len(distinct), "resumed": resumed}
+            count = _write_output(output, pairs, distinct, parts, folder)
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed}
 
 
-def _scores_of(teacher: Teacher, keys: np.ndarray, queries: TextStore, documents: TextStore) -> np.ndarray:
+def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Run) -> tuple[TeacherRows, bool]:
+    """Return the rows, and whether they are the candidates of a run."""
+    name = "the run"
+    if isinstance(source, str | os.PathLike):
+        path = existing_file(source, "triples")
+        if {".trec", ".run"} & set(path.suffixes):
+            source, name = read_run(path), str(path)
+    if not isinstance(source, Run):
+        return load_teacher_scores(source), False
+    lists = []
+    for ranking in source.values():
+        lists.append([doc_id for doc_id, _ in ranking])
+    ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": pa.array(lists, pa.list_(pa.string()))}
+    return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
+
+
+def _score_pairs(teacher: Teacher, keys: np.ndarray, queries: TextStore, documents: TextStore) -> np.ndarray:
     query_rows, document_rows = np.divmod(keys, len(documents))
     query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
     scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
@@ -137,62 +157,60 @@ def _scores_of(teacher: Teacher, keys: np.ndarray, queries: TextStore, documents
     return scores
 
 
-def _open(source: str | os.PathLike | datasets.Dataset | Run) -> Path | datasets.Dataset | Run:
-    if isinstance(source, Run):
-        return source
-    if isinstance(source, datasets.Dataset):
-        if missing := set(TRIPLE_COLUMNS) - set(source.column_names):
-            raise ValueError(f"Triples need the columns {', '.join(TRIPLE_COLUMNS)}, missing {', '.join(missing)}.")
-        return source
-    path = existing_file(source, "triples")
-    return read_run(path) if {".trec", ".run"} & set(path.suffixes) else path
-
-
-def _columns_of(path: Path) -> dict[str, pa.DataType]:
-    """Three columns of ids, or five with scores before them, by the first line that is not blank."""
-    width = next((text.count("\t") + 1 for _, text in read_lines(path) if text.strip()), 0)
-    return {name: pa.string() for name in (TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else TEACHER_COLUMNS)}
-
-
-def _find_pairs(folder: Path, pairs: Pairs, teacher: Teacher) -> dict:
-    """Write the distinct pairs into a work folder that lacks them; return what the work is made from."""
+def _find_distinct(folder: Path, pairs: Pairs, teacher: Teacher, output: Path) -> dict[str, str | int]:
+    """Write the distinct pairs into a work folder that lacks them, and return the inputs of the work."""
+    takes_lists = pairs.is_run or output.suffix in (".jsonl", ".parquet")
     keys_path, total = folder / "keys.npy", 0
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
-        for _, keys in pairs.numbered():
+        for columns, keys in pairs.batches():
+            if not takes_lists and not pc.all(pc.equal(pc.list_value_length(columns["doc_ids"]), 2)).as_py():
+                raise ValueError(f"{output}: rows of more than two documents do not fit into TSV; give a .jsonl file.")
             keys.tofile(file)
-            total += keys.size
+            total += len(keys)
             digest.update(keys.tobytes())
     if total == 0:
-        raise ValueError(f"{pairs.name} holds no rows.")
+        raise ValueError(f"{pairs.rows.source} holds no rows.")
     for store in (pairs.queries, pairs.documents):
         digest.update(store.fingerprint().encode())
-    facts = {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}
     if not (folder / "pairs.npy").is_file():
         distinct = np.memmap(keys_path, dtype=np.int64, mode="r+", shape=(total,))
         distinct.sort()  # in the mapped file
-        is_first = np.empty(total, dtype=bool)
-        is_first[0], is_first[1:] = True, distinct[1:] != distinct[:-1]
+        is_first = np.ones(total, dtype=bool)
+        is_first[1:] = distinct[1:] != distinct[:-1]
         np.save(folder / "pairs.npy", distinct[is_first])
         del distinct
     keys_path.unlink()
-    return facts
+    return {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}
 
 
-def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, parts: list[Path]) -> int:
-    """Look up the scores of every row and write it; returns the rows."""
+def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, parts: list[Path], folder: Path) -> int:
+    """Look up the score of every pair, write the output, and return how many rows it has."""
     scores = np.concatenate([np.load(part)["scores"] for part in parts])
-    if isinstance(pairs.source, Run):
-        run = Run()
-        for columns, keys in pairs.numbered():
-            values = scores[np.searchsorted(distinct, keys[:, 0])]
-            run |= Run.from_scores(columns[0].to_pylist(), columns[1].to_pylist(), values)
-        write_run(run, output)
-        return sum(map(len, run.values()))
-    rows = 0
-    with writing(output, "wb") as file:
-        for columns, keys in pairs.numbered():
-            values = scores[np.searchsorted(distinct, keys)]  # (rows, n)
-            file.writelines(tsv_lines([*(pa.array(column) for column in values.T.copy()), *columns]))
-            rows += len(keys)
-    return rows
+
+    def scored_batches() -> Iterator[pa.RecordBatch]:
+        for columns, keys in pairs.batches():
+            values = pa.array(scores[np.searchsorted(distinct, keys)], pa.float32())
+            lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            lists = pa.ListArray.from_arrays(pa.array(offsets), values)
+            yield pa.RecordBatch.from_pydict({**columns, "teacher_scores": lists})
+
+    if pairs.is_run:
+        return _write_run(output, scored_batches())
+    table_path = folder / "scored.arrow"
+    write_arrow(table_path, scored_batches(), pairs.rows.source)
+    rows = TeacherRows(datasets.Dataset.from_file(str(table_path)), pairs.rows.source)
+    write_teacher_scores(rows, output)
+    return len(rows)
+
+
+def _write_run(output: Path, batches: Iterator[pa.RecordBatch]) -> int:
+    run, count = Run(), 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            doc_ids = row["doc_ids"]
+            run |= Run.from_scores([row["query_id"]] * len(doc_ids), doc_ids, row["teacher_scores"])
+            count += len(doc_ids)
+    write_run(run, output)
+    return count

@@ -22,7 +22,7 @@ def folder(encoder, tokenizer, tmp_path):
     return folder
 
 
-def test_a_dry_run_shows_every_file_with_its_size(call, folder):
+def test_a_dry_run_lists_every_file_with_its_size(call, folder):
     status, out, _ = call(f"push {folder} me/ranker --private --dry-run")
     *files, total = out.splitlines()
     shown = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in files}
@@ -53,7 +53,7 @@ def test_measured_efficiency_goes_into_the_card_of_a_push(call, folder, tmp_path
         ("{folder} me/r --efficiency {tmp}/none.json", "none.json"),
     ],
 )
-def test_bad_input_is_one_line(call, folder, tmp_path, capsys, options, words):
+def test_push_refuses_bad_input_in_one_line(call, folder, tmp_path, capsys, options, words):
     capsys.readouterr()  # what making the folder printed
     status, _, err = call(f"push {options.format(tmp=tmp_path, folder=folder)} --dry-run")
     assert status == 2

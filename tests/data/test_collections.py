@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data import named
+from hf_kd_ranking.data import collections
 
 QUERIES, DOCUMENTS = (
     {"q1": "moon", "q2": "bread", "q3": "not judged"},
@@ -36,7 +36,7 @@ def check(collection) -> None:
 
 @pytest.fixture(autouse=True)
 def caches(private_cache, monkeypatch, tmp_path):
-    monkeypatch.setenv(named.DATA_FOLDER, str(tmp_path))
+    monkeypatch.setenv(collections.DATA_FOLDER, str(tmp_path))
 
 
 def test_a_folder_of_beir_by_path_and_by_its_name_in_the_data_folder(tmp_path):

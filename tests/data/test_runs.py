@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data import trec
+from hf_kd_ranking.data import runs
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
 # Scores whose decimal form is long, tiny, huge or negative; falling.
@@ -215,9 +215,9 @@ def test_the_fast_and_the_careful_reader_agree(tmp_path, monkeypatch):
         for doc in rng.permutation(40)[:30]
     ]
     path = written(tmp_path, "".join(rng.permutation(lines)))
-    assert trec._read_at_once(path) is not None
+    assert runs._read_at_once(path) is not None
     fast = {k: kd.read_run(path, k) for k in (None, 1, 7, 30)}
-    monkeypatch.setattr(trec, "_read_at_once", lambda path: None)
+    monkeypatch.setattr(runs, "_read_at_once", lambda path: None)
     assert fast == {k: kd.read_run(path, k) for k in fast}
 
 

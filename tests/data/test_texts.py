@@ -225,7 +225,7 @@ def test_a_store_is_built_into_an_empty_folder_but_not_among_other_files(tmp_pat
     folder.mkdir()
     (folder / "notes").write_text("")
     with pytest.raises(
-        FileExistsError, match=re.escape(f"{folder} holds something that is no text store; give an empty")
+        FileExistsError, match=re.escape(f"{folder} holds something that is not a text store; give an empty")
     ):
         kd.TextStore.from_tsv(path, folder)
     (folder / "notes").unlink()

@@ -62,9 +62,7 @@ def test_teacher_is_checked_on_the_queries_that_it_ranked(tmp_path):
     check_teacher(tmp_path, bad, {"bad": bad}, first, judgments, "RR@10", False)  # ranked none of them
     judged = artifact(tmp_path / "judged", qrels={"q": {"y": 1}})
     with pytest.raises(ValueError, match=r"no better than BM25 \(RR@10 0.5000, BM25 0.5000\).*--force"):
-        check_teacher(
-            tmp_path, first, {"f": first}, first, artifact(tmp_path / "j", qrels={"q": {"y": 1}}), "RR@10", 0
-        )
+        check_teacher(tmp_path, first, {"first": first}, first, judged, "RR@10", False)
 
 
 # ---- In a job -------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.teachers import diagnose
-from hf_kd_ranking.teachers.diagnose import diagnose_teachers, diagnosis_html, diagnosis_text
+from hf_kd_ranking.teachers import buckets, diagnose
+from hf_kd_ranking.teachers.diagnose import diagnose_teachers
+from hf_kd_ranking.teachers.diagnosis import diagnosis_html, diagnosis_text
 
 # Margins 5, -1, 0, 6 and 5 again; pairs (1,10) (1,11) (1,12) (2,20) (2,21) (2,22).
 FIRST = [(9, 4, 1, 10, 11), (2, 3, 1, 10, 12), (5, 5, 2, 20, 21), (7, 1, 2, 20, 22), (9, 4, 1, 10, 11)]
@@ -269,9 +270,9 @@ def made_up(path: Path, seed: int, is_string: bool) -> tuple[Path, list[tuple]]:
 
 
 @pytest.mark.parametrize("is_string", [False, True])
-@pytest.mark.parametrize(("rows_per_bucket", "rows_at_once"), [(1 << 18, 1 << 19), (100, 300)])
-def test_figures_agree_with_plain_python_and_scipy(tmp_path, monkeypatch, is_string, rows_per_bucket, rows_at_once):
-    monkeypatch.setattr(diagnose, "ROWS_PER_BUCKET", rows_per_bucket)
+@pytest.mark.parametrize(("bucket_count", "rows_at_once"), [(256, 1 << 18), (7, 300)])
+def test_figures_agree_with_plain_python_and_scipy(tmp_path, monkeypatch, is_string, bucket_count, rows_at_once):
+    monkeypatch.setattr(buckets, "BUCKETS", bucket_count)
     monkeypatch.setattr(diagnose, "ROWS_AT_ONCE", rows_at_once)
     paths, rows = zip(*(made_up(tmp_path / f"{i}.tsv", i, is_string) for i in range(3)), strict=True)
     report = diagnose_teachers(paths, examples=5)

@@ -13,6 +13,7 @@ import datasets
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.teachers import buckets as external
 from hf_kd_ranking.teachers import ensemble
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "teacher_files" / "cases.json"
@@ -39,7 +40,7 @@ def write_rows(path: Path, scores: dict[tuple[str, str], float], rows=ROWS) -> P
 @pytest.fixture(autouse=True)
 def few_buckets(monkeypatch) -> None:
     """256 files for each teacher would take most of the time."""
-    monkeypatch.setattr(ensemble, "BUCKETS", 4)
+    monkeypatch.setattr(external, "BUCKETS", 4)
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_mean_of_three_teachers_has_the_bytes_of_the_authors(tmp_path, monke
     for name, text in FILES.items():
         (tmp_path / f"{name}.tsv").write_text(text, encoding="utf-8")
     files = [tmp_path / f"teacher{i}.tsv" for i in range(3)]
-    monkeypatch.setattr(ensemble, "BUCKETS", 256)
+    monkeypatch.setattr(external, "BUCKETS", 256)
     # The third file lacks pairs: the authors average what there is.
     counts = kd.ensemble_teachers(files, tmp_path / "ids.tsv", on_missing="average")
     assert (tmp_path / "ids.tsv").read_text(encoding="utf-8") == FILES["expected_ensemble_ids"]
@@ -149,7 +150,7 @@ def test_the_last_score_of_a_repeated_pair_counts(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"method": "standardized"}, {"method": "median"}])
 def test_the_number_of_buckets_changes_nothing(files, monkeypatch, buckets, options):
     wanted = run(files, **options)
-    monkeypatch.setattr(ensemble, "BUCKETS", buckets)
+    monkeypatch.setattr(external, "BUCKETS", buckets)
     assert run(files, **options) == wanted
 
 
@@ -370,7 +371,7 @@ def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(files, tmp_pa
 # ---- Cut off --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["_deal", "_average", "_write", "tsv_lines"])
+@pytest.mark.parametrize("step", ["_distribute", "_average", "_write", "tsv_lines"])
 def test_an_interrupted_run_leaves_no_output_and_no_folder(files, monkeypatch, step):
     wanted, calls, original = run(files), [], getattr(ensemble, step)
     output = files[0].parent / "out.tsv"
@@ -391,10 +392,10 @@ def test_an_interrupted_run_leaves_no_output_and_no_folder(files, monkeypatch, s
 
 KILLED = """
 import os, random, signal, sys, time
-from hf_kd_ranking.teachers import ensemble
+from hf_kd_ranking.teachers import buckets as external, ensemble
 
 *files, output = sys.argv[1:]
-ensemble.BUCKETS = 8
+ensemble.bucket_of.__globals__["BUCKETS"] = 8
 
 
 def start():
