@@ -61,7 +61,7 @@ class Pairs:
         if pa.types.is_integer(ids.type):
             found = store.rows_of(ids.to_numpy())
         else:
-            found = store.rows_of_strings(ids)
+            found = store.rows_of_array(ids)
         is_missing = found < 0
         if is_missing.any():
             first = int(np.argmax(is_missing))
