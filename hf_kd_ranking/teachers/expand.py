@@ -115,7 +115,9 @@ def _expand_block(
         _raise_missing(path, start, batch, first_missing, stores)
     if counts["rows"] == 0:
         return (), counts
-    columns = [batch[name].filter(pa.array(is_known)) for name in PAIR_COLUMNS[:2]]
+    if counts["skipped"]:
+        batch = batch.filter(pa.array(is_known))
+    columns = [batch[name] for name in PAIR_COLUMNS[:2]]
     for name, store in stores.items():
         columns.append(_take_texts(store, rows[name][is_known]))
     return tsv_lines(columns), counts
