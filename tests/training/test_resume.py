@@ -86,7 +86,7 @@ def test_run_killed_twice_between_checkpoints_resumes(model, make_trainer, parts
     assert is_equal(resumed["weights"], whole["weights"])
 
 
-def test_run_killed_while_it_saves_resumes_from_the_last_checkpoint(model, make_trainer, tmp_path, monkeypatch):
+def test_run_killed_while_it_saves_resumes(model, make_trainer, tmp_path, monkeypatch):
     whole = train(make_trainer, model, **SAVED | {"output_dir": str(tmp_path / "whole")})
     writes = []
 
