@@ -17,8 +17,8 @@ from hf_kd_ranking.retrieval import encode
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def encode_texts(folder: Path, output: Path, stop_at: int, rank: int, processes: int, port: int) -> None:
-    """Run one process of the job: it kills itself before its n-th write gets its name, 0 never."""
+def encode_texts(folder: Path, output: Path, stop_at: str | None, rank: int, processes: int, port: int) -> None:
+    """Run one process of the job; it kills itself before a file whose path begins with `stop_at` gets its name."""
     log = os.open(output.with_name(f"{output.name}.log{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -32,11 +32,9 @@ def encode_texts(folder: Path, output: Path, stop_at: int, rank: int, processes:
     torch.set_num_threads(1)
     assert PartialState(cpu=True).num_processes == processes
     encode.DOCUMENTS_PER_BLOCK = 10
-    writes = []
 
     def put(temporary: Path, path: Path) -> None:
-        writes.append(path)
-        if len(writes) == stop_at:
+        if stop_at is not None and str(path).startswith(stop_at):
             os.kill(os.getpid(), signal.SIGKILL)
         temporary.replace(path)
 
@@ -46,7 +44,7 @@ def encode_texts(folder: Path, output: Path, stop_at: int, rank: int, processes:
     os._exit(0)  # the process group is not taken down, as users' programs do not either: under load that has hung
 
 
-def run(folder: Path, output: Path, processes: int, stop_at: int = 0) -> list[int]:
+def run(folder: Path, output: Path, processes: int, stop_at: str | None = None) -> list[int]:
     """Run a job whose first process kills itself at a write, and return the exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,19 +53,21 @@ def run(folder: Path, output: Path, processes: int, stop_at: int = 0) -> list[in
     fork.set_forkserver_preload(["hf_kd_ranking.retrieval.vector_store"])
     started = []
     for rank in range(processes):
-        arguments = (folder, output, stop_at * (rank == 0), rank, processes, port)
+        arguments = (folder, output, stop_at if rank == 0 else None, rank, processes, port)
         started.append(fork.Process(target=encode_texts, args=arguments))
         started[-1].start()
     started[0].join(120)
     for process in started:
-        if stop_at or started[0].exitcode != 0:
+        if started[0].exitcode != 0:
             process.kill()
         process.join(60)
     return [process.exitcode for process in started]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the files of a store; a process that is killed leaves temporary ones beside them."""
+    names = [path for path in folder.rglob("*") if path.is_file() and ".tmp" not in path.name]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
 
 @pytest.mark.slow
@@ -77,9 +77,9 @@ def test_killed_encoding_ends_with_the_same_bytes(model, tokenizer, toy, tmp_pat
     kd.TextStore.from_tsv(toy / "collection.tsv", tmp_path / "texts")
     assert run(tmp_path, tmp_path / "whole", 1) == [0]
     output = tmp_path / "killed"
-    # The first process of two writes the description of the work, then half of the blocks, then that of the store.
-    for stop_at in (1, 2, 2, 1):
-        assert run(tmp_path, output, 2, stop_at)[0] == -signal.SIGKILL
+    # The first process writes the description of the work, then its share of the blocks, then that of the store.
+    for stop_at in ("killed.parts/artifact.json", "killed.parts/block", "killed/artifact.json"):
+        assert run(tmp_path, output, 2, str(tmp_path / stop_at))[0] == -signal.SIGKILL
         assert not (output / "artifact.json").exists()
     assert run(tmp_path, output, 2) == [0, 0]
     assert files(output) == files(tmp_path / "whole")
