@@ -277,6 +277,16 @@ def margins(student_scores: Tensor, teacher_scores: Tensor) -> tuple[Tensor, Ten
     return student_scores[:, :1] - student_scores[:, 1:], teacher_scores[:, :1] - teacher_scores[:, 1:]
 
 
+def listed_margins(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `margins` of listed documents in one dimension, of student and teacher; no mask lists all."""
+    student, teacher = margins(student_scores, teacher_scores)
+    if mask is None:
+        return student.flatten(), teacher.flatten()
+    return student[mask[:, 1:]], teacher[mask[:, 1:]]
+
+
 def spread(margins_: Tensor) -> float:
     """Return the root mean square of margins, their natural unit; 0 for no margins."""
     return torch.sqrt(margins_.square().mean()).item() if margins_.numel() else 0.0

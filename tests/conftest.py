@@ -148,10 +148,13 @@ def call(monkeypatch, capsys) -> Callable[[str], tuple[int, str, str]]:
 
     def run(command: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
+        status = 0
+        try:
             main()
+        except SystemExit as exit_:
+            status = exit_.code or 0
         captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
+        return status, captured.out, captured.err
 
     return run
 

@@ -31,6 +31,7 @@ for verb in VERBS:
 
 
 def main() -> None:
-    """Run the verb that the process's command line names."""
+    """Run the verb that the process's command line names, and exit."""
     with exit_on_bad_input():
         run_app(app, sys.argv[1:], "hf-kd-ranking")
+    sys.exit(0)

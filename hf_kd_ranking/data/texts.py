@@ -122,7 +122,7 @@ class TextStore(IdIndex):
         return cls(folder)
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
-        """Return the texts of several ids, or of one.
+        """Return the texts of ids, or the text of one id.
 
         Raises:
             KeyError: naming the first missing ids and their count.

@@ -28,9 +28,9 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
             if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
                 continue
             size = size or len(fields) - 1
-            word = " ".join(fields[: max(len(fields) - size, 0)])
+            word, quoted = " ".join(fields[: max(len(fields) - size, 0)]), f"{line[:40]!r}..."
             if word in words:
-                raise ValueError(f"{path} line {number}: a word that came before ({line[:40]!r}...).")
+                raise ValueError(f"{path} line {number}: a word that came before ({quoted}).")
             if not word or not size:
                 raise ValueError(
                     f"{path} line {number}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...)."

@@ -216,7 +216,9 @@ class SearchEngine:
             candidates = self.first_stage.search({"q": query}, self.k)["q"]
             count = len(candidates)
             times.end("BM25")
-        rankings = [ranker.search(name, query, candidates) for name, ranker in self.rankers.items()]
+        rankings = []
+        for name, ranker in self.rankers.items():
+            rankings.append(ranker.search(name, query, candidates))
         return Results(query, count, times.get("BM25"), rankings)
 
 

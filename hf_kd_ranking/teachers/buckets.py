@@ -100,7 +100,7 @@ def bucket_of(*keys: np.ndarray) -> np.ndarray:
 def matched_buckets(
     files: Sequence[BucketFile], keys: Sequence[str], description: str
 ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray], int]]:
-    """Match the entries of several files, one bucket after another.
+    """Match the entries of all files, one bucket after another.
 
     Args:
         files: entries of each file.

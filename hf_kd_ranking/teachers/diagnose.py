@@ -118,12 +118,11 @@ def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
     del scores
     figures["margins"] = _distribution(margins)
     margins = np.concatenate(margins)
-    quantiles = np.quantile(margins, np.array(PERCENTS) / 100).tolist()
     figures["margins"]["negative"] = float((margins < 0).mean())
     figures["margins"]["zero"] = float((margins == 0).mean())
-    figures["margins"]["quantiles"] = {
-        f"{percent}%": value for percent, value in zip(PERCENTS, quantiles, strict=True)
-    }
+    quantiles = np.quantile(margins, np.array(PERCENTS) / 100).tolist()
+    names = [f"{percent}%" for percent in PERCENTS]
+    figures["margins"]["quantiles"] = dict(zip(names, quantiles, strict=True))
     figures["warnings"] = list(_warnings(figures))
     return _Teacher(rows, buckets, figures)
 
@@ -196,7 +195,7 @@ def _count_distinct(teacher: _Teacher) -> dict[str, int]:
 
 
 def _match(teachers: Sequence[_Teacher]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Match the rows of several files, one bucket after another.
+    """Match the rows of all files, one bucket after another.
 
     Yields:
         Keys of the rows' queries (rows,); margins and places (files, rows), NaN and -1 where a file lacks the row.
@@ -304,6 +303,9 @@ def _texts(**ids: tuple[TextStore | None, str]) -> dict[str, str | None]:
     """Return the texts of ids from the stores that are given; None for an id that its store lacks."""
     texts = {}
     for name, (store, id_) in ids.items():
-        if store is not None:
-            texts[name] = store[id_] if id_ in store else None
+        if store is None:
+            continue
+        texts[name] = None
+        if id_ in store:
+            texts[name] = store[id_]
     return texts

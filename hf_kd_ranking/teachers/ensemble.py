@@ -1,4 +1,4 @@
-"""Average the scores of several teachers: the paper's T2 from its three cross-encoders.
+"""Average teacher scores over files: the paper's T2 from its three cross-encoders.
 
 Scores are matched by (query, document) whatever the order of the rows, in bounded memory (see `buckets`). They are
 read and averaged in double precision, because the published averages were.
@@ -83,12 +83,12 @@ def ensemble_teachers(
 
 def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
     for path, weight in zip(paths, weights, strict=True):
-        if path.suffix == ".parquet" and weight and "neg_score" not in (columns := _parquet_columns(path)):
-            if "pos_score" in columns:
-                raise ValueError(
-                    f"{path} holds margins, which belong to a row and not to its pairs; average scores, or give it "
-                    "the weight 0 to take only its rows."
-                )
+        columns = _parquet_columns(path) if path.suffix == ".parquet" else {}
+        if weight and "pos_score" in columns and "neg_score" not in columns:
+            raise ValueError(
+                f"{path} holds margins, which belong to a row and not to its pairs; average scores, or give it the "
+                "weight 0 to take only its rows."
+            )
     first = next(_read_batches(paths[0]), None)
     if first is not None and "doc_id" in first.schema.names:
         raise ValueError(f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(PAIR_COLUMNS)}.")

@@ -103,7 +103,7 @@ def _expand_block(
         ids = batch[name]
         if name == TRIPLE_COLUMNS[-1]:
             ids = pc.utf8_rtrim(ids, characters=BLANKS)  # as the script does with the last column
-        rows[name] = store.rows_of_strings(ids)
+        rows[name] = store.rows_of_array(ids)
         missing = np.flatnonzero(rows[name] < 0)
         if len(missing):
             counts[name] = len(missing)
@@ -115,7 +115,9 @@ def _expand_block(
         _raise_missing(path, start, batch, first_missing, stores)
     if counts["rows"] == 0:
         return (), counts
-    columns = [batch[name].filter(pa.array(is_known)) for name in PAIR_COLUMNS[:2]]
+    if counts["skipped"]:
+        batch = batch.filter(pa.array(is_known))
+    columns = [batch[name] for name in PAIR_COLUMNS[:2]]
     for name, store in stores.items():
         columns.append(_take_texts(store, rows[name][is_known]))
     return tsv_lines(columns), counts

@@ -1,4 +1,4 @@
-"""Any model that scores a text for a query, as a teacher: raw scores, never squashed by a sigmoid or a softmax."""
+"""Load any model that scores a text for a query as a teacher: raw scores, without a sigmoid or a softmax."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..ranker import load_tokenizer
 
 KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
 MAX_LENGTH = 512
-MIN_TEXT = 4  # tokens of a query and a document that a prompt must have room for
+MIN_TEXT = 4  # tokens of a query and a document for which a prompt must leave room
 
 # The published prompt of Qwen3-Reranker.
 YES_NO_PREFIX = (
@@ -39,12 +39,12 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What scores pairs.
+    """A model that scores pairs.
 
     Args:
-        name: for file names and cards.
-        score: of N queries and N documents, (N,) float32, unbounded, higher is better.
-        fingerprint: changes with the weights and settings; resumed work must not mix two.
+        name: short name, for file names and cards.
+        score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
+        fingerprint: digest of the weights and settings; resumed work must not mix two.
     """
 
     name: str
@@ -70,41 +70,63 @@ def load_teacher(
             sentence-transformers CrossEncoder; a sentence-transformers bi-encoder; a causal language model that
             answers yes or no, as Qwen3-Reranker.
         kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
-        label: name of the output that is the score, for a classifier with several.
-        similarity: "dot" or "cosine", for a bi-encoder; None takes the checkpoint's.
-        instruction: of a yes-no model's prompt.
-        max_length: tokens of a pair, for classifiers and yes-no models; longer ones are cut, the longer text first.
-        batch_size: pairs (or texts) a forward.
-        dtype: of the weights.
-        device: None takes a GPU where there is one.
+        label: name of the output that is the score, for a classifier with several outputs.
+        similarity: "dot" or "cosine", for a bi-encoder; None uses the checkpoint's.
+        instruction: instruction in the prompt of a yes-no model.
+        max_length: tokens of a pair, for classifiers and yes-no models; longer pairs are cut, the longer text first.
+        batch_size: pairs (or texts) per forward pass.
+        dtype: type of the weights.
+        device: device of the model; None uses a GPU if there is one.
 
     Raises:
-        ValueError: if the kind is unknown or cannot be told, or the label is missing or unknown.
-        FileNotFoundError: if there is no such model.
+        ValueError: if the kind is unknown or cannot be recognized, or the label is missing or unknown.
+        FileNotFoundError: if the model does not exist.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
-    kind = kind or _kind_of(name_or_path)
+    kind = kind or _recognize(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "bi-encoder":
         return _bi_encoder(name_or_path, similarity, batch_size, dtype, device)
     if kind in ARCHITECTURES or kind == "ranker":
         model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype)
-        tokenizer = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
+        processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     elif kind == "classifier":
-        model, tokenizer = _classifier(name_or_path, label, max_length, dtype)
+        model, processor = _classifier(name_or_path, label, max_length, dtype)
     else:
-        model, tokenizer = _yes_no(name_or_path, instruction, max_length, dtype)
+        model, processor = _yes_no(name_or_path, instruction, max_length, dtype)
     model = model.to(device).eval()
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        return score_pairs(model, tokenizer, queries, documents, batch_size, description=None)
+        return score_pairs(model, processor, queries, documents, batch_size, description=None)
 
     settings = (kind, label, instruction, max_length, batch_size, dtype)
     return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
 
 
-class LabelScores(nn.Module):
+class LogitScores(nn.Module):
+    """A model of transformers whose score is computed from its logits, with the interface of a ranker.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's parameters."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's parameters."""
+        return self.model.dtype
+
+
+class LabelScores(LogitScores):
     """A sequence classifier whose score is one of its logits.
 
     Args:
@@ -113,75 +135,69 @@ class LabelScores(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, label: int) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.label = label
 
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.model.dtype
-
     def forward(self, **inputs: Tensor) -> RankingOutput:
-        """`scores` (N,) of pairs (N, L)."""
+        """Return `scores` (N,) of pairs (N, L)."""
         return RankingOutput(scores=self.model(**inputs).logits[:, self.label].float())
 
 
-class YesNoScores(LabelScores):
+class YesNoScores(LogitScores):
     """A causal language model whose score is the logit of "yes" minus that of "no" as the next token.
 
     Args:
         model: the language model.
-        yes, no: ids of the two answers.
+        yes: token id of the positive answer.
+        no: token id of the negative answer.
     """
 
     def __init__(self, model: PreTrainedModel, yes: int, no: int) -> None:
-        super().__init__(model, yes)
+        super().__init__(model)
+        self.yes = yes
         self.no = no
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
-        """`scores` (N,) of prompts (N, L), padded on the left."""
+        """Return `scores` (N,) of prompts (N, L), padded on the left."""
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # padding is on the left
         logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
-        return RankingOutput(scores=logits[:, self.label] - logits[:, self.no])
+        return RankingOutput(scores=logits[:, self.yes] - logits[:, self.no])
 
 
 @dataclass(frozen=True)
-class PromptTokenizer(RankingProcessor):
-    """Pairs as prompts of a yes-no model; the document is cut, never the frame.
+class PromptProcessor(RankingProcessor):
+    """A processor that makes prompts of a yes-no model; it cuts the document and never the text around it.
 
     Args:
-        instruction: what a relevant document is.
+        instruction: description of a relevant document.
     """
 
     instruction: str = INSTRUCTION
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
-        """Tokenise each query with its document as one prompt."""
-        prefix, suffix = (
-            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (YES_NO_PREFIX, YES_NO_SUFFIX)
-        )
+        """Tokenize each query with its document as one prompt."""
+        prefix = self.tokenizer(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
+        suffix = self.tokenizer(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
         room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
-        bodies = [
-            YES_NO_BODY.format(instruction=self.instruction, query=query, document=document)
-            for query, document in zip(queries, documents, strict=True)
-        ]
-        body_ids = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
-        input_ids = [[*prefix, *ids, *suffix] for ids in body_ids]
-        return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
+        bodies = []
+        for query, document in zip(queries, documents, strict=True):
+            bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
+        encoding = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)
+        inputs: TokenLists = {"input_ids": [], "attention_mask": []}
+        for body in encoding["input_ids"]:
+            input_ids = [*prefix, *body, *suffix]
+            inputs["input_ids"].append(input_ids)
+            inputs["attention_mask"].append([1] * len(input_ids))
+        return inputs
 
 
-def _kind_of(name_or_path: str) -> str:
+def _recognize(name_or_path: str) -> str:
+    """Return the kind of a checkpoint; "ranker" for one of ours."""
     if (Path(name_or_path) / TRAINING_CONFIG).is_file():
         return "ranker"
     try:
-        described = read_json(name_or_path, "config_sentence_transformers.json") or {}
-        if described.get("model_type") in ("SentenceTransformer", None) and read_json(name_or_path, "modules.json"):
+        settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
+        if settings.get("model_type") in ("SentenceTransformer", None) and read_json(name_or_path, "modules.json"):
             return "bi-encoder"
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -189,13 +205,14 @@ def _kind_of(name_or_path: str) -> str:
     names = config.architectures or []
     if isinstance(config, RankerConfig) or "PreTTR" in names:
         return "ranker"
-    if any(name.endswith("ForSequenceClassification") for name in names):
-        return "classifier"
-    if any(name.endswith("ForCausalLM") for name in names):
-        return "yes-no"
+    for name in names:
+        if name.endswith("ForSequenceClassification"):
+            return "classifier"
+        if name.endswith("ForCausalLM"):
+            return "yes-no"
     raise ValueError(
         f"{name_or_path} is a {config.model_type} of class {', '.join(names) or 'unknown'}, which gives no score by "
-        f"itself; say what it is: kind={'|'.join(KINDS)}."
+        f"itself; name its kind: kind={'|'.join(KINDS)}."
     )
 
 
@@ -223,25 +240,25 @@ def _classifier(
 
 def _yes_no(
     name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype
-) -> tuple[YesNoScores, PromptTokenizer]:
+) -> tuple[YesNoScores, PromptProcessor]:
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
-    if any(answer in (None, tokenizer.unk_token_id) for answer in answers):
+    if {None, tokenizer.unk_token_id} & set(answers):
         raise ValueError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     frame = YES_NO_PREFIX + YES_NO_BODY.format(instruction=instruction, query="", document="") + YES_NO_SUFFIX
-    if (needed := len(tokenizer(frame)["input_ids"]) + MIN_TEXT) > limit:
+    needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
+    if needed > limit:
         raise ValueError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
-    return YesNoScores(model, *answers), PromptTokenizer(
-        tokenizer, 0, limit, joins_texts=True, instruction=instruction
-    )
+    processor = PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
+    return YesNoScores(model, *answers), processor
 
 
 def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:
-    """The shortest of the limits."""
+    """Return the shortest of the limits of model, tokenizer and caller."""
     return min(max_positions(config) or max_length, model_max_length, max_length)
 
 

@@ -1,4 +1,4 @@
-"""Score triples, lists or candidates with a teacher: every distinct pair once, in blocks that survive a kill."""
+"""Score rows or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
 
 import os
 from collections.abc import Iterator
@@ -58,10 +58,8 @@ class Pairs:
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
-        if pa.types.is_integer(ids.type):
-            found = store.rows_of(ids.to_numpy())
-        else:
-            found = store.rows_of_strings(ids)
+        is_integer = pa.types.is_integer(ids.type)
+        found = store.rows_of(ids.to_numpy()) if is_integer else store.rows_of_array(ids)
         is_missing = found < 0
         if is_missing.any():
             first = int(np.argmax(is_missing))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ..data.collate import split_batch
-from ..losses import margins, spread
+from ..losses import listed_margins, spread
 
 MEASURED_BATCHES = 8  # number of batches whose margins give the teacher's scale
 
@@ -62,9 +62,7 @@ class StepStatistics:
             losses: value of each loss; logged if there are several.
             mask: (B, n), True at listed documents; None if all are listed.
         """
-        student, teacher = margins(student_scores, teacher_scores)
-        if mask is not None:
-            student, teacher = student[mask[:, 1:]], teacher[mask[:, 1:]]
+        student, teacher = listed_margins(student_scores, teacher_scores, mask)
         sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
         sums = [student.numel(), ((student > 0) == (teacher > 0)).sum()]
         sums.append(sum(side["attention_mask"].sum() for side in sides))
@@ -155,12 +153,10 @@ class MatchTeacherScale(TrainerCallback):
                 break
             batch = trainer.data_collator([trainer.train_dataset[row] for row in chosen])
             features, targets = split_batch(trainer._prepare_inputs(batch))
-            student, teacher = margins(model(**features).scores, targets["teacher_scores"])
-            if "is_listed" in targets:
-                is_listed = targets["is_listed"][:, 1:]
-                student, teacher = student[is_listed], teacher[is_listed]
-            student_margins.append(student.flatten())
-            teacher_margins.append(teacher.flatten())
+            scores = model(**features).scores
+            student, teacher = listed_margins(scores, targets["teacher_scores"], targets.get("is_listed"))
+            student_margins.append(student)
+            teacher_margins.append(teacher)
         return torch.cat(student_margins), torch.cat(teacher_margins)
 
 

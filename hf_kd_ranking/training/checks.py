@@ -19,7 +19,7 @@ VALUES_AT_ONCE = 1_000_000
 
 @dataclass
 class RowSummary:
-    """What all rows have in common.
+    """Lengths, scores and queries of all rows.
 
     Args:
         is_query_used: (len(queries),) bool, the queries of the store that have rows.

@@ -21,10 +21,11 @@ from ..evaluation.rerank import RerankingEvaluator
 from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
 from ..hub.publish import publish_ranker
-from ..losses import IN_BATCH, LOSSES, get_losses, margins
+from ..losses import IN_BATCH, LOSSES, get_losses
 from ..models import RankerModel, RankingOutput, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
+from .agreement import compare_with_teacher
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
@@ -190,9 +191,11 @@ class RankingTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not loss.isfinite():
             rows, texts = inputs["rows"], self.data_collator
+            documents = []
+            for places in rows["document"].cpu().numpy():
+                documents.append(", ".join(texts.documents.ids_of(places)))
             queries = texts.queries.ids_of(rows["query"].cpu().numpy())
-            documents = [texts.documents.ids_of(row) for row in rows["document"].cpu().numpy()]
-            ids = "; ".join(f"{query}: {', '.join(own)}" for query, own in zip(queries, documents, strict=True))
+            ids = "; ".join(map(": ".join, zip(queries, documents, strict=True)))
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}; the weights were not changed by it. "
                 "Try a lower learning_rate, bf16 in place of fp16, and look at the teacher's scores (`teacher "
@@ -281,44 +284,13 @@ class RankingTrainer(Trainer):
             metric_key_prefix: prefix of the names.
         """
         rows = self.eval_dataset if eval_dataset is None else load_teacher_scores(eval_dataset).rows
-        metrics = {} if rows is None else self._agreement_with_teacher(rows)
+        metrics = {} if rows is None else compare_with_teacher(self, rows)
         if self.evaluator is not None:
             metrics |= self.evaluator(self.ranker)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _agreement_with_teacher(self, rows: datasets.Dataset) -> dict[str, float]:
-        student, teacher, is_listed = self._all_scores(rows)
-        student_margins, teacher_margins = margins(student, teacher)
-        is_agreed = (student_margins > 0) == (teacher_margins > 0)
-        metrics = {"pairwise_agreement": is_agreed[is_listed[:, 1:]].float().mean().item()}
-        if self.teacher_scale is not None:  # else it is not matched yet, and there is no loss yet
-            mask = None if is_listed.all() else is_listed
-            losses = self.row_losses(student, teacher * self.teacher_scale, mask)
-            if losses:
-                metrics["loss"] = sum(losses.values()).item()
-        return metrics
-
-    def _all_scores(self, rows: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the student's and the teacher's scores of all rows, (N, n), and where a document is listed."""
-        self.model.eval()
-        gathered = []
-        with torch.no_grad():
-            for batch in self.get_eval_dataloader(rows):
-                features, targets = split_batch(self._prepare_inputs(batch))
-                teacher = targets["teacher_scores"]
-                is_listed = targets.get("is_listed", torch.ones_like(teacher))
-                scores = torch.stack([self.model(**features).scores.float(), teacher, is_listed.float()], dim=-1)
-                scores = self.accelerator.pad_across_processes(scores, dim=1)
-                # Gathered before the mean: batches differ in size, and the last is filled up with repeated rows.
-                gathered.append(self.accelerator.gather_for_metrics(scores))
-        n = max(scores.shape[1] for scores in gathered)
-        for place, scores in enumerate(gathered):
-            gathered[place] = nn.functional.pad(scores, (0, 0, 0, n - scores.shape[1]))
-        student, teacher, is_listed = torch.cat(gathered).unbind(-1)
-        return student, teacher, is_listed.bool()
 
     @cached_property
     def train_sampler(self) -> ShuffledSampler | TopicBalancedSampler:

@@ -90,7 +90,7 @@ def test_compare_prints_tables_and_json(call, runs, toy):
     [
         ("--run {run}", "at least two runs"),
         ("--run {run} --run {run}", "Two of the runs are called 'candidates'; write NAME=PATH"),
-        ("--run {run} --run b={run} --correction none", "a correction out of holm, bonferroni"),
+        ("--run {run} --run b={run} --correction none", "holm, bonferroni"),
         ("--run {run} --run b={run} --measure nDC@10", "Unknown measure"),
         ("--run {run} --run b=gone.trec", "gone.trec"),
     ],

@@ -31,7 +31,7 @@ def test_export_prints_the_largest_difference(call, folder, tmp_path):
     [
         (
             "pylate",
-            "The format pylate cannot give the scores of this BERT_Dot. model_type=BERT_Dot: it is a layout of",
+            "The format pylate cannot give the scores of this BERT_Dot. model_type=BERT_Dot: this layout is for",
         ),
         ("tf", "Unknown format 'tf'; choose one of cross-encoder, sentence-transformer, multi-vector, pylate, onnx"),
     ],
