@@ -254,7 +254,7 @@ def test_score_that_is_not_finite_is_named_by_line(tmp_path, score, column):
     assert not (tmp_path / "out.tsv").exists()
 
 
-def test_the_first_row_with_a_missing_id_is_named_whichever_column_it_is(tmp_path):
+def test_first_row_with_a_missing_id_is_named(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n1\t2\t7\t1\t9\n1\t2\t8\t1\t2\n")
     with pytest.raises(KeyError) as error:
         run_small(tmp_path)
@@ -263,7 +263,7 @@ def test_the_first_row_with_a_missing_id_is_named_whichever_column_it_is(tmp_pat
     )
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(tmp_path):
+def test_existing_output_needs_overwrite(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n")
     (tmp_path / "out.tsv").write_text("old")
     with pytest.raises(FileExistsError, match=re.escape(f"{tmp_path / 'out.tsv'} exists; give another output, or")):
@@ -281,7 +281,7 @@ def test_a_failed_overwrite_keeps_the_old_output(tmp_path):
     assert not list(tmp_path.glob("out.tsv.*"))
 
 
-def test_an_output_in_no_folder_and_missing_scores_are_refused(tmp_path):
+def test_missing_output_folder_and_scores_are_refused(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n")
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'no'}, the folder of the output out.tsv")):
         run_small(tmp_path, "no/out.tsv")
