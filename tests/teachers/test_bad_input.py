@@ -6,11 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hf_kd_ranking.data.flag_embedding import convert_flag_embedding
 from test_load import DOCUMENTS, QUERIES, close, llama, make_classifier, score, yes_minus_no  # noqa: F401
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.flag_embedding import convert_flag_embedding
 from hf_kd_ranking.data.rows import TeacherRows, write_teacher_scores
 from hf_kd_ranking.teachers.load import Teacher, load_teacher
 
