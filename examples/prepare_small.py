@@ -2,8 +2,9 @@
 
     python examples/prepare_small.py
 
-PyDocs is built from the installed packages. MS MARCO is prepared where HF_KD_RANKING_DATA names a folder with
-`msmarco-v1`, `msmarco-v2` (passages, queries and systems' scores of TREC-DL 2020 and 2021) and `trec-dl` (judgments).
+PyDocs is built from the installed packages. MS MARCO is prepared if HF_KD_RANKING_DATA names a folder with
+`msmarco-v1`, `msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 and 2021) and
+`trec-dl` (judgments).
 """
 
 import csv
@@ -13,63 +14,66 @@ from pathlib import Path
 from scipy.stats import zscore
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.demo.experiment import demo_job
 
 TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
 OUTPUT = Path("reproduce")
-QUERIES = {"train": 640, "dev": 100, "test": 2_000}  # of PyDocs; of the test all that there are
-DEV_QUERIES = 12  # of 2021; the rest trains
+QUERIES = {"train": 640, "dev": 100, "test": 2_000}  # of PyDocs, at most; the test has fewer
+DEV_QUERIES = 12  # of 2021; the other queries train
+YEARS = {"dl20": "msmarco-v1", "dl21": "msmarco-v2"}
 
 
 def main() -> None:
-    """Prepare what can be."""
+    """Prepare PyDocs, and MS MARCO if there is data."""
     (OUTPUT / "pydocs").mkdir(parents=True, exist_ok=True)
     job = demo_job(OUTPUT / "pydocs", seeds=3, is_complete=True, queries=QUERIES)
-    print({split: len(ids) for split, ids in job.split_queries(job.read_judgments()).items()}, "queries of PyDocs")
-    if data := os.environ.get("HF_KD_RANKING_DATA"):
-        print(prepare_msmarco(Path(data), OUTPUT / "msmarco"), "queries of MS MARCO")
+    print(f"wrote {job.queries}, the queries of PyDocs")
+    if "HF_KD_RANKING_DATA" in os.environ:
+        prepare_msmarco(Path(os.environ["HF_KD_RANKING_DATA"]), OUTPUT / "msmarco")
 
 
-def prepare_msmarco(data: Path, output: Path) -> dict[str, int]:
-    """Join the two collections, and split the judged queries: 2021 and half of 2020 train, the other half is the test.
-
-    Returns:
-        Queries of each split.
-    """
+def prepare_msmarco(data: Path, output: Path) -> None:
+    """Join the collections of two years, and split the judged queries: half of those of 2020 are the test."""
     output.mkdir(parents=True, exist_ok=True)
-    folders, years = (data / "msmarco-v1", data / "msmarco-v2"), ("dl20", "dl21")
-    for name in ("collection.tsv", "queries.tsv"):
-        parts = [
-            folder / (name if name == "collection.tsv" else f"queries.{year}.tsv")
-            for folder, year in zip(folders, years, strict=True)
-        ]
-        with (output / name).open("w", encoding="utf-8", newline="\n") as file:
-            for part in parts:
-                file.writelines(f"{text_id}\t{text}\n" for text_id, text in kd.TextStore.from_tsv(part).items())
-    qrels = {year: kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt") for year in years}
-    scored = kd.Run()
-    for folder, year in zip(folders, years, strict=True):
-        scored |= read_scores(folder / f"scores.{year}.tsv")
-    kd.write_run(scored, output / "splade.trec")
-    asked = {year: [q for q in qrels[year] if q in scored] for year in years}
-    splits = {"test": asked["dl20"][::2], "dev": asked["dl21"][:DEV_QUERIES]}
-    splits["train"] = asked["dl20"][1::2] + asked["dl21"][DEV_QUERIES:]
-    judged = qrels["dl20"] | qrels["dl21"]
-    for split, ids in splits.items():
-        write_qrels({query_id: judged[query_id] for query_id in ids}, output / f"qrels.{split}.txt")
-    return {split: len(ids) for split, ids in splits.items()}
+    collections, queries, teacher, judged, scored = [], [], kd.Run(), {}, {}
+    for year, name in YEARS.items():
+        collections.append(data / name / "collection.tsv")
+        queries.append(data / name / f"queries.{year}.tsv")
+        teacher |= read_scores(data / name / f"scores.{year}.tsv")
+        judged[year] = kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt")
+        scored[year] = [query_id for query_id in judged[year] if query_id in teacher]
+    join_texts(collections, output / "collection.tsv")
+    join_texts(queries, output / "queries.tsv")
+    kd.write_run(teacher, output / "splade.trec")
+    splits = {"dev": scored["dl21"][:DEV_QUERIES], "test": scored["dl20"][::2]}
+    splits["train"] = scored["dl20"][1::2] + scored["dl21"][DEV_QUERIES:]
+    qrels = judged["dl20"] | judged["dl21"]
+    for split, query_ids in splits.items():
+        kd.write_qrels({query_id: qrels[query_id] for query_id in query_ids}, output / f"qrels.{split}.txt")
+        print(f"{len(query_ids)} {split} queries of MS MARCO")
+
+
+def join_texts(paths: list[Path], output: Path) -> None:
+    """Write the texts of all files into one file."""
+    with output.open("w", encoding="utf-8", newline="\n") as file:
+        for path in paths:
+            for text_id, text in kd.TextStore.from_tsv(path).items():
+                file.write(f"{text_id}\t{text}\n")
 
 
 def read_scores(path: Path) -> kd.Run:
-    """The teacher's run in a table of several systems' scores, where a blank is a document that it does not list.
+    """Read the teacher's column of a table of systems' scores; a blank is a document that the teacher did not return.
 
-    Standardised, since the scores of one year are on a scale ten times that of the other's.
+    Scores are standardised, since those of one year are ten times as large as those of the other.
     """
+    query_ids, doc_ids, scores = [], [], []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row[TEACHER]]
-    columns = ([row[name] for row in rows] for name in ("qid", "pid"))
-    return kd.Run.from_scores(*columns, zscore([float(row[TEACHER]) for row in rows]))
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row[TEACHER]:
+                query_ids.append(row["qid"])
+                doc_ids.append(row["pid"])
+                scores.append(float(row[TEACHER]))
+    return kd.Run.from_scores(query_ids, doc_ids, zscore(scores))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ _LAZY = {
     "evaluate_run": "evaluation.metrics",
     "expand_ids": "teachers.expand",
     "diagnose_teachers": "teachers.diagnose",
-    "distill": "distillation.outcome",
+    "distill": "distillation.pipeline",
     "ensemble_teachers": "teachers.ensemble",
     "export_ranker": "interop.export",
     "load_collection": "data.collections",

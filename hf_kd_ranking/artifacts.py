@@ -235,7 +235,7 @@ def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dic
         is_verified: True reads every file and compares checksums.
 
     Raises:
-        FileNotFoundError: if there is no index, or one of its files is missing.
+        FileNotFoundError: if the index, or one of its files, is missing.
         ValueError: if it is of another kind, or a file is truncated or damaged.
     """
     description = read_description(folder)

@@ -1,6 +1,6 @@
 """The one scoring and encoding loop: length-sorted batches, results in the order of the input.
 
-Everything that scores outside training calls it: the ranker, the evaluators, the teachers, the indexes.
+The ranker, the evaluators, the teachers and the indexes call it; only training has its own loop.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +17,15 @@ from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
 # Texts tokenised, and so sorted by length, at once. Bounds memory on long inputs: all query vectors of a block of
-# pairs are held, up to 0.1 MB each where every term has one.
+# pairs are held, up to 0.1 MB each with one vector per token.
 BLOCK_SIZE = 4_096
-# Work below this many texts finishes before anyone wonders: no progress bar.
+# Less work than this, in texts, is so short that it needs no progress bar.
 PROGRESS_FROM = 2_000
 
 
 def score_pairs(
     model: RankerModel,
-    tokenizer: RankingProcessor,
+    processor: RankingProcessor,
     queries: Sequence[str],
     documents: Sequence[str],
     batch_size: int = 64,
@@ -34,32 +34,33 @@ def score_pairs(
 ) -> np.ndarray:
     """Score query i with document i.
 
-    Rankers that encode the sides apart encode each distinct text of a block once, and hold the vectors of one batch of
-    documents at a time.
+    Rankers that encode the sides separately encode each distinct text of a block once, and hold the vectors of one
+    batch of documents at a time.
 
     Args:
-        batch_size: texts (or pairs) a forward.
+        batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
             arguments, all get all scores.
-        description: of the progress bar, which long work shows; None for none.
+        description: title of the progress bar, which long work shows; None shows no progress bar.
 
     Returns:
         (N,) float32.
 
     Raises:
-        ValueError: if the numbers of queries and documents differ, or a score is no finite number.
+        ValueError: if the numbers of queries and documents differ, or a score is not a finite number.
     """
     if len(queries) != len(documents):
-        raise ValueError(f"Scoring pairs needs one document a query, got {len(queries)} and {len(documents)}.")
+        raise ValueError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
-        block = queries[start:stop], documents[start:stop]
-        is_apart = not tokenizer.joins_texts and model.config.is_storable
-        return (_score_apart if is_apart else _score_together)(model, tokenizer, *block, batch_size)
+        encodes_separately = not processor.joins_texts and model.config.is_storable
+        score = _score_separately if encodes_separately else _score_jointly
+        return score(model, processor, queries[start:stop], documents[start:stop], batch_size)
 
     scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
-    if not np.isfinite(scores).all():
-        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+    is_finite = np.isfinite(scores)
+    if not is_finite.all():
+        bad = int(np.argmin(is_finite))
         raise ValueError(
             f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r}); the model's weights "
             f"or its dtype ({model.dtype}) overflow: try float32."
@@ -69,52 +70,52 @@ def score_pairs(
 
 def encode_texts(
     model: RankerModel,
-    tokenizer: RankingProcessor,
+    processor: RankingProcessor,
     side: str,
     texts: Sequence[str],
     batch_size: int = 64,
     is_distributed: bool = False,
     description: str = "Encoding",
 ) -> np.ndarray | list[np.ndarray]:
-    """Vectors of texts in the order given, float32.
+    """Encode texts in the order given.
 
     Args:
         side: "query" or "document".
 
     Returns:
-        (N, D); where every term has a vector, a list of one (L, D) a text without its padding.
+        (N, D) float32; with one vector per token, a list of one (L, D) per text without its padding.
 
     Raises:
         ValueError: if the ranker's documents cannot be encoded without their query.
     """
-    if tokenizer.joins_texts:
+    if model.config.vectors_per_text == "none":
         raise ValueError(
             f"{type(model).__name__} reads query and document as one sequence and has no vectors of either."
         )
 
     def encode_block(start: int, stop: int) -> list[np.ndarray]:
-        return _encode(model, tokenizer, side, texts[start:stop], batch_size)
+        return _encode(model, processor, side, texts[start:stop], batch_size)
 
     vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
-    return np.stack(vectors) if vectors[0].ndim == 1 else vectors
+    return vectors if model.config.vectors_per_text == "per_token" else np.stack(vectors)
 
 
 def score_stored(
     model: RankerModel, query: np.ndarray, documents: np.ndarray | Sequence[np.ndarray], batch_size: int = 64
 ) -> np.ndarray:
-    """Score one query with documents that were encoded ahead, as `encode_texts` returned them or in another dtype.
+    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype.
 
     Args:
-        query: (D,), or (Lq, D) where every term has a vector.
+        query: (D,), or (Lq, D) with one vector per token.
         documents: (N, D), which are scored at once, or N of (Ld, D).
-        batch_size: documents a forward, similar lengths together.
+        batch_size: documents per forward pass; those of similar length share one.
 
     Returns:
         (N,) float32.
     """
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
-        if query.ndim == 1:
+        if query_mask is None:
             vectors = torch.from_numpy(np.asarray(documents)).to(model.device)
             return model.score_vectors(query_vectors, vectors.unsqueeze(0))[0].cpu().numpy()
         scores = np.empty(len(documents), dtype=np.float32)
@@ -122,14 +123,13 @@ def score_stored(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             vectors, mask = _stacked([documents[row] for row in rows], model.device)
-            scores[rows] = model.score_vectors(query_vectors, vectors.unsqueeze(0), query_mask, mask.unsqueeze(0))[
-                0
-            ].cpu()
+            batch = model.score_vectors(query_vectors, vectors.unsqueeze(0), query_mask, mask.unsqueeze(0))  # (1, n)
+            scores[rows] = batch[0].cpu()
     return scores
 
 
 def fingerprint(model: nn.Module, *settings: object) -> str:
-    """A short name of weights and settings, the same on every device: changes if any of them does."""
+    """Return a short name of weights and settings, the same on every device: it changes if any of them does."""
     digest = xxhash.xxh3_128(repr(settings).encode())
     for name, tensor in model.state_dict().items():
         digest.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
@@ -147,22 +147,17 @@ def _over_blocks(
     """Run `compute` over blocks of 0..count, this process's share of them, and gather the results in order."""
     if count == 0:
         raise ValueError(f"{description or 'Scoring'} needs at least one text, got none.")
-    state = processes() if is_distributed else None
-    rank, world = (state.process_index, state.num_processes) if state else (0, 1)
+    rank, world = 0, 1
+    if is_distributed:
+        rank, world = processes().process_index, processes().num_processes
     start, stop = count * rank // world, count * (rank + 1) // world
+    is_quiet = description is None or rank > 0 or count < PROGRESS_FROM
+    progress = tqdm(total=stop - start, desc=description, unit="text", disable=is_quiet)
     was_training = model.training
     model.eval()
     results = []
     try:
-        with (
-            torch.inference_mode(),
-            tqdm(
-                total=stop - start,
-                desc=description,
-                unit="text",
-                disable=description is None or rank > 0 or count < PROGRESS_FROM,
-            ) as progress,
-        ):
+        with torch.inference_mode(), progress:
             for block in range(start, stop, BLOCK_SIZE):
                 end = min(block + BLOCK_SIZE, stop)
                 results += compute(block, end)
@@ -172,79 +167,83 @@ def _over_blocks(
     return gather_object(results) if world > 1 else results
 
 
-def _score_together(
-    model: RankerModel, tokenizer: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
+def _score_jointly(
+    model: RankerModel, processor: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """Each document with its query: one sequence (BERT_CAT), or two of which one depends on the other (PreTTR)."""
-    joins, scores = tokenizer.joins_texts, np.empty(len(queries), dtype=np.float32)
-    query_tokens = None if joins else tokenizer.queries(queries)
-    tokens = tokenizer.pairs(queries, documents) if joins else tokenizer.documents(documents)
-    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
-        if not joins:
-            batch = {"query": _padded(query_tokens, rows, tokenizer, model.device), "document": batch}
-        scores[rows] = model(**batch).scores.cpu()
+    """Score each document with its query: as one sequence, or since its vectors depend on the query."""
+    scores = np.empty(len(queries), dtype=np.float32)
+    if processor.joins_texts:
+        for rows, batch in _sorted_batches(processor.pairs(queries, documents), processor, batch_size, model.device):
+            scores[rows] = model(**batch).scores.cpu()
+        return list(scores)
+    tokens = processor.queries(queries)
+    for rows, batch in _sorted_batches(processor.documents(documents), processor, batch_size, model.device):
+        query = _padded(tokens, rows, processor, model.device)
+        scores[rows] = model(query=query, document=batch).scores.cpu()
     return list(scores)
 
 
-def _score_apart(
-    model: RankerModel, tokenizer: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
+def _score_separately(
+    model: RankerModel, processor: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """Distinct queries first, then batches of distinct documents, each with the queries that it is paired with."""
-    query_texts, query_of = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
-    document_texts, document_of = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
-    query_vectors = _encode(model, tokenizer, "query", list(query_texts), batch_size)
-    by_document = np.argsort(document_of, kind="stable")  # pairs, those of one document together
-    first_pair = np.searchsorted(document_of[by_document], np.arange(len(document_texts) + 1))
+    """Encode distinct queries, then batches of distinct documents, which are scored with the queries paired."""
+    query_texts, query_of_pair = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
+    document_texts, document_of_pair = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
+    query_vectors = _encode(model, processor, "query", list(query_texts), batch_size)
+    by_document = np.argsort(document_of_pair, kind="stable")  # pairs, those of one document in a row
+    first_pair = np.searchsorted(document_of_pair[by_document], np.arange(len(document_texts) + 1))
     scores = np.empty(len(queries), dtype=np.float32)
-    tokens = tokenizer.documents(list(document_texts))
-    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+    tokens = processor.documents(list(document_texts))
+    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
         output = model(document=batch)
         pairs = np.concatenate([by_document[first_pair[row] : first_pair[row + 1]] for row in rows])
         places = np.repeat(np.arange(len(rows)), first_pair[np.asarray(rows) + 1] - first_pair[rows])
         for start in range(0, len(pairs), batch_size):
-            chosen, place = pairs[start : start + batch_size], torch.from_numpy(places[start : start + batch_size])
-            query, query_mask = _stacked([query_vectors[i] for i in query_of[chosen]], model.device)
+            chosen = pairs[start : start + batch_size]
+            place = torch.from_numpy(places[start : start + batch_size])
+            query, query_mask = _stacked([query_vectors[i] for i in query_of_pair[chosen]], model.device)
             document_mask = None if output.document_mask is None else output.document_mask[place]
-            scores[chosen] = model.score_vectors(
-                query, output.document_vectors[place], query_mask, document_mask
-            ).cpu()
+            batch_scores = model.score_vectors(query, output.document_vectors[place], query_mask, document_mask)
+            scores[chosen] = batch_scores.cpu()
     return list(scores)
 
 
 def _encode(
-    model: RankerModel, tokenizer: RankingProcessor, side: str, texts: Sequence[str], batch_size: int
+    model: RankerModel, processor: RankingProcessor, side: str, texts: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """The vector of each text, (D,); or of each of its terms, (L, D)."""
-    tokens = tokenizer.queries(texts) if side == "query" else tokenizer.documents(texts)
+    """Return the vector of each text, (D,), or those of its tokens, (L, D)."""
+    tokens = processor.queries(texts) if side == "query" else processor.documents(texts)
     results: list[np.ndarray] = [None] * len(texts)
-    for rows, batch in _sorted_batches(tokens, tokenizer, batch_size, model.device):
+    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
         output = model(**{side: batch})
         vectors, mask = output[f"{side}_vectors"].float().cpu(), output.get(f"{side}_mask")
         for place, row in enumerate(rows):
-            terms = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
-            results[row] = terms.numpy()
+            text_vectors = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
+            results[row] = text_vectors.numpy()
     return results
 
 
 def _sorted_batches(
-    tokens: TokenLists, tokenizer: RankingProcessor, batch_size: int, device: torch.device
+    tokens: TokenLists, processor: RankingProcessor, batch_size: int, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Rows and padded inputs; similar lengths together, longest first (memory runs out at once or not at all)."""
+    """Yield rows and padded inputs; similar lengths share a batch, longest first: memory runs out at once or never."""
     order = sorted(range(len(tokens["input_ids"])), key=lambda i: -len(tokens["input_ids"][i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, _padded(tokens, rows, tokenizer, device)
+        yield rows, _padded(tokens, rows, processor, device)
 
 
 def _padded(
-    tokens: TokenLists, rows: Sequence[int], tokenizer: RankingProcessor, device: torch.device
+    tokens: TokenLists, rows: Sequence[int], processor: RankingProcessor, device: torch.device
 ) -> dict[str, Tensor]:
-    batch = tokenizer.pad({name: [values[i] for i in rows] for name, values in tokens.items()})
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    chosen = {}
+    for name, values in tokens.items():
+        chosen[name] = [values[row] for row in rows]
+    return {name: tensor.to(device) for name, tensor in processor.pad(chosen).items()}
 
 
 def _stacked(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Vectors of several texts as one tensor, (N, D) or padded (N, L, D), and the mask of the terms."""
+    """Stack the vectors of texts as one tensor, (N, D) or padded (N, L, D), and return the mask of the tokens."""
     tensors = [torch.from_numpy(vector) for vector in vectors]
     if tensors[0].dim() == 1:
         return torch.stack(tensors).to(device), None

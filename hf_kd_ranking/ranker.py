@@ -1,4 +1,4 @@
-"""Texts in, scores out: a model with its tokenizer and lengths."""
+"""The ranker: a model with its tokenizer and lengths, which takes texts and returns scores or vectors."""
 
 import os
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from .models import RankerModel, RankingProcessor, load_ranker, read_word_vector
 
 
 class Ranker:
-    """A ranker ready to use; lengths and prefixes come from the checkpoint.
+    """A ranker ready to use; lengths and prefixes come from the model's config.
 
     Args:
         model: any of the architectures.
-        tokenizer: of its encoder.
-        batch_size: texts (or pairs) a forward.
+        tokenizer: the tokenizer of its encoder.
+        batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
         truncation: True cuts texts beyond the lengths; False makes them an error.
     """
@@ -50,10 +50,10 @@ class Ranker:
         truncation: bool = True,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint, see `load_ranker`; other arguments as the class has them.
+        """Load a checkpoint, see `load_ranker`; the other arguments are those of the class.
 
         Args:
-            device: None takes a GPU where there is one.
+            device: None takes a GPU if there is one.
             **overrides: config fields and `dtype`.
         """
         model = load_ranker(name_or_path, architecture, **overrides)
@@ -67,46 +67,42 @@ class Ranker:
         self.tokenizer.save_pretrained(folder)
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """Scores of pairs, (N,) float32, higher is better; a single query is scored with every document.
+        """Score pairs, (N,) float32, higher is better; a single query is scored with every document.
 
         Raises:
             ValueError: if the numbers of queries and documents differ.
         """
-        queries = [queries] * len(documents) if isinstance(queries, str) else queries
-        return score_pairs(
-            self.model, self.processor, queries, documents, self.batch_size, is_distributed=self.is_distributed
-        )
+        if isinstance(queries, str):
+            queries = [queries] * len(documents)
+        return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
-        """Indices into `documents` with their scores, best first; ties keep the order given."""
+        """Return indices into `documents` with their scores, best first; ties keep the order given."""
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        """Vectors of queries, (N, D) float32; where every term has one, a list of (L, D)."""
-        return self._encode("query", texts)
+        """Encode queries, (N, D) float32; with one vector per token, a list of (L, D)."""
+        return encode_texts(self.model, self.processor, "query", texts, self.batch_size, self.is_distributed)
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        """Vectors of documents, (N, D) float32; where every term has one, a list of (L, D)."""
-        return self._encode("document", texts)
-
-    def _encode(self, side: str, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        return encode_texts(
-            self.model, self.processor, side, texts, self.batch_size, is_distributed=self.is_distributed
-        )
+        """Encode documents, (N, D) float32; with one vector per token, a list of (L, D)."""
+        return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint or encoder; for a file of word vectors, of its words (lower-cased, split at spaces
-    and punctuation), with the ids that `TK.from_embeddings` gives them.
+    """Load the tokenizer of a checkpoint, an encoder, or a file of word vectors.
+
+    The tokenizer of a file lower-cases texts, splits them at spaces and punctuation, and has the ids that
+    `TK.from_encoder` gives the file's words.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the tokenizer does not exist.
     """
     if Path(name_or_path).is_file():
         words, _ = read_word_vectors(name_or_path)
         vocabulary = {word: index for index, word in enumerate(words, start=2)}
-        # Placed over words of the same spelling, should the file have any: ids 0 and 1 are TK's.
+        # They replace words of the same spelling, if the file has any: ids 0 and 1 are TK's.
         backend = Tokenizer(models.WordLevel(vocabulary | {"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -2,16 +2,18 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from toy_architecture import Toy, ToyConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankerModel
+from hf_kd_ranking.models import ARCHITECTURES as REGISTERED
+from hf_kd_ranking.models import RankerModel, register_ranker
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
@@ -101,6 +103,16 @@ def encoder_model(request, encoder) -> RankerModel:
     return make_model(request.param, encoder)
 
 
+@pytest.fixture
+def toy_architecture() -> Iterator[type[Toy]]:
+    """The architecture of toy_architecture.py, registered as "toy" for one test."""
+    register_ranker("toy", Toy)
+    yield Toy
+    del REGISTERED["toy"]
+    del CONFIG_MAPPING._extra_content[ToyConfig.model_type]
+    del MODEL_MAPPING._extra_content[ToyConfig]
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Path:
     """Folder of a toy data set: 40 documents, 12 queries, 64 teacher rows, candidates and qrels of 4 more queries."""
@@ -136,10 +148,13 @@ def call(monkeypatch, capsys) -> Callable[[str], tuple[int, str, str]]:
 
     def run(command: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["hf-kd-ranking", *command.split()])
-        with pytest.raises(SystemExit) as exit_:
+        status = 0
+        try:
             main()
+        except SystemExit as exit_:
+            status = exit_.code or 0
         captured = capsys.readouterr()
-        return exit_.value.code, captured.out, captured.err
+        return status, captured.out, captured.err
 
     return run
 

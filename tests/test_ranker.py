@@ -109,7 +109,7 @@ def test_saved_ranker_scores_the_same(ranker, tmp_path):
     np.testing.assert_allclose(again.score(queries, documents), ranker.score(queries, documents), atol=1e-6)
 
 
-def test_scoring_during_training_has_no_dropout_and_leaves_training_on(ranker):
+def test_scoring_during_training_has_no_dropout(ranker):
     queries, documents = pairs(6)
     wanted = ranker.score(queries, documents)
     ranker.model.train()
@@ -125,7 +125,7 @@ def test_rerank_sorts_by_score_and_keeps_the_order_of_ties(ranker, monkeypatch):
     assert ranker.rerank("moon", ["a"] * 90, top_k=2) == [(1, 3.0), (4, 3.0)]
 
 
-def test_rerank_answers_with_indices_and_scores_of_the_documents(ranker):
+def test_rerank_returns_indices_and_scores(ranker):
     documents = ["night", "house of the king", "moon moon", "violin"]
     scores, ranking = ranker.score("moon", documents), ranker.rerank("moon", documents)
     assert [index for index, _ in ranking] == sorted(range(4), key=lambda i: -scores[i])
@@ -144,14 +144,14 @@ def test_dot_product_of_encoded_texts_is_the_score(encoder, tokenizer, width):
     np.testing.assert_allclose(one_by_one, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_ranker_that_joins_texts_has_no_vectors(encoder, tokenizer):
+def test_ranker_that_joins_texts_has_no_vectors(encoder, tokenizer):
     model = kd.BertCat.from_encoder(str(encoder), max_query_length=8, max_document_length=16)
     with pytest.raises(ValueError, match="BertCat reads query and document as one sequence and has no vectors"):
         kd.Ranker(model, tokenizer).encode_documents(["moon"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_documents_encoded_ahead_score_as_their_texts(ranker, dtype):
+def test_documents_encoded_in_advance_score_as_their_texts(ranker, dtype):
     if not ranker.model.config.is_storable:
         pytest.skip("its vectors are not stored")
     ranker.model.to(dtype)
@@ -164,7 +164,7 @@ def test_documents_encoded_ahead_score_as_their_texts(ranker, dtype):
 
 
 def test_numbers_of_queries_and_documents_must_agree(ranker):
-    with pytest.raises(ValueError, match=r"one document a query, got 2 and 3"):
+    with pytest.raises(ValueError, match=r"one document per query, got 2 and 3"):
         ranker.score(["moon", "lake"], ["night", "king", "jam"])
 
 
@@ -175,14 +175,14 @@ def test_nothing_to_score_or_to_encode_is_an_error(ranker, encoder, tokenizer):
         dot_ranker(encoder, tokenizer).encode_queries([])
 
 
-def test_a_score_that_is_no_number_names_the_pair_and_the_dtype(ranker):
+def test_score_that_is_not_finite_names_the_pair(ranker):
     with torch.no_grad():
         ranker.model.get_input_embeddings().weight[ranker.tokenizer.vocab["violin"]] = torch.inf
     with pytest.raises(ValueError, match=r"score of pair 1 is nan \(query 'lake'\).*torch\.float32.*try float32"):
         ranker.score(["moon", "lake"], ["night", "violin"])
 
 
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(model, tokenizer):
+def test_tokenizer_with_too_many_tokens_is_refused(model, tokenizer):
     model.resize_token_embeddings(len(tokenizer) - 1)
     with pytest.raises(ValueError, match=rf"tokenizer has {len(tokenizer)} tokens.*for {len(tokenizer) - 1}"):
         kd.Ranker(model, tokenizer)
@@ -214,7 +214,7 @@ state.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_work_and_both_get_all_results_in_order(encoder, tokenizer, tmp_path):
+def test_two_processes_share_the_work_and_get_all_results(encoder, tokenizer, tmp_path):
     ranker = dot_ranker(encoder, tokenizer)
     ranker.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(SHARED_WORK)

@@ -1,11 +1,11 @@
-"""Time and memory of evaluating and comparing two runs, against ir_measures' command line, in one run.
+"""Measure time and memory of evaluating and comparing two runs, against ir_measures' command line, in one run.
 
-    python examples/benchmarks/evaluate_runs.py FOLDER [--queries 6980] [--depth 1000] [--measures nDCG@10 RR@10]
+    python examples/benchmarks/evaluate_runs.py FOLDER [--queries 6980] [--k 1000] [--measures nDCG@10 RR@10]
 
-Writes two random runs and qrels of the size of MS MARCO's development set in FOLDER (ids like MS MARCO's, one or two
-relevant passages a query). Timed, each as a process of its own from its start: `hf-kd-ranking compare` of both runs
-(reading, the measures, all tests), `evaluate` of one, and `ir_measures QRELS RUN` with the same measures. `peak_mb` is
-the process's largest resident memory. The last line is one JSON object.
+Writes two random runs and qrels of the size of MS MARCO's development set into FOLDER (ids like MS MARCO's, one or two
+relevant passages per query). Timed as separate processes, from their start: `hf-kd-ranking compare` of both runs
+(reading, measures, all tests), `evaluate` of one, and `ir_measures QRELS RUN` with the same measures. `peak_mb` is the
+largest resident memory of the process. The last line is one JSON object.
 """
 
 import argparse
@@ -24,48 +24,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=6_980)
-    parser.add_argument("--depth", type=int, default=1_000)
+    parser.add_argument("--k", type=int, default=1_000)
     parser.add_argument("--measures", nargs="+", default=["nDCG@10", "RR@10"])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    runs, qrels = [args.folder / f"{name}.trec" for name in "ab"], args.folder / "qrels.txt"
-    write_data(runs, qrels, args.queries, args.depth)
-
-    measures = [part for measure in args.measures for part in ("--measure", measure)]
-    ours = [sys.executable, "-m", "hf_kd_ranking"]
-    commands = {
-        "compare": [*ours, "compare", *(f"--run={run}" for run in runs), "--qrels", str(qrels), *measures],
-        "evaluate": [*ours, "evaluate", f"--run={runs[0]}", "--qrels", str(qrels), *measures],
-        "ir_measures": [str(Path(sys.executable).with_name("ir_measures")), str(qrels), str(runs[0]), *args.measures],
-    }
-    figures = {}
-    for name, command in commands.items():
-        start = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f"{' '.join(command)} failed")
-        figures[name] = {"seconds": round(time.perf_counter() - start, 2), "peak_mb": usage.ru_maxrss // 1024}
-        figures[name]["cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 2)
-    figures["ir_measures_over_evaluate"] = round(figures["ir_measures"]["seconds"] / figures["evaluate"]["seconds"], 2)
-    print(json.dumps(figures))
-
-
-def write_data(runs: list[Path], qrels: Path, queries: int, depth: int) -> None:
-    """Two runs and their judgments, of random scores."""
-    rng = np.random.default_rng(0)
+    rng, qrels = np.random.default_rng(0), args.folder / "qrels.txt"
+    runs = [args.folder / "a.trec", args.folder / "b.trec"]
     with qrels.open("w") as file:
-        for query in range(queries):
-            file.writelines(f"{1_000_000 + query} 0 {doc} 1\n" for doc in {100 * query, 100 * query + rng.integers(2)})
+        for query in range(args.queries):
+            for doc in {100 * query, 100 * query + rng.integers(2)}:
+                file.write(f"{1_000_000 + query} 0 {doc} 1\n")
     for run in runs:
-        with run.open("w") as file:
-            for query in range(queries):
-                docs, scores = rng.choice(8_800_000, depth, replace=False), np.sort(rng.normal(0, 5, depth))[::-1]
-                docs[rng.integers(depth)] = 100 * query
-                lines = enumerate(zip(dict.fromkeys(docs.tolist()), scores.tolist(), strict=False), start=1)
-                file.writelines(
-                    f"{1_000_000 + query} Q0 {doc} {rank} {score:.6f} {run.stem}\n" for rank, (doc, score) in lines
-                )
+        write_run(run, args.queries, args.k, rng)
+
+    package, options = [sys.executable, "-m", "hf_kd_ranking"], ["--qrels", qrels, "--measure", *args.measures]
+    theirs = Path(sys.executable).with_name("ir_measures")
+    figures = {
+        "compare": measure([*package, "compare", "--run", *runs, *options]),
+        "evaluate": measure([*package, "evaluate", "--run", runs[0], *options]),
+        "ir_measures": measure([theirs, qrels, runs[0], *args.measures]),
+    }
+    ratio = figures["ir_measures"]["seconds"] / figures["evaluate"]["seconds"]
+    print(json.dumps(figures | {"ir_measures_over_evaluate": round(ratio, 2)}))
+
+
+def write_run(path: Path, queries: int, k: int, rng: np.random.Generator) -> None:
+    """Write a run of random documents and scores."""
+    with path.open("w") as file:
+        for query in range(queries):
+            docs = rng.choice(8_800_000, k, replace=False)
+            docs[rng.integers(k)] = 100 * query
+            scores = np.sort(rng.normal(0, 5, k))[::-1]
+            for rank, doc in enumerate(dict.fromkeys(docs.tolist())):
+                file.write(f"{1_000_000 + query} Q0 {doc} {rank + 1} {scores[rank]:.6f} {path.stem}\n")
+
+
+def measure(command: list) -> dict[str, float]:
+    """Run a command, and return its wall and CPU seconds and its peak memory."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mb": usage.ru_maxrss // 1024}
 
 
 if __name__ == "__main__":

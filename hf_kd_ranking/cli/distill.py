@@ -1,30 +1,23 @@
-"""Verb `distill`: a collection, queries and a teacher become the best ranker within a latency budget."""
+"""`hf-kd-ranking distill`: the best ranker within a latency budget, from a collection, queries and a teacher."""
 
-import sys
-from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ..distillation.job import DistillJob
-from .options import report
-from .settings import parse_settings
+from .options import Json, print_result
+from .settings import with_settings
 
-PLAN_ONLY = {"--plan-only": "Only say what it will take: time, disk and memory of every stage."}
+PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every stage, and stop.")]
 
 
-def distill(context: typer.Context) -> None:
-    """Distil a slow ranker into fast ones and choose the best within a budget (options: --help)."""
-    from ..distillation.outcome import distill as distil
-    from ..distillation.outcome import outcome_text
-    from ..distillation.plan import make_plan, plan_text
+@with_settings(DistillJob)
+def distill(job: DistillJob, *, plan_only: PlanOnly = False, as_json: Json = False) -> None:
+    """Distil a slow ranker into fast ones and choose the best within a budget."""
+    from ..distillation import pipeline  # here, so that other verbs do not load it
+    from ..distillation.costs import plan_text
+    from ..distillation.selection import outcome_text
 
-    program = f"{Path(sys.argv[0]).name} distill"
-    (job,), given = parse_settings((DistillJob,), context.args, program, PLAN_ONLY)
-    typer.echo(plan_text(make_plan(job)), err=not given.plan_only)
-    if given.plan_only:
-        return
-    outcome = distil(job)
-    if given.json:
-        report(outcome, True)
-    else:
-        typer.echo(outcome_text(outcome, job))
+    typer.echo(plan_text(pipeline.make_plan(job)), err=not plan_only)
+    if not plan_only:
+        print_result(pipeline.distill(job), as_json, lambda outcome: outcome_text(outcome, job))

@@ -9,13 +9,12 @@ from . import options
 
 
 def export(
-    model: Annotated[str, typer.Option(help="The ranker: a folder or a Hub name.")],
-    to: Annotated[str, typer.Option(help=f"The format: {', '.join(FORMATS)}.")],
+    model: options.Model,
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
     output: options.Output,
     architecture: options.Architecture = None,
     overwrite: options.Overwrite = False,
-    config: options.Config = None,
-    json: options.Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Write a ranker in another library's layout, with equal scores (onnx-int8 apart), or say why it cannot be."""
-    options.report(export_ranker(model, to, output, architecture, overwrite), json)
+    """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
+    options.print_result(export_ranker(model, to, output, architecture, overwrite), as_json)

@@ -1,140 +1,142 @@
-"""Options that are the same words in every verb."""
+"""Options that several verbs share, and how their values are read and their results printed."""
 
 import json
-import re
-from collections.abc import Collection as Names
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 
 from ..data.collections import READERS, RankingCollection, load_collection
 from ..models import ARCHITECTURES
+from ..ranker import Ranker
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans and floats: `no` is a word (an option's value), 7e-6 a number."""
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
-_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789")
-
-
-def read_options(path: Path, known: Names[str]) -> dict[str, Any]:
-    """Options and their values in a YAML file, by names with underscores.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no YAML, or holds something else than options, or options that are not among the known.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"The config file {path} does not exist.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must map options to values, got a {type(values).__name__}.")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{path} has options that this verb does not: {', '.join(unknown)}.")
-    return values
-
-
-def _defaults_from_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what a YAML file says for options that the command line does not give."""
-    if path is not None:
-        context.default_map = read_options(path, [parameter.name for parameter in context.command.params])
-    return path
-
-
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", callback=_defaults_from_file, is_eager=True, help="YAML file of these options."),
+Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
+FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
+Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
+Architecture = Annotated[
+    str | None, typer.Option(help=f"Architecture on a plain encoder: {', '.join(ARCHITECTURES)}.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-Output = Annotated[Path, typer.Option(help="What is written; it appears when it is complete.")]
-Architecture = Annotated[str | None, typer.Option(help=f"{', '.join(ARCHITECTURES)}; of a plain encoder.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Texts, or pairs, a forward.")]
-Dtype = Annotated[str, typer.Option(help=f"Of the model: {', '.join(DTYPES)}.")]
-# Optional in verbs that give them a default, which take --dataset as well.
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of texts or pairs per forward pass.")]
+Dtype = Annotated[str, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}.")]
+# Optional in verbs that give them the default None: those take --dataset as well.
 Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
 Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
-Qrels = Annotated[Path | None, typer.Option(help="Judgments, TREC qrels.")]
+Candidates = Annotated[Path | None, typer.Option(help="Candidates of each query: a TREC run.")]
+Qrels = Annotated[Path | None, typer.Option(help="Judgments: TREC qrels.")]
 Dataset = Annotated[
-    str | None,
-    typer.Option(help="A collection by name (a folder, trec-dl-2019, beir/scifact/test), in place of its files."),
+    str | None, typer.Option(help="Collection with all files: a folder, trec-dl-2019, beir/scifact/test.")
 ]
-Split = Annotated[str, typer.Option(help="Of a collection that has several.")]
+Split = Annotated[str, typer.Option(help="Split of the data set.")]
+Scores = Annotated[Path, typer.Option(help="Teacher rows: TSV, JSONL or Parquet.")]
+ScoreFiles = Annotated[list[Path], typer.Option("--scores", help="Files of teacher rows.")]
+Runs = Annotated[list[str], typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")]
+Measures = Annotated[list[str], typer.Option("--measure", help="Measures of ir_measures: nDCG@10, RR(rel=2)@10.")]
+K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
+Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
+FaissSettings = Annotated[
+    str | None, typer.Option("--settings", help="Search settings of a faiss index: nprobe=16, efSearch=128.")
+]
+Probes = Annotated[int | None, typer.Option(min=1, help="Number of centroids per query token, for a ColBERT.")]
+Private = Annotated[bool, typer.Option(help="Make a private repository.")]
+Output = Annotated[Path, typer.Option(help="Output; it appears when it is complete.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an output that exists.")]
+Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as one line of JSON.")]
 
 
-def collection_of(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
-    """The collection that a verb's options name: as a whole, or by its files.
+def open_collection(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
+    """Return the collection that a verb's options name.
 
     Args:
-        **files: `queries`, `documents`, `qrels`, `candidates`, as far as the verb has them; they win over the whole's.
+        dataset: name of a collection, see `load_collection`; None if all files are given.
+        split: split of the data set.
+        **files: the files that the verb has as options: `queries`, `documents`, `qrels`, `candidates`; a file that is
+            given replaces that of the data set.
 
     Raises:
-        ValueError: where neither names a part.
+        ValueError: if there is no data set and a file is missing.
     """
-    parts = {name: partial(READERS[name], path) for name, path in files.items() if path is not None}
+    readers, missing = {}, []
+    for name, path in files.items():
+        if path is not None:
+            readers[name] = partial(READERS[name], path)
+        elif name != "candidates":
+            missing.append("--collection" if name == "documents" else f"--{name}")
     if dataset is not None:
-        return load_collection(dataset, split, parts)
-    needed = [name for name in files if name not in (*parts, "candidates")]
-    if needed:
-        options = ", ".join("--collection" if name == "documents" else f"--{name}" for name in needed)
-        raise ValueError(f"Give {options}, or --dataset.")
-    return RankingCollection("files", parts)
+        return load_collection(dataset, split, readers)
+    if missing:
+        raise ValueError(f"Give {', '.join(missing)}, or --dataset.")
+    return RankingCollection("files", readers)
 
 
-def named(options: list[str], what: str) -> dict[str, str]:
-    """Paths by name, of options that are PATH or NAME=PATH; a path's own name is its last part without the suffix.
+def load_ranker(
+    model: str, architecture: str | None, batch_size: int, dtype: str, device: Any = None, is_distributed: bool = False
+) -> Ranker:
+    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`."""
+    settings = {"batch_size": batch_size, "dtype": torch_dtype(dtype), "is_distributed": is_distributed}
+    return Ranker.from_pretrained(model, architecture, device, **settings)
+
+
+def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
+    """Return paths by name; the name of a path without one is its last part without the suffix.
 
     Args:
-        what: they are, for the message.
+        values: each PATH or NAME=PATH.
+        description: plural noun of the paths, for the message.
 
     Raises:
-        ValueError: if two have one name.
+        ValueError: if two paths have the same name.
     """
     paths = {}
-    for option in options:
-        name, _, path = ("", "", option) if Path(option).exists() else option.rpartition("=")
-        name = name or (Path(path).stem if Path(path).is_file() else Path(path).name)
+    for value in values:
+        name, path = "", value
+        if not Path(value).exists():  # a path may contain an equals sign
+            name, _, path = value.rpartition("=")
+        if not name:
+            name = Path(path).stem if Path(path).is_file() else Path(path).name
         if name in paths:
-            raise ValueError(f"Two of the {what} are called {name!r}; write NAME=PATH.")
+            raise ValueError(f"Two of the {description} are called {name!r}; write NAME=PATH.")
         paths[name] = path
     return paths
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype that an option names.
+    """Return the dtype named by `--dtype`.
 
     Raises:
-        ValueError: listing those there are.
+        ValueError: if the name is unknown.
     """
     if name not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]
 
 
-def report(result: dict[str, Any], as_json: bool) -> None:
-    """Print what a verb did: a line for people, or a line for programs."""
+def run_tag(model: str) -> str:
+    """Return the tag of a run that a model made: the name of its folder, without spaces."""
+    return Path(model).resolve().name.replace(" ", "_")
+
+
+def print_result(result: Any, as_json: bool, as_text: Callable[[Any], str] | None = None) -> None:
+    """Print the result of a verb.
+
+    Args:
+        result: what the verb returns to programs.
+        as_json: True prints it as one line of JSON.
+        as_text: what formats it for people; None is one line of names and values.
+    """
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(
-            ", ".join(
-                f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in result.items()
-            )
-        )
+        typer.echo((as_text or _as_line)(result))
+
+
+def _as_line(result: dict[str, Any]) -> str:
+    values = []
+    for name, value in result.items():
+        text = format(value, ",") if isinstance(value, int) else str(value)
+        values.append(f"{name} {text}")
+    return ", ".join(values)

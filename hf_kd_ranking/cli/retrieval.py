@@ -1,4 +1,4 @@
-"""`hf-kd-ranking index | search | fuse`: encode a collection, search it, mix runs."""
+"""`hf-kd-ranking index | search | fuse`: encode a collection, search it, fuse runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,43 +7,41 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
+from ..models import RankerConfig
 from ..processes import processes
-from ..ranker import Ranker
 from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
-from .options import Config, Dtype, Json, Output, Overwrite, report, torch_dtype
-
-Model = Annotated[str | None, typer.Option(help="A ranker; none for BM25.")]
+from .options import print_result
 
 
 def index(
-    output: Output,
+    output: options.Output,
     collection: options.Collection = None,
     dataset: options.Dataset = None,
-    model: Model = None,
+    model: options.FirstStageOrModel = None,
     architecture: options.Architecture = None,
-    storage: Annotated[str, typer.Option(help=f"Of the vectors: {', '.join(STORAGES)}")] = "float32",
-    factory: Annotated[str | None, typer.Option(help="BERT_DOT: a faiss index, HNSW32, IVF4096,PQ64, ...")] = None,
-    centroids: Annotated[int | None, typer.Option(min=0, help="ColBERT: for approximate search; 0 chooses.")] = None,
-    tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (stop words, stems).")] = "plain",
+    storage: Annotated[str, typer.Option(help=f"Type of stored numbers: {', '.join(STORAGES)}.")] = "float32",
+    factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
+    centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
+    tokenization: Annotated[str, typer.Option(help="BM25's: plain, or english (stop words, stems).")] = "plain",
     batch_size: options.BatchSize = 64,
-    dtype: Dtype = "fp32",
-    overwrite: Overwrite = False,
-    config: Config = None,
-    json: Json = False,
+    dtype: options.Dtype = "fp32",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Encode a collection (BM25 without --model); the same command goes on where it was stopped."""
-    data = options.collection_of(dataset, "test", documents=collection)
+    """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
+    data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
         from ..retrieval.bm25 import BM25Index
 
+        given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
+        unread = [option for option, value in given.items() if value is not None]
+        if unread:
+            raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
         refuse_existing(output, overwrite)
-        of_rankers = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
-        if unread := [option for option, value in of_rankers.items() if value is not None]:
-            raise ValueError(f"{', '.join(unread)} are of a ranker's index; give its --model, BM25 has none of them.")
         BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
-        report({"output": str(output), "documents": len(data.documents)}, json)
+        print_result({"output": str(output), "documents": len(data.documents)}, as_json)
         return
 
     from ..retrieval.vector_store import VectorStore
@@ -51,100 +49,84 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = _ranker(model, architecture, batch_size, dtype, state.device)
-    for option, value, kind in (("--factory", factory, "BERT_Dot"), ("--centroids", centroids, "ColBERT")):
-        if value is not None and ranker.model.config.model_type != kind:
-            raise ValueError(f"{option} is for a {kind}; {model} is a {ranker.model.config.model_type}.")
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, state.device)
+    _check_index_options(ranker.model.config, factory, centroids)
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if state.is_main_process:
         if factory is not None:
             from ..retrieval.dense import DenseIndex
 
-            DenseIndex.build(ranker, store, factory).save(output / "dense", overwrite)
+            DenseIndex.build(store, factory=factory).save(output / "dense", overwrite)
         if centroids is not None:
             from ..retrieval.colbert import ColBERTIndex
 
-            ColBERTIndex(ranker, store).cluster(centroids or None)
-        report({"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}, json)
+            ColBERTIndex.build(store, centroids=centroids)
+        result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+        print_result(result, as_json)
+
+
+def _check_index_options(config: RankerConfig, factory: str | None, centroids: int | None) -> None:
+    """Refuse options of an index that the ranker's vectors cannot have."""
+    if factory is not None and config.vectors_per_text != "one":
+        raise ValueError(
+            f"--factory is for a ranker with one vector per text, such as BERT_DOT; got {config.model_type}."
+        )
+    if centroids is not None and config.similarity != "max_sim":
+        raise ValueError(f"--centroids is for a ranker that compares by MaxSim, ColBERT; got {config.model_type}.")
 
 
 def search(
-    index: Annotated[Path, typer.Option(help="What `index` wrote.")],
-    output: Output,
+    index: Annotated[Path, typer.Option(help="Output of `index`.")],
+    output: options.Output,
     queries: options.Queries = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    model: Model = None,
+    model: options.FirstStageOrModel = None,
     architecture: options.Architecture = None,
-    candidates: Annotated[Path | None, typer.Option(help="A run, re-ranked from the stored vectors.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 1_000,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare every document.")] = False,
-    settings: Annotated[str | None, typer.Option(help="Of the faiss index: nprobe=16, efSearch=128.")] = None,
-    probes: Annotated[int | None, typer.Option(min=1, help="ColBERT: centroids a query term.")] = None,
+    candidates: options.Candidates = None,
+    k: options.K = 1_000,
+    exact: Annotated[bool, typer.Option(help="Compare every document.")] = False,
+    settings: options.FaissSettings = None,
+    probes: options.Probes = None,
     batch_size: options.BatchSize = 64,
-    dtype: Dtype = "fp32",
-    overwrite: Overwrite = False,
-    config: Config = None,
-    json: Json = False,
+    dtype: options.Dtype = "fp32",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Search a collection, or re-rank candidates from what is stored, and write a run."""
+    """Search a collection, or re-rank candidates from stored vectors, and write a run."""
     refuse_existing(output, overwrite)
-    _check_search(model, candidates, exact, settings, probes)
-    data = options.collection_of(dataset, split, queries=queries)
-    texts = dict(data.queries.items()) if dataset is None else data.judged_queries()
-    if model is None:
-        from ..retrieval.bm25 import BM25Index
-
-        run = BM25Index.open(index).search(texts, k)
-    else:
-        from ..retrieval.base import open_searchable
-        from ..retrieval.colbert import ColBERTIndex
+    if candidates is not None and (model is None or exact or settings or probes):
+        raise ValueError(
+            "--candidates are re-ranked from the vectors of --model; leave --exact, --settings and --probes out."
+        )
+    data = options.open_collection(dataset, split, queries=queries)
+    ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
+    if candidates is not None:
         from ..retrieval.stored_reranker import StoredReranker
 
-        ranker = _ranker(model, architecture, batch_size, dtype)
-        if candidates is not None:
-            first = read_run(candidates).top(k)
-            run = StoredReranker.open(index, ranker).rerank(first, data.queries)
-        elif isinstance(opened := open_searchable(index, ranker, exact, settings), ColBERTIndex):
-            run = opened.search(texts, k, probes)
-        elif probes is not None:
-            raise ValueError("--probes is for a ColBERT; a BERT_Dot's faiss index takes --settings nprobe=N.")
-        else:
-            run = opened.search(texts, k)
-    write_run(run, output, tag=Path(model or "bm25").resolve().name.replace(" ", "_"))
-    report({"output": str(output), "queries": len(run), "documents": sum(map(len, run.values()))}, json)
+        run = StoredReranker.open(index, ranker).rerank(read_run(candidates).top(k), data.queries)
+    else:
+        from ..retrieval.base import open_index
 
-
-def _check_search(
-    model: str | None, candidates: Path | None, exact: bool, settings: str | None, probes: int | None
-) -> None:
-    """Refuse options that the search would not read."""
-    given = {"--candidates": candidates, "--exact": exact, "--settings": settings, "--probes": probes}
-    unread = [option for option, value in given.items() if value]
-    if model is None and unread:
-        raise ValueError(f"{', '.join(unread)} are of a ranker's search; give its --model, BM25 has none of them.")
-    if candidates is not None and len(unread) > 1:
-        raise ValueError("--exact, --settings and --probes are of a search; --candidates are re-ranked.")
-    if exact and len(unread) > 1:
-        raise ValueError("--exact compares every document; --settings and --probes are of searches that do not.")
+        texts = data.judged_queries()
+        run = open_index(index, ranker, exact, settings, probes).search(texts, k)
+    write_run(run, output, tag=options.run_tag(model or "bm25"))
+    documents = sum(len(ranking) for ranking in run.values())
+    print_result({"output": str(output), "queries": len(run), "documents": documents}, as_json)
 
 
 def fuse(
-    run: Annotated[list[Path], typer.Option(help="TREC runs, several times.")],
-    output: Output,
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "reciprocal_rank",
-    weights: Annotated[list[float] | None, typer.Option(help="One for each run.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Documents a query.")] = 1_000,
-    overwrite: Overwrite = False,
-    config: Config = None,
-    json: Json = False,
+    run: Annotated[list[Path], typer.Option(help="TREC runs of the same queries.")],
+    output: options.Output,
+    method: Annotated[str, typer.Option(help=f"Method of fusion: {', '.join(METHODS)}.")] = "reciprocal_rank",
+    weights: options.Weights = None,
+    k: options.K = 1_000,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Mix runs of the same queries (hybrid search)."""
+    """Fuse runs of the same queries (hybrid search)."""
     refuse_existing(output, overwrite)
-    fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
+    runs = [read_run(path) for path in run]
+    fused = fuse_runs(runs, method, weights).top(k)
     write_run(fused, output, tag=method)
-    report({"output": str(output), "queries": len(fused)}, json)
-
-
-def _ranker(model: str, architecture: str | None, batch_size: int, dtype: str, device: object = None) -> Ranker:
-    return Ranker.from_pretrained(model, architecture, device, batch_size=batch_size, dtype=torch_dtype(dtype))
+    print_result({"output": str(output), "queries": len(fused)}, as_json)

@@ -1,72 +1,153 @@
-"""Verbs whose options are the fields of dataclasses, so that they are the same here and in Python."""
+"""Verbs whose options are the fields of dataclasses, so that they are the same on the command line and in Python."""
 
-import json
-from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser
+import typer
 
-from .options import read_options
+from .options import Json
+from .parser import add_verb, make_app, run_app
 
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+# Options whose name is not that of their field.
+NAMES = {
+    "model_name": ["--model", "--model-name"],
+    "teachers": ["--teacher", "--teachers"],
+    "teacher_scores": ["--scores", "--teacher-scores"],
+    "output_dir": ["--output", "--output-dir"],
+    "per_device_train_batch_size": ["--batch-size", "--per-device-train-batch-size"],
+}
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise in place of printing a usage of hundreds of lines."""
-        raise ValueError(f"{message} (all options: --help).")
+def with_settings(*classes: type) -> Callable[[Callable], Callable]:
+    """Give a verb the fields of dataclasses as options.
+
+    The verb is called with an object of each class, made from the options that were given, and with its own
+    keyword-only parameters. Fields with `bf16` or `fp16` as their name can be set by `--dtype` as well.
+
+    Args:
+        *classes: dataclasses whose fields have a `help`, and may have `aliases`, in their metadata.
+    """
+    options = {}
+    for settings in classes:
+        options.update(_field_options(settings))
+    dtypes = ["fp32"] + [name for name in ("bf16", "fp16") if name in options]
+    if len(dtypes) > 1:
+        help_text = f"Precision of training: {', '.join(dtypes)}; wins over --{' and --'.join(dtypes[1:])}."
+        options["dtype"] = _keyword("dtype", str | None, typer.Option(help=help_text))
+
+    def _decorate(verb: Callable) -> Callable:
+        parameters = inspect.signature(verb).parameters.values()
+        own = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+        @functools.wraps(verb)
+        def _run(**values: Any) -> Any:
+            others = {parameter.name: values.pop(parameter.name) for parameter in own}
+            dtype = values.pop("dtype", None)
+            if dtype is not None:
+                if dtype not in dtypes:
+                    raise ValueError(f"--dtype is one of {', '.join(dtypes)}, got {dtype!r}.")
+                values.update({name: name == dtype for name in dtypes[1:]})
+            return verb(*[_make(settings, values) for settings in classes], **others)
+
+        _run.__signature__ = inspect.Signature([*options.values(), *own])
+        return _run
+
+    return _decorate
 
 
 def parse_settings(
-    classes: Sequence[type],
-    arguments: Sequence[str],
-    program: str | None = None,
-    flags: Mapping[str, str] | None = None,
-) -> tuple[list[Any], Namespace]:
-    """Settings from a command line, and from the YAML file that `--config` names; the command line wins.
+    classes: Sequence[type], arguments: Sequence[str], program: str | None = None
+) -> tuple[list[Any], bool]:
+    """Parse arguments whose options are the fields of dataclasses, `--config` and `--json`.
 
     Args:
-        classes: dataclasses, whose fields are the options.
+        classes: the dataclasses, see `with_settings`.
         arguments: options and values, without the program.
-        program: what `--help` calls it; None is the script's name.
-        flags: others by name, with their help, besides `--config` and `--json`.
+        program: name of the program in help and messages; None is that of the process.
 
     Returns:
-        An object of each class, and the flags.
+        An object of each class, and whether `--json` was given.
 
     Raises:
-        ValueError: if an option is unknown, a list stands twice, or a value not the option's, on either side.
-        FileNotFoundError: if there is no such file.
+        ValueError: if an option file, or an object, refuses a value.
+        FileNotFoundError: if the option file does not exist.
+        UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
-    shared = ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("--config", type=Path, help="YAML file of these options; those of the command line win.")
-    for flag, words in ({"--json": "End with one line of JSON."} | dict(flags or {})).items():
-        shared.add_argument(flag, action="store_true", help=words)
-    config = shared.parse_known_args(arguments)[0].config
-    names = [field.name for settings in classes for field in fields(settings) if field.init]
-    from_file = [] if config is None else _as_arguments(read_options(config, names))
-    parser = _Parser(classes, prog=program, parents=[shared], allow_abbrev=False)
-    given_names = [argument.partition("=")[0] for argument in arguments]
-    for option in (action.option_strings for action in parser._actions if action.nargs == "+"):
-        if sum(name in option for name in given_names) > 1:  # the last would silently win
-            raise ValueError(f"{option[0]} stands twice; its values follow one another: {option[0]} A B.")
-    *found, given = parser.parse_args_into_dataclasses([*from_file, *arguments], look_for_args_file=False)
-    return found, given
+
+    @with_settings(*classes)
+    def _parse(*settings: Any, as_json: Json = False) -> tuple[list[Any], bool]:
+        return list(settings), as_json
+
+    app = make_app()
+    add_verb(app, _parse)
+    return run_app(app, arguments, program or Path(sys.argv[0]).name)
 
 
-def _as_arguments(options: dict[str, Any]) -> list[str]:
-    """Options as a command line has them; null leaves an option at its default."""
-    arguments = []
-    for name, value in options.items():
-        if isinstance(value, list):
-            arguments += [f"--{name}", *map(_as_text, value)]
-        elif value is not None:
-            arguments.append(f"--{name}={_as_text(value)}")
-    return arguments
+def _make(settings: type, values: dict[str, Any]) -> Any:
+    given = {}
+    for field in fields(settings):
+        if values.get(field.name) not in (None, []):
+            given[field.name] = values[field.name]
+    return settings(**given)
 
 
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+def _field_options(settings: type) -> dict[str, inspect.Parameter]:
+    """Return options for the fields that a command line can set, the class's own before inherited ones."""
+    own, inherited = {}, {}
+    hints = get_type_hints(settings)
+    for field in fields(settings):
+        kind = _value_type(field, hints[field.name])
+        if not field.init or kind is None:
+            continue
+        if field.name in inspect.get_annotations(settings):
+            own[field.name] = _field_option(field, kind)
+        else:
+            inherited[field.name] = _field_option(field, kind)
+    return own | inherited
+
+
+def _value_type(field: Field, hint: Any) -> Any:
+    """Return the type of a field on the command line: str, int, float, bool or a list; None if it has none."""
+    if field.metadata.get("const") is True:
+        return bool
+    members = [hint]
+    if get_origin(hint) in (Union, UnionType):
+        members = get_args(hint)
+    if str in members:  # among them dictionaries, as JSON
+        return str
+    for member in members:
+        if member in (bool, int, float) or member in (list[str], list[int], list[float]):
+            return member
+        if inspect.isclass(member) and issubclass(member, Enum):
+            return str
+    return None
+
+
+def _field_option(field: Field, kind: Any) -> inspect.Parameter:
+    names = list(NAMES.get(field.name, [f"--{field.name.replace('_', '-')}"]))
+    for alias in field.metadata.get("aliases", []):
+        if alias not in names:
+            names.append(alias)
+    if kind is bool:
+        names[0] += f"/--no-{names[0].removeprefix('--')}"
+    help_text = field.metadata.get("help", "").replace("%%", "%")  # written for argparse
+    default = field.default
+    if field.default_factory is not MISSING:
+        default = " ".join(str(value) for value in field.default_factory())
+    if default is MISSING:
+        return _keyword(field.name, kind, typer.Option(*names, help=help_text), inspect.Parameter.empty)
+    if default is not None and default is not False and default != "":
+        help_text += f" [default: {default}]"
+    return _keyword(field.name, kind | None, typer.Option(*names, help=help_text))
+
+
+def _keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,4 +1,4 @@
-"""Rows of ids and scores to batches; runs inside the dataloader workers."""
+"""Turn rows of ids and scores into batches; runs inside the dataloader workers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,26 +8,29 @@ import torch
 
 from .texts import TextStore
 
-# What of a batch is not for the student.
-TARGETS = ("teacher_scores", "rows", "teacher_inputs")
+# Entries of a batch that are not inputs of the student.
+TARGETS = ("teacher_scores", "is_listed", "rows", "teacher_inputs")
 
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Rows of ids and teacher scores to a batch.
+    """Turn rows of ids and teacher scores into a batch.
 
-    In:  [{"query_id": 7, "pos_id": 1, "neg_id": 2, "pos_score": 9.0, "neg_score": 4.0}], or lists
-         [{"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}]
+    In:  [{"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}]
     Out: {"query": {"input_ids": (B, Lq), ...}, "document": {"input_ids": (B, n, Ld), ...},
           "rows": {"query": (B,), "document": (B, n)}, "teacher_scores": [[9.0, 4.0]]}, column 0 the positive; for a
-         ranker that joins texts the pair's {"input_ids": (B, n, L), ...} stand in place of query and document. `rows`
-         are the places of the texts in their stores. Rows without scores give no `teacher_scores`.
+         ranker that joins texts, the pair's {"input_ids": (B, n, L), ...} replace query and document. `rows` are the
+         places of the texts in their stores. Rows without scores give no `teacher_scores`.
+
+    Lists that differ in length are filled up to the longest with their positive and the score 0; only then the batch
+    has `is_listed` (B, n), False at what was filled in.
 
     Args:
-        processor: of B queries and B * n documents a ranker's inputs, see `models.RankingProcessor`.
+        processor: turns B queries and B * n documents into a ranker's inputs, see `models.RankingProcessor`.
         queries: query_id -> text.
         documents: doc_id -> text.
-        teacher_processor: of the same texts the inputs of a live teacher, `teacher_inputs`; None for none.
+        teacher_processor: turns the same texts into the inputs of a live teacher, `teacher_inputs`; None if there is
+            no live teacher.
     """
 
     processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
@@ -40,36 +43,46 @@ class RankingCollator:
 
         Raises:
             KeyError: if a store lacks an id.
-            ValueError: if the lists of the rows differ in length.
         """
-        doc_ids = [row["doc_ids"] if "doc_ids" in row else [row["pos_id"], row["neg_id"]] for row in rows]
-        n = len(doc_ids[0])
-        if any(len(ids) != n for ids in doc_ids):
-            lengths = sorted({len(ids) for ids in doc_ids})
-            raise ValueError(
-                f"The documents per query differ within a batch ({lengths}); cut all lists to one length."
-            )
         query_ids = [row["query_id"] for row in rows]
-        all_ids = [doc_id for ids in doc_ids for doc_id in ids]
-        texts = self.queries[query_ids], self.documents[all_ids]
+        lengths = [len(row["doc_ids"]) for row in rows]
+        n = max(lengths)
+        doc_ids: list = []
+        scores: list[list[float]] = []
+        for row, length in zip(rows, lengths, strict=True):
+            filled_in = n - length
+            doc_ids += [*row["doc_ids"], *row["doc_ids"][:1] * filled_in]
+            if "teacher_scores" in row:
+                scores.append([*row["teacher_scores"], *[0.0] * filled_in])
+        texts = self.queries[query_ids], self.documents[doc_ids]
         batch = self.processor(*texts)
         if self.teacher_processor is not None:
             batch["teacher_inputs"] = self.teacher_processor(*texts)
         batch["rows"] = {
             "query": torch.from_numpy(self.queries.rows_of(query_ids)),
-            "document": torch.from_numpy(self.documents.rows_of(all_ids)).view(len(rows), n),
+            "document": torch.from_numpy(self.documents.rows_of(doc_ids)).view(len(rows), n),
         }
-        if "teacher_scores" in rows[0] or "pos_score" in rows[0]:
-            batch["teacher_scores"] = torch.tensor([teacher_scores_of(row) for row in rows], dtype=torch.float32)
+        if scores:
+            batch["teacher_scores"] = torch.tensor(scores, dtype=torch.float32)
+        if min(lengths) < n:
+            batch["is_listed"] = torch.arange(n) < torch.tensor(lengths).unsqueeze(1)
         return batch
 
-
-def teacher_scores_of(row: Mapping[str, Any]) -> list[float]:
-    """The teacher's scores of a row's documents, positive first."""
-    return row["teacher_scores"] if "teacher_scores" in row else [row["pos_score"], row["neg_score"]]
+    def describe(self, batch: Mapping[str, Any]) -> str:
+        """Return the ids in a batch: `query: document, document; query: ...`."""
+        rows = batch["rows"]
+        queries = self.queries.ids_of(rows["query"].cpu().numpy())
+        lists = []
+        for query_id, places in zip(queries, rows["document"].cpu().numpy(), strict=True):
+            lists.append(f"{query_id}: {', '.join(self.documents.ids_of(places))}")
+        return "; ".join(lists)
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A batch's inputs for the student, and the rest, see `TARGETS`."""
-    inputs = {name: value for name, value in batch.items() if name not in TARGETS}
-    return inputs, {name: value for name, value in batch.items() if name in TARGETS}
+    """Return a batch's inputs for the student, and the rest, see `TARGETS`."""
+    inputs: dict[str, Any] = {}
+    targets: dict[str, Any] = {}
+    for name, value in batch.items():
+        side = targets if name in TARGETS else inputs
+        side[name] = value
+    return inputs, targets

@@ -1,4 +1,4 @@
-"""Test collections by name: a folder in BEIR's or TREC's layout, the Hub, or ir_datasets (optional)."""
+"""Load test collections by name: a folder in BEIR's or TREC's layout, the Hub, or ir_datasets (optional)."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +13,13 @@ from .runs import Run, read_qrels, read_run
 from .texts import TextStore
 
 DATA_FOLDER = "HF_KD_RANKING_DATA"
-# Short names of the paper's collections, in ir_datasets.
+# Short names of the paper's collections -> their names in ir_datasets.
 SHORT_NAMES = {
     "trec-dl-2019": "msmarco-passage/trec-dl-2019/judged",
     "trec-dl-2020": "msmarco-passage/trec-dl-2020/judged",
     "msmarco-dev": "msmarco-passage/dev/small",
 }
-# Parts of a collection -> what reads their files.
+# Parts of a collection -> readers of their files.
 READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
     "queries": TextStore.from_file,
     "documents": TextStore.from_file,
@@ -29,11 +29,11 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 
 
 class RankingCollection:
-    """Queries, documents and judgments that belong together; each is read when it is first asked for.
+    """Queries, documents and judgments that belong together; each is read at its first use.
 
     Args:
-        name: of the collection.
-        parts: `queries`, `documents`, `qrels` and `candidates` -> what reads it; the last may be missing.
+        name: the collection's name.
+        parts: `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -56,64 +56,75 @@ class RankingCollection:
         return self._parts["qrels"]()
 
     def judged_queries(self) -> dict[str, str]:
-        """The queries that have judgments; all where the collection has none."""
-        judged = self.qrels if "qrels" in self._parts else None
-        return {query_id: text for query_id, text in self.queries.items() if judged is None or query_id in judged}
+        """Return the queries that have judgments, or all queries of a collection without judgments."""
+        queries = dict(self.queries.items())
+        if "qrels" not in self._parts:
+            return queries
+        return {query_id: text for query_id, text in queries.items() if query_id in self.qrels}
 
     @cached_property
     def candidates(self) -> Run | None:
-        """A first stage's run where the collection has one."""
-        return self._parts["candidates"]() if "candidates" in self._parts else None
+        """The run of a first stage, or None if the collection has none."""
+        if "candidates" not in self._parts:
+            return None
+        return self._parts["candidates"]()
 
 
 def load_collection(
     name: str, split: str = "test", parts: Mapping[str, Callable[[], Any]] | None = None
 ) -> RankingCollection:
-    """Find a collection by its name.
+    """Open a collection by its name.
 
-    Tried in this order: a folder; a folder of this name in the one that `HF_KD_RANKING_DATA` names; ir_datasets, where
-    it is installed (`trec-dl-2019`, `trec-dl-2020`, `msmarco-dev`, or a name of its own as `beir/scifact/test`);
+    Tried in this order: a folder; a folder of this name in the one that `HF_KD_RANKING_DATA` names; ir_datasets, if it
+    is installed (`trec-dl-2019`, `trec-dl-2020`, `msmarco-dev`, or one of its names such as `beir/scifact/test`);
     `owner/name` on the Hub, in BEIR's form (configs `corpus`, `queries`, `qrels`: `zeta-alpha-ai/NanoSciFact`). A
     folder has BEIR's layout (`corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`) or TREC's (`collection.tsv`,
     `queries.SPLIT.tsv`, `qrels.SPLIT.txt`, and `candidates.SPLIT.trec` if there is a first stage; names without
-    `.SPLIT` serve every split).
+    `.SPLIT` are for every split).
 
     Args:
         name: see above.
-        split: of a folder, or of a data set on the Hub where it has several; ir_datasets' names contain it.
-        parts: what reads other `queries`, `documents`, `qrels` or `candidates` than the collection's.
+        split: split of a folder, or of a data set on the Hub that has several; ir_datasets' names contain it.
+        parts: functions that read other `queries`, `documents`, `qrels` or `candidates` than the collection's.
 
     Raises:
         FileNotFoundError: if there is no such collection, or a file of its folder is missing.
     """
+    readers = None
     for folder in (Path(name), Path(os.environ.get(DATA_FOLDER) or ".") / name):
-        if folder.is_dir():
-            found = _folder_parts(folder, split)
-            break
-    else:
-        found = _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name, split)
-    return RankingCollection(name, {**found, **(parts or {})})
+        if readers is None and folder.is_dir():
+            readers = _folder_parts(folder, split)
+    readers = readers or _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name, split)
+    return RankingCollection(name, {**readers, **(parts or {})})
 
 
 def _folder_parts(folder: Path, split: str) -> dict[str, Callable[[], Any]]:
     if (folder / "corpus.jsonl").is_file():
-        places = {"documents": "corpus.jsonl", "queries": "queries.jsonl", "qrels": f"qrels/{split}.tsv"}
-        paths = {part: folder / place for part, place in places.items()}
+        paths = {
+            "documents": folder / "corpus.jsonl",
+            "queries": folder / "queries.jsonl",
+            "qrels": folder / "qrels" / f"{split}.tsv",
+        }
     else:
-        endings = {"documents": "collection.tsv", "queries": "queries.tsv", "qrels": "qrels.txt"}
-        paths = {part: _of_split(folder / name, split) for part, name in endings.items()}
-    if missing := [str(path) for path in paths.values() if not path.is_file()]:
+        paths = {
+            "documents": _split_file(folder / "collection.tsv", split),
+            "queries": _split_file(folder / "queries.tsv", split),
+            "qrels": _split_file(folder / "qrels.txt", split),
+        }
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}: a collection has corpus.jsonl, queries.jsonl and qrels/{split}.tsv "
             f"(BEIR), or collection.tsv, queries.{split}.tsv and qrels.{split}.txt."
         )
-    paths["candidates"] = _of_split(folder / "candidates.trec", split)
+    paths["candidates"] = _split_file(folder / "candidates.trec", split)
     return {part: partial(READERS[part], path) for part, path in paths.items() if path.is_file()}
 
 
-def _of_split(path: Path, split: str) -> Path:
-    of_split = path.with_name(f"{path.stem}.{split}{path.suffix}")
-    return of_split if of_split.is_file() else path
+def _split_file(path: Path, split: str) -> Path:
+    """Return the file of a split, or the file that is for all splits."""
+    split_file = path.with_name(f"{path.stem}.{split}{path.suffix}")
+    return split_file if split_file.is_file() else path
 
 
 def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
@@ -127,7 +138,10 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
             ) from error
         if len(splits) > 1 and split not in splits:
             raise ValueError(f"The {config} of {name} have the splits {', '.join(splits)}, not {split!r}.")
-        return next(iter(splits.values())) if len(splits) == 1 else splits[split]
+        if len(splits) == 1:
+            (split_name,) = splits
+            return splits[split_name]
+        return splits[split]
 
     def texts(config: str) -> TextStore:
         dataset = rows(config)
@@ -135,16 +149,16 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
         return TextStore.from_dataset(dataset, folder, id_column="_id")
 
     def qrels() -> dict[str, dict[str, int]]:
-        found = {}
-        for row in rows("qrels"):  # without a grade in NanoBEIR: each is relevant
-            found.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row.get("score", 1))
-        return found
+        grades = {}
+        for row in rows("qrels"):  # NanoBEIR has no grades: each is relevant
+            grades.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row.get("score", 1))
+        return grades
 
     return {"documents": partial(texts, "corpus"), "queries": partial(texts, "queries"), "qrels": qrels}
 
 
 def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
-    """None where the library is not installed or does not know the name."""
+    """Return the parts, or None if the library is not installed or does not know the name."""
     try:
         import ir_datasets
 
@@ -152,9 +166,9 @@ def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
     except (ImportError, KeyError):
         return None
 
-    def texts(side: str) -> TextStore:
+    def texts(side: str, records: Callable[[], Iterator]) -> TextStore:
         def generate() -> Iterator[dict[str, str]]:
-            for record in source.docs_iter() if side == "docs" else source.queries_iter():
+            for record in records():
                 yield {"id": record[0], "text": record.default_text()}
 
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking" / f"{name.replace('/', '-')}-{side}"
@@ -163,14 +177,20 @@ def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
         return TextStore.from_dataset(datasets.Dataset.from_generator(generate), folder)
 
     def qrels() -> dict[str, dict[str, int]]:
-        found = {}
+        grades = {}
         for record in source.qrels_iter():
-            found.setdefault(record.query_id, {})[record.doc_id] = record.relevance
-        return found
+            grades.setdefault(record.query_id, {})[record.doc_id] = record.relevance
+        return grades
 
     def candidates() -> Run:
-        records = ((record.query_id, record.doc_id, record.score) for record in source.scoreddocs_iter())
+        records = [(record.query_id, record.doc_id, record.score) for record in source.scoreddocs_iter()]
         return Run.from_scores(*zip(*records, strict=True))
 
-    parts = {"documents": partial(texts, "docs"), "queries": partial(texts, "queries"), "qrels": qrels}
-    return parts | ({"candidates": candidates} if source.has_scoreddocs() else {})
+    parts = {
+        "documents": partial(texts, "docs", source.docs_iter),
+        "queries": partial(texts, "queries", source.queries_iter),
+        "qrels": qrels,
+    }
+    if source.has_scoreddocs():
+        parts["candidates"] = candidates
+    return parts

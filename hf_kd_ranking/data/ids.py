@@ -1,20 +1,21 @@
-"""Ids of rows, and the row of an id: integers where all are plain integers, else strings; on disk memory-mapped.
+"""Ids of rows, the row of an id, and strings on disk, all memory-mapped.
 
-In the order of the rows stand the ids (nothing where an id is its row), beside them a sorted index: the integers, or
-64-bit hashes of the strings.
+The ids are integers if all of them are plain integers, else strings. They are stored in the order of the rows (not at
+all if each id is its row), with a sorted index: the integers, or 64-bit hashes of the strings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from .strings import open_strings, write_strings
+from ..artifacts import existing_file
 from .tables import is_plain_integer, plain_integers
 
 Id = int | str
+ROWS_AT_ONCE = 10_000
 
 
 class IdIndex:
@@ -22,8 +23,8 @@ class IdIndex:
 
     Args:
         count: N.
-        ids: (N,) int64, or strings; None where an id is its row.
-        keys: of the distinct ids, sorted: int64, or uint64 hashes of strings; None where an id is its row.
+        ids: (N,) int64, or strings; None if each id is its row.
+        keys: the distinct ids, sorted: int64, or uint64 hashes of strings; None if each id is its row.
         rows: int64, the first row of each key.
     """
 
@@ -45,31 +46,33 @@ class IdIndex:
         """Index ids given as arrays of strings, those of the first rows first.
 
         Args:
-            removed: (N,) True at rows that no id finds; None for none.
+            columns: arrays of strings.
+            removed: (N,) True at rows that no look-up returns; None if there are none.
         """
-        integers = [plain_integers(column) for column in columns]
-        if all(numbers is not None for numbers in integers):
-            ids = keys = np.concatenate(integers)
+        integers = _all_integers(columns)
+        if integers is not None:
+            ids = keys = integers
             if removed is None and np.array_equal(keys, np.arange(len(keys))):
                 return cls(len(keys))
         else:
             ids = pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
-            keys = _hashes(i for column in columns for i in column.to_pylist())
+            keys = np.concatenate([_hashes(column.to_pylist()) for column in columns])
         order = np.argsort(keys, kind="stable")
-        order = order if removed is None else order[~removed[order]]
+        if removed is not None:
+            order = order[~removed[order]]
         keys = keys[order]
-        first = np.ones(len(keys), dtype=bool)
-        first[1:] = keys[1:] != keys[:-1]
-        return cls(len(ids), ids, keys[first], order[first])
+        is_first = np.ones(len(keys), dtype=bool)
+        is_first[1:] = keys[1:] != keys[:-1]
+        return cls(len(ids), ids, keys[is_first], order[is_first])
 
     def save_ids(self, folder: Path) -> None:
-        """Write the index into a folder, where an id is not its row."""
+        """Write the index into a folder, unless each id is its row."""
         if self._keys is None:
             return
         if self.has_integer_ids:
             np.save(folder / "ids.npy", self._ids)
         else:
-            write_strings(folder / "ids", iter([self._ids]))
+            write_strings(folder / "ids", [self._ids])
         np.save(folder / "keys.npy", self._keys)
         np.save(folder / "rows.npy", self._rows)
 
@@ -80,27 +83,32 @@ class IdIndex:
         return bool(self.rows_of([id_])[0] >= 0)
 
     def ids(self) -> Iterator[str]:
-        """All ids as strings, in the order of the rows."""
-        for start in range(0, len(self), 10_000):
-            yield from self.ids_of(np.arange(start, min(start + 10_000, len(self))))
+        """Yield all ids as strings, in the order of the rows."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield from self.ids_of(np.arange(start, min(start + ROWS_AT_ONCE, len(self))))
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """The ids of some rows, as strings."""
+        """Return the ids of some rows, as strings."""
         if not self.has_integer_ids:
             return self._ids.take(pa.array(rows)).to_pylist()
-        return [str(i) for i in (rows if self._ids is None else self._ids[rows]).tolist()]
+        integers = np.asarray(rows if self._ids is None else self._ids[rows])
+        return [str(i) for i in integers.tolist()]
 
     def columns(self, rows: np.ndarray | None = None) -> list[pa.Array]:
-        """The ids of some rows, or of all, as arrays of strings, for `build`."""
-        rows = np.arange(len(self)) if rows is None else rows
-        return [pa.array(self.ids_of(rows[i : i + 100_000]), pa.string()) for i in range(0, len(rows), 100_000)]
+        """Return the ids of some rows, or of all, as arrays of strings, for `build`."""
+        if rows is None:
+            rows = np.arange(len(self))
+        columns = []
+        for start in range(0, len(rows), 100_000):
+            columns.append(pa.array(self.ids_of(rows[start : start + 100_000]), pa.string()))
+        return columns
 
     def distinct_rows(self) -> np.ndarray:
-        """The first row of each id, ascending."""
+        """Return the first row of each id, ascending."""
         return np.arange(len(self)) if self._rows is None else np.sort(self._rows)
 
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
-        """Row of each id of a flat sequence, -1 where there is none; int64."""
+        """Return the row of each id of a flat sequence, -1 for an unknown id; int64."""
         if len(ids) == 0:
             return np.empty(0, dtype=np.int64)
         keys = self._keys_of(ids)
@@ -110,54 +118,110 @@ class IdIndex:
             return np.full(len(ids), -1, dtype=np.int64)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         rows = np.where(self._keys[places] == keys, self._rows[places], -1).astype(np.int64)
-        if not self.has_integer_ids:  # the key is a hash: an id that is not here may share it
-            found = np.flatnonzero(rows >= 0)
-            stored = self.ids_of(rows[found])
-            rows[[i for i, name in zip(found, stored, strict=True) if name != str(ids[i])]] = -1
+        if not self.has_integer_ids:  # the key is a hash: an unknown id may share it
+            known = np.flatnonzero(rows >= 0)
+            for place, stored in zip(known, self.ids_of(rows[known]), strict=True):
+                if stored != str(ids[place]):
+                    rows[place] = -1
         return rows
 
-    def rows_of_strings(self, ids: pa.Array) -> np.ndarray:
-        """`rows_of` an Arrow array of strings, without Python strings where ids are integers."""
+    def rows_of_array(self, ids: pa.Array) -> np.ndarray:
+        """Return `rows_of` an Arrow array of integers or strings, without Python strings if the ids are integers."""
+        if pa.types.is_integer(ids.type):
+            return self.rows_of(ids.to_numpy())
         integers = plain_integers(ids) if self.has_integer_ids else None
         return self.rows_of(ids.to_pylist() if integers is None else integers)
 
     def rows_of_known(self, ids: Sequence[Id] | np.ndarray, what: str) -> np.ndarray:
-        """`rows_of` ids that must be here.
+        """Return `rows_of` ids that must be known.
 
         Args:
-            what: the rows are, for the message.
+            ids: a flat sequence.
+            what: what the rows are, for the message.
 
         Raises:
             KeyError: naming the first missing ids and their count.
         """
         rows = self.rows_of(ids)
-        if (rows < 0).any():
-            missing = [ids[i] for i in np.flatnonzero(rows < 0)]
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            names = ", ".join(repr(str(ids[place])) for place in missing[:3])
             raise KeyError(
-                f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} {what}: "
-                f"{', '.join(repr(str(i)) for i in missing[:3])}; do the files belong to one release?"
+                f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} {what}: {names}; do the files "
+                "belong to one release?"
             )
         return rows
 
     def _keys_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         if not self.has_integer_ids:
-            return _hashes(str(i) for i in ids)
+            return _hashes(ids)
         array = np.asarray(ids)
         if array.dtype.kind in "iu":
             return array.astype(np.int64)
-        # A string that is no plain integer is no id here; -1 could be one, the smallest integer cannot.
-        nowhere = np.iinfo(np.int64).min
-        return np.asarray([int(i) if is_plain_integer(str(i)) else nowhere for i in ids], dtype=np.int64)
+        # A string that is not a plain integer is unknown; -1 could be an id, the smallest integer cannot.
+        keys = np.full(len(ids), np.iinfo(np.int64).min, dtype=np.int64)
+        for place, id_ in enumerate(ids):
+            if is_plain_integer(str(id_)):
+                keys[place] = int(id_)
+        return keys
 
 
 def open_ids(folder: Path) -> tuple[np.ndarray | pa.LargeStringArray, np.ndarray, np.ndarray] | tuple[()]:
-    """Map what `save_ids` wrote: what `IdIndex` takes after the count; nothing where an id is its row."""
+    """Map what `save_ids` wrote, the arguments of `IdIndex` after the count; nothing if each id is its row."""
     if not (folder / "keys.npy").is_file():
         return ()
-    has_strings = (folder / "ids.bin").is_file()
-    ids = open_strings(folder / "ids") if has_strings else np.load(folder / "ids.npy", mmap_mode="r")
+    if (folder / "ids.bin").is_file():
+        ids = open_strings(folder / "ids")
+    else:
+        ids = np.load(folder / "ids.npy", mmap_mode="r")
     return ids, np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "rows.npy", mmap_mode="r")
 
 
-def _hashes(ids: Iterator[str]) -> np.ndarray:
-    return np.fromiter((xxhash.xxh3_64_intdigest(i.encode()) for i in ids), dtype=np.uint64)
+def write_strings(path: Path, arrays: Iterable[pa.Array]) -> int:
+    """Write arrays of strings one after another (`path`.bin), and where each string begins (`path`.offsets.npy).
+
+    Returns:
+        Number of strings.
+    """
+    lengths = [np.zeros(1, dtype=np.int64)]
+    with path.with_suffix(".bin").open("wb") as file:
+        for array in arrays:
+            array = array.cast(pa.large_string())
+            _, offsets, data = array.buffers()
+            offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+            if len(array):
+                lengths.append(np.diff(offsets))
+                if offsets[-1] > offsets[0]:
+                    file.write(data[offsets[0] : offsets[-1]])
+        file.write(b"\n")  # an empty file cannot be mapped
+    offsets = np.cumsum(np.concatenate(lengths))
+    np.save(path.with_suffix(".offsets.npy"), offsets)
+    return len(offsets) - 1
+
+
+def open_strings(path: Path) -> pa.LargeStringArray:
+    """Map what `write_strings` wrote as one Arrow array; only rows that are taken are read.
+
+    One array, because taking rows of a chunked array copies all of it first.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+    """
+    data = existing_file(path.with_suffix(".bin"), "text store's")
+    offsets = np.load(path.with_suffix(".offsets.npy"), mmap_mode="r")
+    with pa.memory_map(str(data)) as mapped:
+        return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), mapped.read_buffer())
+
+
+def _all_integers(columns: Sequence[pa.Array]) -> np.ndarray | None:
+    integers = []
+    for column in columns:
+        numbers = plain_integers(column)
+        if numbers is None:
+            return None
+        integers.append(numbers)
+    return np.concatenate(integers)
+
+
+def _hashes(ids: Iterable[Id]) -> np.ndarray:
+    return np.fromiter((xxhash.xxh3_64_intdigest(str(i).encode()) for i in ids), dtype=np.uint64)

@@ -73,8 +73,7 @@ class TeacherRows:
 
     def row_name(self, row: int) -> str:
         """Return the name of a row as its user knows it: file and line if it came from a text file."""
-        is_text = os.path.isfile(self.source) and Path(self.source).suffix != ".parquet"
-        if is_text:
+        if os.path.isfile(self.source) and not self.source.endswith(".parquet"):
             return f"{self.source} line {nth_line(Path(self.source), row)}"
         return f"{self.source} row {row}"
 
@@ -95,8 +94,8 @@ class TeacherRows:
             yield start, {name: batch[name].combine_chunks() for name in names}
 
     def select(self, rows: Sequence[int]) -> "TeacherRows":
-        """Return some of the rows."""
-        return replace(self, rows=self.rows.select(rows))
+        """Return some of the rows; messages name them by their places in the selection, not by lines of a file."""
+        return replace(self, rows=self.rows.select(rows), source=f"the selection from {self.source}")
 
 
 def load_teacher_scores(
@@ -123,8 +122,8 @@ def load_teacher_scores(
     folder = cache_folder(path, "rows", cache_dir)
     if not folder.is_dir():
         with building(folder) as temporary:
-            batches = _read_parquet(path) if is_parquet else _read_text(path)
-            write_arrow(temporary / "rows.arrow", batches, str(path))
+            read = _read_parquet if is_parquet else _read_text
+            write_arrow(temporary / "rows.arrow", read(path), str(path))
     table = datasets.Dataset.from_file(str(folder / "rows.arrow"))
     has_only_margins = is_parquet and _layout(pa.parquet.read_schema(path).names, str(path)) == MARGIN_COLUMNS
     return TeacherRows(table, str(path), has_only_margins)
@@ -166,23 +165,29 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
         table = pa.Table.from_batches([batch]).select(list(layout))
         _check_table(table, start, str(path))
         start += len(batch)
-        lists = table if "doc_ids" in layout else _as_lists(table)
-        yield from lists.combine_chunks().to_batches()
+        if "doc_ids" not in layout:
+            table = _as_lists(table)
+        yield from table.combine_chunks().to_batches()
 
 
 def _check_table(table: pa.Table, start: int, source: str) -> None:
     """Refuse scores that are not finite, missing values, and lists that do not belong together."""
     for name in table.column_names:
-        column = table[name].combine_chunks()
-        values = column.flatten() if pa.types.is_nested(column.type) else column
-        if column.null_count or values.null_count:
-            row = column.is_null().index(True).as_py() if column.null_count else 0
-            raise ValueError(f"{source} row {start + max(row, 0)}: {name} has a missing value.")
+        column = values = table[name].combine_chunks()
+        if column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
+        if pa.types.is_nested(column.type):
+            values = column.flatten()
+        if values.null_count:
+            row = _row_of_value(column, values.is_null().index(True).as_py())
+            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
         if "score" in name:
             _check_finite(column, values, start, source, name)
-    if "teacher_scores" in table.column_names:
-        lengths = pc.list_value_length(table["doc_ids"]).to_numpy()
-        scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
+    if "doc_ids" in table.column_names:
+        lengths = scores = pc.list_value_length(table["doc_ids"]).to_numpy()
+        if "teacher_scores" in table.column_names:
+            scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
         bad = np.flatnonzero((lengths != scores) | (lengths < 2))
         if len(bad):
             row = int(bad[0])
@@ -197,19 +202,25 @@ def _check_finite(column: pa.Array, values: pa.Array, start: int, source: str, n
         raise ValueError(f"{source}: the column {name} must hold numbers, got {values.type}.")
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
-    if len(bad) == 0:
-        return
-    place = int(bad[0])
-    row = place
-    if pa.types.is_nested(column.type):
-        row = int(np.searchsorted(np.cumsum(pc.list_value_length(column).to_numpy()), place, side="right"))
-    raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[place]}.")
+    if len(bad):
+        row = _row_of_value(column, int(bad[0]))
+        raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[int(bad[0])]}.")
+
+
+def _row_of_value(column: pa.Array, place: int) -> int:
+    """Return the row of the value at a place of a column, or of its flattened lists."""
+    if not pa.types.is_nested(column.type):
+        return place
+    ends = np.cumsum(pc.list_value_length(column).to_numpy())
+    return int(np.searchsorted(ends, place, side="right"))
 
 
 def _as_lists(table: pa.Table) -> pa.Table:
     """Turn pairs, triples or margins into lists of two."""
     names = set(table.column_names)
-    positive, negative = ("positive_id", "negative_id") if "positive_id" in names else ("pos_id", "neg_id")
+    positive, negative = "pos_id", "neg_id"
+    if "positive_id" in names:
+        positive, negative = "positive_id", "negative_id"
     columns = {"query_id": table["query_id"], "doc_ids": _interleaved(table[positive], table[negative])}
     if "score" in names:
         zeros = pa.array(np.zeros(len(table), dtype=np.float32))
@@ -222,11 +233,15 @@ def _as_lists(table: pa.Table) -> pa.Table:
 
 def _interleaved(first: pa.Array | pa.ChunkedArray, second: pa.Array | pa.ChunkedArray) -> pa.ListArray:
     """Return lists [first[i], second[i]]."""
-    first, second = (part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part for part in (first, second))
     count = len(first)
     order = np.arange(2 * count).reshape(2, count).T.ravel()  # 0, N, 1, N + 1, ...
-    values = pa.concat_arrays([first, second.cast(first.type)]).take(pa.array(order))
+    both = pa.chunked_array([*_chunks(first), *_chunks(second.cast(first.type))])
+    values = both.combine_chunks().take(pa.array(order))
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)), values)
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 # ---- Text files -----------------------------------------------------------------------------------------------------
@@ -257,11 +272,10 @@ def _column_types(path: Path) -> dict[str, pa.DataType]:
         if text.strip():
             width = text.count("\t") + 1
             break
-    names = TRIPLE_COLUMNS if width == len(TRIPLE_COLUMNS) else PAIR_COLUMNS
-    types = {}
-    for name in names:
-        types[name] = pa.float32() if "score" in name else pa.string()
-    return types
+    types = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
+    if width == len(TRIPLE_COLUMNS):
+        return types
+    return dict.fromkeys(PAIR_COLUMNS[:2], pa.float32()) | types
 
 
 def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
@@ -270,8 +284,9 @@ def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
         _check_list(path, line, row)
         if not all(is_plain_integer(str(i)) for i in (row["query_id"], *row["doc_ids"])):
             are_integers = False
-    kind = pa.int64() if are_integers else pa.string()
-    convert = int if are_integers else str
+    kind, convert = pa.string(), str
+    if are_integers:
+        kind, convert = pa.int64(), int
     fields = [("query_id", kind), ("doc_ids", pa.list_(kind)), ("teacher_scores", pa.list_(pa.float32()))]
     schema = pa.schema(fields)
     rows: list[dict] = []

@@ -1,4 +1,4 @@
-"""TREC runs and qrels: what first stages, rankers and judges say, and what measures and tests read."""
+"""TREC runs and qrels: the rankings of first stages and rankers, and the judgments that measures read."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from .tables import nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
 
-WHITE_SPACE = r"[\pZ\s\x{85}\x{1c}-\x{1f}]"  # what str.split() splits at, for RE2
+WHITE_SPACE = r"[\pZ\s\x{85}\x{1c}-\x{1f}]"  # the characters at which str.split() splits, for RE2
 RUN_COLUMNS = ("query_id", "Q0", "doc_id", "rank", "score", "tag")
 
 
@@ -25,12 +25,12 @@ class Run(dict[str, list[tuple[str, float]]]):
     """A ranking per query: query_id -> [(doc_id, score)], best first. BM25, rerankers and indexes all produce it."""
 
     def top(self, k: int) -> "Run":
-        """The first k documents of every query."""
+        """Return the first k documents of every query."""
         return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
 
     @classmethod
     def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
-        """Group scored pairs by query and sort by falling score; ties keep the order given."""
+        """Group scored pairs by query and sort by descending score; ties keep the order given."""
         run = cls()
         for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
             run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
@@ -40,16 +40,17 @@ class Run(dict[str, list[tuple[str, float]]]):
 
 
 def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
-    """Read a TREC run file (`query_id Q0 doc_id rank score tag`); the scores give the order, ties that of the file.
+    """Read a TREC run file (`query_id Q0 doc_id rank score tag`), sorted by score; ties keep the order of the file.
 
-    Ranks that contradict the scores are warned of, once a file.
+    A warning names the first rank that contradicts the scores.
 
     Args:
-        k: keeps the first k documents of every query and what ties with the last of them; None keeps all.
+        path: the file.
+        k: keeps the first k documents of every query and those that tie with the last of them; None keeps all.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a wrong number of columns, a score that is no finite number, a document
+        FileNotFoundError: if the file does not exist.
+        ValueError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
             listed twice for a query; for an empty file; for a k below 1.
     """
     if k is not None and k < 1:
@@ -66,25 +67,24 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     starts = np.flatnonzero(np.diff(queries, prepend=-1))
     if k is not None:
         lengths = np.diff(starts, append=len(queries))
-        last = np.repeat(starts + np.minimum(k, lengths) - 1, lengths)  # of each row's query
+        last = np.repeat(starts + np.minimum(k, lengths) - 1, lengths)  # row k of each row's query
         is_kept = (np.arange(len(queries)) <= last) | (scores == scores[last])
         queries, scores, rows = queries[is_kept], scores[is_kept], rows[is_kept]
         starts = np.flatnonzero(np.diff(queries, prepend=-1))
     query_ids = columns.queries.dictionary.take(pa.array(queries[starts])).to_pylist()
-    documents, bounds = columns.documents.take(pa.array(rows)), [*starts.tolist(), len(scores)]
+    documents = columns.documents.take(pa.array(rows))
+    bounds = [*starts.tolist(), len(scores)]
     del columns, queries, rows  # Python's strings and numbers take ten times their memory
     doc_ids, scores = documents.to_pylist(), scores.tolist()
     del documents
-    return Run(
-        {
-            query_id: list(zip(doc_ids[start:stop], scores[start:stop], strict=True))
-            for query_id, (start, stop) in zip(query_ids, pairwise(bounds), strict=True)
-        }
-    )
+    run = Run()
+    for query_id, (start, stop) in zip(query_ids, pairwise(bounds), strict=True):
+        run[query_id] = list(zip(doc_ids[start:stop], scores[start:stop], strict=True))
+    return run
 
 
 class _Columns(NamedTuple):
-    """A run file, a row a line."""
+    """The columns of a run file, one row per line."""
 
     queries: pa.DictionaryArray
     documents: pa.Array
@@ -93,7 +93,7 @@ class _Columns(NamedTuple):
 
 
 def _read_at_once(path: Path) -> _Columns | None:
-    """The columns of a file in its usual form, one space or tab between them; None for what needs a closer look."""
+    """Return the columns of a file with one space or tab between them; None if its lines must be read one by one."""
     with open_binary(path) as file:
         delimiter = "\t" if b"\t" in file.readline() else " "
     types = {
@@ -114,29 +114,32 @@ def _read_at_once(path: Path) -> _Columns | None:
     table = table.unify_dictionaries().combine_chunks()
     queries, documents, ranks, scores = (table[name].chunk(0) for name in types)
     columns = _Columns(queries, documents, ranks.to_numpy(), scores.to_numpy())
-    has_space = any(
-        pc.any(pc.match_substring_regex(ids, WHITE_SPACE)).as_py() for ids in (queries.dictionary, documents)
-    )
-    is_plain = np.isfinite(columns.scores).all() and not has_space and not _has_twice(queries, documents)
-    return columns if is_plain else None
+    is_plain = np.isfinite(columns.scores).all() and not _has_repeated(queries, documents)
+    if not is_plain or _has_space(queries.dictionary) or _has_space(documents):
+        return None
+    return columns
 
 
-def _has_twice(queries: pa.DictionaryArray, documents: pa.Array) -> bool:
-    numbers, queries = plain_integers(documents), queries.indices.to_numpy().astype(np.int64)
+def _has_space(ids: pa.Array) -> bool:
+    return pc.any(pc.match_substring_regex(ids, WHITE_SPACE)).as_py()
+
+
+def _has_repeated(queries: pa.DictionaryArray, documents: pa.Array) -> bool:
+    numbers = plain_integers(documents)
     if numbers is None or numbers.min() < 0 or numbers.max() >= 2**31:
         numbers = documents.dictionary_encode().indices.to_numpy()  # slower
-    pairs = queries << 31 | numbers
+    pairs = queries.indices.to_numpy().astype(np.int64) << 31 | numbers
     pairs.sort()
     return bool((pairs[1:] == pairs[:-1]).any())
 
 
 def _read_by_line(path: Path) -> _Columns:
-    """The columns of a file with any white space between them; raises where a line is at fault."""
+    """Return the columns of a file with any white space between them, or raise an error that names a line."""
     queries, documents, ranks, scores = [], [], [], []
     seen: set[tuple[str, str]] = set()
     for line, (query_id, _, doc_id, rank, score, _) in _trec_lines(path, RUN_COLUMNS):
         if (query_id, doc_id) in seen:
-            raise ValueError(f"{path} line {line}: document {doc_id!r} stands twice in the ranking of {query_id!r}.")
+            raise ValueError(f"{path} line {line}: document {doc_id!r} appears twice in the ranking of {query_id!r}.")
         seen.add((query_id, doc_id))
         queries.append(query_id)
         documents.append(doc_id)
@@ -146,7 +149,7 @@ def _read_by_line(path: Path) -> _Columns:
 
 
 def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-    """Say where ranks contradict scores, which then decide; all in the order of the scores, `rows` their places."""
+    """Warn of ranks that contradict the scores; all arrays are in the order of the scores, `rows` are their lines."""
     is_wrong = (np.diff(queries) == 0) & (np.diff(ranks) < 0) & (np.diff(scores) < 0)
     if is_wrong.any():
         place = int(np.flatnonzero(is_wrong)[0])
@@ -162,10 +165,15 @@ def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: n
 def write_run(
     run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
 ) -> None:
-    """Write a TREC run file, ranks from 1; it appears under its name only when it is complete.
+    """Write a TREC run file that is complete or absent, ranks from 1.
+
+    Args:
+        run: query_id -> [(doc_id, score)], best first.
+        path: the file.
+        tag: last column, the name of the system.
 
     Raises:
-        ValueError: if an id or the tag holds white space, which the format cannot carry.
+        ValueError: if an id or the tag holds white space, which separates the columns.
     """
     with writing(path) as file:
         for query_id, ranking in run.items():
@@ -176,21 +184,27 @@ def write_run(
 
 
 def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read TREC relevance judgments (`query_id 0 doc_id grade`): query_id -> {doc_id: grade}, grades kept as they are.
+    """Read TREC relevance judgments (`query_id 0 doc_id grade`).
 
     BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
 
+    Returns:
+        query_id -> {doc_id: grade}, grades as they are written.
+
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: with file and line, for a wrong number of columns, a grade that is no integer, two different
+        FileNotFoundError: if the file does not exist.
+        ValueError: with file and line, for a wrong number of columns, a grade that is not an integer, two different
             grades for one pair; for an empty file.
     """
     path = existing_file(path, "qrels")
     with open_binary(path) as file:
         is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
-    columns = ("query-id", "corpus-id", "score") if is_beir else ("query_id", "0", "doc_id", "grade")
+    columns: tuple[str, ...] = ("query_id", "0", "doc_id", "grade")
+    delimiter = None
+    if is_beir:
+        columns, delimiter = ("query-id", "corpus-id", "score"), "\t"
     qrels: dict[str, dict[str, int]] = {}
-    for line, fields in _trec_lines(path, columns, "\t" if is_beir else None):
+    for line, fields in _trec_lines(path, columns, delimiter):
         if is_beir and line == 1:
             continue
         query_id, doc_id, grade = fields[0], fields[-2], number(path, line, "grade", fields[-1], int)
@@ -205,7 +219,7 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike)
     """Write TREC relevance judgments.
 
     Raises:
-        ValueError: if an id holds white space, which the format cannot carry.
+        ValueError: if an id holds white space, which separates the columns.
     """
     with writing(path) as file:
         for query_id, grades in qrels.items():
@@ -215,24 +229,25 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike)
 
 
 def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields, which white space parts, or a delimiter."""
-    empty, layout = True, " ".join(columns)
+    """Yield line numbers and fields, separated by a delimiter; None separates them at white space."""
+    is_empty, layout = True, " ".join(columns)
     for line, text in read_lines(path):
-        fields = text.split(delimiter)
         if not text.strip():
             continue
+        fields = text.split(delimiter)
         if len(fields) != len(columns):
+            hint = "" if delimiter else "; ids cannot hold white space"
             raise ValueError(
-                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}"
-                f"{'' if delimiter else '; ids cannot hold white space'}."
+                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: "
+                f"{text[:80]!r}{hint}."
             )
-        empty = False
+        is_empty = False
         yield line, fields
-    if empty:
+    if is_empty:
         raise ValueError(f"{path} is empty; needed lines of {layout}.")
 
 
 def _check_no_space(*names: str) -> None:
     for name in names:
-        if not name or any(character.isspace() for character in name):
+        if name.split() != [name]:
             raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")

@@ -8,15 +8,15 @@ from torch.utils.data import Sampler
 
 
 class ShuffledSampler(Sampler[int]):
-    """A seeded permutation of the rows, another one each epoch, the same after a resume.
+    """Yield a seeded permutation of the rows, another one in each epoch, the same after a resume.
 
-    The permutation is one int32 tensor (160 MB for 40 million rows), turned into Python integers a chunk at a time;
-    `RandomSampler` makes a list of them all, 1.6 GB.
+    The permutation is one int32 tensor (160 MB for 40 million rows), turned into Python integers one chunk at a time;
+    `RandomSampler` makes a list of all, 1.6 GB.
 
     Args:
-        data: what is sampled; fewer than 2^31 rows.
-        seed: of the order; the epoch is added to it.
-        chunk_size: rows turned into integers at once.
+        data: the rows; fewer than 2^31.
+        seed: seed of the order; the epoch is added to it.
+        chunk_size: number of rows turned into integers at once.
     """
 
     def __init__(self, data: Sized, seed: int, chunk_size: int = 65_536) -> None:
@@ -26,7 +26,7 @@ class ShuffledSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives; Trainer calls it."""
+        """Set the epoch whose order the next iteration yields; Trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -40,23 +40,23 @@ class ShuffledSampler(Sampler[int]):
 
 
 class TopicBalancedSampler(Sampler[int]):
-    """Batches of queries on one topic, their pairs balanced over the teacher's margins (TAS-Balanced).
+    """Yield batches of queries on one topic, their pairs balanced over the teacher's margins (TAS-Balanced).
 
     Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, equations 8 and 9: for each batch a cluster of queries is
-    drawn, then queries of it, each at most once; where it has too few, the next cluster goes on. Of a query one row is
-    drawn: first a bin of the range of its margins, among those that are not empty, then a row of it. Rows are drawn
-    anew each time, so an epoch is as many batches as the rows fill, not every row once.
+    drawn, then queries of it, each at most once; a cluster with too few queries is followed by another. For a query
+    one row is drawn: first one of the bins of its margins that are not empty, then a row of the bin. Rows are drawn
+    independently, so an epoch has as many batches as the rows fill, but not every row once.
 
-    Consecutive `batch_size` indices are a batch; processes take turns at it, so that it is that of all processes.
-    Memory is 4 bytes a row (8 while it is built, beside the arguments), and 16 a bin of each query.
+    Consecutive `batch_size` indices are the batch of all processes, which take turns.
+    Memory is 4 bytes per row (8 while it is built, beside the arguments), and 16 per bin of each query.
 
     Args:
         queries: (N,) each row's query, an index into `clusters`.
         margins: (N,) each row's teacher margin.
         clusters: (Q,) cluster of each query; not read for queries without rows.
         batch_size: rows of a step on all processes.
-        seed: of the order; the epoch is added to it.
-        bins: of equal width, from a query's lowest margin to its highest.
+        seed: seed of the order; the epoch is added to it.
+        bins: number of bins of equal width, from a query's lowest margin to its highest.
 
     Raises:
         ValueError: if there are fewer queries than a batch has rows, or a query of a row has no cluster.
@@ -82,11 +82,15 @@ class TopicBalancedSampler(Sampler[int]):
                 f"Each query of the rows needs a cluster, a number from 0 on, got {len(clusters):,} clusters for the "
                 f"queries {used[0]} to {used[-1]}; do they belong to other queries?"
             )
-        self.batch_size, self.seed, self.bins, self.epoch = batch_size, seed, bins, 0
+        self.batch_size = batch_size
+        self.seed = seed
+        self.bins = bins
+        self.epoch = 0
         code = np.empty(len(clusters), dtype=np.int32)
         code[used] = np.arange(len(used))
         cells = code[queries]  # each row's query, then its bin among those of all queries
-        lowest, highest = np.full(len(used), np.inf, np.float32), np.full(len(used), -np.inf, np.float32)
+        lowest = np.full(len(used), np.inf, np.float32)
+        highest = np.full(len(used), -np.inf, np.float32)
         np.minimum.at(lowest, cells, margins)
         np.maximum.at(highest, cells, margins)
         width = np.where(highest > lowest, highest - lowest, 1)  # a query with one margin has one bin
@@ -103,7 +107,7 @@ class TopicBalancedSampler(Sampler[int]):
         self._members = np.split(by_cluster, np.flatnonzero(np.diff(clusters[used][by_cluster])) + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives; Trainer calls it."""
+        """Set the epoch whose order the next iteration yields; Trainer calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -115,7 +119,8 @@ class TopicBalancedSampler(Sampler[int]):
         return len(self._rows) // self.batch_size * self.batch_size
 
     def _draw_queries(self, rng: np.random.Generator) -> np.ndarray:
-        chosen, missing = [], self.batch_size
+        chosen = []
+        missing = self.batch_size
         for cluster in rng.permutation(len(self._members)):
             chosen.append(rng.permutation(self._members[cluster])[:missing])
             missing -= len(chosen[-1])
@@ -131,8 +136,9 @@ class TopicBalancedSampler(Sampler[int]):
 
 
 def _rows_by_cell(cells: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The rows in the order of their cells, as a stable argsort, which would take 16 bytes a row."""
-    rows, free = np.empty(len(cells), dtype=np.int32), starts.copy()
+    """Return the rows in the order of their cells; a stable argsort would need 16 bytes per row."""
+    rows = np.empty(len(cells), dtype=np.int32)
+    free = starts.copy()
     for part in _parts(len(cells)):
         order = np.argsort(cells[part], kind="stable")
         ordered = cells[part][order]
@@ -143,4 +149,5 @@ def _rows_by_cell(cells: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _parts(length: int, size: int = 1_000_000) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

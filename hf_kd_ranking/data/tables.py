@@ -1,10 +1,6 @@
-"""What files have in common, whatever they mean: lines, JSON lines, TSV columns, Arrow files, folders.
-
-Readers name file and line in every error; writers give a file its name only when it is complete.
-"""
+"""Read lines, JSON lines and TSV columns, with file and line in every error; write TSV lines and Arrow files."""
 
 import io
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,38 +11,44 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # what str() makes of integers of 64 bits
+PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # the output of str() for integers of 64 bits
 
 
 def open_binary(path: Path) -> io.BufferedIOBase:
-    """Open a file for reading; .gz, .zst, .bz2 and .lz4 are decompressed on the way."""
+    """Open a file for reading; .gz, .zst, .bz2 and .lz4 are decompressed."""
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"), buffer_size=1 << 16)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their numbers, from 1; a byte order mark is dropped.
+    """Yield the lines of a UTF-8 file with their numbers, from 1, without a byte order mark.
 
     Raises:
-        ValueError: with file and line, for bytes that are no UTF-8.
+        ValueError: with file and line, for bytes that are not UTF-8.
     """
+    line = 0
     with open_binary(path) as file:
-        # LF, CRLF and a bare CR end lines, as for the fast reader
-        lines = (line for raw in file for line in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
-        for line, raw in enumerate(lines, start=1):
-            try:
-                yield line, raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is no UTF-8; "
-                    "convert the file first, for example with iconv."
-                ) from None
+        for raw in file:
+            # LF, CRLF and a bare CR end lines, as for the fast reader
+            for text in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+                line += 1
+                yield line, _decode(path, line, text)
+
+
+def _decode(path: Path, line: int, raw: bytes) -> str:
+    try:
+        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is not UTF-8; convert the "
+            "file first, for example with iconv."
+        ) from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Objects of a JSON-lines file with their line numbers; blank lines are passed over.
+    """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped.
 
     Raises:
-        ValueError: with file and line, for what is no JSON object.
+        ValueError: with file and line, for a line that is not a JSON object.
     """
     for line, text in read_lines(path):
         if not text.strip():
@@ -54,7 +56,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {line}: no JSON ({error.msg} at column {error.colno}).") from None
+            raise ValueError(f"{path} line {line}: invalid JSON ({error.msg} at column {error.colno}).") from None
         if not isinstance(value, dict):
             raise ValueError(f"{path} line {line}: needed a JSON object, got {type(value).__name__}.")
         yield line, value
@@ -64,8 +66,8 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 <
     """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
 
     Raises:
-        ValueError: with file and line, for a wrong number of columns, what is no finite number in a column of
-            numbers, bad UTF-8.
+        ValueError: with file and line, for a wrong number of columns, a value that is not a finite number in a column
+            of numbers, bad UTF-8.
     """
     try:
         reader = pa.csv.open_csv(
@@ -88,7 +90,7 @@ def _is_finite(column: pa.Array) -> bool:
 
 
 def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
-    """Find what the fast reader stumbled over, line by line, and raise about it."""
+    """Find the line that the fast reader refused, and raise an error that names it."""
     for line, text in read_lines(path):
         if not text:
             continue
@@ -104,23 +106,25 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
 
 
 def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
-    """The finite number that a field of a line spells.
+    """Return the finite number in a field of a line.
 
     Args:
-        name: of the field.
+        path: the file, for the message.
+        line: number of the line.
+        name: name of the field.
+        text: the field.
         kind: int or float, or another function of the text.
 
     Raises:
-        ValueError: with file and line, if it is none.
+        ValueError: with file and line, if it is not a finite number.
     """
     try:
         value = kind(text)
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise ValueError(
-            f"{path} line {line}: {name} must be a finite {'integer' if kind is int else 'number'}, got {text!r}."
-        )
+        wanted = "integer" if kind is int else "number"
+        raise ValueError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
     return value
 
 
@@ -130,18 +134,27 @@ def _float32(text: str) -> float:
 
 
 def nth_line(path: Path, row: int) -> int:
-    """The line of a file on which its row stands, counted from 0 and without blank lines."""
-    lines = (line for line, text in read_lines(path) if text.strip(" "))  # a row of tabs is a row
-    return next(itertools.islice(lines, row, None))
+    """Return the line of a file that holds a row; rows are counted from 0, without blank lines.
+
+    Raises:
+        IndexError: if the file has fewer rows.
+    """
+    rows = -1
+    for line, text in read_lines(path):
+        if text.strip(" "):  # a row of tabs is a row
+            rows += 1
+        if rows == row:
+            return line
+    raise IndexError(f"{path} has {rows + 1:,} rows, asked for row {row}.")
 
 
 def is_plain_integer(text: str) -> bool:
-    """True where the text is an integer of 64 bits in its only plain spelling, so that an int id loses nothing."""
+    """Return whether a text is an integer of 64 bits in its plain spelling, so that an int id loses nothing."""
     return re.fullmatch(PLAIN_INTEGER, text, re.ASCII) is not None
 
 
 def plain_integers(ids: pa.Array) -> np.ndarray | None:
-    """A string array as int64 where every string is a plain integer, see `is_plain_integer`; else None."""
+    """Return a string array as int64 if every string is a plain integer, see `is_plain_integer`; else None."""
     if len(ids) == 0:
         return np.empty(0, dtype=np.int64)
     ids = ids.cast(pa.large_string())
@@ -151,7 +164,7 @@ def plain_integers(ids: pa.Array) -> np.ndarray | None:
     if lengths.min() == 0:
         return None
     first = np.frombuffer(data, np.uint8)[starts[:-1]]
-    # Ten times as fast as the pattern, which is left to say what other spellings are (negative numbers are plain).
+    # Ten times as fast as the pattern, which decides on the other spellings (negative numbers are plain).
     looks_plain = (first >= ord("1")) & (first <= ord("9")) | ((first == ord("0")) & (lengths == 1))
     is_usual = looks_plain.all() and lengths.max() <= 18
     if not is_usual and not pc.all(pc.match_substring_regex(ids, f"^({PLAIN_INTEGER})$")).as_py():
@@ -163,9 +176,9 @@ def plain_integers(ids: pa.Array) -> np.ndarray | None:
 
 
 def tsv_lines(columns: Sequence[pa.Array]) -> tuple[memoryview, bytes]:
-    """The bytes of tab-separated lines, one per row, from columns of strings; in two parts, for `file.writelines`."""
+    """Return tab-separated lines, one per row of the columns, in two parts, for `file.writelines`."""
     columns = [column.cast(pa.large_string()) for column in columns]
-    # Each row begins with the line break that ends the one before: appended to the last column, it would copy that.
+    # Each row begins with the line break that ends the one before: appending it to the last column would copy that.
     columns[0] = pc.binary_join_element_wise(_text("\n"), columns[0], _text(""))
     _, _, data = pc.binary_join_element_wise(*columns, _text("\t")).buffers()
     return memoryview(data)[1:], b"\n"
@@ -179,12 +192,15 @@ def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> N
     """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if the batches have no row.
     """
-    first = next((batch for batch in batches if len(batch)), None)
-    if first is None:
-        raise ValueError(f"{source} holds no rows.")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
-        writer.write_batch(first)
+    writer = None
+    with pa.OSFile(str(path), "wb") as sink:
         for batch in batches:
-            writer.write_batch(batch)
+            if writer is None and len(batch):
+                writer = pa.ipc.new_stream(sink, batch.schema)
+            if writer is not None:
+                writer.write_batch(batch)
+        if writer is None:
+            raise ValueError(f"{source} holds no rows.")
+        writer.close()

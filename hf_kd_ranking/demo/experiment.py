@@ -1,4 +1,4 @@
-"""The demo's question, put to `distill`: does a student learn more from a teacher's scores than from the labels?
+"""The question of the demo: does a student learn more from a teacher's scores than from the labels?
 
 Students without a teacher learn from the labels by RankNet, those with one by Margin-MSE from the mean of two: a
 BERT_CAT trained on the labels of the same triples, and all-MiniLM-L6-v2 as it is. All see the same triples.
@@ -11,13 +11,17 @@ from pathlib import Path
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..artifacts import writing
+from ..artifacts import locked, writing
 from ..data.runs import read_qrels, write_qrels
 from ..data.texts import TextStore
+from ..distillation.context import Context
+from ..distillation.costs import plan_text
 from ..distillation.job import TEACHER, DistillJob
-from ..distillation.outcome import distill, outcome_text
-from ..distillation.plan import make_plan, plan_text
-from ..distillation.students import Distillation
+from ..distillation.pipeline import distill, make_plan, prepare, subject
+from ..distillation.selection import outcome_text
+from ..distillation.steps import rows_file
+from ..distillation.students import Recipe, training
+from ..distillation.work import Workspace
 from ..models import ARCHITECTURES
 from ..retrieval.bm25 import BM25Index
 from ..training.arguments import RankingTrainingArguments
@@ -31,11 +35,11 @@ SEARCHED = 4  # times as many queries are searched for, since the positive of ha
 LEARNING_RATES = [5e-5, 1.5e-4]
 SETTINGS = {"max_query_length": 20, "max_document_length": 48, "epochs": 2, "measure": "RR@10", "triples_per_query": 1}
 # Half the layers make a student fast; rankers that read both texts at once learn little with fewer than all six.
-HALF = {"layers": [0, 1, 5]}
+HALF = [0, 1, 5]
 OVERRIDES = {
     "teacher": {"learning_rates": [2e-4]},
-    "bert_dot": HALF | {"pooling": "mean"},  # as the encoder was trained
-    "colbert": HALF,
+    "bert_dot": {"layers": HALF, "pooling": "mean"},  # as the encoder was trained
+    "colbert": {"layers": HALF},
     "bert_cat": {"learning_rates": [2e-4]},
     "prettr": {"learning_rates": [2e-4], "join_layer_idx": 1},
     "tk": {"epochs": 4},
@@ -45,13 +49,13 @@ OVERRIDES = {
 def demo_job(
     output: Path, seeds: int = 1, is_complete: bool = False, queries: Mapping[str, int] | None = None
 ) -> DistillJob:
-    """Build the collection, and choose queries whose passage is among BM25's candidates: others cannot be helped.
+    """Build the collection, choose queries whose passage is among BM25's candidates, and return the job.
 
     Args:
-        output: folder of all stages.
-        seeds: trainings of each chosen student.
-        is_complete: all five architectures.
-        queries: split -> their number, at most; QUERIES if None.
+        output: folder of all steps.
+        seeds: number of trainings of each chosen student.
+        is_complete: True for all five architectures.
+        queries: split -> largest number of queries; None is QUERIES.
     """
     docs = build_pydocs(output / "collection")
     qrels = {split: output / f"qrels.{split}.txt" for split in SPLITS}
@@ -61,6 +65,9 @@ def demo_job(
     if not backbone.is_symlink() and Path(find_backbone()).is_dir():
         backbone.symlink_to(find_backbone())
     model_name = str(backbone) if backbone.is_symlink() else find_backbone()
+    architectures = ["bert_dot", "colbert"]
+    if is_complete:
+        architectures = list(ARCHITECTURES)
     return DistillJob(
         str(docs.collection),
         str(output / "queries.tsv"),
@@ -70,15 +77,15 @@ def demo_job(
         dev_qrels=str(qrels["dev"]),
         test_qrels=str(qrels["test"]),
         model_name=model_name,
-        architectures=list(ARCHITECTURES) if is_complete else ["bert_dot", "colbert"],
-        candidates=CANDIDATES,
+        architectures=architectures,
+        k=CANDIDATES,
         learning_rates=LEARNING_RATES,
         seeds=seeds,
         overrides=OVERRIDES,
         base_model=NAME,
         data_name="PyDocs, docstrings of installed Python packages",
         retrieve=False,
-        force=True,  # the table shows the teacher beside BM25, whatever these packages' docstrings give
+        force=True,  # the table shows the teacher beside BM25, also where it ranks no better
         **SETTINGS,
     )
 
@@ -89,31 +96,39 @@ def _choose_queries(docs: PyDocs, output: Path, qrels: dict[str, Path], queries:
         grades = read_qrels(docs.qrels[split])
         texts = dict(list(TextStore.from_tsv(docs.queries[split]).items())[: SEARCHED * queries[split]])
         run = index.search(texts, CANDIDATES)
-        found = [query_id for query_id, ranking in run.items() if grades[query_id].keys() & dict(ranking).keys()]
-        found = found[: queries[split]]
-        write_qrels({query_id: grades[query_id] for query_id in found}, qrels[split])
-        chosen |= {query_id: texts[query_id] for query_id in found}
-    with writing(output / "queries.tsv") as file:  # last: with it the others are there
-        file.writelines(f"{query_id}\t{text}\n" for query_id, text in chosen.items())
+        kept: dict[str, dict[str, int]] = {}
+        for query_id, candidates in run.items():
+            if len(kept) < queries[split] and not grades[query_id].keys().isdisjoint(dict(candidates)):
+                kept[query_id] = grades[query_id]
+                chosen[query_id] = texts[query_id]
+        write_qrels(kept, qrels[split])
+    with writing(output / "queries.tsv") as file:  # written last: if it exists, the others do
+        for query_id, text in chosen.items():
+            file.write(f"{query_id}\t{text}\n")
 
 
 def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArguments]:
-    """The demo's BERT_DOT with a teacher, ready for `train_ranker`; makes the stages before it that are not done."""
-    parts = Distillation(demo_job(Path(output)))
-    _ = parts.scores
-    return parts.training_of("bert_dot", TEACHER, LEARNING_RATES[0], 0, Path(output) / "student")
+    """Return the training of the demo's BERT_DOT with a teacher, after the steps before it."""
+    output = Path(output)
+    context, work = Context(demo_job(output)), Workspace(output)
+    with locked(output):
+        work.claim(subject(context.job))
+        material = prepare(work, context)
+    recipe, scores = Recipe.of_job(context.job, "bert_dot", TEACHER), rows_file(material.scores[TEACHER])
+    dev = material.candidates["dev"], material.judgments["dev"]
+    return training(recipe, LEARNING_RATES[0], scores, *dev, context, output / "student")
 
 
 def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
-    """Say what it will take, run every stage that is not done, print the outcome.
+    """Print the plan, run every step that is not done, and print the outcome.
 
     Args:
-        output: folder of all stages.
-        seeds: trainings of each chosen student; figures are their means per query.
-        is_complete: all five architectures.
+        output: folder of all steps.
+        seeds: number of trainings of each chosen student; figures are their means per query.
+        is_complete: True for all five architectures.
 
     Returns:
-        What `distill` gives.
+        The result of `distill`.
     """
     output.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others

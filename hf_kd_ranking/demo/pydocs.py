@@ -1,6 +1,6 @@
 """PyDocs: a retrieval collection from the docstrings of the installed Python packages.
 
-The first sentence of a docstring is a query, what follows is its one relevant passage. Sources are parsed with `ast`:
+The first sentence of a docstring is a query, and the rest is its one relevant passage. Sources are parsed with `ast`:
 nothing is imported, executed or downloaded, so a machine without the Hub has something to train and evaluate on.
 """
 
@@ -17,7 +17,6 @@ import platform
 import re
 import sys
 import sysconfig
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from ..artifacts import building, content_digest
 
 logger = logging.getLogger(__name__)
 
@@ -125,21 +126,26 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         Paths and counts, the counts also in `stats.json`.
 
     Raises:
-        ValueError: if a root is no folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
+        ValueError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
     """
     output = Path(output)
     if roots is None:
         sources, versions = _installed_sources()
     else:
-        sources = {name: Path(root) for name, root in sorted(roots.items())}
-        versions = {name: _digest(root) for name, root in sources.items()}
+        sources, versions = dict(sorted(roots.items())), {}
+        for name, root in sources.items():
+            _check_root(root)
+            versions[name] = content_digest(root)
     origin = {"recipe": RECIPE, "python": platform.python_version(), "packages": versions}
     saved = _read_saved(output)
     if saved is not None and all(saved.get(key) == value for key, value in origin.items()):
         return _describe(output, saved)
     if not _is_replaceable(output):
         raise ValueError(f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another.")
-    pairs, counts = _collect([path for root in sources.values() for path in _python_files(root)])
+    files: list[Path] = []
+    for root in sources.values():
+        files += _python_files(root)
+    pairs, counts = _collect(files)
     if not pairs:
         raise ValueError(
             f"PyDocs needs docstrings of a sentence and a text, but none of {counts['docstrings']} docstrings in "
@@ -147,13 +153,16 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         )
     split_of, removed = _split(pairs)
     sizes = Counter(split_of.values())
-    stats = origin | counts | {"near_duplicates_removed": removed, "pairs": {split: sizes[split] for split in SPLITS}}
-    _write(output, split_of, stats)
+    stats = {**origin, **counts, "near_duplicates_removed": removed}
+    stats["pairs"] = {split: sizes[split] for split in SPLITS}
+    with building(output, replaces=True) as folder:
+        for name, text in _file_texts(split_of, stats).items():
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return _describe(output, stats)
 
 
 def _installed_sources() -> tuple[dict[str, Path], dict[str, str]]:
-    """Source folder and release of the standard library and of each installed package."""
+    """Return source folder and release of the standard library and of each installed package."""
     roots = {"python": Path(sysconfig.get_path("stdlib"))}
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -166,27 +175,22 @@ def _installed_sources() -> tuple[dict[str, Path], dict[str, str]]:
     return dict(sorted(roots.items())), dict(sorted(versions.items()))
 
 
-def _python_files(root: Path) -> list[Path]:
+def _check_root(root: Path) -> None:
     if not root.is_dir():
-        raise ValueError(f"PyDocs needs a folder of .py files as root, got {root}, which is none; correct the path.")
+        raise ValueError(f"PyDocs needs a folder of .py files as root, and {root} is not a folder; correct the path.")
+
+
+def _python_files(root: Path) -> list[Path]:
     files = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(files, key=lambda path: path.relative_to(root).parts)
-
-
-def _digest(root: Path) -> str:
-    """Stands for the version of a folder that has none: a digest of its files' names and contents."""
-    digest = hashlib.sha256()
-    for path in _python_files(root):
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-        digest.update(path.read_bytes())
-    return f"sha256:{digest.hexdigest()}"
+    for path in root.rglob("*.py"):
+        place = path.relative_to(root)
+        if SKIPPED_FOLDERS.isdisjoint(place.parts[:-1]):
+            files.append((place.parts, path))
+    return [path for _, path in sorted(files)]
 
 
 def _collect(files: list[Path]) -> tuple[list[Pair], dict[str, Any]]:
-    """All pairs in order of file and position, without exact duplicates, and what was counted on the way."""
+    """Return all pairs in order of file and position, without exact duplicates, and the counts."""
     counts, dropped = dict.fromkeys(("files_parsed", "files_unreadable", "docstrings"), 0), dict.fromkeys(RULES, 0)
     passages: dict[str, str] = {}  # query -> passage
     seen: set[str] = set()  # passages
@@ -222,7 +226,7 @@ def _parse_all(files: list[Path]) -> Iterator[list[Pair] | None]:
 
 
 def _parse(path: Path) -> list[Pair] | None:
-    """The pair of each docstring in a file, in order of position; None if this Python cannot parse the file."""
+    """Return the pair of each docstring in a file, in order of position; None if this Python cannot parse the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
@@ -247,8 +251,11 @@ def _pair(docstring: str) -> Pair:
     text = SIGNATURES.sub("", docstring).lstrip()
     if NO_SENTENCE.match(text):
         return Pair("", "")
-    ends = [match.end() for match in (PARAGRAPH_END.search(text), SENTENCE_END.search(text)) if match]
-    end = min(ends, default=len(text))
+    end = len(text)
+    for pattern in (PARAGRAPH_END, SENTENCE_END):
+        match = pattern.search(text)
+        if match:
+            end = min(end, match.end())
     passage = _words(text[end : end + MAX_PASSAGE_CHARACTERS])[: RECIPE["passage_words"][1]]
     return Pair(" ".join(_words(text[:end])), " ".join(passage))
 
@@ -260,27 +267,35 @@ def _words(text: str) -> list[str]:
 
 
 def _broken_rule(pair: Pair, passages: dict[str, str], seen: set[str]) -> str | None:
-    """Name of the first of `RULES` that drops this pair, None if it stays."""
+    """Return the first of `RULES` that drops a pair, None if it stays."""
     query_words, passage_words = pair.query.count(" ") + 1, pair.passage.count(" ") + 1
-    broken = (
-        not pair.query,
-        not pair.passage,
-        query_words < RECIPE["query_words"][0],
-        query_words > RECIPE["query_words"][1],
-        passage_words < RECIPE["passage_words"][0],
-        pair.query in passages,
-        pair.passage in seen,
-    )
-    return next((rule for rule, is_broken in zip(RULES, broken, strict=True) if is_broken), None)
+    is_broken = {
+        "no_sentence": not pair.query,
+        "no_passage": not pair.passage,
+        "query_too_short": query_words < RECIPE["query_words"][0],
+        "query_too_long": query_words > RECIPE["query_words"][1],
+        "passage_too_short": passage_words < RECIPE["passage_words"][0],
+        "duplicate_query": pair.query in passages,
+        "duplicate_passage": pair.passage in seen,
+    }
+    for rule in RULES:
+        if is_broken[rule]:
+            return rule
+    return None
 
 
 def _split(pairs: list[Pair]) -> tuple[dict[Pair, str], dict[str, int]]:
-    """The split of each pair that is left, in order, and how many near-duplicates went from test and dev."""
+    """Return the split of each remaining pair, in order, and the number of near-duplicates removed per split."""
     split_of = {pair: _split_by_hash(pair) for pair in pairs}
     removed = {}
     for split, other_splits in (("test", ("train",)), ("dev", ("train", "test"))):
-        members = [pair for pair in split_of if split_of[pair] == split]
-        near = _nearly_equal(members, [pair for pair in split_of if split_of[pair] in other_splits])
+        members, others = [], []
+        for pair, own_split in split_of.items():
+            if own_split == split:
+                members.append(pair)
+            elif own_split in other_splits:
+                others.append(pair)
+        near = _nearly_equal(members, others)
         removed[split] = int(near.sum())
         for index in near.nonzero()[0]:
             del split_of[members[index]]
@@ -299,7 +314,7 @@ def _md5(pair: Pair) -> int:
 
 
 def _nearly_equal(pairs: list[Pair], others: list[Pair]) -> np.ndarray:
-    """For each of `pairs` whether its query or its passage nearly equals that of one of `others`; (len(pairs),)."""
+    """Return, (len(pairs),) bool, where the query or passage of a pair nearly equals that of one of `others`."""
     from sklearn.feature_extraction.text import HashingVectorizer  # a second to import: only where it is used
 
     near = np.zeros(len(pairs), dtype=bool)
@@ -316,22 +331,9 @@ def _nearly_equal(pairs: list[Pair], others: list[Pair]) -> np.ndarray:
     return near
 
 
-def _write(output: Path, split_of: dict[Pair, str], stats: dict[str, Any]) -> None:
-    """Write everything beside `output` and rename at the end: an interrupted run leaves nothing half written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        fresh = Path(scratch, "fresh")
-        fresh.mkdir()
-        for name, text in _file_texts(split_of, stats).items():
-            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        if output.exists():
-            output.rename(Path(scratch, "stale"))
-        fresh.rename(output)
-
-
 def _file_texts(split_of: dict[Pair, str], stats: dict[str, Any]) -> dict[str, str]:
     doc_ids = {pair: doc_id for doc_id, pair in enumerate(split_of)}
-    # Queries are numbered in the order of md5, which is none: an id says nothing about the relevant passage's id.
+    # Queries are numbered in the order of md5, so that an id says nothing about the relevant passage's id.
     query_ids = {pair: query_id for query_id, pair in enumerate(sorted(split_of, key=_md5), start=FIRST_QUERY_ID)}
     texts = {
         "collection.tsv": "".join(f"{doc_id}\t{pair.passage}\n" for pair, doc_id in doc_ids.items()),
@@ -351,9 +353,13 @@ def _read_saved(output: Path) -> dict[str, Any] | None:
 
 
 def _is_replaceable(output: Path) -> bool:
-    """Whether nothing but an earlier PyDocs would be lost; another collection's files may have the same names."""
-    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    return not output.is_file() and (not names or ("stats.json" in names and names <= FILE_NAMES))
+    """Return whether nothing but an earlier PyDocs would be lost; other files may have the same names."""
+    if not output.exists():
+        return True
+    if output.is_file():
+        return False
+    names = {path.name for path in output.iterdir()}
+    return not names or ("stats.json" in names and names <= FILE_NAMES)
 
 
 def _describe(output: Path, stats: dict[str, Any]) -> PyDocs:

@@ -1,172 +1,233 @@
-"""The trainings of `distill`: every architecture under every condition, and teachers that are trained here.
+"""The trainings of `distill`: students under every condition, and teachers that are trained here.
 
-All see the same triples and are tuned alike: the same learning rates are tried under every condition, on the queries
-to choose by.
+All see the same triples, and the same learning rates are tried under every condition on the validation queries.
 """
 
 import json
+import os
 import shutil
-from functools import cache
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from transformers import set_seed
 
-from ..data.rows import column_batches, load_teacher_scores
+from ..artifacts import write_json
+from ..data.rows import load_teacher_scores
+from ..models import ARCHITECTURES
+from ..ranker import Ranker, load_tokenizer
 from ..training.arguments import MATCH, RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
-from .job import NO_TEACHER, DistillJob, digest_of
-from .stage import run_stage
-from .stages import Stages, Student
+from .context import Context, name_sources
+from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
+from .steps import rows_file
+from .work import Artifact
 
 SEED = 42
-# Products of an encoder's vectors have a scale of their own, which the teacher's margins are matched to. A fresh head
-# has none, near 0: its teacher's margins get this root mean square (matched, a PreTTR learnt half as much).
-PRODUCTS = ("bert_dot", "colbert")
-HEAD_MARGIN = 1.5
-SETTINGS = ("model_name", "batch_size", "max_query_length", "max_document_length", "measure", "device", "bf16")
+# A ranker that compares vectors by their products has scores of a natural size, to which the teacher's margins are
+# matched. The scores of fresh layers are near 0: there the teacher's margins get this root mean square (with matched
+# margins a PreTTR learned half as much).
+LAYERS_MARGIN = 1.5
+WITHOUT_TEACHER = "ranknet"
 
 
-class Distillation(Stages):
-    """A job's stages, the trainings among them; see `Stages`."""
+@dataclass(frozen=True)
+class Recipe:
+    """One training: everything that its result depends on besides its files.
 
-    def __init__(self, job: DistillJob) -> None:
-        super().__init__(job)
-        self._digest_of = cache(digest_of)  # of 40 million rows it takes seconds
+    Args:
+        architecture: name of the architecture.
+        condition: one of `CONDITIONS`.
+        config: fields of the architecture's config, and `layers`.
+        epochs: number of epochs.
+        head_learning_rate: learning rate of the ranker's own layers; None is that of the encoder.
+        seed: number of the training, from 0.
+        encoder: folder or name of the encoder.
+        loss, batch_size, bf16, max_query_length, max_document_length, measure: as in the job.
+    """
 
-    def train_students(self) -> dict[str, list[Student]]:
-        """Train every architecture under every condition, choose the learning rates, then train the other seeds.
+    architecture: str
+    condition: str
+    config: dict[str, Any]
+    epochs: float
+    head_learning_rate: float | None
+    seed: int
+    encoder: Path
+    loss: str
+    batch_size: int
+    bf16: bool
+    max_query_length: int
+    max_document_length: int
+    measure: str
 
-        Returns:
-            "architecture condition" -> the students with the chosen learning rate, one a seed.
-        """
-        chosen = {}
-        for architecture, condition in product(self.job.architectures, self.job.conditions):
-            rate = self.best_rate(architecture, condition)
-            seeds = range(self.job.seeds)
-            chosen[f"{architecture} {condition}"] = [
-                self.train_student(architecture, condition, rate, seed) for seed in seeds
-            ]
-        return chosen
-
-    def best_rate(self, architecture: str, condition: str) -> float:
-        """The learning rate that is best on the queries to choose by, by the first seed."""
-        rates = self.job.options_of(architecture)[0]["learning_rates"]
-        return max(rates, key=lambda rate: self.train_student(architecture, condition, rate, 0).dev)
-
-    def train_student(self, architecture: str, condition: str, rate: float, seed: int) -> Student:
-        """Train one student, unless that is done."""
-        loss = "ranknet" if condition == NO_TEACHER else self.job.loss
-        folder = self.folder("students", architecture, f"{condition}-{loss}-{rate:g}-seed{seed}")
-        return self._train(folder, architecture, condition, rate, seed)
-
-    def train_teacher(self, architecture: str) -> Student:
-        """A teacher from the labels of the students' triples, with the best of its learning rates."""
-
-        def train(rate: float) -> Student:
-            folder = self.folder("teachers", "trained", f"{architecture}-{rate:g}")
-            return self._train(folder, architecture, NO_TEACHER, rate, 0, is_teacher=True)
-
-        rates = self.job.options_of(architecture, is_teacher=True)[0]["learning_rates"]
-        return max(map(train, rates), key=lambda teacher: teacher.dev)
-
-    def _train(
-        self,
-        folder: Path,
-        architecture: str,
-        condition: str,
-        rate: float,
-        seed: int,
-        is_teacher: bool = False,
-    ) -> Student:
-        options, config = self.job.options_of(architecture, is_teacher)
-        del options["learning_rates"]  # others that are tried change nothing
-        inputs = {"files": self._learned_from(condition), "config": config, "rate": rate}
-        inputs |= {"architecture": architecture, "condition": condition, "seed": seed, "options": options}
-        inputs |= self.job.inputs(*SETTINGS, *(() if condition == NO_TEACHER else ("loss",)))
-
-        def work(folder: Path) -> None:
-            output = folder.resolve() / "ranker"  # a checkpoint remembers where the best one is
-            if not (output / "README.md").is_file():  # what training writes last; checkpoints may be gone half
-                training = self.training_of(architecture, condition, rate, seed, output, is_teacher)
-                train_ranker(*training, is_measured_before=False)
-            for checkpoint in output.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-
-        digest = run_stage(folder, inputs, work)
-        results = json.loads((folder / "ranker" / "results.json").read_text(encoding="utf-8"))
-        return Student(folder / "ranker", digest, rate, results["after"][f"eval_{self.job.measure}"])
-
-    def _learned_from(self, condition: str) -> list[str]:
-        """Digests of what a training reads, and not of how that came to be: other test queries change no student."""
-        _ = self.triples if condition == NO_TEACHER else self.scores
-        files = (self.scores_of(condition), self.run("dev"), self.judgments("dev"))
-        return [self._digest_of(str(file)) for file in files]
-
-    def _teacher_scale(self, architecture: str, condition: str) -> str:
-        if condition == NO_TEACHER:
-            return "1"
-        if architecture in PRODUCTS:
-            return MATCH
-        rows, squares = load_teacher_scores(self.scores_of(condition)), 0.0
-        for batch in column_batches(rows, ("pos_score", "neg_score")):
-            squares += float(np.square(batch["pos_score"].astype(np.float64) - batch["neg_score"]).sum())
-        return f"{HEAD_MARGIN / max(squares / len(rows), 1e-12) ** 0.5:.6g}"
-
-    def training_of(
-        self,
-        architecture: str,
-        condition: str,
-        rate: float,
-        seed: int,
-        output: Path,
-        is_teacher: bool = False,
-    ) -> tuple[TrainingJob, RankingTrainingArguments]:
-        """One training, for `train_ranker`.
-
-        Args:
-            output: folder of the checkpoint.
-            is_teacher: it is to be one.
-        """
-        job, is_alone = self.job, condition == NO_TEACHER
-        options, config = job.options_of(architecture, is_teacher)
-        training = TrainingJob(
-            job.model_name,
+    @classmethod
+    def of_job(cls, job: DistillJob, architecture: str, condition: str, is_teacher: bool = False) -> "Recipe":
+        """Read the recipe of a training from a job."""
+        options, config = job.training_options(architecture, is_teacher)
+        shared = ("batch_size", "bf16", "max_query_length", "max_document_length", "measure")
+        return cls(
             architecture,
-            config_overrides=config,
-            max_query_length=job.max_query_length,
-            max_document_length=job.max_document_length,
-            teacher_scores=str(self.scores_of(condition)),
-            collection=job.collection,
-            queries=job.queries,
-            candidates=str(self.run("dev")),
-            qrels=str(self.judgments("dev")),
-            measures=[job.measure],
+            condition,
+            config,
+            options["epochs"],
+            options["head_learning_rate"],
+            seed=0,
+            encoder=Path(job.model_name),
+            loss=WITHOUT_TEACHER if condition == NO_TEACHER else job.loss,
+            **{name: getattr(job, name) for name in shared},
         )
-        best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-        best |= {"metric_for_best_model": f"eval_{job.measure}"}
-        only = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
-        args = RankingTrainingArguments(
-            str(output),
-            loss="ranknet" if is_alone else job.loss,
-            teacher_scale=self._teacher_scale(architecture, condition),
-            learning_rate=rate,
-            head_learning_rate=options["head_learning_rate"],
-            num_train_epochs=options["epochs"],
-            per_device_train_batch_size=job.batch_size,
-            seed=SEED + seed,
-            weight_decay=0.01,
-            warmup_steps=0.1,
-            logging_steps=10,
-            save_total_limit=2,  # of one, the last goes before the ranker is saved
-            resume_from_checkpoint="true",
-            bf16=job.bf16,
-            use_cpu=self.device == "cpu",
-            dataloader_pin_memory=self.device != "cpu",
-            data_name=job.data_name or Path(job.collection).name,
-            base_model=None if architecture == "tk" else job.base_model,
-            teacher_name="the labels of the triples" if is_alone else self.teacher_name(condition),
-            **(best if options["epochs"] > 1 else only),
-        )
-        args._n_gpu = min(args.n_gpu, 1)  # on several GPUs transformers would take a batch on each
-        return training, args
+
+
+# ---- Steps ----------------------------------------------------------------------------------------------------------
+
+
+def train_student(
+    folder: Path,
+    recipe: Recipe,
+    rate: float | Artifact,
+    scores: Artifact | Path,
+    candidates: Artifact,
+    judgments: Artifact,
+    context: Context,
+) -> None:
+    """Train a ranker into the folder `ranker`; an interrupted training resumes from its last checkpoint.
+
+    `rate` is a learning rate or the step that chose it; candidates and judgments are of the validation queries.
+    """
+    output = folder.resolve() / "ranker"  # a checkpoint remembers the path of the best one
+    if not (output / "README.md").is_file():  # training writes it last
+        job, args = training(recipe, learning_rate(rate), rows_file(scores), candidates, judgments, context, output)
+        train_ranker(job, args, is_measured_before=False)
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def choose_rate(folder: Path, trained: Sequence[Artifact], rates: Sequence[float], measure: str) -> None:
+    """Choose the training that is best on the validation queries; `ranker` is a link to its checkpoint."""
+    values = [validation_value(artifact, measure) for artifact in trained]
+    best = values.index(max(values))
+    link = folder / "ranker"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(trained[best].path / "ranker", folder))
+    write_json(folder / "choice.json", {"learning_rate": rates[best], "value": values[best]})
+
+
+# ---- What the steps left --------------------------------------------------------------------------------------------
+
+
+def learning_rate(rate: float | Artifact) -> float:
+    """Return a learning rate, or the one that a step chose."""
+    if isinstance(rate, Artifact):
+        return json.loads((rate.path / "choice.json").read_text(encoding="utf-8"))["learning_rate"]
+    return rate
+
+
+def validation_value(student: Artifact, measure: str) -> float:
+    """Return the measure of a trained ranker on the validation queries."""
+    results = json.loads((student.path / "ranker" / "results.json").read_text(encoding="utf-8"))
+    return results["after"][f"eval_{measure}"]
+
+
+def untrained_ranker(recipe: Recipe, context: Context) -> Ranker:
+    """Return a student before its training: what the encoder gives by itself."""
+    set_seed(SEED)
+    job = training_job(recipe, context)
+    return Ranker(job.load_model().to(context.device), load_tokenizer(job.model_name))
+
+
+# ---- One training ---------------------------------------------------------------------------------------------------
+
+
+def training(
+    recipe: Recipe,
+    rate: float,
+    scores: Path,
+    candidates: Artifact,
+    judgments: Artifact,
+    context: Context,
+    output: Path,
+) -> tuple[TrainingJob, RankingTrainingArguments]:
+    """Return the job and the arguments of one training, for `train_ranker`."""
+    job = training_job(recipe, context)
+    job.teacher_scores = str(scores)
+    job.candidates = str(candidates.path / "run.trec")
+    job.qrels = str(judgments.path / "qrels.txt")
+    return job, training_arguments(recipe, rate, teacher_scale(recipe, scores), context, output)
+
+
+def training_job(recipe: Recipe, context: Context) -> TrainingJob:
+    """Return the job of one training without its files."""
+    return TrainingJob(
+        context.job.model_name,
+        recipe.architecture,
+        config_overrides=recipe.config,
+        max_query_length=recipe.max_query_length,
+        max_document_length=recipe.max_document_length,
+        collection=context.job.collection,
+        queries=context.job.queries,
+        measures=[recipe.measure],
+    )
+
+
+def training_arguments(
+    recipe: Recipe, rate: float, scale: str, context: Context, output: Path
+) -> RankingTrainingArguments:
+    """Return the arguments of one training."""
+    if recipe.epochs > 1:
+        saving = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        saving["metric_for_best_model"] = f"eval_{recipe.measure}"
+    else:
+        saving = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
+    is_alone = recipe.condition == NO_TEACHER
+    has_encoder = bool(ARCHITECTURES[recipe.architecture].base_model_prefix)
+    args = RankingTrainingArguments(
+        str(output),
+        loss=recipe.loss,
+        teacher_scale=scale,
+        learning_rate=rate,
+        head_learning_rate=recipe.head_learning_rate,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        seed=SEED + recipe.seed,
+        weight_decay=0.01,
+        warmup_steps=0.1,
+        logging_steps=10,
+        save_total_limit=2,  # with 1 the last checkpoint is removed before the ranker is saved
+        resume_from_checkpoint="true",
+        bf16=recipe.bf16,
+        use_cpu=context.device == "cpu",
+        dataloader_pin_memory=context.device != "cpu",
+        data_name=context.job.collection_name,
+        base_model=context.job.base_model if has_encoder else None,
+        teacher_name="the labels of the triples" if is_alone else describe_teacher(context.job, recipe.condition),
+        **saving,
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # transformers would put a batch on every GPU
+    return args
+
+
+def teacher_scale(recipe: Recipe, scores: Path) -> str:
+    """Return the factor on the teacher's scores that suits an architecture."""
+    if recipe.condition == NO_TEACHER:
+        return "1"
+    if ARCHITECTURES[recipe.architecture].config_class.similarity in ("dot", "max_sim"):
+        return MATCH
+    rows = load_teacher_scores(scores)
+    squares = 0.0
+    for _, columns in rows.batches(["teacher_scores"]):
+        pairs = columns["teacher_scores"].flatten().to_numpy().reshape(-1, 2)
+        squares += float(np.square(pairs[:, 0].astype(np.float64) - pairs[:, 1]).sum())
+    return f"{LAYERS_MARGIN / max(squares / len(rows), 1e-12) ** 0.5:.6g}"
+
+
+def describe_teacher(job: DistillJob, condition: str) -> str:
+    """Return in words what the students of a condition learn from."""
+    names = []
+    for name, source in name_sources(job).items():
+        if source in ARCHITECTURES:
+            names.append(f"a {name} trained on the labels of the triples")
+        else:
+            names.append(name.replace(BM25, "BM25"))
+    return names[0] if condition == FIRST_TEACHER else " and ".join(names)

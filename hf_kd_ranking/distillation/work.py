@@ -4,11 +4,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import content_digest, has_description, read_description, remove_folder, write_description
+
+LONGEST_INPUT = 500  # characters of an input that a description shows; of a longer one it has the digest
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Artifact:
     """The folder that a step of a job makes.
 
     Args:
-        path: the folder; it may not exist yet where a job is only planned.
+        path: the folder; it does not exist yet where a job is only planned.
         digest: digest of everything that the folder is made from.
     """
 
@@ -34,6 +36,27 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def claim(self, inputs: Mapping[str, Any]) -> None:
+        """Write down what the whole job is about, or check that the folder is about the same.
+
+        Args:
+            inputs: name -> input, see `comparable`.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        described = comparable(inputs)
+        if not has_description(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_description(self.folder, described)
+            return
+        before = read_description(self.folder)
+        changed = [name for name in described if before.get(name) != described[name]]
+        if changed:
+            raise ValueError(
+                f"{self.folder} was made from another {' and another '.join(changed)}; give another output folder."
+            )
+
     def step(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
         """Run a step, unless its artifact exists and was made from the same inputs.
 
@@ -48,7 +71,7 @@ class Workspace:
         Raises:
             FileExistsError: if the folder contains files that no step wrote.
         """
-        artifact, described = self.locate(name, function, *inputs)
+        artifact = self.locate(name, function, *inputs)
         if self.is_done(artifact):
             return artifact
         folder = artifact.path
@@ -57,7 +80,7 @@ class Workspace:
                 raise FileExistsError(f"{folder} contains files that no step wrote; give another output folder.")
             remove_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"step": function.__name__, "inputs": described, "digest": artifact.digest}
+        description = {"step": function.__name__, "inputs": _shortened(inputs), "digest": artifact.digest}
         write_description(folder, {**description, "is_complete": False})
         start = time.perf_counter()
         function(folder, *inputs)
@@ -65,10 +88,9 @@ class Workspace:
         write_description(folder, {**description, "is_complete": True, "seconds": seconds})
         return artifact
 
-    def locate(self, name: str, function: Callable[..., object], *inputs: Any) -> tuple[Artifact, list]:
-        """Return the artifact that a step makes and its inputs as JSON, without making it."""
-        described = comparable(inputs)
-        return Artifact(self.folder / name, inputs_digest([function.__name__, described])), described
+    def locate(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
+        """Return the artifact that a step makes, without making it."""
+        return Artifact(self.folder / name, inputs_digest([function.__name__, inputs]))
 
     def is_done(self, artifact: Artifact) -> bool:
         """Return whether an artifact is complete and was made from its inputs."""
@@ -79,7 +101,7 @@ class Workspace:
 
 
 def inputs_digest(inputs: Any) -> str:
-    """Return the sha256 of what something is made from, see `comparable`."""
+    """Return the sha256 of inputs, see `comparable`."""
     return hashlib.sha256(json.dumps(comparable(inputs), sort_keys=True).encode()).hexdigest()
 
 
@@ -87,19 +109,29 @@ def comparable(value: Any) -> Any:
     """Return a value as JSON that is equal only for equal content.
 
     Args:
-        value: JSON; a `Path`, which stands for the content of its file or folder; an `Artifact`; a dataclass; an
-            object with a method `fingerprint`, such as a text store; or lists and dictionaries of these.
+        value: JSON; a `Path`, which stands for the content of its file or folder, or for a name on the Hub where it
+            does not exist; an `Artifact`; a dataclass; an object with a method `fingerprint`; or lists and
+            dictionaries of these.
     """
     if isinstance(value, Artifact):
         return value.digest
     if isinstance(value, Path):
         return content_digest(value)
     if is_dataclass(value):
-        return comparable(asdict(value))
+        return {field.name: comparable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): comparable(part) for name, part in value.items()}
+        return {str(name): comparable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [comparable(part) for part in value]
+        return [comparable(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return value.fingerprint()
+
+
+def _shortened(inputs: Any) -> list:
+    """Return inputs as a description shows them."""
+    shown = []
+    for value in comparable(inputs):
+        text = json.dumps(value)
+        shown.append(value if len(text) <= LONGEST_INPUT else hashlib.sha256(text.encode()).hexdigest())
+    return shown

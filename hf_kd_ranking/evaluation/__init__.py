@@ -1,1 +1,1 @@
-"""How well a ranker ranks, and whether a difference is one."""
+"""Measure the effectiveness of rankers, and test whether their differences are significant."""

@@ -13,23 +13,23 @@ from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values
 DESCRIPTION = "Measures of rankings in ir_measures' notation: nDCG@10, RR@10, RR(rel=2)@10, AP, R@1000."
 INPUTS = """
 Args:
-    predictions: for each query the scores of its documents.
-    references: for each query the grades of the same documents, in the same order; 0 where a document is not relevant.
+    predictions: for each query, the scores of its documents.
+    references: for each query, the grades of the same documents in the same order; 0 means not relevant.
     measures: names of measures.
 Returns:
-    dict: each measure's mean over the queries. What a query does not list is not there: nDCG's ideal ranking and
-    recall are of the listed documents.
+    dict: the mean of each measure over the queries. Only the listed documents count: the ideal ranking of nDCG and the
+    number of relevant documents of recall are those of the list.
 """
 
 
 class RankingMetric(evaluate.Metric):
-    """Measures of scored lists: `RankingMetric().compute(predictions=[[2.0, 1.0]], references=[[0, 1]])`.
+    """Measure scored lists: `RankingMetric().compute(predictions=[[2.0, 1.0]], references=[[0, 1]])`.
 
-    Documents with equal scores are ranked worst first, so that a model that scores all alike gains nothing.
+    Documents with equal scores are ranked worst first, so that a model with constant scores gains nothing.
 
     Args:
-        measures: in ir_measures' notation; those of a `compute` call win.
-        **options: of `evaluate.Metric`.
+        measures: in ir_measures' notation; the `measures` of a `compute` call take precedence.
+        **options: passed to `evaluate.Metric`.
     """
 
     def __init__(self, measures: Sequence[str] = DEFAULT_MEASURES, **options: Any) -> None:
@@ -55,12 +55,15 @@ class RankingMetric(evaluate.Metric):
         for query, (scores, grades) in enumerate(zip(predictions, references, strict=True)):
             if len(scores) != len(grades) or not np.isfinite(scores).all():
                 raise ValueError(
-                    f"Query {query} needs a grade for each of its scores, which must be numbers; got {len(scores)} "
+                    f"Query {query} needs a grade for each of its scores, which must be finite; got {len(scores)} "
                     f"scores ({scores[:3]} ...) and {len(grades)} grades."
                 )
-            # Names that trec_eval, which ranks ties by falling name, puts into order of rising grade.
-            order = np.argsort(np.asarray(grades), kind="stable")[::-1]
-            names = {int(place): f"{rank:09d}" for rank, place in enumerate(order)}
-            run[str(query)] = [(names[place], score) for place, score in enumerate(scores)]
-            qrels[str(query)] = {names[place]: grade for place, grade in enumerate(grades)}
+            ranking, judgments = [], {}
+            best_first = sorted(zip(grades, scores, strict=True), reverse=True)
+            for place, (grade, score) in enumerate(best_first):
+                doc_id = f"{place:09d}"  # trec_eval ranks ties by descending id: the lowest grade first
+                ranking.append((doc_id, score))
+                judgments[doc_id] = grade
+            run[str(query)] = ranking
+            qrels[str(query)] = judgments
         return mean_values(evaluate_queries(run, qrels, measures or self.measures))

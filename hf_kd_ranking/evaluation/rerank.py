@@ -1,4 +1,4 @@
-"""Re-ranking of a first stage's candidates."""
+"""Re-ranking of the candidates of a first stage."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,19 @@ DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
-    """Candidates in a ranker's order; ties keep the first stage's.
+    """Return the candidates in the order of a ranker; ties keep the order of the first stage.
 
     Raises:
         KeyError: if a query or document has no text.
         ValueError: if no query has a candidate.
     """
-    pairs = [(query_id, doc_id) for query_id, ranking in candidates.items() for doc_id, _ in ranking]
-    if not pairs:
+    query_ids, doc_ids = [], []
+    for query_id, ranking in candidates.items():
+        for doc_id, _ in ranking:
+            query_ids.append(query_id)
+            doc_ids.append(doc_id)
+    if not query_ids:
         raise ValueError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
-    query_ids, doc_ids = zip(*pairs, strict=True)
     return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
 
 
@@ -31,45 +34,56 @@ def depth_curve(
     measures: Sequence[str] = DEFAULT_MEASURES,
     depths: Sequence[int] = DEPTHS,
 ) -> dict[int, dict[str, float]]:
-    """What re-ranking only the first d candidates of each query would reach, from one run over all of them.
+    """Compute the measures of re-ranking only the first d candidates of each query, from one run over all of them.
 
     Args:
-        run: all candidates in a ranker's order; other documents in it are passed over.
+        run: all candidates in the order of a ranker; other documents in it are ignored.
         candidates: the first stage's run, in its order.
         qrels: query_id -> {doc_id: grade}.
         measures: in ir_measures' notation.
-        depths: numbers of candidates; of those that cover the longest list only the smallest is kept.
+        depths: numbers of candidates; only the smallest of those that cover the longest list is used.
 
     Returns:
         depth -> measure -> mean over the queries of the qrels.
 
     Raises:
-        KeyError: if the run lacks a candidate of a judged query, so that it is no re-ranking of them all.
+        KeyError: if the run lacks a candidate of a judged query, so that it is not a re-ranking of all candidates.
         ValueError: as `evaluate_run`.
     """
-    places = {
-        query_id: {doc_id: place for place, (doc_id, _) in enumerate(ranking)}
-        for query_id, ranking in candidates.items()
-        if query_id in qrels
-    }
-    for query_id, known in places.items():
-        if missing := known.keys() - {doc_id for doc_id, _ in run.get(query_id, ())}:
-            raise KeyError(
-                f"The run lacks {len(missing):,} of {len(known):,} candidates of query {query_id!r}, for example "
-                f"{min(missing)!r}; a depth curve needs a run that scores every candidate."
-            )
-    depths, longest = sorted(depths), max(map(len, places.values()), default=0)
+    places = _candidate_places(run, candidates, qrels)
+    longest = 0
+    for by_document in places.values():
+        longest = max(longest, len(by_document))
     curve = {}
-    for i, depth in enumerate(depths):
-        if i and depths[i - 1] >= longest:
+    for depth in sorted(depths):
+        top = Run()
+        for query_id, by_document in places.items():
+            top[query_id] = [scored for scored in run[query_id] if by_document.get(scored[0], depth) < depth]
+        curve[depth] = mean_values(evaluate_queries(top, qrels, measures))
+        if depth >= longest:
             break
-        cut = {q: [(doc, s) for doc, s in run[q] if known.get(doc, depth) < depth] for q, known in places.items()}
-        curve[depth] = mean_values(evaluate_queries(Run(cut), qrels, measures))
     return curve
 
 
+def _candidate_places(run: Run, candidates: Run, qrels: Qrels) -> dict[str, dict[str, int]]:
+    """Return the place of each candidate in the first stage, from 0, for the judged queries."""
+    places = {}
+    for query_id, ranking in candidates.items():
+        if query_id not in qrels:
+            continue
+        by_document = {doc_id: place for place, (doc_id, _) in enumerate(ranking)}
+        missing = by_document.keys() - dict(run.get(query_id, ())).keys()
+        if missing:
+            raise KeyError(
+                f"The run lacks {len(missing):,} of {len(by_document):,} candidates of query {query_id!r}, for "
+                f"example {min(missing)!r}; a depth curve needs a run that scores every candidate."
+            )
+        places[query_id] = by_document
+    return places
+
+
 class RerankingEvaluator:
-    """Re-ranks candidates with a ranker and measures the result; usable inside training and outside.
+    """Re-rank candidates with a ranker and measure the result; for use in training and elsewhere.
 
     Args:
         candidates: the first stage's run; queries without qrels are left out.
@@ -77,10 +91,10 @@ class RerankingEvaluator:
         queries: query_id -> text.
         documents: doc_id -> text.
         measures: in ir_measures' notation.
-        depth: candidates a query; None takes all.
+        depth: number of candidates per query; None takes all.
 
     Raises:
-        ValueError: if candidates and qrels have no query in common.
+        ValueError: if candidates and qrels have no query in common, or a measure is unknown.
     """
 
     def __init__(
@@ -92,24 +106,28 @@ class RerankingEvaluator:
         measures: Sequence[str] = DEFAULT_MEASURES,
         depth: int | None = None,
     ) -> None:
-        evaluate_run(candidates, qrels, measures)  # refuses what cannot be measured before any model runs
-        self.candidates = Run({query_id: candidates[query_id] for query_id in candidates if query_id in qrels})
-        self.candidates = self.candidates.top(depth) if depth else self.candidates
+        evaluate_run(candidates, qrels, measures)  # raises before any model runs
+        self.candidates = Run()
+        for query_id, ranking in candidates.items():
+            if query_id in qrels:
+                self.candidates[query_id] = ranking[: depth or None]
         self.qrels = qrels
         self.queries = queries
         self.documents = documents
         self.measures = tuple(measures)
-        self.last_run: Run | None = None  # what `rerank` gave last
 
     def rerank(self, ranker: Ranker) -> Run:
-        """The candidates in the ranker's order, see `rerank_run`."""
-        self.last_run = rerank_run(ranker, self.candidates, self.queries, self.documents)
-        return self.last_run
+        """Return the candidates in the order of the ranker, see `rerank_run`."""
+        return rerank_run(ranker, self.candidates, self.queries, self.documents)
+
+    def measure(self, run: Run) -> dict[str, float]:
+        """Measure a run: measure -> mean over the queries of the qrels."""
+        return evaluate_run(run, self.qrels, self.measures)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
-        """Re-rank and measure: measure -> mean over the queries of the qrels."""
-        return evaluate_run(self.rerank(ranker), self.qrels, self.measures)
+        """Re-rank with the ranker and measure the result."""
+        return self.measure(self.rerank(ranker))
 
     def first_stage(self) -> dict[str, float]:
-        """The same measures of the candidates as they came."""
-        return evaluate_run(self.candidates, self.qrels, self.measures)
+        """Measure the candidates in the order of the first stage."""
+        return self.measure(self.candidates)

@@ -1,4 +1,4 @@
-"""Whether a difference between two rankers is more than chance."""
+"""Significance tests of the differences between rankers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -12,6 +12,17 @@ from ..data.runs import Run
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
+PAIRS_HEADER = (
+    "| measure | treatment - control | difference | 95 % interval | p (t-test) | p ({correction}) | p (randomisation) "
+    "| effect size | wins / ties / losses |"
+)
+PAIR_ROW = (
+    "| {measure} | {treatment} - {control} | {difference:+.4f} | {interval[0]:+.4f} to {interval[1]:+.4f} "
+    "| {p_value:.2g} | {p_corrected:.2g} | {p_randomisation:.2g} | {effect_size:.2g} | {wins} / {ties} / {losses} |"
+)
+
+
+# ---- All pairs of runs ----------------------------------------------------------------------------------------------
 
 
 def compare_runs(
@@ -27,12 +38,12 @@ def compare_runs(
 
     Args:
         runs: name -> run, at least two.
-        qrels: query_id -> {doc_id: grade}; a query of them that no run has counts as 0 for all.
+        qrels: query_id -> {doc_id: grade}; a query that no run has counts as 0 for all runs.
         measures: in ir_measures' notation.
-        correction: of the p-values over all pairs of a measure, a name in `CORRECTIONS`.
-        intersect: True compares the queries that all runs have, where they differ; False refuses that.
-        moved: how many of the queries that changed most are named, of each pair and measure.
-        seed: of the resampling.
+        correction: name in `CORRECTIONS`, applied to the p-values over all pairs of a measure.
+        intersect: True compares the queries that all runs have, where they differ; False refuses such runs.
+        moved: number of queries listed per pair and measure, those with the largest differences.
+        seed: seed of the resampling.
 
     Returns:
         `queries` (their number), `correction`, `means` {run: {measure: mean}}, and `pairs`, each with `control`,
@@ -42,184 +53,117 @@ def compare_runs(
 
     Raises:
         ValueError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
-            correction is not known.
+            correction is unknown.
     """
     _check_comparable(runs, correction)
     values, judged = {}, {}
     for name in runs:
-        values[name], judged[name] = _measured(runs[name], qrels, measures)
+        run = runs[name]
+        values[name] = evaluate_queries(run, qrels, measures)
+        check_same_collection(run, qrels)
+        judged[name] = run.keys() & qrels.keys()
+        del run  # where runs are read from files on access, only one at a time is in memory
     shared = shared_queries(judged, qrels, intersect)
-    values = {
-        name: {measure: {query_id: of_run[measure][query_id] for query_id in shared} for measure in measures}
-        for name, of_run in values.items()
-    }
+    for by_measure in values.values():
+        for measure, by_query in by_measure.items():
+            by_measure[measure] = {query_id: by_query[query_id] for query_id in shared}
     return compare_values(values, correction, moved, seed)
-
-
-def against(
-    last: Mapping[str, Mapping[str, float]], first: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, Any]]:
-    """What a card says of a ranker beside its first stage, both measure -> query_id -> value of the same queries.
-
-    Returns:
-        `first_stage` and `after` (measure -> mean), `tests` (measure -> `paired_t_test` of after against first_stage).
-    """
-    tests = {measure: paired_t_test(last[measure], first[measure]) for measure in first}
-    return {"first_stage": mean_values(first), "after": mean_values(last), "tests": tests}
 
 
 def compare_values(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], correction: str = "holm", moved: int = 5, seed: int = 42
 ) -> dict[str, Any]:
-    """Compare all pairs of rankers by what `evaluate_queries` gave for each.
+    """Compare all pairs of rankers by values from `evaluate_queries`, of the same queries and measures for all.
 
     Args:
-        values: name -> measure -> query_id -> value, the same measures and queries for all.
-
-    Returns:
-        As `compare_runs`, arguments and errors otherwise too.
+        values: name -> measure -> query_id -> value; the other arguments, the result and errors are as `compare_runs`.
     """
     _check_comparable(values, correction)
-    means = {name: mean_values(by_measure) for name, by_measure in values.items()}
-    measures, couples, pairs = list(next(iter(means.values()))), list(combinations(values, 2)), []
+    means = {}
+    for name, by_measure in values.items():
+        means[name] = mean_values(by_measure)
+    first = next(iter(values.values()))
+    measures = list(first)
+    couples = list(combinations(values, 2))
+    pairs = []
     with tqdm(total=len(measures) * len(couples), desc="Comparing", unit="pair", delay=3) as progress:
         for measure in measures:
-            tests = []
+            tests, p_values = [], []
             for control, treatment in couples:
+                names = {"control": control, "treatment": treatment, "measure": measure}
                 test = _compare(values[treatment][measure], values[control][measure], moved, seed)
-                tests.append({"control": control, "treatment": treatment, "measure": measure} | test)
+                tests.append(names | test)
+                p_values.append(test["p_value"])
                 progress.update()
-            corrected = CORRECTIONS[correction]([test["p_value"] for test in tests])
-            pairs += [test | {"p_corrected": p_value} for test, p_value in zip(tests, corrected, strict=True)]
-    queries = len(next(iter(values.values()))[measures[0]])
-    return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
+            for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
+                test["p_corrected"] = p_value
+            pairs.extend(tests)
+    return {"queries": len(first[measures[0]]), "correction": correction, "means": means, "pairs": pairs}
 
 
 def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
-    """The queries to compare runs on, in the order of the qrels: all of them, or with `intersect` those in common.
+    """Return the queries on which to compare runs, in the order of the qrels: all, or those in common (`intersect`).
 
     Args:
-        judged: name -> the queries of the qrels that a run has.
+        judged: name of a run -> the queries of the qrels that it has.
         qrels: query_id -> judgments.
-        intersect: False refuses runs that differ.
+        intersect: False refuses runs with different queries.
 
     Raises:
-        ValueError: if they differ and are not to be intersected, or fewer than two are in common.
+        ValueError: if the queries differ and `intersect` is False, or fewer than two are in common.
     """
-    shared, every = set.intersection(*judged.values()), set.union(*judged.values())
-    if shared != every and not intersect:
-        counts = ", ".join(f"{name} {len(found):,}" for name, found in judged.items())
+    common = set.intersection(*judged.values())
+    not_common = set.union(*judged.values()) - common
+    if not_common and not intersect:
+        counts = ", ".join(f"{name} {len(query_ids):,}" for name, query_ids in judged.items())
         raise ValueError(
-            f"The runs have results for different judged queries ({counts}; {len(shared):,} in common, not in all: "
-            f"{', '.join(sorted(every - shared)[:3])}); complete them, or compare those in common with intersect."
+            f"The runs have results for different judged queries ({counts}; {len(common):,} in common, not in all: "
+            f"{', '.join(sorted(not_common)[:3])}); complete them, or compare those in common with intersect."
         )
-    if len(shared) < 2:
-        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(shared)}.")
-    return [query_id for query_id in qrels if query_id in shared or not intersect]
-
-
-def comparison_text(result: Mapping[str, Any]) -> str:
-    """What `compare_runs` gives as Markdown tables: means, then pairs."""
-    measures = list(next(iter(result["means"].values())))
-    lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
-    for name, means in result["means"].items():
-        lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
-    heads = (
-        "measure",
-        "treatment - control",
-        "difference",
-        "95 % interval",
-        "p (t-test)",
-        f"p ({result['correction']})",
-    )
-    heads += ("p (randomisation)", "effect size", "wins / ties / losses")
-    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for pair in result["pairs"]:
-        low, high = pair["interval"]
-        cells = [pair["measure"], f"{pair['treatment']} - {pair['control']}", f"{pair['difference']:+.4f}"]
-        cells += [f"{low:+.4f} to {high:+.4f}"]
-        cells += [f"{pair[name]:.2g}" for name in ("p_value", "p_corrected", "p_randomisation", "effect_size")]
-        lines.append(f"| {' | '.join([*cells, ' / '.join(str(pair[n]) for n in ('wins', 'ties', 'losses'))])} |")
-    return "\n".join(lines)
-
-
-def _measured(run: Run, qrels: Qrels, measures: Sequence[str]) -> tuple[dict[str, dict[str, float]], set[str]]:
-    """Values and judged queries of a run, which is then let go: one at a time is in memory where they are files."""
-    values = evaluate_queries(run, qrels, measures)
-    check_same_collection(run, qrels)
-    return values, run.keys() & qrels.keys()
+    if len(common) < 2:
+        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(common)}.")
+    return [query_id for query_id in qrels if query_id in common or not intersect]
 
 
 def _check_comparable(rankers: Mapping[str, Any], correction: str) -> None:
     if len(rankers) < 2 or correction not in CORRECTIONS:
         raise ValueError(
-            f"Comparing needs at least two runs and a correction out of {', '.join(CORRECTIONS)}; got {len(rankers)} "
-            f"and {correction!r}."
+            f"A comparison needs at least two runs and a correction, one of {', '.join(CORRECTIONS)}; got "
+            f"{len(rankers)} and {correction!r}."
         )
 
 
-def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
-    from scipy.stats import bootstrap
-
-    test = paired_t_test(treatment, control)
-    by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
-    differences = np.array([*by_query.values()])
-    settings = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100, "rng": seed}
-    interval, p_randomisation, effect_size = [0.0, 0.0], 1.0, 0.0
-    if differences.any():
-        resampled = bootstrap((differences,), np.mean, method="percentile", **settings)
-        interval = [float(bound) for bound in resampled.confidence_interval]
-        p_randomisation = _randomisation_test(differences, settings)
-        deviation = differences.std(ddof=1)
-        effect_size = float(differences.mean() / deviation) if deviation else float("inf")
-    signs = np.sign(differences)
-    most = sorted(by_query.items(), key=lambda item: (-abs(item[1]), item[0]))[:moved]
-    return {
-        "difference": test["difference"],
-        "interval": interval,
-        "p_value": test["p_value"],
-        "p_randomisation": p_randomisation,
-        "effect_size": effect_size,
-        **{name: int((signs == sign).sum()) for name, sign in (("wins", 1), ("ties", 0), ("losses", -1))},
-        "moved": [[query_id, difference] for query_id, difference in most if difference],
-    }
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """Format a result of `compare_runs` as Markdown tables: means, then pairs."""
+    measures = list(next(iter(result["means"].values())))
+    lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+    for name, means in result["means"].items():
+        lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
+    lines += ["", PAIRS_HEADER.format(correction=result["correction"]), "|---" * PAIR_ROW.count(" |") + "|"]
+    for pair in result["pairs"]:
+        lines.append(PAIR_ROW.format_map(pair))
+    return "\n".join(lines)
 
 
-def _randomisation_test(differences: np.ndarray, settings: Mapping[str, Any]) -> float:
-    """The p-value of the mean difference when each query's sign is a coin's; all signs of few queries are tried."""
-    from scipy.stats import monte_carlo_test, permutation_test
-
-    if 2 ** len(differences) <= RESAMPLES:
-        test = permutation_test((differences,), np.mean, permutation_type="samples", **settings)
-        return float(test.pvalue)
-    rng = np.random.default_rng(settings["rng"])
-    settings = {name: value for name, value in settings.items() if name != "rng"}
-
-    def flipped(size: tuple[int, ...]) -> np.ndarray:
-        return differences * (1 - 2 * rng.integers(0, 2, size, dtype=np.int8))
-
-    return float(monte_carlo_test(differences, flipped, np.mean, **settings).pvalue)
+# ---- Tests of one pair ----------------------------------------------------------------------------------------------
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values under Holm's step-down correction (1979): the k-th smallest of m times m - k + 1, never falling."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
-    return corrected.tolist()
+def compare_with_first_stage(
+    reranked: Mapping[str, Mapping[str, float]], first_stage: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Any]]:
+    """Compare a re-ranking with its first stage for a model card, both measure -> query_id -> value.
 
-
-def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """p-values times their number, at most 1."""
-    return [min(1.0, p_value * len(p_values)) for p_value in p_values]
-
-
-CORRECTIONS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "bonferroni": bonferroni}
+    Returns:
+        `first_stage` and `after` (measure -> mean), `tests` (measure -> `paired_t_test` of after against first_stage).
+    """
+    tests = {}
+    for measure, by_query in first_stage.items():
+        tests[measure] = paired_t_test(reranked[measure], by_query)
+    return {"first_stage": mean_values(first_stage), "after": mean_values(reranked), "tests": tests}
 
 
 def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
-    """Paired two-sided t-test over queries (scipy).
+    """Run a paired two-sided t-test over queries (scipy).
 
     Args:
         treatment: query_id -> value of a measure.
@@ -231,14 +175,85 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
     Raises:
         ValueError: if the query sets differ, or there are fewer than two queries.
     """
-    from scipy.stats import ttest_rel  # 0.6 s, and only needed here
+    from scipy.stats import ttest_rel  # takes 0.6 s
 
     if treatment.keys() != control.keys() or len(treatment) < 2:
         raise ValueError(
             f"A paired test needs the same queries on both sides, at least two; got {len(treatment)} and "
             f"{len(control)}, of which {len(treatment.keys() & control.keys())} in common."
         )
-    pairs = [(treatment[query_id], control[query_id]) for query_id in treatment]
-    differences = [a - b for a, b in pairs]
-    p_value = 1.0 if not any(differences) else float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
-    return {"difference": fmean(differences), "p_value": p_value, "queries": len(pairs)}
+    treatment_values = np.array([*treatment.values()])
+    control_values = np.array([control[query_id] for query_id in treatment])
+    differences = treatment_values - control_values
+    p_value = 1.0
+    if differences.any():
+        p_value = float(ttest_rel(treatment_values, control_values).pvalue)
+    return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
+
+
+def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
+    from scipy.stats import bootstrap
+
+    test = paired_t_test(treatment, control)
+    by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
+    differences = np.array([*by_query.values()])
+    interval = [0.0, 0.0]
+    p_randomisation = 1.0
+    effect_size = 0.0
+    if differences.any():
+        resampled = bootstrap(
+            (differences,), np.mean, n_resamples=RESAMPLES, vectorized=True, batch=100, rng=seed, method="percentile"
+        )
+        low, high = resampled.confidence_interval
+        interval = [float(low), float(high)]
+        p_randomisation = _randomisation_test(differences, seed)
+        deviation = differences.std(ddof=1)
+        effect_size = float(differences.mean() / deviation) if deviation else float("inf")
+    largest = sorted(by_query.items(), key=lambda item: (-abs(item[1]), item[0]))[:moved]
+    return {
+        "difference": test["difference"],
+        "interval": interval,
+        "p_value": test["p_value"],
+        "p_randomisation": p_randomisation,
+        "effect_size": effect_size,
+        "wins": int((differences > 0).sum()),
+        "ties": int((differences == 0).sum()),
+        "losses": int((differences < 0).sum()),
+        "moved": [[query_id, difference] for query_id, difference in largest if difference],
+    }
+
+
+def _randomisation_test(differences: np.ndarray, seed: int) -> float:
+    """Return the p-value of the mean difference under random signs; for few queries all combinations are tried."""
+    from scipy.stats import monte_carlo_test, permutation_test
+
+    settings = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100}
+    if 2 ** len(differences) <= RESAMPLES:
+        test = permutation_test((differences,), np.mean, permutation_type="samples", rng=seed, **settings)
+        return float(test.pvalue)
+    rng = np.random.default_rng(seed)
+
+    def flip_signs(size: tuple[int, ...]) -> np.ndarray:
+        return differences * (1 - 2 * rng.integers(0, 2, size, dtype=np.int8))
+
+    return float(monte_carlo_test(differences, flip_signs, np.mean, **settings).pvalue)
+
+
+# ---- Corrections for several tests ----------------------------------------------------------------------------------
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values by Holm's step-down method (1979): the k-th smallest of m is multiplied by m - k + 1."""
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(steps).clip(max=1)
+    return corrected.tolist()
+
+
+def bonferroni(p_values: Sequence[float]) -> list[float]:
+    """Multiply p-values by their number, to at most 1."""
+    return (np.asarray(p_values) * len(p_values)).clip(max=1).tolist()
+
+
+CORRECTIONS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "bonferroni": bonferroni}

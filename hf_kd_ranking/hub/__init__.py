@@ -1,1 +1,1 @@
-"""Cards, publishing and export; results and arguments reach it as plain dicts."""
+"""Cards and publishing on the Hugging Face Hub; results and arguments arrive as plain dictionaries."""

@@ -1,15 +1,20 @@
-"""Teacher scores as a data set on the Hub: Parquet with a card that says what made them."""
+"""Teacher scores as a data set on the Hub: a Parquet file, and a card that names the teachers."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..artifacts import file_digest
+from ..artifacts import existing_file, file_digest
 
 TEMPLATE = Path(__file__).parent / "templates" / "teacher_scores.md"
 FILE = "teacher_scores.parquet"
+# Numbers of rows, and the Hub's names of the ranges below, between and above them.
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 
 
 def write_dataset_card(
@@ -20,20 +25,20 @@ def write_dataset_card(
     texts: str,
     license_name: str = "other",
 ) -> Path:
-    """Write `README.md` beside the Parquet file of teacher rows.
+    """Write `README.md` next to the Parquet file of teacher rows, and return its path.
 
     Args:
-        folder: holds `teacher_scores.parquet`.
-        name: of the data set.
-        rows: in the file.
-        teachers: names of the models whose scores these are, or were averaged.
-        texts: the data set that the ids belong to.
-        license_name: as the Hub spells it; the texts' own licence is what the scores' users must look at.
+        folder: contains `teacher_scores.parquet`.
+        name: name of the data set.
+        rows: number of rows in the file.
+        teachers: names of the models that made the scores; several if their scores were averaged.
+        texts: name of the data set that the ids belong to.
+        license_name: licence of the scores in the Hub's spelling. Users must also respect the licence of the texts.
 
     Raises:
-        FileNotFoundError: if the file is not there.
+        FileNotFoundError: if the Parquet file does not exist.
     """
-    path = Path(folder) / FILE
+    path = existing_file(Path(folder) / FILE, "teacher scores")
     metadata = DatasetCardData(
         pretty_name=name,
         license=license_name,
@@ -42,23 +47,21 @@ def write_dataset_card(
         configs=[{"config_name": "default", "data_files": FILE}],
         size_categories=[size_category(rows)],
     )
-    sha256 = file_digest(path)
     card = DatasetCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
         name=name,
-        rows=f"{rows:,}",
-        teachers="\n".join(f"- {teacher}" for teacher in teachers),
+        rows=rows,
+        teachers=teachers,
         texts=texts,
+        columns=pyarrow.parquet.read_schema(path).names,
         file=FILE,
-        sha256=sha256,
+        sha256=file_digest(path),
     )
     card.save(Path(folder) / "README.md")
     return Path(folder) / "README.md"
 
 
 def size_category(rows: int) -> str:
-    """The Hub's word for a number of rows."""
-    limits = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
-    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
-    return names[sum(rows >= limit for limit in limits)]
+    """Return the Hub's name for a number of rows."""
+    return SIZE_NAMES[bisect_right(SIZES, rows)]

@@ -1,24 +1,24 @@
-"""`manifest.json` beside a checkpoint: what made it, what it measured, and the digests that tie these to its weights.
+"""`manifest.json` next to a checkpoint: training inputs and results, with digests that tie them to the weights.
 
-The model card is written from it, and publishing refuses a folder whose weights are not those that were measured.
+The model card is written from the manifest. Publishing refuses a folder whose weights are not the measured ones.
 """
 
 import json
 import os
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import file_digest, writing
+from ..artifacts import changed_names, file_digest, write_json
 
 FILE = "manifest.json"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # an access token of the Hub
+TOKEN_OPTION = re.compile(r"--[a-z_-]*token")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "ir_measures")
-# Of the training arguments, what a reader would want to copy.
+# The training arguments that a reader needs to repeat the training.
 SETTINGS = (
     "learning_rate",
     "head_learning_rate",
@@ -43,37 +43,42 @@ def write_manifest(
     training_rows: int,
     results: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | None],
+    command: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write down how the checkpoint in a folder came to be; weights are digested as they lie there.
+    """Write how the checkpoint in a folder was made, with the digests of its weights; return what was written.
 
     Local paths are cut to their last part, because the manifest is published.
 
     Args:
-        arguments: the training arguments as a dict.
-        training_rows: teacher rows trained on.
-        results: `after`, and as far as they are known `first_stage`, `before` (each measure -> mean) and `tests`
-            (measure -> a paired t-test of `after` against `first_stage`).
-        files: what the training read, by name; what is a folder, or not a local file, goes without a digest.
-
-    Returns:
-        What was written.
+        folder: folder of the checkpoint.
+        arguments: the training arguments as a dictionary.
+        training_rows: number of teacher rows trained on.
+        results: `after`, and if known `first_stage`, `before` (each measure -> mean) and `tests` (measure -> a paired
+            t-test of `after` against `first_stage`).
+        files: the training's input files by name; None, folders and names on the Hub have no digest.
+        command: the command line that started the training; None if there was none.
     """
     folder = Path(folder)
+    settings = {name: arguments[name] for name in SETTINGS if arguments[name] is not None}
+    digests = {}
+    for name, path in files.items():
+        if path is not None:
+            sha256 = file_digest(path) if Path(path).is_file() else None
+            digests[name] = {"name": Path(path).name, "sha256": sha256}
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        versions[library] = version(library)
     manifest = {
         "loss": arguments["loss"],
         "teacher": arguments["teacher_name"],
         "data": arguments["data_name"],
         "base_model": arguments["base_model"],
         "rows": training_rows,
-        "settings": {name: arguments[name] for name in SETTINGS if arguments[name] is not None},
+        "settings": settings,
         "results": dict(results),
-        "command": public_command(sys.argv),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "files": {
-            name: {"name": Path(path).name, "sha256": file_digest(path) if Path(path).is_file() else None}
-            for name, path in files.items()
-            if path is not None
-        },
+        "command": public_command(command or []),
+        "versions": versions,
+        "files": digests,
         "weights": weight_digests(folder),
     }
     save_manifest(folder, manifest)
@@ -81,23 +86,21 @@ def write_manifest(
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Read the manifest of a checkpoint.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it was written for other weights than the folder holds.
+        ValueError: if it was written for other weights than the folder contains.
     """
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; training writes it (train_ranker, RankingTrainer).")
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    found = weight_digests(folder)
-    if manifest["weights"] != found:
-        changed = sorted(
-            name for name in manifest["weights"] | found if manifest["weights"].get(name) != found.get(name)
-        )
+    described, present = manifest["weights"], weight_digests(folder)
+    if described != present:
+        changed = sorted({*changed_names(described, present), *changed_names(present, described)})
         raise ValueError(
-            f"The results in {path} were measured with other weights than the folder holds ({', '.join(changed)} "
+            f"The results in {path} were measured with other weights than the folder contains ({', '.join(changed)} "
             "differ): train or evaluate again, or remove the manifest and write the card by hand."
         )
     return manifest
@@ -105,28 +108,52 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
     """Write a manifest as it is."""
-    with writing(Path(folder) / FILE) as file:
-        json.dump(manifest, file, indent=2)
+    write_json(Path(folder) / FILE, manifest)
 
 
-def measures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """What an evaluation logs of measures: `eval_nDCG@10` becomes `nDCG@10`."""
-    return {key.removeprefix("eval_"): value for key, value in metrics.items() if "@" in key}
+def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
+    """Return the measures among the metrics of an evaluation: `eval_AP` becomes `AP`; losses and times are left out.
+
+    Args:
+        metrics: what `Trainer.evaluate` returned or logged.
+        measures: names of the measures; None takes every name that ir_measures knows.
+    """
+    values = {}
+    for key, value in metrics.items():
+        name = key.removeprefix("eval_")
+        is_measure = _is_measure(name) if measures is None else name in measures
+        if is_measure and name != key:
+            values[name] = value
+    return values
 
 
-def public_command(parts: Sequence[str]) -> list[str]:
-    """A command line without tokens, its absolute paths cut to their last part."""
+def _is_measure(name: str) -> bool:
+    import ir_measures  # slow to import
+
+    try:
+        ir_measures.parse_measure(name)
+    except (NameError, ValueError, SyntaxError):
+        return False
+    return True
+
+
+def public_command(arguments: Sequence[str]) -> list[str]:
+    """Return a command line without access tokens, its absolute paths cut to their last part."""
     shown: list[str] = []
-    for part in parts:
-        if shown and re.fullmatch("--[a-z_]*token", shown[-1]):
+    for argument in arguments:
+        if shown and TOKEN_OPTION.fullmatch(shown[-1]):
             shown.append("***")
-        else:
-            part = part.removesuffix(f"{os.sep}__main__.py")  # python -m hf_kd_ranking
-            name = Path(part).name if os.path.isabs(part) else re.sub("(--[a-z_]*token=).*", r"\1***", part)
-            shown.append(TOKEN.sub("***", name))
+            continue
+        argument = argument.removesuffix(f"{os.sep}__main__.py")  # python -m hf_kd_ranking
+        if os.path.isabs(argument):
+            argument = Path(argument).name
+        name, equals, _ = argument.partition("=")
+        if equals and TOKEN_OPTION.fullmatch(name):
+            argument = f"{name}=***"
+        shown.append(TOKEN.sub("***", argument))
     return shown
 
 
 def weight_digests(folder: str | os.PathLike) -> dict[str, str]:
-    """File name -> sha256 of a checkpoint's weights."""
+    """Return file name -> sha256 of a checkpoint's weights."""
     return {path.name: file_digest(path) for path in sorted(Path(folder).glob("*.safetensors"))}

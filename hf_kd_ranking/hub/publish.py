@@ -1,7 +1,7 @@
-"""Publish a folder on the Hub: what goes is listed and checked first, and arrives in one commit.
+"""Publish a folder on the Hub: its files are listed and checked first, and arrive in one commit.
 
-The token is huggingface_hub's own affair (`hf auth login`, or HF_TOKEN); it is never read into a file or a message. An
-upload that was cut off is started again by the same command: the Hub knows the parts of large files that it has.
+huggingface_hub manages the token (`hf auth login`, or HF_TOKEN); it never appears in a file or a message. After an
+upload was interrupted the same command sends only what is missing: the Hub knows the parts of large files that it has.
 """
 
 import os
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
@@ -21,9 +22,17 @@ from .manifest import FILE as MANIFEST
 from .manifest import TOKEN
 from .model_card import write_model_card
 
-# What others need of a checkpoint. Anything else in its folder (optimizer states, pickles, logs) stays at home.
+# Files that others need of a checkpoint. Everything else (optimizer states, pickles, logs) is not published.
 SUFFIXES = {".safetensors", ".parquet", ".json", ".py", ".txt", ".model", ".onnx", ".md", ".yaml", ".trec"}
+BINARY = {".safetensors", ".parquet", ".onnx"}
 LEFT_OUT = re.compile(r"checkpoint-\d+|adapter|\.(?!eval_results$).*|__pycache__")
+# Placeholders of templates, of people and of transformers' cards.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\bTODO\b|\[More Information Needed\]")
+REFUSALS = {
+    401: "the Hub does not know the token: `hf auth login`, or the environment variable HF_TOKEN",
+    403: "the token may not write there: use one with write access, and a name under your own user or organisation",
+    409: "the name is taken",
+}
 
 
 def publish_ranker(
@@ -37,116 +46,124 @@ def publish_ranker(
 ) -> dict[str, Any]:
     """Publish a trained checkpoint with its card, results, manifest and runs.
 
-    Where the folder has a manifest, the card is written anew for the repository's name.
+    If the folder has a manifest, its card is written again with the repository's name.
 
     Args:
-        folder: what training, or `save_pretrained`, wrote.
-        repo_id: owner/name.
-        private: of a repository that is made.
-        overwrite: True commits onto a repository that exists.
-        is_dry_run: True lists what would go, and asks the Hub nothing.
-        efficiency: for the card, see `write_model_card`.
-        token: None takes the one that huggingface_hub has.
+        folder: folder that training, or `save_pretrained`, wrote.
+        repo_id: name of the repository, owner/name.
+        private: True makes a new repository private.
+        overwrite: True commits to a repository that exists.
+        is_dry_run: True lists the files, changes nothing in the folder and does not contact the Hub.
+        efficiency: figures for the card, see `write_model_card`.
+        token: access token; None takes the one that huggingface_hub has.
 
     Returns:
-        `repository`, `files` (path in the repository -> bytes), `bytes`, and `address` of the commit, None if dry.
+        `repository`, `private`, `files` (path in the repository -> bytes), `bytes` (their sum), and `address` of the
+        commit, None for a dry run.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is no checkpoint of a ranker, its card is missing or not valid,
-            its results are another model's, a file holds an access token, or the name cannot be one.
+        FileNotFoundError, ValueError: if the folder is not a ranker's checkpoint, its card is missing or not valid,
+            its results belong to other weights, a file contains an access token, or the name is not valid.
         FileExistsError: if the repository exists.
         OSError: if the Hub refuses, or cannot be reached.
     """
     folder = Path(folder)
     config = check_checkpoint(folder)
     check_name(repo_id)
-    if (folder / MANIFEST).is_file():
-        write_model_card(folder, repo_id, efficiency)
-    check_card(folder / "README.md")
-    files = files_to_publish(folder)
-    check_no_token(files)
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    plan = {"repository": repo_id, "private": private, "files": sizes, "bytes": sum(sizes.values()), "address": None}
-    if is_dry_run:
-        return plan
-    message = f"Upload {config.model_type} ranker by hf_kd_ranking"
-    return plan | {"address": upload(files, repo_id, "model", message, private, overwrite, token)}
+    with TemporaryDirectory() as scratch:
+        files = files_to_publish(folder)
+        if (folder / MANIFEST).is_file():
+            rendered = Path(scratch) if is_dry_run else folder
+            write_model_card(folder, repo_id, efficiency, rendered)
+            files.update(files_to_publish(rendered))
+        check_card(files.get("README.md", folder / "README.md"))
+        check_no_token(files)
+        sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+        plan = {"repository": repo_id, "private": private, "files": sizes, "bytes": sum(sizes.values())}
+        plan["address"] = None
+        if not is_dry_run:
+            message = f"Upload {config.model_type} ranker by hf_kd_ranking"
+            plan["address"] = upload(files, repo_id, "model", message, private, overwrite, token)
+    return plan
 
 
 def check_checkpoint(folder: Path) -> RankerConfig:
-    """The config of a ranker's checkpoint.
+    """Return the config of a ranker's checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is none.
+        FileNotFoundError: if the folder has no config or no weights.
+        ValueError: if the model is not a ranker.
     """
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
-            f"{folder} is no checkpoint: it needs config.json and *.safetensors, which training writes."
+            f"{folder} is not a checkpoint: it needs config.json and *.safetensors, which training writes."
         )
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, RankerConfig):
         raise ValueError(
-            f"{folder} holds a {config.model_type}, no ranker of this package; upload it with `hf upload`."
+            f"{folder} contains a {config.model_type}, not a ranker of this package; upload it with `hf upload`."
         )
     return config
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what cannot be a repository's name.
+    """Refuse what cannot be the name of a repository.
 
     Raises:
-        ValueError: saying what a name is.
+        ValueError: with the rule that the name breaks.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository's name: {error}") from error
+        raise ValueError(f"{repo_id!r} is not a valid repository name: {error}") from error
     if "/" not in repo_id:
-        raise ValueError(f"A repository's name is owner/name, got {repo_id!r}.")
+        raise ValueError(f"A repository name has the form owner/name, got {repo_id!r}.")
 
 
 def check_card(path: Path) -> None:
-    """Refuse a folder whose card is missing, has no metadata, or has something left to fill in.
+    """Refuse a card that is missing, has no metadata, or has a placeholder that was not filled in.
 
     Raises:
-        FileNotFoundError, ValueError: saying what to do.
+        FileNotFoundError, ValueError: with what to do.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.parent} has no model card (README.md): train_ranker writes one, hub.model_card.write_card as well."
+            f"{path.parent} has no model card (README.md); train_ranker or hub.model_card.write_card writes one."
         )
     card = ModelCard.load(path)
     if not card.data.to_dict():
         raise ValueError(f"{path} has no metadata: the Hub reads it from a YAML block between --- at the top.")
-    # Placeholders of templates, of people and of transformers' cards: a card that still has one was not finished.
-    if blank := re.search(r"\{\{|\}\}|\bTODO\b|\[More Information Needed\]", card.content):
-        line = card.content[: blank.start()].count("\n") + 1
-        raise ValueError(f"{path} line {line} has {blank.group()!r} left to fill in.")
+    placeholder = PLACEHOLDER.search(card.content)
+    if placeholder is not None:
+        line = card.content[: placeholder.start()].count("\n") + 1
+        raise ValueError(f"{path} line {line} has {placeholder.group()!r} left to fill in.")
 
 
 def files_to_publish(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, sorted."""
-    found = {}
+    """Return the files to publish of a folder: path in the repository -> file, sorted."""
+    files = {}
     for directory, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
-        paths = [Path(directory, name) for name in names if not LEFT_OUT.fullmatch(name)]
-        found |= {path.relative_to(folder).as_posix(): path for path in paths if path.suffix in SUFFIXES}
-    return dict(sorted(found.items()))
+        for name in names:
+            path = Path(directory, name)
+            if path.suffix in SUFFIXES and not LEFT_OUT.fullmatch(name):
+                files[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(files.items()))
 
 
 def check_no_token(files: dict[str, Path]) -> None:
-    """Refuse to publish an access token that got into a text.
+    """Refuse to publish a text that contains an access token.
 
     Raises:
         ValueError: naming the file.
     """
     own = get_token()
     for path in files.values():
-        if path.suffix in (".safetensors", ".parquet", ".onnx"):
+        if path.suffix in BINARY:
             continue
         content = path.read_text(encoding="utf-8", errors="replace")
         if TOKEN.search(content) or (own and own in content):
-            raise ValueError(f"{path} holds an access token of the Hub; remove it, and revoke it if others saw it.")
+            raise ValueError(f"{path} contains an access token of the Hub; remove it, and revoke it if others saw it.")
 
 
 def upload(
@@ -158,16 +175,16 @@ def upload(
     overwrite: bool = False,
     token: str | None = None,
 ) -> str:
-    """Make the repository and send files in one commit; returns the commit's address.
+    """Make the repository, send files in one commit, and return the commit's address.
 
     Raises:
-        FileExistsError: if the repository exists and may not be overwritten.
-        OSError: with what to do, if the Hub refuses or is out of reach.
+        FileExistsError: if the repository exists and `overwrite` is False.
+        OSError: with what to do, if the Hub refuses or cannot be reached.
     """
     api = HfApi(token=token)
     with clear_hub_errors(repo_id):
         if not overwrite and api.repo_exists(repo_id, repo_type=repo_type):
-            raise FileExistsError(f"{repo_id} exists on the Hub: take another name, or --overwrite to commit onto it.")
+            raise FileExistsError(f"{repo_id} exists on the Hub: choose another name, or --overwrite to commit to it.")
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).commit_url
@@ -175,8 +192,9 @@ def upload(
 
 @contextmanager
 def clear_hub_errors(repo_id: str) -> Iterator[None]:
-    """Say in one line what went wrong between here and the Hub. The client's own error, which shows the request's
-    headers to a debugger, is not chained.
+    """Replace the Hub client's errors by one line with what to do.
+
+    The original error is not chained, because a debugger would show the request's headers.
 
     Raises:
         OSError: in place of huggingface_hub's and httpx's errors.
@@ -184,22 +202,15 @@ def clear_hub_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError:
-        problem = "needs a token with write access: `hf auth login`, or the environment's HF_TOKEN"
+        problem = "needs a token with write access: `hf auth login`, or the environment variable HF_TOKEN"
     except OfflineModeIsEnabled:
         problem = "needs the network, which HF_HUB_OFFLINE switches off"
     except HfHubHTTPError as error:
         status = error.response.status_code
-        reasons = {
-            401: "the Hub does not know the token: `hf auth login`, or the environment's HF_TOKEN",
-            403: "the token may not write there: take a token with write access, and a name under your own user or "
-            "organisation",
-            409: "the name is taken",
-        }
-        problem = reasons.get(
-            status, f"the Hub answered {status}: {error.server_message or error.response.reason_phrase}"
-        )
+        answer = f"the Hub answered {status}: {error.server_message or error.response.reason_phrase}"
+        problem = REFUSALS.get(status, answer)
     except httpx.HTTPError as error:
-        problem = f"no connection to the Hub ({type(error).__name__}); the same command goes on from what arrived"
+        problem = f"no connection to the Hub ({type(error).__name__}); the same command resumes the upload"
     else:
         return
     raise OSError(f"Publishing {repo_id}: {problem}.")

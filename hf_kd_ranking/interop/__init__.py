@@ -1,1 +1,1 @@
-"""Rankers in the layouts of other libraries and runtimes, with equal scores."""
+"""Rankers written in the layouts of other libraries and runtimes, with equal scores."""

@@ -1,13 +1,13 @@
-"""A ranker in the layout of another library or runtime, with its scores; or the reason why it cannot have them there.
+"""Write a ranker in the layout of another library or runtime, with equal scores, or say why that is not possible.
 
     export_ranker("my_ranker", "onnx", "my_ranker_onnx")
 
-What is written is loaded again and scores some texts before it gets its name.
+The output is loaded again and scores some texts before it gets its name.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..artifacts import building, refuse_existing
-from ..models import RankerConfig, RankerModel
+from ..models import BertCat, BertDot, ColBERT, RankerConfig, RankerModel
 from ..ranker import Ranker
 from . import onnx
 from . import sentence_transformers as layouts
 
-TOLERANCE = 1e-4  # of a score, and of each unit of a larger one: float32 has seven digits
-# Short, empty and too long for most rankers: what is cut must be cut alike.
+TOLERANCE = 1e-4  # absolute up to a score of 1, relative above: float32 has seven digits
+# Short, empty and too long for most rankers: both sides must cut texts in the same way.
 QUERIES = ("what is a neural network", "how long do cats live", "capital of france", "why " * 90, "sort a list")
 DOCUMENTS = (
     "A neural network is a model made of layers of simple units, inspired by the brain.",
@@ -33,18 +33,37 @@ DOCUMENTS = (
     "To sort a list in place, call its sort method; sorted() returns a new one. " * 30,
 )
 
-Writer = Callable[[RankerModel, PreTrainedTokenizerBase, Path], None]
-Scorer = Callable[[Path, Sequence[str], Sequence[str]], np.ndarray]
-# Of each format: what writes it, what scores by it, and the model_type whose layout it is.
-WRITERS: dict[str, tuple[Writer, Scorer, str | None]] = {
-    "cross-encoder": (layouts.write_cross_encoder, partial(layouts.score, "CrossEncoder"), "BERT_Cat"),
-    "sentence-transformer": (layouts.write_bi_encoder, partial(layouts.score, "SentenceTransformer"), "BERT_Dot"),
-    "multi-vector": (layouts.write_multi_vector, partial(layouts.score, "MultiVectorEncoder"), "ColBERT"),
-    "pylate": (layouts.write_pylate, partial(layouts.score, "MultiVectorEncoder"), "ColBERT"),
-    "onnx": (onnx.write_onnx, onnx.score_onnx, None),
-    "onnx-int8": (onnx.write_onnx_int8, onnx.score_onnx, None),
+
+@dataclass(frozen=True)
+class Format:
+    """A layout that rankers are exported to.
+
+    Args:
+        write: writes a model and its tokenizer into a folder.
+        score: scores pairs of texts with the written folder, (N,).
+        model_class: the architecture that the layout belongs to; None if every ranker has it.
+        find_obstacles: returns the config fields, with their values, that the layout cannot express -> the reason.
+        is_exact: False if the scores may differ from the ranker's.
+    """
+
+    write: Callable[[RankerModel, PreTrainedTokenizerBase, Path], None]
+    score: Callable[[Path, Sequence[str], Sequence[str]], np.ndarray]
+    model_class: type[RankerModel] | None = None
+    find_obstacles: Callable[[RankerConfig, PreTrainedTokenizerBase], dict[str, str]] | None = None
+    is_exact: bool = True
+
+
+_score_vectors = partial(layouts.score, "MultiVectorEncoder")  # which reads PyLate's layout as well
+FORMATS = {
+    "cross-encoder": Format(
+        layouts.write_cross_encoder, partial(layouts.score, "CrossEncoder"), BertCat, layouts.cross_encoder_obstacles
+    ),
+    "sentence-transformer": Format(layouts.write_bi_encoder, partial(layouts.score, "SentenceTransformer"), BertDot),
+    "multi-vector": Format(layouts.write_multi_vector, _score_vectors, ColBERT, layouts.multi_vector_obstacles),
+    "pylate": Format(layouts.write_pylate, _score_vectors, ColBERT, layouts.pylate_obstacles),
+    "onnx": Format(onnx.write_onnx, onnx.score_onnx),
+    "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, is_exact=False),
 }
-FORMATS = tuple(WRITERS)
 
 
 def export_ranker(
@@ -58,12 +77,12 @@ def export_ranker(
     """Write a ranker in another layout, and compare its scores there with its own.
 
     Args:
-        name_or_path: of the ranker, see `load_ranker`; its tokenizer must be beside it.
+        name_or_path: the ranker, see `load_ranker`; its tokenizer must be in the same place.
         format: "cross-encoder", "sentence-transformer" and "multi-vector" are sentence-transformers' classes for
-            BERT_CAT, BERT_DOT and ColBERT; "pylate" is PyLate's layout of a ColBERT; "onnx" has a graph in float32,
-            see `OnnxRanker`; "onnx-int8" the same with weights of 8 bits, which are not equal.
+            BERT_CAT, BERT_DOT and ColBERT; "pylate" is PyLate's layout of a ColBERT; "onnx" is a graph in float32, see
+            `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not equal.
         output: the folder, which must not exist.
-        architecture: of a plain encoder.
+        architecture: architecture of a plain encoder.
         overwrite: True replaces an output that is a model's folder.
         **overrides: config fields, for example `query_augmentation=0`.
 
@@ -71,72 +90,52 @@ def export_ranker(
         `output`, `format`, `architecture` (the model_type) and `largest_difference` of the scores of a few texts.
 
     Raises:
-        ValueError: if the format is unknown, cannot express the ranker (naming the fields and why), or the scores
-            differ by more than 1e-4 (of scores above 1, 1e-4 of the score); or a library is not installed.
+        ValueError: if the format is unknown, cannot express the ranker (with the fields and reasons), or the scores
+            differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score); or a library is missing.
         FileExistsError: if the output exists.
-        FileNotFoundError: if there is no such ranker, or no tokenizer beside it.
+        FileNotFoundError: if the ranker or its tokenizer does not exist.
     """
-    if format not in WRITERS:
+    if format not in FORMATS:
         raise ValueError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
-    output = Path(output)
+    layout, output = FORMATS[format], Path(output)
     refuse_existing(output, overwrite)
     if output.exists() and not (output / "config.json").is_file():
-        raise FileExistsError(f"{output} exists and is no model's folder, which is not replaced; give another output.")
-    ranker = Ranker.from_pretrained(name_or_path, architecture, "cpu", **({"dtype": torch.float32} | overrides))
-    model, tokenizer = ranker.model, ranker.tokenizer
-    if cannot := obstacles(model.config, tokenizer, format):
-        reasons = "; ".join(f"{field}: {reason}" for field, reason in cannot.items())
-        raise ValueError(f"The format {format} cannot give the scores of this {model.config.model_type}. {reasons}.")
-    write, score, _ = WRITERS[format]
-    with building(output) as temporary:
+        raise FileExistsError(f"{output} exists and is not a model's folder, so it is kept; give another output.")
+    overrides.setdefault("dtype", torch.float32)
+    ranker = Ranker.from_pretrained(name_or_path, architecture, "cpu", **overrides)
+    model_type = ranker.model.config.model_type
+    obstacles = find_obstacles(ranker, layout)
+    if obstacles:
+        reasons = "; ".join(f"{field}: {reason}" for field, reason in obstacles.items())
+        raise ValueError(f"The format {format} cannot give the scores of this {model_type}. {reasons}.")
+    with building(output, replaces=overwrite) as temporary:
         try:
-            write(model, tokenizer, temporary)
-            found = score(temporary, QUERIES, DOCUMENTS)
+            layout.write(ranker.model, ranker.tokenizer, temporary)
+            scores = layout.score(temporary, QUERIES, DOCUMENTS)
         except ImportError as error:
             raise ValueError(
                 f'The format {format} needs more libraries: pip install "hf_kd_ranking[export]" ({error}).'
             ) from error
-        difference = largest_difference(ranker.score(QUERIES, DOCUMENTS), found)
-        if not difference <= TOLERANCE and format != "onnx-int8":
+        difference = largest_difference(ranker.score(QUERIES, DOCUMENTS), scores)
+        if layout.is_exact and not difference <= TOLERANCE:  # also if it is NaN
             raise ValueError(
                 f"The scores in the format {format} differ from the ranker's by {difference:.2g}, more than "
                 f"{TOLERANCE}; nothing was written."
             )
-        if output.exists():
-            shutil.rmtree(output)
-    return {
-        "output": str(output),
-        "format": format,
-        "architecture": model.config.model_type,
-        "largest_difference": difference,
-    }
+    return {"output": str(output), "format": format, "architecture": model_type, "largest_difference": difference}
 
 
-def obstacles(config: RankerConfig, tokenizer: PreTrainedTokenizerBase, format: str) -> dict[str, str]:
-    """What a format cannot express of a ranker: config field (or model_type) and value -> why; empty if nothing."""
-    reader, kind = WRITERS[format][2], config.model_type
-    if reader is None:
+def find_obstacles(ranker: Ranker, layout: Format) -> dict[str, str]:
+    """Return what a layout cannot express of a ranker: config field and value -> reason; empty if nothing."""
+    config = ranker.model.config
+    if layout.model_class not in (None, type(ranker.model)):
+        owner = layout.model_class.config_class.model_type
+        return {f"model_type={config.model_type}": f"this layout is for {owner}; every ranker has the format onnx"}
+    if layout.find_obstacles is None:
         return {}
-    if kind != reader:
-        return {f"model_type={kind}": f"it is a layout of {reader}; any ranker has the format onnx"}
-    found = {}
-    if kind == "BERT_Cat" and config.document_prefix:
-        found[f"document_prefix={config.document_prefix!r}"] = "a CrossEncoder has a prompt before the query only"
-    if config.query_augmentation:
-        found[f"query_augmentation={config.query_augmentation}"] = (
-            "these [MASK] terms follow the [SEP] of a query of any length, where this layout pads queries to one "
-            "length; query_augmentation=0 leaves them out, which changes the scores: train with it"
-        )
-    if format == "pylate":
-        if not config.normalize:
-            found["normalize=False"] = "PyLate scales every vector to length 1; train with normalize=True"
-        for name in ("query_prefix", "document_prefix"):
-            text = config.to_dict()[name]
-            if text and tokenizer.tokenize(text) != [text]:
-                found[f"{name}={text!r}"] = "PyLate's prefix is one token, and the tokenizer makes several of it"
-    return found
+    return layout.find_obstacles(config, ranker.tokenizer)
 
 
-def largest_difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """Largest difference of two lists of scores, as a part of the score where that is above 1."""
-    return float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max())
+def largest_difference(expected: np.ndarray, scores: np.ndarray) -> float:
+    """Return the largest difference of two lists of scores, relative to the score if that is above 1."""
+    return float((np.abs(scores - expected) / np.maximum(np.abs(expected), 1)).max())

@@ -1,13 +1,13 @@
-"""Rankers as ONNX graphs, in float32 or with weights of 8 bits, and what runs them without torch's model.
+"""Rankers as ONNX graphs, in float32 or with 8-bit weights, and a class that runs them without PyTorch's model.
 
-A graph has dynamic batch and length axes. Its inputs are the tokenizer's, (batch, length) integers, and its output:
+A graph has dynamic batch and length axes. Its inputs are the tokenizer's outputs, (batch, length) integers:
 
 | ranker | inputs | output |
 | --- | --- | --- |
-| BERT_CAT | of pairs | `scores` (batch,) |
-| BERT_DOT | of texts, queries or documents | `vectors` (batch, D) |
-| ColBERT | of texts; those of queries with the [MASK] terms behind them | `vectors` (batch, length, D) |
-| PreTTR, TK | `query_*` and `document_*`, each row a pair | `scores` (batch,) |
+| reads both texts as one sequence (BERT_CAT) | a pair per row | `scores` (batch,) |
+| compares one vector per text (BERT_DOT) | a query or document per row | `vectors` (batch, D) |
+| compares one vector per token (ColBERT) | the same; a query with its [MASK] tokens | `vectors` (batch, length, D) |
+| others (PreTTR, TK) | `query_*` and `document_*`, a pair per row | `scores` (batch,) |
 """
 
 import logging
@@ -26,18 +26,17 @@ from ..models import RankerConfig, RankerModel, RankingProcessor
 from ..models.scoring import dot_product, max_sim
 
 GRAPH = "model.onnx"
-TEXT_RANKERS = ("BERT_Dot", "ColBERT")  # one graph for both sides; the score is a function of the vectors
 
 
 class OnnxRanker:
     """An exported graph with its tokenizer and lengths: texts in, scores out.
 
     Args:
-        folder: as `export_ranker` wrote it.
-        threads: of the runtime; None takes a thread a core.
+        folder: folder that `export_ranker` wrote.
+        threads: threads of the runtime; None takes one per core.
 
     Raises:
-        FileNotFoundError: if there is no graph.
+        FileNotFoundError: if the folder has no graph.
         ValueError: if onnxruntime is not installed.
     """
 
@@ -56,21 +55,23 @@ class OnnxRanker:
         self.processor = RankingProcessor.from_config(AutoTokenizer.from_pretrained(folder), self.config)
 
     def score(self, queries: Sequence[str], documents: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Scores of pairs, (N,) float32, higher is better."""
-        parts = []
+        """Score pairs of texts; (N,) float32, higher is better."""
+        scores = []
         for start in range(0, len(queries), batch_size):
             batch = self.processor(queries[start : start + batch_size], documents[start : start + batch_size])
-            parts.append(self._score_batch(batch))
-        return np.concatenate(parts)
+            scores.append(self._score_batch(batch))
+        return np.concatenate(scores)
 
     def _score_batch(self, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> np.ndarray:
-        if self.config.model_type not in TEXT_RANKERS:
+        if not self.config.is_searchable:
             return self._run(graph_inputs(self.config, batch))
-        sides = [graph_inputs(self.config, {"document": batch[side]}) for side in ("query", "document")]
-        vectors = [torch.from_numpy(self._run(side)) for side in sides]
-        if self.config.model_type == "BERT_Dot":
-            return dot_product(*vectors).numpy()
-        return max_sim(*vectors, *(side["attention_mask"] for side in sides)).numpy()
+        query = graph_inputs(self.config, {"document": batch["query"]})
+        document = graph_inputs(self.config, batch)
+        query_vectors, document_vectors = torch.from_numpy(self._run(query)), torch.from_numpy(self._run(document))
+        if self.config.similarity == "dot":
+            return dot_product(query_vectors, document_vectors).numpy()
+        masks = query["attention_mask"], document["attention_mask"]
+        return max_sim(query_vectors, document_vectors, *masks).numpy()
 
     def _run(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
         return self.session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0]
@@ -81,7 +82,7 @@ class RankerGraph(nn.Module):
 
     Args:
         model: the ranker.
-        names: of the tensors, in order, see `graph_inputs`.
+        names: names of the tensors in their order, see `graph_inputs`.
     """
 
     def __init__(self, model: RankerModel, names: Sequence[str]) -> None:
@@ -90,42 +91,53 @@ class RankerGraph(nn.Module):
         self.names = names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Scores of pairs, or vectors of texts."""
+        """Return the scores of pairs, or the vectors of texts."""
         inputs = dict(zip(self.names, tensors, strict=True))
         if self.model.config.joins_texts:
             return self.model(**inputs).scores
-        if self.model.config.model_type in TEXT_RANKERS:
+        if self.model.config.is_searchable:
             return self.model(document=inputs).document_vectors
-        sides = {
-            side: {name.removeprefix(f"{side}_"): inputs[name] for name in self.names if name.startswith(f"{side}_")}
-            for side in ("query", "document")
-        }
+        sides = {"query": {}, "document": {}}
+        for name, tensor in inputs.items():
+            side, _, name_in_side = name.partition("_")
+            sides[side][name_in_side] = tensor
         return self.model(**sides).scores
 
 
 def graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What `RankingProcessor` makes of pairs, as the graph's inputs: name -> (N, L)."""
-    if config.joins_texts or config.model_type in TEXT_RANKERS:
-        return {name: tensor.flatten(0, -2) for name, tensor in batch.get("document", batch).items()}
-    return {f"{side}_{name}": tensor.flatten(0, -2) for side in batch for name, tensor in batch[side].items()}
+    """Return the graph's inputs for a batch as `RankingProcessor` makes it: name -> (N, L).
+
+    A ranker whose vectors are compared has one graph for both sides; its inputs are those of `batch["document"]`.
+    """
+    if config.joins_texts:
+        sides = {"": batch}
+    elif config.is_searchable:
+        sides = {"": batch["document"]}
+    else:
+        sides = {"query_": batch["query"], "document_": batch["document"]}
+    inputs = {}
+    for prefix, tensors in sides.items():
+        for name, tensor in tensors.items():
+            inputs[f"{prefix}{name}"] = tensor.flatten(0, -2)
+    return inputs
 
 
 def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """`model.onnx` in float32, with tokenizer and config beside it."""
-    model.config.save_pretrained(folder)
+    """Write `model.onnx` in float32, with tokenizer and config."""
+    config = model.config
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    processor = RankingProcessor.from_config(tokenizer, model.config)
+    processor = RankingProcessor.from_config(tokenizer, config)
     # Two pairs of different lengths: an axis of size 1 would be taken for a constant.
-    inputs = graph_inputs(
-        model.config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"])
-    )
-    axes = tuple({0: "batch", 1: f"{name.split('_')[0]}_length"} for name in inputs)
-    if "input_ids" in inputs:
-        axes = tuple({0: "batch", 1: "length"} for _ in inputs)
-    output = "vectors" if model.config.model_type in TEXT_RANKERS else "scores"
+    inputs = graph_inputs(config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"]))
+    has_one_sequence = "input_ids" in inputs
+    axes = []
+    for name in inputs:
+        length = "length" if has_one_sequence else f"{name.partition('_')[0]}_length"
+        axes.append({0: "batch", 1: length})
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision is not there
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -133,8 +145,8 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
                 RankerGraph(model, list(inputs)).eval(),
                 tuple(inputs.values()),
                 input_names=list(inputs),
-                output_names=[output],
-                dynamic_shapes=(axes,),
+                output_names=["vectors" if config.is_searchable else "scores"],
+                dynamic_shapes=(tuple(axes),),
                 dynamo=True,
                 verbose=False,
             )
@@ -144,7 +156,7 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 
 def write_onnx_int8(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The same with weights of 8 bits, a scale for each column; activations are quantised as they come."""
+    """Write `model.onnx` with 8-bit weights, one scale per column; activations are quantised at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -158,5 +170,5 @@ def write_onnx_int8(model: RankerModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def score_onnx(folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Scores of pairs in one batch, (N,)."""
+    """Score pairs in one batch, (N,)."""
     return OnnxRanker(folder).score(queries, documents, batch_size=len(queries))

@@ -1,4 +1,4 @@
-"""Rankers in the layouts that sentence-transformers reads, its own and PyLate's; written and read by its classes."""
+"""Layouts that sentence-transformers reads, its own and PyLate's: writers, scorers, and what they cannot express."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models import BertCat, BertDot, ColBERT
+from ..models import BertCat, BertCatConfig, BertDot, ColBERT, ColBERTConfig
 from ..models.foreign import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `CrossEncoder` whose activation is the identity.
+    """Write a `CrossEncoder` whose activation is the identity.
 
-    Where transformers' own classifier on this encoder can compute the score (`plain_classifier`) it is that one, and
-    needs no code of this package; otherwise it is the ranker with its code, which needs this package or
+    If transformers' classifier on this encoder can compute the score (`plain_classifier`), the output is that
+    classifier and needs no code of this package. Otherwise it is the ranker with its code, which needs this package or
     `trust_remote_code=True`. Pairs are cut as the ranker cuts them, the longer text first.
     """
     from sentence_transformers import CrossEncoder
@@ -34,15 +34,16 @@ def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, fold
         tokenizer.save_pretrained(scratch)
         encoder = CrossEncoder(scratch, device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
         if model.config.query_prefix:
-            encoder.prompts, encoder.default_prompt_name = {"query": model.config.query_prefix}, "query"
+            encoder.prompts = {"query": model.config.query_prefix}
+            encoder.default_prompt_name = "query"
         encoder.save_pretrained(str(folder), create_model_card=False)
 
 
 def plain_classifier(model: BertCat) -> PreTrainedModel | None:
-    """The sequence classifier of transformers that has a BERT_CAT's scores; None where its head cannot.
+    """Return the sequence classifier of transformers with a BERT_CAT's scores; None if its head cannot compute them.
 
-    Its head is two layers. Those of a BERT_CAT that has two are copied; a linear head w fits in ReLU and GELU heads,
-    because f(w x) - f(-w x) = w x.
+    Its head has two layers. If the BERT_CAT has two as well they are copied. A single linear layer w fits into ReLU
+    and GELU heads, because f(w x) - f(-w x) = w x.
     """
     config = model.config
     head = CLASSIFIER_HEADS.get(config.encoder_config.model_type)
@@ -53,7 +54,7 @@ def plain_classifier(model: BertCat) -> PreTrainedModel | None:
     encoder_config = type(config.encoder_config).from_dict(config.encoder_config.to_dict() | {"num_labels": 1})
     encoder_config.problem_type = "regression"
     classifier = AutoModelForSequenceClassification.from_config(encoder_config)
-    classifier.base_model.load_state_dict(model.bert_model.state_dict(), strict=False)  # BERT's has a pooler besides
+    classifier.base_model.load_state_dict(model.bert_model.state_dict(), strict=False)  # BERT's has a pooler too
     dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
     with torch.no_grad():
         if config.head_activation is not None:
@@ -63,13 +64,14 @@ def plain_classifier(model: BertCat) -> PreTrainedModel | None:
             weight, bias = model._classification_layer.weight, model._classification_layer.bias
             for parameter in (dense.weight, dense.bias, output.weight, output.bias):
                 parameter.zero_()
-            dense.weight[:2], dense.bias[:2] = torch.cat([weight, -weight]), torch.cat([bias, -bias])
+            dense.weight[:2] = torch.cat([weight, -weight])
+            dense.bias[:2] = torch.cat([bias, -bias])
             output.weight[0, :2] = torch.tensor([1.0, -1.0])
     return classifier.eval()
 
 
 def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `SentenceTransformer` with the ranker's pooling, prefixes as prompts, the dot product as similarity.
+    """Write a `SentenceTransformer` with the ranker's pooling, its prefixes as prompts, and the dot product.
 
     `encode_query` and `encode_document` cut texts at the ranker's lengths; `encode` at the longer one.
     """
@@ -91,7 +93,7 @@ def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder:
 
 
 def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A `MultiVectorEncoder`: encoder, linear layer with its bias, the mask of terms, and as the ranker normalises."""
+    """Write a `MultiVectorEncoder`: encoder, linear layer with bias, token mask, and the ranker's normalisation."""
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Normalize
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -108,12 +110,13 @@ def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """PyLate's layout: encoder and linear layer; masking and normalising are PyLate's own."""
+    """Write PyLate's layout: encoder and linear layer; PyLate masks and normalises by itself."""
     write_multi_vector(model, tokenizer, folder)
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[:2]
     for extra in folder.glob("[2-9]_*"):
         shutil.rmtree(extra)
-    modules[0]["type"], modules[1]["type"] = "sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"
+    modules[0]["type"] = "sentence_transformers.models.Transformer"
+    modules[1]["type"] = "pylate.models.Dense.Dense"
     config = model.config
     settings = {
         "model_type": "ColBERT",
@@ -134,16 +137,51 @@ def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Pat
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def score(kind: str, folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Scores of pairs by one of the library's classes, (N,)."""
+def score(class_name: str, folder: Path, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Score pairs with a class of sentence-transformers, (N,)."""
     import sentence_transformers
 
-    encoder = getattr(sentence_transformers, kind)(str(folder), device="cpu", local_files_only=True)
-    if kind == "CrossEncoder":
+    encoder = vars(sentence_transformers)[class_name](str(folder), device="cpu", local_files_only=True)
+    if class_name == "CrossEncoder":
         return encoder.predict(list(zip(queries, documents, strict=True)), show_progress_bar=False)
     query_vectors = encoder.encode_query(list(queries), show_progress_bar=False)
     document_vectors = encoder.encode_document(list(documents), show_progress_bar=False)
     return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()
+
+
+# ---- What the layouts cannot express --------------------------------------------------------------------------------
+
+
+def cross_encoder_obstacles(config: BertCatConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the fields of a BERT_CAT that a `CrossEncoder` cannot express -> the reason."""
+    if not config.document_prefix:
+        return {}
+    return {f"document_prefix={config.document_prefix!r}": "a CrossEncoder has a prompt before the query only"}
+
+
+def multi_vector_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the fields of a ColBERT that a `MultiVectorEncoder` cannot express -> the reason."""
+    if not config.query_augmentation:
+        return {}
+    reason = (
+        "these [MASK] tokens follow the [SEP] of a query of any length, but this layout pads queries to one length; "
+        "query_augmentation=0 leaves them out, which changes the scores: train with it"
+    )
+    return {f"query_augmentation={config.query_augmentation}": reason}
+
+
+def pylate_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the fields of a ColBERT that PyLate's layout cannot express -> the reason."""
+    obstacles = multi_vector_obstacles(config, tokenizer)
+    if not config.normalize:
+        obstacles["normalize=False"] = "PyLate scales every vector to length 1; train with normalize=True"
+    for name, prefix in (("query_prefix", config.query_prefix), ("document_prefix", config.document_prefix)):
+        if prefix and tokenizer.tokenize(prefix) != [prefix]:
+            obstacles[f"{name}={prefix!r}"] = "PyLate's prefix is one token, and the tokenizer splits this text"
+    return obstacles
+
+
+# ---- Modules --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -159,7 +197,7 @@ def _encoder_module(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase
 
 
 def _plain_encoder(model: BertDot | ColBERT) -> PreTrainedModel:
-    """The encoder as transformers makes it, with a pooler of zeros where it has one, so that no weight is missing."""
+    """Return the encoder as transformers makes it; if it has a pooler, that is zero, so that no weight is missing."""
     encoder = AutoModel.from_config(model.config.encoder_config)
     missing = encoder.load_state_dict(model.bert_model.state_dict(), strict=False).missing_keys
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The rankers: one file per architecture, each registered with the transformers Auto classes on import."""
+"""The rankers: one file per architecture, all registered with the transformers Auto classes on import."""
 
 from .base import RankerConfig, RankerModel, RankingOutput
 from .bert_cat import BertCat, BertCatConfig

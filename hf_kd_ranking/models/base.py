@@ -1,12 +1,12 @@
-"""What all rankers share: lengths in the config, the forward contract, the output, strict loading, shipping the code.
+"""Everything that rankers share: capabilities, lengths, the contract of `forward`, strict loading, shipped code.
 
-The forward contract. Dimension 0 of every input is the query. Documents are (B, Ld), or (B, n, Ld) for n documents a
-query; scores come back as (B,) or (B, n). `forward` is the only entry to a model: with both sides it returns scores,
-with one side that side's vectors.
+Dimension 0 of every input is the query. Documents are (B, Ld), or (B, n, Ld) for n documents per query; scores come
+back as (B,) or (B, n). `forward` is the only entry to a model: with both sides it returns scores, with one side the
+vectors of that side.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pickle import UnpicklingError
@@ -27,16 +27,16 @@ Side = Literal["query", "document"]
 
 @dataclass
 class RankingOutput(ModelOutput):
-    """What a ranker returns.
+    """Output of a ranker.
 
     Args:
-        loss: scalar; only where the caller passes labels to a ranker that takes them.
+        loss: scalar; only if the caller passes labels to a ranker that takes them.
         logits: (N, 1), one per pair, for code that expects a sequence classifier (BERT_CAT only).
         scores: (B,) or (B, n) relevance scores, unbounded, higher is better.
-        query_vectors: the query side's representation, (B, D), or (B, Lq, D) where every term has a vector.
-        document_vectors: the document side's, (B, D) or (B, Ld, D), with n documents a query (B, n, D) and so on.
-        query_mask: (B, Lq), True where a vector belongs to a term; None where a text has one vector.
-        document_mask: the same for documents.
+        query_vectors: (B, D), or (B, Lq, D) with one vector per token.
+        document_vectors: (B, D) or (B, Ld, D); (B, n, D) or (B, n, Ld, D) with n documents per query.
+        query_mask: (B, Lq), True where a vector belongs to a token; None if a text has one vector.
+        document_mask: (B, Ld) or (B, n, Ld), the same for documents.
     """
 
     loss: Tensor | None = None
@@ -50,31 +50,42 @@ class RankingOutput(ModelOutput):
 
 @strict
 class RankerConfig(PreTrainedConfig):
-    """The part of the configuration that every architecture has.
+    """The capabilities and the configuration fields that every architecture has.
+
+    Capabilities are class attributes, or properties if they depend on a field. The rest of the package reads them and
+    never asks which architecture a ranker has:
+
+    * `summary`: two sentences for the model card.
+    * `joins_texts`: True if query and document are read as one sequence.
+    * `vectors_per_text`: "none"; "one", (D,); "per_token", (L, D); "sparse", one weight per word of the vocabulary.
+    * `similarity`: how the vectors of a query and a document are compared: "dot", the dot product; "max_sim", the sum
+      over query tokens of the largest dot product; "layers", by layers of the model, which no index can search by;
+      None without vectors.
+    * `token_similarity`: how a query token matches a document token, "dot" or "cosine", if a user can be shown that.
+    * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
+    * `is_searchable`: True if an index of the stored vectors can search a whole collection.
+    * `adds_special_tokens`: True for texts between [CLS] and [SEP].
+    * `query_augmentation`: number of [MASK] tokens after a query; a field of the architectures that have them.
 
     Args:
         max_query_length: longest query in tokens, special tokens included.
         max_document_length: longest document in tokens, special tokens included.
         query_prefix: text put before every query, for encoders trained with one.
-        document_prefix: the same for documents.
+        document_prefix: text put before every document.
         initializer_range: standard deviation of fresh linear layers.
 
     Raises:
         ValueError: if the lengths do not fit the model's positions.
     """
 
-    # What an architecture can do, declared once. Where the user may choose, the config has a field or a property.
-    summary: ClassVar[str] = ""  # two sentences for the model card
-    joins_texts: ClassVar[bool] = False  # query and document are read as one sequence
-    adds_special_tokens: ClassVar[bool] = True  # [CLS] and [SEP]
-    query_augmentation: ClassVar[int] = 0  # [MASK] tokens after a query
+    summary: ClassVar[str] = ""
+    joins_texts: ClassVar[bool] = False
     vectors_per_text: ClassVar[Literal["none", "one", "per_token", "sparse"]] = "per_token"
-    # How vectors are compared; "layers" are layers of the model, which no index can search by.
     similarity: ClassVar[Literal["dot", "max_sim", "layers"] | None] = "layers"
-    # How a query token matches a document token, where the match can be shown to a user.
     token_similarity: ClassVar[Literal["dot", "cosine"] | None] = None
-    # False where a document has no vectors, or they depend on the query: they cannot be stored in advance.
     is_storable: ClassVar[bool] = True
+    adds_special_tokens: ClassVar[bool] = True
+    query_augmentation: ClassVar[int] = 0
 
     max_query_length: int = 30
     max_document_length: int = 200
@@ -83,25 +94,31 @@ class RankerConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # A saved pipeline names its shipped code here, which transformers would run only with trust_remote_code; where
+        # A saved pipeline names its shipped code here, which transformers would run only with trust_remote_code; if
         # the task is registered, this package's pipeline reads the checkpoint.
         if set(kwargs.get("custom_pipelines") or ()) <= PIPELINE_REGISTRY.supported_tasks.keys():
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self.check()
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RankerConfig":
-        """Build from a saved config; overrides count when the fields are compared, not only afterwards."""
-        known = {field.name for field in fields(cls)}
-        return super().from_dict(config_dict | {k: v for k, v in kwargs.items() if k in known}, **kwargs)
+    @property
+    def is_searchable(self) -> bool:
+        """True if an index of the stored vectors can search a whole collection."""
+        return self.is_storable and self.similarity in ("dot", "max_sim")
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens that the model can read; None if it has no limit."""
+        return None
+
+    def sequence_lengths(self) -> dict[str, int]:
+        """Return the longest sequences: the fields that they consist of -> their length in tokens."""
+        query = "max_query_length + query_augmentation" if self.query_augmentation else "max_query_length"
+        lengths = {query: self.max_query_length + self.query_augmentation}
+        return lengths | {"max_document_length": self.max_document_length}
 
     def check(self) -> None:
-        """Compare the fields with one another.
-
-        Raises:
-            ValueError: if a sequence of the configured length does not fit.
-        """
+        """Compare the fields with one another; a ValueError says which of them do not fit."""
         for name in ("max_query_length", "max_document_length"):
             if getattr(self, name) < 3:
                 raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
@@ -112,47 +129,35 @@ class RankerConfig(PreTrainedConfig):
                     f"for {self.max_positions}; lower the lengths or take an encoder that reads longer texts."
                 )
 
-    @property
-    def is_searchable(self) -> bool:
-        """True if an index of the stored vectors can search a whole collection."""
-        return self.is_storable and self.similarity in ("dot", "max_sim")
-
-    def sequence_lengths(self) -> dict[str, int]:
-        """What the longest sequences are made of -> their length in tokens."""
-        query = "max_query_length + query_augmentation" if self.query_augmentation else "max_query_length"
-        return {
-            query: self.max_query_length + self.query_augmentation,
-            "max_document_length": self.max_document_length,
-        }
-
-    @property
-    def max_positions(self) -> int | None:
-        """Longest sequence in tokens that the model can read; None where it has no limit."""
-        raise NotImplementedError
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RankerConfig":
+        """Build from a saved config; overrides are applied before the fields are compared, not only afterwards."""
+        overrides = {field.name: kwargs[field.name] for field in fields(cls) if field.name in kwargs}
+        return super().from_dict(config_dict | overrides, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
         """Read a checkpoint's config file.
 
         Raises:
-            ValueError: if it is another architecture's: loaded as this one, it would rank at random.
+            ValueError: if the checkpoint has another architecture: loaded as this one, it would rank at random.
         """
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config.get("model_type")
-        if model_type != cls.model_type and model_type in CONFIG_MAPPING:
-            other = CONFIG_MAPPING[model_type]
-            if issubclass(other, RankerConfig):
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
-                    f"{str(pretrained_model_name_or_path)!r}) reads the architecture from the config."
-                )
+        is_ranker = model_type in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[model_type], RankerConfig)
+        if is_ranker and model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
+                f"{str(pretrained_model_name_or_path)!r}) reads the architecture from the config."
+            )
         return config, kwargs
 
 
 class RankerModel(PreTrainedModel):
-    """Base class of the rankers: scores from the two sides' vectors; loads strictly; saves its code with its weights.
+    """Base class of the rankers: scores from the vectors of both sides; loads strictly; saves its code.
 
-    An architecture that encodes the sides apart defines `encode` and `score_vectors`.
+    An architecture defines `from_encoder`, and `encode` and `score_vectors` if it encodes the sides separately. One
+    file with its config and model, and a call of `register_ranker`, are all that a new architecture needs.
     """
 
     config_class = RankerConfig
@@ -161,9 +166,14 @@ class RankerModel(PreTrainedModel):
     # trust_remote_code=True on machines without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
-    # Set to False where processes share the weights of a layer (FSDP, ZeRO): they wait for one another in each of its
-    # forwards, so that all must make as many.
+    # Set to False if processes share the weights of a layer (FSDP, ZeRO): they wait for one another in each forward
+    # pass of the layer, so that all must make the same number of passes.
     groups_rows: bool = True
+
+    @classmethod
+    def from_encoder(cls, name_or_path: str | os.PathLike, **config: Any) -> "RankerModel":
+        """Build a fresh ranker on a pretrained encoder; `config` are fields of the architecture's config."""
+        raise NotImplementedError
 
     def forward(
         self, query: Mapping[str, Tensor] | None = None, document: Mapping[str, Tensor] | None = None
@@ -181,9 +191,11 @@ class RankerModel(PreTrainedModel):
             ValueError: if the sides do not belong together, or a text is longer than the model's positions.
         """
         check_same_queries(query, document)
-        query_vectors, query_mask = (None, None) if query is None else self.encode(query, "query")
-        document_vectors, document_mask = (None, None) if document is None else self.encode(document, "document")
-        scores = None
+        query_vectors = query_mask = document_vectors = document_mask = scores = None
+        if query is not None:
+            query_vectors, query_mask = self.encode(query, "query")
+        if document is not None:
+            document_vectors, document_mask = self.encode(document, "document")
         if query is not None and document is not None:
             scores = self.score_vectors(query_vectors, document_vectors, query_mask, document_mask)
         return RankingOutput(
@@ -195,7 +207,7 @@ class RankerModel(PreTrainedModel):
         )
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
-        """Vectors of one side, (..., D) or (..., L, D), and the mask of their terms, (..., L), or None."""
+        """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
         raise NotImplementedError
 
     def score_vectors(
@@ -205,16 +217,16 @@ class RankerModel(PreTrainedModel):
         raise NotImplementedError
 
     def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
-        """Run layers over (N, L, ...) inputs; rows of similar length together where that may be, see `run_by_length`.
+        """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`.
 
-        A compiled graph wants one shape, and without a mask there is no length.
+        A compiled graph needs one shape, and without a mask the lengths are unknown.
         """
         if mask is None or not self.groups_rows or torch.compiler.is_compiling():
             return run(**inputs)
         return run_by_length(run, inputs, mask)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """What the ranker adds to the pretrained part; trained at `head_learning_rate` where that is set."""
+        """Return the parameters that the ranker adds to the pretrained part, for `head_learning_rate`."""
         pretrained = {id(parameter) for parameter in self.base_model.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in pretrained]
 
@@ -227,40 +239,37 @@ class RankerModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> "RankerModel":
-        """Load a checkpoint of this architecture; every weight must be there, be used and be finite.
+        """Load a checkpoint of this architecture; every weight must exist, be used and be finite.
 
         Raises:
-            ValueError: naming the keys, if weights are missing, of another shape, or left over (`pooler.*` excepted),
-                or hold NaN or infinity. A warning would not do: the model would rank at random.
-            FileNotFoundError: if there are no weights.
+            ValueError: naming the keys, if weights are missing, of another shape, left over (`pooler.*` excepted), NaN
+                or infinite. A warning would not do: the model would rank at random.
+            FileNotFoundError: if the weights do not exist.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
+        returns_info = kwargs.pop("output_loading_info", False)
         source = str(name_or_path or kwargs["config"].name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
         with clear_errors(source):
             try:
                 model, info = super().from_pretrained(name_or_path, *args, **kwargs)
             except TypeError as error:
-                if "unexpected keyword argument" in str(error):  # what is no config field goes to the constructor
-                    check_fields(cls.config_class, {str(error).split("'")[1]: None})
+                if "unexpected keyword argument" in str(error):  # unknown fields reach the constructor
+                    check_fields(cls.config_class, [str(error).split("'")[1]])
                 raise
-        problems = {kind: info[kind] for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]}
+        kinds = [kind for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]]
+        problems = [f"{kind.replace('_', ' ')}: {first_keys(info[kind])}" for kind in kinds]
         if problems:
-            found = "; ".join(f"{kind.replace('_', ' ')}: {first(keys)}" for kind, keys in problems.items())
             raise ValueError(
-                f"{source} is not a complete {cls.__name__} checkpoint ({found}). {cls._fresh_instead()}; for "
-                f"another architecture call load_ranker(name_or_path), which reads it from the config."
+                f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). For a fresh ranker on "
+                f"a plain encoder call {cls.__name__}.from_encoder(name_or_path); for another architecture call "
+                f"load_ranker(name_or_path), which reads it from the config."
             )
         check_finite(model, source)
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def _fresh_instead(cls) -> str:
-        return f"For a fresh ranker on a plain encoder call {cls.__name__}.from_encoder(name_or_path)"
+        return (model, info) if returns_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write weights, config and the code that the checkpoint needs on a machine without this package."""
-        # FSDP makes a class at run time, of a module of torch's, whose code would be saved in place of ours.
+        # FSDP replaces the class by one that it makes in a module of torch, whose code would be saved instead of ours.
         own = next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
         type(self).__module__, type(self).__name__ = own.__module__, own.__name__
         module = own.__module__.rpartition(".")[2]
@@ -270,11 +279,7 @@ class RankerModel(PreTrainedModel):
 
 
 def check_same_queries(query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None) -> None:
-    """Refuse a document batch that is not aligned with its query batch.
-
-    Raises:
-        ValueError: if dimension 0 differs, or neither side is given.
-    """
+    """Raise a ValueError if dimension 0 of query and document differs, or neither side is given."""
     if query is None and document is None:
         raise ValueError("Needed query=, document= or both (tokenizer outputs), got neither.")
     if query is None or document is None:
@@ -288,11 +293,7 @@ def check_same_queries(query: Mapping[str, Tensor] | None, document: Mapping[str
 
 
 def check_positions(length: int, limit: int | None, what: str = "A sequence") -> None:
-    """Refuse a sequence that the model has no positions for.
-
-    Raises:
-        ValueError: naming both lengths.
-    """
+    """Raise a ValueError if the model has no positions for a sequence; it names both lengths."""
     if limit is not None and length > limit:
         raise ValueError(
             f"{what} needs positions for {length} tokens, the model has {limit}: cut the texts when tokenising "
@@ -302,10 +303,10 @@ def check_positions(length: int, limit: int | None, what: str = "A sequence") ->
 
 @contextmanager
 def clear_errors(source: str) -> Iterator[None]:
-    """Say in one line what transformers and torch say in many.
+    """Shorten errors about a checkpoint to one line.
 
     Raises:
-        FileNotFoundError: if there is no such model, or it has no weights.
+        FileNotFoundError: if the model or its weights do not exist.
         ValueError: if its weights are pickled code, which is not run.
     """
     try:
@@ -319,33 +320,27 @@ def clear_errors(source: str) -> Iterator[None]:
         ) from error
 
 
-def check_fields(config_class: type[RankerConfig], config: Mapping[str, Any]) -> None:
-    """Refuse config fields that the architecture does not have; transformers would keep them and do nothing.
-
-    Raises:
-        ValueError: listing the fields there are.
-    """
+def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:
+    """Raise a ValueError for fields that the architecture does not have; transformers would keep and ignore them."""
     known = {field.name for field in fields(config_class)}
-    own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
-    if unknown := sorted(set(config) - known):
+    unknown = sorted(set(names) - known)
+    if unknown:
+        own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
         raise ValueError(
             f"{config_class.model_type} has no config field {', '.join(unknown)}; it has {', '.join(own)}."
         )
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Raises:
-        ValueError: naming the first of them.
-    """
+    """Raise a ValueError that names the first weights with NaN or infinity."""
     for name, parameter in model.named_parameters():
-        # A sum is finite only if all its terms are; elementwise checks only where it is not (sums may overflow).
+        # The sum of finite numbers may overflow, so that only the elements prove it; the sum is faster.
         if parameter.device.type != "meta" and not (parameter.sum().isfinite() or parameter.isfinite().all()):
             raise ValueError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
 
 
-def first(keys: Sequence) -> str:
-    """The first three of some keys, for messages."""
-    keys = sorted(map(str, keys))
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") or "none"
+def first_keys(keys: Iterable[Any]) -> str:
+    """Return the first three of some keys, for messages."""
+    names = sorted(map(str, keys))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more or "none"

@@ -1,10 +1,10 @@
 """BERT_CAT: the encoder reads query and document as one sequence; the score is linear in its [CLS] vector.
 
 Source: Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085; the paper's teacher and its most effective student
-(arXiv 2010.02666, equation 1). Nothing can be stored ahead of the query, which makes it the slowest ranker.
+(arXiv 2010.02666, equation 1). Nothing can be stored in advance, which makes it the slowest ranker.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -21,19 +21,19 @@ class BertCatConfig(EncoderRankerConfig):
     A pair is cut to `max_query_length + max_document_length` tokens, longest text first.
 
     Args:
-        head_activation: of a dense layer before the linear one, as the sequence classifiers of transformers have it
-            (BERT "tanh", DistilBERT "relu", ELECTRA "gelu"); None, the paper's, for no such layer.
+        head_activation: activation of a dense layer before the linear one, as in the sequence classifiers of
+            transformers (BERT "tanh", DistilBERT "relu", ELECTRA "gelu"); None for no dense layer, as in the paper.
     """
 
     model_type = "BERT_Cat"
-    summary: ClassVar[str] = (
+    summary = (
         "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
         "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored in advance."
     )
-    joins_texts: ClassVar[bool] = True
-    vectors_per_text: ClassVar[str] = "none"
-    similarity: ClassVar[str | None] = None
-    is_storable: ClassVar[bool] = False
+    joins_texts = True
+    vectors_per_text = "none"
+    similarity = None
+    is_storable = False
 
     problem_type: str | None = "regression"
     head_activation: Literal["tanh", "relu", "gelu"] | None = None
@@ -48,7 +48,7 @@ class BertCatConfig(EncoderRankerConfig):
         super().__post_init__(**kwargs)
 
     def sequence_lengths(self) -> dict[str, int]:
-        """The one sequence that a pair becomes."""
+        """Return the length of the one sequence that a pair becomes."""
         return {"max_query_length + max_document_length": self.max_query_length + self.max_document_length}
 
 
@@ -56,7 +56,7 @@ class BertCat(EncoderRanker):
     """BERT_CAT ranker; also a standard one-label sequence classifier."""
 
     config_class = BertCatConfig
-    auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForSequenceClassification")
+    auto_classes = ("AutoModel", "AutoModelForSequenceClassification")
 
     def __init__(self, config: BertCatConfig) -> None:
         super().__init__(config)
@@ -77,11 +77,11 @@ class BertCat(EncoderRanker):
         """Score pairs.
 
         Args:
-            input_ids: (B, L) one pair a query, or (B, n, L).
+            input_ids: (B, L) one pair per query, or (B, n, L).
             attention_mask: the same shape; None attends to everything.
             labels: (B,) target scores for a plain regression loss; None for no loss. Ranking losses take the scores.
             return_dict: not read; code for sequence classifiers passes it.
-            **inputs: what else the tokenizer makes (`token_type_ids`), the same shape.
+            **inputs: the other outputs of the tokenizer (`token_type_ids`), the same shape.
 
         Returns:
             `scores` (B,) or (B, n), and the same as `logits` (B * n, 1).

@@ -1,11 +1,11 @@
 """BERT_DOT: one encoder for queries and documents; the score is the dot product of their pooled vectors.
 
-Source: arXiv 2010.02666, equation 3. One vector a document is stored ahead of the query, and a nearest-neighbour index
-can search it.
+Source: arXiv 2010.02666, equation 3. One vector per document is stored in advance, and a nearest-neighbour index can
+search it.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -20,18 +20,18 @@ class BertDotConfig(EncoderRankerConfig):
     """Configuration of BERT_DOT.
 
     Args:
-        pooling: "cls", the paper's, or "mean" over attended tokens, for encoders trained so.
-        compression_dim: size of a linear compression of the pooled vector; None for none.
-        normalize: True scales each vector to length 1, so that the score is the cosine; the paper does not.
+        pooling: "cls", as in the paper, or "mean" over attended tokens, for encoders trained with it.
+        compression_dim: size of a linear compression of the pooled vector; None for no compression.
+        normalize: True scales each vector to length 1, so that the score is the cosine, unlike in the paper.
     """
 
     model_type = "BERT_Dot"
-    summary: ClassVar[str] = (
+    summary = (
         "BERT_DOT ranker: one encoder makes one vector of a query and one of a document, and the score is "
         "their dot product. Document vectors are stored in advance and can be searched by an index."
     )
-    vectors_per_text: ClassVar[str] = "one"
-    similarity: ClassVar[str | None] = "dot"
+    vectors_per_text = "one"
+    similarity = "dot"
 
     pooling: Literal["cls", "mean"] = "cls"
     compression_dim: int | None = None
@@ -50,7 +50,7 @@ class BertDot(EncoderRanker):
         self.post_init()
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, None]:
-        """One vector a text: (B, D), or (B, n, D) for (B, n, L) inputs."""
+        """Return one vector per text: (B, D), or (B, n, D) for (B, n, L) inputs."""
         if self.config.pooling == "cls":
             pooled = self.encode_first(inputs)  # (N, H)
         else:
@@ -67,5 +67,5 @@ class BertDot(EncoderRanker):
     def score_vectors(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
-        """Dot products: (B, D) with (B, D) or (B, n, D) gives (B,) or (B, n)."""
+        """Return dot products: (B, D) with (B, D) or (B, n, D) gives (B,) or (B, n)."""
         return dot_product(query, document)

@@ -1,11 +1,10 @@
-"""ColBERT: one vector a term; the score sums, over the query's terms, the largest dot product with a document's term.
+"""ColBERT: one vector per token; the score sums, over query tokens, the largest dot product with a document token.
 
 Source: Khattab and Zaharia 2020, https://arxiv.org/abs/2004.12832; arXiv 2010.02666, equation 4. Unlike the original
-the paper's model does not normalise vectors. One vector a term is stored ahead of the query.
+the paper's model does not normalise vectors. The document's vectors are stored in advance.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
@@ -20,18 +19,19 @@ class ColBERTConfig(EncoderRankerConfig):
     """Configuration of ColBERT.
 
     Args:
-        compression_dim: size of a term's vector after the linear compression.
-        query_augmentation: [MASK] tokens put behind a query's [SEP]; they are terms like any other.
-        normalize: True scales each vector to length 1, so that terms are compared by cosine; the paper does not.
+        compression_dim: size of a token's vector after the linear compression.
+        query_augmentation: [MASK] tokens added after a query's [SEP]; they are scored like any other token.
+        normalize: True scales each vector to length 1, so that tokens are compared by cosine, unlike in the paper.
     """
 
     model_type = "ColBERT"
-    summary: ClassVar[str] = (
+    summary = (
         "ColBERT ranker: one encoder makes a vector of every token, and the score sums, over the query's "
         "tokens, the largest dot product with a document's token. Token vectors are stored in advance."
     )
-    similarity: ClassVar[str | None] = "max_sim"
-    token_similarity: ClassVar[str | None] = "dot"
+    vectors_per_text = "per_token"
+    similarity = "max_sim"
+    token_similarity = "dot"
 
     compression_dim: int = 768
     query_augmentation: int = 8
@@ -49,7 +49,7 @@ class ColBERT(EncoderRanker):
         self.post_init()
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
-        """One vector a term: (B, L, D) or (B, n, L, D), and the mask of the terms, (B, L) or (B, n, L)."""
+        """Return one vector per token, (B, L, D) or (B, n, L, D), and the mask of the tokens, (B, L) or (B, n, L)."""
         vectors = self.compressor(self.encode_tokens(inputs))  # (N, L, D)
         if self.config.normalize:
             vectors = nn.functional.normalize(vectors.float(), dim=-1).to(vectors.dtype)
@@ -58,5 +58,5 @@ class ColBERT(EncoderRanker):
     def score_vectors(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
-        """MaxSim: (B, Lq, D) with (B, Ld, D) or (B, n, Ld, D) gives (B,) or (B, n)."""
+        """Return MaxSim scores: (B, Lq, D) with (B, Ld, D) or (B, n, Ld, D) gives (B,) or (B, n)."""
         return max_sim(query, document, query_mask, document_mask)

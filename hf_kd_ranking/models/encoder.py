@@ -1,4 +1,4 @@
-"""Rankers on a pretrained encoder: the backbone in the config, the encoder as `bert_model`, building on a plain one.
+"""Rankers on a pretrained encoder: the backbone's config, the encoder as `bert_model`, fresh rankers.
 
 State-dict names are those of the published checkpoints: `bert_model.*` and the ranker's own layers.
 """
@@ -15,22 +15,21 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
-from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, clear_errors, first
+from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, clear_errors, first_keys
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
 RANKER_HEADS = ("_classification_layer.", "compressor.")
-# Where encoders whose layers are called with (states, mask) keep them, by model_type, and which part of a layer gives
-# its feed-forward network the states.
+# By model_type of the encoders whose layers are called with (states, mask): the name of their list of layers, and of
+# the part of a layer whose output is the input of its feed-forward network.
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
 LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder.layer")
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
-# Encoders whose first position stands behind the padding id, by model_type.
+# Encoders whose first position follows the padding id, by model_type.
 COUNT_FROM_PADDING = (
-    *("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm"),
-    *("data2vec-text", "ibert", "longformer", "luke", "xmod"),
-)
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+).split()
 
 
 @strict
@@ -39,7 +38,7 @@ class EncoderRankerConfig(RankerConfig):
 
     Args:
         encoder_config: the whole config of the backbone, so that a checkpoint loads without a second repository.
-        bert_model: the backbone's name in published configs; read only where `encoder_config` is None.
+        bert_model: the backbone's name in published configs; read only if `encoder_config` is None.
     """
 
     sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="distilbert")}
@@ -57,11 +56,11 @@ class EncoderRankerConfig(RankerConfig):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence in tokens that the encoder can read; None where it has no limit."""
+        """Longest sequence in tokens that the encoder can read; None if it has no limit."""
         return max_positions(self.encoder_config)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The encoder's config, so that `resize_token_embeddings` keeps the saved sizes true."""
+        """Return the encoder's config, so that `resize_token_embeddings` changes the sizes that are saved."""
         return self.encoder_config
 
     @classmethod
@@ -113,57 +112,64 @@ class EncoderRanker(RankerModel):
                 name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
         heads = [key for key in info["unexpected_keys"] if key.startswith(RANKER_HEADS)]
-        if heads or isinstance(encoder, RankerModel):
+        if isinstance(encoder, RankerModel):
+            heads = [type(encoder).__name__]
+        if heads:
             raise ValueError(
-                f"{name_or_path} is a ranker and not a plain encoder ({first(heads or [type(encoder).__name__])}): "
-                f"load_ranker(name_or_path) loads it."
+                f"{name_or_path} is a ranker and not a plain encoder ({first_keys(heads)}): load_ranker(name_or_path) "
+                "loads it."
             )
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         if missing or info["mismatched_keys"]:
             raise ValueError(
                 f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder that its config "
-                f"describes: missing {first(missing)}, mismatched {first(info['mismatched_keys'])}."
+                f"describes: missing {first_keys(missing)}, mismatched {first_keys(info['mismatched_keys'])}."
             )
         encoder = keep_layers(without_pooler(encoder), layers)
         check_finite(encoder, str(name_or_path))
-        if Path(name_or_path).exists():
-            encoder.config._name_or_path = Path(name_or_path).name  # saved and published: no local paths
+        return cls.around(encoder, **config)
+
+    @classmethod
+    def around(cls, encoder: PreTrainedModel, **config: Any) -> "EncoderRanker":
+        """Build a fresh ranker around an encoder in memory, in evaluation mode as after `from_pretrained`."""
+        name = encoder.config.name_or_path
+        if Path(name).exists():
+            encoder.config._name_or_path = Path(name).name  # saved and published: no local paths
         model = cls(cls.config_class(encoder_config=encoder.config, **config)).to(encoder.dtype)
         model.bert_model = encoder
-        return model.eval()  # as from_pretrained does
+        return model.eval()
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the encoder over (N, L) or (B, n, L) inputs; returns the last layer's states, (N, L, H).
-
-        States behind a row's last token may be zero, see `RankerModel.run_rows`.
-        """
+        """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
-        return self.run_rows(
-            lambda **rows: self.bert_model(**rows).last_hidden_state, flat, flat.get("attention_mask")
-        )
+
+        def run(**rows: Tensor) -> Tensor:
+            return self.bert_model(**rows).last_hidden_state
+
+        return self.run_rows(run, flat, flat.get("attention_mask"))
 
     def encode_first(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """As `encode_tokens`, of each sequence's first token alone: (N, H)."""
+        """Return the state of each sequence's first token, (N, H)."""
         with self.first_state_only():
             return self.encode_tokens(inputs)[:, 0]
 
     @contextmanager
     def first_state_only(self) -> Iterator[None]:
-        """Let the last layer give the first state of a row only, (N, 1, H), where the encoder is one of `LAYERS`.
+        """Let the last layer return the first state of a row only, (N, 1, H), if the encoder is one of `LAYERS`.
 
-        Its feed-forward network, two thirds of its work, is spared for the states that nobody reads. The score is the
-        same, and so are the gradients.
+        Its feed-forward network, two thirds of its work, skips the states that nobody reads. Scores and gradients are
+        the same.
         """
-        kind = self.config.encoder_config.model_type
-        # A hook that comes and goes breaks a compiled graph, and is gone when checkpointed activations are computed
-        # again; who shares layers among processes may wrap them so.
+        encoder_type = self.config.encoder_config.model_type
+        # The hook exists only during this call. That breaks a compiled graph, and the hook is missing when activations
+        # are computed again by checkpointing, which FSDP and ZeRO (without groups_rows) may do on their own.
         recomputes = torch.is_grad_enabled() and (self.is_activation_checkpointing or not self.groups_rows)
-        if kind not in LAYERS or recomputes or torch.compiler.is_compiling():
+        if encoder_type not in LAYERS or recomputes or torch.compiler.is_compiling():
             yield
             return
-        last = self.bert_model.get_submodule(LAYERS[kind])[-1]
-        hook = last.get_submodule(BEFORE_FEED_FORWARD[kind]).register_forward_hook(_first_state)
+        last_layer = self.bert_model.get_submodule(LAYERS[encoder_type])[-1]
+        hook = last_layer.get_submodule(BEFORE_FEED_FORWARD[encoder_type]).register_forward_hook(_first_state)
         try:
             yield
         finally:
@@ -173,20 +179,22 @@ class EncoderRanker(RankerModel):
 def _first_state(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
     """Cut the output of a layer's part, states or (states, attention weights), to the first state.
 
-    Copied: the last bits of products over a view depend on where in memory it happens to lie.
+    Copied: the last bits of products over a view depend on its place in memory.
     """
-    return output[:, :1].contiguous() if isinstance(output, Tensor) else (output[0][:, :1].contiguous(), *output[1:])
+    if isinstance(output, Tensor):
+        return output[:, :1].contiguous()
+    return (output[0][:, :1].contiguous(), *output[1:])
 
 
 def first_position(config: PreTrainedConfig) -> int:
-    """Position id of a sequence's first token in an encoder."""
+    """Return the position id of a sequence's first token in an encoder."""
     return config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Longest sequence in tokens that an encoder can read; None where its config names none (relative positions)."""
+    """Return the longest sequence in tokens that an encoder can read; None without a limit (relative positions)."""
     positions = getattr(config, "max_position_embeddings", None)
-    return positions if positions is None else positions - first_position(config)
+    return None if positions is None else positions - first_position(config)
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -197,40 +205,34 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTrainedModel:
-    """Keep some of an encoder's layers, in the order given; the config follows.
-
-    Args:
-        layers: indices from 0; None keeps all.
+    """Keep some of an encoder's layers, in the order given, and change its config accordingly; None keeps all.
 
     Raises:
         ValueError: if an index is out of range, the encoder has no single stack of layers, or layers differ in kind.
     """
     if layers is None:
         return encoder
-    depth = encoder.config.num_hidden_layers
-    stacks = [
-        (parent, name)
-        for parent in encoder.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
+    config, depth, stacks = encoder.config, encoder.config.num_hidden_layers, []
+    for parent in encoder.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                stacks.append((parent, name))
     if len(stacks) != 1:
-        raise ValueError(
-            f"{encoder.config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one."
-        )
+        raise ValueError(f"{config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
     if not layers or min(layers) < 0 or max(layers) >= depth:
         raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
     parent, name = stacks[0]
     stack = getattr(parent, name)
-    weights = [{name for name, _ in layer.named_parameters()} for layer in stack]
-    if wrong := [index for place, index in enumerate(layers) if weights[place] != weights[index]]:
-        raise ValueError(
-            f"Layer {wrong[0]} of {encoder.config.model_type} has other weights than the layer whose place it would "
-            f"take; keep layer {layers.index(wrong[0])} in its place, got {list(layers)}."
-        )
+    for place, index in enumerate(layers):
+        if dict(stack[place].named_parameters()).keys() != dict(stack[index].named_parameters()).keys():
+            raise ValueError(
+                f"Layer {index} of {config.model_type} has other weights than the layer whose place it would take; "
+                f"keep layer {place} in its place, got {list(layers)}."
+            )
     setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
-    for kinds in ("layer_types", "mlp_layer_types"):  # one entry a layer, in the configs that have them
-        if (found := getattr(encoder.config, kinds, None)) is not None:
-            setattr(encoder.config, kinds, [found[index] for index in layers])
-    encoder.config.num_hidden_layers = len(layers)
+    for field in ("layer_types", "mlp_layer_types"):  # one entry per layer, in the configs that have them
+        types = getattr(config, field, None)
+        if types is not None:
+            setattr(config, field, [types[index] for index in layers])
+    config.num_hidden_layers = len(layers)
     return encoder

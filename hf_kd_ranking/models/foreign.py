@@ -1,6 +1,6 @@
 """Checkpoints of sentence-transformers, PyLate and transformers' sequence classifiers as rankers, with their scores.
 
-Only what a ranker can say exactly is read; everything else is refused with what stands in the way.
+A checkpoint is read only if a ranker computes exactly its scores; any other is refused with the reason.
 """
 
 import json
@@ -12,20 +12,23 @@ from huggingface_hub import load_state_dict_from_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .base import RankerModel, check_fields, check_finite, clear_errors, first
+from .base import RankerModel, check_fields, check_finite, clear_errors, first_keys
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .encoder import EncoderRanker, max_positions, without_pooler
 
-# Vectors of one length are compared by cosine: sentence-transformers' own default, where a checkpoint names none.
+# Cosine is the default of sentence-transformers if a checkpoint names no similarity.
 COSINE = (None, "cosine", "cos_sim")
-UNLIMITED = 2**16  # tokens; of encoders without a limit
-POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}  # as older releases wrote it
+DOT_PRODUCT = ("dot", "dot_score")
+UNLIMITED = 2**16  # tokens, for encoders without a limit
+POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}  # in the files of older releases
+# The prompts of a checkpoint that belong to each side, by name; the first that exists is used.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 class ClassifierHead(NamedTuple):
-    """Where a sequence classifier keeps the two layers of its head, and the activation between them."""
+    """Names of the two layers in the head of a sequence classifier, and the activation between them."""
 
     dense: str
     output: str
@@ -42,141 +45,114 @@ CLASSIFIER_HEADS = {
 
 
 def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
-    """Load another library's ranking checkpoint; None for what is none, a plain encoder.
+    """Load another library's ranking checkpoint; None if the checkpoint is a plain encoder.
 
     Args:
         name_or_path: a folder or a Hub name. A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT, which
-            normalises its vectors where the checkpoint compares by cosine; a multi-vector encoder (PyLate's too) a
-            ColBERT; a classifier with one label a BERT_CAT, whose scores are the logits.
+            normalises its vectors if the checkpoint compares by cosine; a multi-vector encoder (PyLate's too) becomes
+            a ColBERT; a classifier with one label becomes a BERT_CAT, whose scores are the logits.
         **overrides: fields of the architecture's config, and `dtype`.
 
     Raises:
         ValueError: naming what the ranker cannot express.
     """
-    modules = read_json(name_or_path, "modules.json")
     config = AutoConfig.from_pretrained(name_or_path)
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-        return _read_classifier(name_or_path, config, overrides)
+    settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
+    for class_name in config.architectures or []:
+        if class_name.endswith("ForSequenceClassification"):
+            return _read_classifier(name_or_path, config, settings, overrides)
+    modules = read_json(name_or_path, "modules.json")
     if modules is None:
         return None
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    parts = [read_json(name_or_path, "config.json", module["path"]) or {} for module in modules]
-    settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
-    if kinds[0] != "Transformer" or modules[0]["path"]:
-        raise _refusal(name_or_path, f"its first module is {kinds[0]} in {modules[0]['path']!r}, needed an encoder")
-    chain = dict(zip(kinds, parts, strict=True))
-    if len(chain) < len(kinds):
-        raise _refusal(name_or_path, f"a module occurs twice ({', '.join(kinds)})")
-    dense = next((module["path"] for module, kind in zip(modules, kinds, strict=True) if kind == "Dense"), None)
+    chain = _read_modules(name_or_path, modules)
     if settings.get("model_type") in ("ColBERT", "MultiVectorEncoder"):
-        cls, fields = ColBERT, _multi_vector_fields(name_or_path, chain, settings)
+        model_class, fields = ColBERT, _multi_vector_fields(name_or_path, chain, settings)
     else:
-        cls, fields = BertDot, _bi_encoder_fields(name_or_path, chain, settings)
+        model_class, fields = BertDot, _bi_encoder_fields(name_or_path, chain, settings)
+    dense = chain.get("Dense")
     if dense is not None:
-        _check_dense(name_or_path, chain["Dense"])
-        fields["compression_dim"] = chain["Dense"]["out_features"]
-    model = cls.from_encoder(name_or_path, **(_lengths(name_or_path, config, cls, settings) | fields | overrides))
+        _check_dense(name_or_path, dense)
+        fields["compression_dim"] = dense["out_features"]
+    fields |= _read_lengths(name_or_path, config, settings, model_class)
+    model = model_class.from_encoder(name_or_path, **(fields | overrides))
     if dense is not None:
-        _load_dense(name_or_path, dense, model)
+        _load_dense(name_or_path, dense["path"], model)
     return model
 
 
-def _bi_encoder_fields(name: str, chain: dict[str, dict], settings: dict[str, Any]) -> dict[str, Any]:
-    _check_order(name, list(chain), ["Transformer", "Pooling", "Dense", "Normalize"], needed=2)
-    pooling = chain["Pooling"]
-    modes = pooling.get("pooling_mode") or [
-        POOLING.get(key, key) for key, value in pooling.items() if key.startswith("pooling_mode_") and value
-    ]
-    modes = [modes] if isinstance(modes, str) else modes
+def read_json(name: str, file: str, subfolder: str = "") -> Any:
+    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(name, file, subfolder=subfolder, **quiet)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+# ---- Encoders of sentence-transformers and PyLate: a chain of modules -----------------------------------------------
+
+
+def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return the settings of the modules by class name, in the order they run; `path` is a module's folder."""
+    chain = {}
+    for module in modules:
+        class_name = module["type"].rpartition(".")[2]
+        if class_name in chain:
+            raise _refusal(name, f"the module {class_name} occurs twice")
+        chain[class_name] = (read_json(name, "config.json", module["path"]) or {}) | {"path": module["path"]}
+    if next(iter(chain)) != "Transformer" or chain["Transformer"]["path"]:
+        raise _refusal(name, f"its first module is {next(iter(chain))} in {modules[0]['path']!r}, needed an encoder")
+    return chain
+
+
+def _check_order(name: str, chain: dict[str, dict[str, Any]], known: list[str]) -> None:
+    """Refuse modules other than the known ones in their order; only the first two are needed."""
+    found = list(chain)
+    if found[:2] != known[:2] or found != [module for module in known if module in chain]:
+        raise _refusal(
+            name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two are optional)"
+        )
+
+
+def _bi_encoder_fields(name: str, chain: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    _check_order(name, chain, ["Transformer", "Pooling", "Dense", "Normalize"])
+    pooling, fields = chain["Pooling"], _read_prompts(settings)
+    if any(fields.values()) and not pooling.get("include_prompt", True):
+        raise _refusal(name, "it leaves its prompt out of the pooling")
+    modes = pooling.get("pooling_mode") or []
+    if isinstance(modes, str):
+        modes = [modes]
+    if not modes:
+        modes = [POOLING.get(key, key) for key in pooling if key.startswith("pooling_mode_") and pooling[key]]
     if len(modes) != 1 or modes[0] not in POOLING.values():
         raise _refusal(name, f"it pools by {' and '.join(modes) or 'nothing'}, needed cls or mean")
-    prompts = _prompts(settings)
-    if not pooling.get("include_prompt", True) and any(prompts.values()):
-        raise _refusal(name, "it leaves its prompt out of the pooling")
     similarity = settings.get("similarity_fn_name")
-    if similarity not in (*COSINE, "dot", "dot_score"):
+    if similarity not in COSINE + DOT_PRODUCT:
         raise _refusal(name, f"it compares by {similarity}, needed dot or cosine")
-    return {"pooling": modes[0], "normalize": "Normalize" in chain or similarity in COSINE} | prompts
+    return fields | {"pooling": modes[0], "normalize": "Normalize" in chain or similarity in COSINE}
 
 
-def _multi_vector_fields(name: str, chain: dict[str, dict], settings: dict[str, Any]) -> dict[str, Any]:
-    is_pylate = settings["model_type"] == "ColBERT"  # its masking and normalising are no modules of their own
-    _check_order(name, list(chain), ["Transformer", "Dense", "MultiVectorMask", "Normalize"], needed=2)
-    mask, encoder = chain.get("MultiVectorMask", {}), read_json(name, "sentence_bert_config.json") or {}
+def _multi_vector_fields(name: str, chain: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    _check_order(name, chain, ["Transformer", "Dense", "MultiVectorMask", "Normalize"])
+    is_pylate = settings["model_type"] == "ColBERT"  # it masks and normalises without modules
     if is_pylate:
-        mask = {"skiplist_words": settings.get("skiplist_words", ["punctuation"])}
-    if mask.get("skiplist_words") or mask.get("keep_only_token_ids"):
-        raise _refusal(name, "it leaves document terms out of the score (skiplist_words), and ColBERT counts all")
-    expands = encoder.get("query_expansion") if not is_pylate else settings.get("do_query_expansion") is not False
-    if expands:
-        raise _refusal(name, "it pads queries with [MASK] to a length; ColBERT adds a number of them, whatever it is")
+        skips_tokens = settings.get("skiplist_words", ["punctuation"])
+        expands_queries = settings.get("do_query_expansion") is not False
+    else:
+        mask, encoder = chain.get("MultiVectorMask", {}), read_json(name, "sentence_bert_config.json") or {}
+        skips_tokens = mask.get("skiplist_words") or mask.get("keep_only_token_ids")
+        expands_queries = encoder.get("query_expansion")
+    if skips_tokens:
+        raise _refusal(name, "it leaves document tokens out of the score (skiplist_words), and ColBERT counts all")
+    if expands_queries:
+        raise _refusal(name, "it pads queries with [MASK] to a length, and ColBERT adds a fixed number of [MASK]")
     if settings.get("similarity_fn_name") not in (None, "maxsim", "MaxSim"):
         raise _refusal(name, f"it scores by {settings['similarity_fn_name']}, needed maxsim")
-    prompts = _prompts(settings)
     if is_pylate:
         _check_markers(name, settings)
-    return {"query_augmentation": 0, "normalize": is_pylate or "Normalize" in chain} | prompts
-
-
-def _read_classifier(name: str, config: PreTrainedConfig, overrides: dict[str, Any]) -> BertCat:
-    head = CLASSIFIER_HEADS.get(config.model_type)
-    if config.num_labels != 1 or head is None:
-        reason = f"it has {config.num_labels} labels, needed one" if head else f"of the head of {config.model_type}"
-        raise _refusal(name, reason)
-    settings = read_json(name, "config_sentence_transformers.json") or {}
-    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
-    fields = {"head_activation": head.activation, "query_prefix": prompt or ""}
-    fields |= _lengths(name, config, BertCat, settings)
-    fields |= overrides
-    dtype = fields.pop("dtype", None) or torch.float32
-    check_fields(BertCat.config_class, fields)
-    with clear_errors(name):
-        classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=dtype, output_loading_info=True
-        )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(f"{name} is not a complete classifier: missing {first(info['missing_keys'])}.")
-    check_finite(classifier, name)
-    layers = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
-    encoder = without_pooler(classifier.base_model)
-    encoder.config._name_or_path = Path(name).name if Path(name).exists() else name
-    model = BertCat(BertCat.config_class(encoder_config=encoder.config, **fields)).to(dtype)
-    model.bert_model = encoder
-    model._dense_layer, model._classification_layer = layers
-    return model.eval()
-
-
-def _lengths(
-    name: str, config: PreTrainedConfig, cls: type[EncoderRanker], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The lengths at which the checkpoint cuts its texts."""
-    positions = max_positions(config) or UNLIMITED
-    encoder, tokenizer = (read_json(name, f"{kind}_config.json") or {} for kind in ("sentence_bert", "tokenizer"))
-    if encoder.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
-        raise _refusal(name, "it lower-cases texts for a tokenizer that does not")
-    general = int(min(encoder.get("max_seq_length") or tokenizer.get("model_max_length") or positions, positions))
-    if cls is BertCat:
-        query = min(cls.config_class.max_query_length, general // 2)
-        return {"max_query_length": query, "max_document_length": general - query}
-    found = settings | {key: value for key, value in encoder.items() if value is not None}
-    lengths = {side: found.get(f"{side}_length") or general for side in ("query", "document")}
-    return {f"max_{side}_length": min(length, positions) for side, length in lengths.items()}
-
-
-def _prompts(settings: dict[str, Any]) -> dict[str, str]:
-    """What is put before queries and documents."""
-    prompts = settings.get("prompts") or {}
-    default = prompts.get(settings.get("default_prompt_name")) or ""
-    found = {"query": ("query",), "document": ("document", "passage", "corpus")}
-    texts = {
-        side: next((prompts[n] for n in names if prompts.get(n) is not None), default) for side, names in found.items()
-    }
-    markers = {side: settings.get(f"{side}_prefix") or "" for side in found}  # PyLate's, before the prompt
-    return {f"{side}_prefix": markers[side] + text.removeprefix(markers[side]) for side, text in texts.items()}
+    return _read_prompts(settings) | {"query_augmentation": 0, "normalize": is_pylate or "Normalize" in chain}
 
 
 def _check_markers(name: str, settings: dict[str, Any]) -> None:
-    """PyLate inserts its prefixes as tokens; as text they must become the same tokens."""
+    """Refuse prefixes that PyLate inserts as one token and that the tokenizer does not read as one."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     for side in ("query", "document"):
         marker = settings.get(f"{side}_prefix", f"[{side[0].upper()}] ")
@@ -184,17 +160,45 @@ def _check_markers(name: str, settings: dict[str, Any]) -> None:
             raise _refusal(name, f"its {side} prefix {marker!r} is a token that the tokenizer does not make of text")
 
 
-def _check_order(name: str, kinds: list[str], known: list[str], needed: int) -> None:
-    if kinds[:needed] != known[:needed] or kinds != [kind for kind in known if kind in kinds]:
-        raise _refusal(name, f"its modules are {', '.join(kinds)}, needed {', '.join(known)} (the last two may lack)")
+def _read_prompts(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the texts that are put before queries and documents."""
+    prompts, fields = settings.get("prompts") or {}, {}
+    for side, names in PROMPT_NAMES.items():
+        prompt = prompts.get(settings.get("default_prompt_name")) or ""
+        for name in names:
+            if prompts.get(name) is not None:
+                prompt = prompts[name]
+                break
+        marker = settings.get(f"{side}_prefix") or ""  # PyLate's, before the prompt
+        fields[f"{side}_prefix"] = marker + prompt.removeprefix(marker)
+    return fields
+
+
+def _read_lengths(
+    name: str, config: PreTrainedConfig, settings: dict[str, Any], model_class: type[EncoderRanker]
+) -> dict[str, int]:
+    """Return the lengths at which the checkpoint cuts its texts."""
+    positions = max_positions(config) or UNLIMITED
+    encoder = read_json(name, "sentence_bert_config.json") or {}
+    tokenizer = read_json(name, "tokenizer_config.json") or {}
+    if encoder.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
+        raise _refusal(name, "it lower-cases texts for a tokenizer that does not")
+    longest = encoder.get("max_seq_length") or tokenizer.get("model_max_length") or positions
+    longest = int(min(longest, positions))
+    if model_class.config_class.joins_texts:
+        query = min(model_class.config_class.max_query_length, longest // 2)
+        return {"max_query_length": query, "max_document_length": longest - query}
+    lengths = {}
+    for field in ("query_length", "document_length"):
+        length = encoder.get(field) or settings.get(field) or longest
+        lengths[f"max_{field}"] = min(length, positions)
+    return lengths
 
 
 def _check_dense(name: str, dense: dict[str, Any]) -> None:
-    activation = dense.get("activation_function", "Tanh").rpartition(".")[2]
-    if activation != "Identity" or dense.get("use_residual"):
-        raise _refusal(
-            name, f"its Dense module is not linear ({activation}, use_residual {dense.get('use_residual')})"
-        )
+    activation, use_residual = dense.get("activation_function", "Tanh").rpartition(".")[2], dense.get("use_residual")
+    if activation != "Identity" or use_residual:
+        raise _refusal(name, f"its Dense module is not linear ({activation}, use_residual {use_residual})")
 
 
 def _load_dense(name: str, folder: str, model: BertDot | ColBERT) -> None:
@@ -208,16 +212,39 @@ def _load_dense(name: str, folder: str, model: BertDot | ColBERT) -> None:
     check_finite(model, name)
 
 
-def read_json(name: str, file: str, subfolder: str = "") -> Any:
-    """What a JSON file of a checkpoint, in a folder or on the Hub, holds; None where there is no such file."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(name, file, subfolder=subfolder, **quiet)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+# ---- Sequence classifiers -------------------------------------------------------------------------------------------
+
+
+def _read_classifier(
+    name: str, config: PreTrainedConfig, settings: dict[str, Any], overrides: dict[str, Any]
+) -> BertCat:
+    head = CLASSIFIER_HEADS.get(config.model_type)
+    if head is None:
+        raise _refusal(name, f"its head is that of {config.model_type} classifiers")
+    if config.num_labels != 1:
+        raise _refusal(name, f"it has {config.num_labels} labels, needed one")
+    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
+    fields = {"head_activation": head.activation, "query_prefix": prompt or ""}
+    fields |= _read_lengths(name, config, settings, BertCat)
+    fields |= overrides
+    dtype = fields.pop("dtype", None) or torch.float32
+    check_fields(BertCat.config_class, fields)
+    with clear_errors(name):
+        classifier, info = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=dtype, output_loading_info=True
+        )
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"{name} is not a complete classifier: missing {first_keys(info['missing_keys'])}.")
+    check_finite(classifier, name)
+    dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
+    model = BertCat.around(without_pooler(classifier.base_model), **fields)
+    model._dense_layer, model._classification_layer = dense, output
+    return model
 
 
 def _refusal(name: str, reason: str) -> ValueError:
     return ValueError(
-        f"{name} is another library's ranker, whose scores no model of this package can give: {reason}. Classifiers "
-        "and bi-encoders can be teachers as they are, load_teacher(name_or_path); with architecture=... the encoder "
-        "alone becomes a fresh ranker."
+        f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. "
+        "Classifiers and bi-encoders can be teachers as they are, load_teacher(name_or_path); with architecture=... "
+        "the encoder without its head becomes a fresh ranker."
     )

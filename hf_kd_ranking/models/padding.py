@@ -1,12 +1,11 @@
-"""Rows of similar length run together, so that hardly any padding is computed."""
+"""Rows of similar length run in one group, so that hardly any padding is computed."""
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-# Tokens that fill a device, about: below that one more row costs less than one more forward.
+# About as many tokens as fill a device: with fewer, one more row costs less than one more forward pass.
 GROUP_TOKENS = {"cpu": 384, "cuda": 8192}
 
 
@@ -14,40 +13,38 @@ def run_by_length(run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask
     """Run groups of rows, each without the padding that it does not need.
 
     Args:
-        run: of inputs (n, l, ...), given by name, states (n, l, H), or the first few of a row; rows must not depend on
-            one another.
+        run: computes states (n, l, H), or the first few of each row, from inputs (n, l, ...) given by name; rows must
+            not depend on one another.
         inputs: tensors (N, L, ...).
         mask: (N, L), nonzero at tokens.
 
     Returns:
-        (N, L, H), zero behind the last state that a row's group has.
+        (N, L, H), zero after the last state that a row's group has.
     """
     groups, width = length_groups(mask), mask.shape[1]
     if len(groups) == 1:
-        groups = [(slice(None), length) for _, length in groups]  # a view, where an index would copy
-    parts = []
+        groups = [(slice(None), groups[0][1])]  # a view, where an index would copy
+    outputs = []
     for rows, length in groups:
         states = run(**{name: tensor[rows, :length] for name, tensor in inputs.items()})
-        parts.append(nn.functional.pad(states, (0, 0, 0, width - states.shape[1])))
+        outputs.append(nn.functional.pad(states, (0, 0, 0, width - states.shape[1])))
     if len(groups) == 1:
-        return parts[0]
+        return outputs[0]
     order = torch.cat([rows for rows, _ in groups])
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return torch.cat(parts)[place]
+    return torch.cat(outputs)[place]
 
 
 def length_groups(mask: Tensor) -> list[tuple[Tensor, int]]:
-    """Group the rows of a mask, (N, L), by where their last token stands.
-
-    Returns:
-        Row indices, longest rows first, and the length of the longest row, per group.
-    """
+    """Group the rows of a mask, (N, L), by length: per group its row indices, longest first, and its length."""
     ends = (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)  # (N,)
     ends, order = ends.clamp(min=1).sort(descending=True)
-    lengths, enough = ends.tolist(), GROUP_TOKENS.get(mask.device.type, GROUP_TOKENS["cuda"])
-    starts = [0]
+    lengths = ends.tolist()
+    enough = GROUP_TOKENS.get(mask.device.type, GROUP_TOKENS["cuda"])
+    groups, start = [], 0
     for row, length in enumerate(lengths):
-        first = starts[-1]
-        if length < lengths[first] and (row - first) * lengths[first] >= enough:
-            starts.append(row)
-    return [(order[start:stop], lengths[start]) for start, stop in pairwise([*starts, len(lengths)])]
+        if length < lengths[start] and (row - start) * lengths[start] >= enough:
+            groups.append((order[start:row], lengths[start]))
+            start = row
+    groups.append((order[start:], lengths[start]))
+    return groups

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
@@ -31,11 +30,12 @@ class TextRankingPipeline(Pipeline):
     _load_tokenizer = True
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
-        if unknown := settings.keys() - {"top_k", "truncation"}:
+        unknown = settings.keys() - {"top_k", "truncation"}
+        if unknown:
             raise TypeError(f"{TASK} takes top_k and truncation, not {', '.join(sorted(unknown))}.")
-        # Only what is given: what a call leaves out is as the pipeline was made.
-        of_preprocess = {name: value for name, value in settings.items() if name == "truncation"}
-        return of_preprocess, {}, {name: value for name, value in settings.items() if name == "top_k"}
+        # Only what is given: a call keeps the other settings of the pipeline.
+        postprocessing = {name: settings.pop(name) for name in ("top_k",) if name in settings}
+        return settings, {}, postprocessing
 
     def preprocess(self, inputs: Mapping[str, Any], truncation: bool = True) -> dict[str, Any]:
         """Tokenise; documents of similar length share a batch."""
@@ -49,12 +49,12 @@ class TextRankingPipeline(Pipeline):
         documents = list(documents)
         if not documents or not all(isinstance(document, str) for document in documents):
             raise ValueError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
-        tokenizer = RankingProcessor.from_config(self.tokenizer, self.model.config, truncation)
+        processor = RankingProcessor.from_config(self.tokenizer, self.model.config, truncation)
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         batches = []
         for start in range(0, len(order), DOCUMENTS_PER_FORWARD):
             texts = [documents[i] for i in order[start : start + DOCUMENTS_PER_FORWARD]]
-            batches.append(tokenizer([query], texts))
+            batches.append(processor([query], texts))
         return {"batches": batches, "order": order, "documents": documents}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -63,14 +63,15 @@ class TextRankingPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
         """Sort by score."""
-        scores: Tensor = model_outputs["scores"]
-        documents = model_outputs["documents"]
-        score_of = dict(zip(model_outputs["order"], scores.tolist(), strict=True))
-        ranking = sorted(range(len(documents)), key=lambda i: -score_of[i])[:top_k]  # stable
-        return [{"index": i, "score": score_of[i], "document": documents[i]} for i in ranking]
+        documents, scores = model_outputs["documents"], model_outputs["scores"].tolist()
+        ranking = []
+        for index, score in sorted(zip(model_outputs["order"], scores, strict=True)):
+            ranking.append({"index": index, "score": score, "document": documents[index]})
+        ranking.sort(key=lambda item: -item["score"])  # stable
+        return ranking[:top_k]
 
 
 def register_pipeline() -> None:
-    """Make `pipeline("text-ranking", model=...)` known to transformers, unless something else has."""
+    """Register `pipeline("text-ranking", model=...)` with transformers, unless the task is taken."""
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(TASK, TextRankingPipeline, pt_model=(AutoModel,), type="text")

@@ -1,12 +1,12 @@
-"""PreTTR: an encoder that reads query and document apart in its lower layers and together in its upper ones.
+"""PreTTR: an encoder that reads query and document separately in its lower layers and jointly in its upper ones.
 
 Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2. The score is linear in
-the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` are stored ahead of the query.
+the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` are stored in advance.
 """
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -22,13 +22,13 @@ class PreTTRConfig(EncoderRankerConfig):
     """Configuration of PreTTR.
 
     Args:
-        join_layer_idx: number of layers that read the sides apart; 0 is a plain encoder of both texts, with all layers
-            apart the score does not depend on the document.
-        document_position_offset: position of a document's first term. An int lets stored document states serve every
-            query; None makes it the longest query. "query_length" is the position behind the query's last attended
-            token: the published checkpoints' scores, one pair at a time. "query_width" is the padded width of the
-            query batch, so that a score depends on its batch: their batched code's scores.
-        query_augmentation: [MASK] tokens put behind a query's [SEP].
+        join_layer_idx: number of layers that read the sides separately. With 0 the model is a plain encoder of both
+            texts; with all layers separate the score does not depend on the document.
+        document_position_offset: position of a document's first token. With an int, stored document states serve every
+            query; None takes the length of the longest query. "query_length" is the position after the query's last
+            attended token: the scores of the published checkpoints, one pair at a time. "query_width" is the padded
+            width of the query batch, so that a score depends on its batch: the scores of the authors' batched code.
+        query_augmentation: [MASK] tokens added after a query's [SEP].
         compression_dim: size to which document states are compressed for storage; None for no compression.
 
     Raises:
@@ -36,11 +36,13 @@ class PreTTRConfig(EncoderRankerConfig):
     """
 
     model_type = "PreTTR"
-    summary: ClassVar[str] = (
+    summary = (
         "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together "
         "in its upper ones; the score is linear in the [CLS] vector. The document's lower states are stored "
         "in advance."
     )
+    vectors_per_text = "per_token"
+    similarity = "layers"
 
     join_layer_idx: int = 3
     document_position_offset: int | Literal["query_length", "query_width"] | None = None
@@ -64,25 +66,24 @@ class PreTTRConfig(EncoderRankerConfig):
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
-        """Query, document, and where the document ends; its [CLS] is dropped."""
+        """Return the lengths of query and document, and the position where the document, without [CLS], ends."""
+        start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
-        else:
-            start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         return super().sequence_lengths() | {f"{name} + max_document_length - 1": start + self.max_document_length - 1}
 
     @property
     def is_storable(self) -> bool:
-        """False where a document's positions depend on the query."""
+        """False if a document's positions depend on the query."""
         return isinstance(self.document_position_offset, int)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> tuple[dict, dict]:
-        """Read a config file; a published one is the encoder's, with a layer index at most."""
+        """Read a config file; a published one is the encoder's, and has at most a layer index of PreTTR's own."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         encoder = config.get("encoder_config") or {}
         if "PreTTR" in (encoder.get("architectures") or []):
-            encoder["architectures"] = None  # it is our config from here on, with the values that it is saved with
+            encoder["architectures"] = None  # from here on it is our config, with our field values
             config["document_position_offset"] = "query_length"
             if "join_layer_idx" in encoder:
                 config["join_layer_idx"] = encoder.pop("join_layer_idx")
@@ -110,7 +111,7 @@ class PreTTR(EncoderRanker):
         """Score documents for their queries, or encode one side; see `RankerModel.forward`.
 
         Raises:
-            ValueError: if a document comes without its query and its positions depend on it.
+            ValueError: if a document is given without its query and its positions depend on the query.
         """
         check_same_queries(query, document)
         if document is not None:
@@ -118,8 +119,8 @@ class PreTTR(EncoderRanker):
         return super().forward(query, document)
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
-        """States below the join layer, (B, L, H) or (B, n, L, H), and the mask of the terms; documents lose [CLS]."""
-        skip = 1 if side == "document" else 0
+        """Return states below the join layer, (B, L, H) or (B, n, L, H), and their mask; documents lose [CLS]."""
+        skip = int(side == "document")
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
         flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
         mask = flat.pop("attention_mask")
@@ -168,23 +169,24 @@ class PreTTR(EncoderRanker):
         return self.run_rows(run, {"states": states, "mask": mask}, mask)
 
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
-        """Position of each document's first term, (N,); checked against the encoder's positions."""
+        """Return the position of each document's first token, (N,); checked against the encoder's positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
         if self.config.is_storable:
-            furthest, offsets = offset, ids.new_full((ids.shape[0],), offset)
+            last = offset
+            offsets = ids.new_full((ids.shape[0],), last)
         elif query is None:
             raise ValueError(
                 f"The document positions of this PreTTR follow the query (document_position_offset={offset!r}), so "
-                "documents cannot be encoded alone; load it with an int, for example document_position_offset="
-                f"{self.config.max_query_length + self.config.query_augmentation}."
+                "documents cannot be encoded without their query; load it with an int, for example "
+                f"document_position_offset={self.config.max_query_length + self.config.query_augmentation}."
             )
         else:
-            furthest = query["input_ids"].shape[1]
-            offsets = ids.new_full((ids.shape[0],), furthest)
+            last = query["input_ids"].shape[1]
+            offsets = ids.new_full((ids.shape[0],), last)
             if offset == "query_length":
-                places = torch.arange(1, furthest + 1, device=ids.device)
+                places = torch.arange(1, last + 1, device=ids.device)
                 offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
-        check_positions(furthest + ids.shape[-1] - 1, self.config.max_positions, "A document behind its query")
+        check_positions(last + ids.shape[-1] - 1, self.config.max_positions, "A document after its query")
         return _per_document(offsets, ids.shape[:-1])
 
 

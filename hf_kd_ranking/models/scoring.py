@@ -1,26 +1,27 @@
-"""The score functions of the rankers that encode queries and documents apart: pure functions of tensors.
+"""The score functions of the rankers that encode queries and documents separately: pure functions of tensors.
 
-Computed in float32 whatever the inputs, also under autocast: in bfloat16 scores near 100 are rounded to steps of 0.5.
+Computed in float32 for inputs of any dtype, also under autocast: in bfloat16 scores near 100 are rounded to steps of
+0.5.
 """
 
 import torch
 from torch import Tensor
 
-# Similarity of a padded document term, the published constant. Not 0: it would beat every negative similarity. Not
-# -inf: a document with nothing attended would give NaN; so it gets this per query term.
+# Similarity of a padded document token, the published constant. Not 0: it would beat every negative similarity. Not
+# -inf: a document with nothing attended would score NaN; with this it scores the constant per query token.
 MASKED_SIMILARITY = -10_000.0
-# Query-document term pairs (64 MiB in float32) compared at once.
+# Pairs of a query and a document token (64 MiB in float32) compared at once.
 CHUNK_SIZE = 2**24
 
 
 def dot_product(query: Tensor, document: Tensor) -> Tensor:
     """Score documents by the dot product with their query's vector (BERT_DOT).
 
-    By multiplying and summing, which autocast leaves in float32.
+    It multiplies and sums, which autocast leaves in float32.
 
     Args:
         query: (B, D).
-        document: (B, D), or (B, n, D) for n documents a query.
+        document: (B, D), or (B, n, D) for n documents per query.
 
     Returns:
         (B,) or (B, n), unbounded.
@@ -34,29 +35,29 @@ def dot_product(query: Tensor, document: Tensor) -> Tensor:
 def max_sim(
     query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
 ) -> Tensor:
-    """Score documents by the sum over query terms of the largest dot product with a document term (ColBERT).
+    """Score documents by the sum over query tokens of the largest dot product with a document token (ColBERT).
 
-    Documents are compared in chunks, so that memory beside the vectors stays near 128 MiB a query batch.
+    Documents are compared in chunks, so that memory beside the vectors stays near 128 MiB per query batch.
 
     Args:
         query: (B, Lq, D).
-        document: (B, Ld, D), or (B, n, Ld, D) for n documents a query.
-        query_mask: (B, Lq), nonzero at terms; padded terms add nothing. None takes all.
-        document_mask: (B, Ld) or (B, n, Ld); padded terms have `MASKED_SIMILARITY`. None takes all.
+        document: (B, Ld, D), or (B, n, Ld, D) for n documents per query.
+        query_mask: (B, Lq), nonzero at tokens; padding adds nothing. None takes all.
+        document_mask: (B, Ld) or (B, n, Ld); padding has `MASKED_SIMILARITY`. None takes all.
 
     Returns:
         (B,) or (B, n), unbounded.
     """
     documents, mask = _with_document_axis(query, document, document_mask)
-    n, chunk = documents.shape[1], max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
-    parts = [
-        _max_over_terms(query, documents[:, i : i + chunk], None if mask is None else mask[:, i : i + chunk])
-        for i in range(0, n, chunk)
-    ]
-    best = torch.cat(parts, 1)  # (B, n, Lq)
+    chunk = max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
+    largest = []
+    for start in range(0, documents.shape[1], chunk):
+        chosen = slice(start, start + chunk)
+        largest.append(_largest_products(query, documents[:, chosen], None if mask is None else mask[:, chosen]))
+    similarity = torch.cat(largest, 1)  # (B, n, Lq)
     if query_mask is not None:
-        best = best * query_mask.unsqueeze(1)
-    scores = best.sum(-1)  # (B, n)
+        similarity = similarity * query_mask.unsqueeze(1)
+    scores = similarity.sum(-1)  # (B, n)
     return scores.squeeze(1) if document.dim() == query.dim() else scores
 
 
@@ -69,16 +70,16 @@ def kernel_pooling(
     sigma: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Soft match counts of query and document terms, one per Gaussian kernel (KNRM, TK).
+    """Return soft match counts of query and document tokens, one per Gaussian kernel (KNRM, TK).
 
-    Xiong et al. 2017, https://arxiv.org/abs/1706.06613: the cosine of each pair of terms falls into kernels around
-    `mu`; a query term's count per kernel is scaled and its logarithm taken, and these are summed over the query.
+    Xiong et al. 2017, https://arxiv.org/abs/1706.06613: the cosine of each pair of tokens falls into kernels around
+    `mu`; a query token's count per kernel is scaled and its logarithm taken, and these are summed over the query.
 
     Args:
         query: (B, Lq, D).
-        document: (B, Ld, D), or (B, n, Ld, D) for n documents a query.
-        query_mask: (B, Lq), nonzero at terms.
-        document_mask: (B, Ld) or (B, n, Ld), nonzero at terms.
+        document: (B, Ld, D), or (B, n, Ld, D) for n documents per query.
+        query_mask: (B, Lq), nonzero at tokens.
+        document_mask: (B, Ld) or (B, n, Ld), nonzero at tokens.
         mu: (K,) centres of the kernels.
         sigma: (K,) their widths.
         scale: (K,) factors on the counts.
@@ -90,29 +91,30 @@ def kernel_pooling(
     cosine = _products(_unit_length(query), _unit_length(documents))  # (B, n, Ld, Lq)
     is_pair = mask.unsqueeze(-1).float() * query_mask[:, None, None].float()  # (B, n, Ld, Lq)
     cosine = cosine * is_pair
-    counts = [  # kernel by kernel: all at once would need K times the memory
-        (torch.exp(-((cosine - centre) ** 2) / (2 * width**2)) * is_pair).sum(2)  # (B, n, Lq)
-        for centre, width in zip(mu.float(), sigma.float(), strict=True)
-    ]
+    counts = []
+    for centre, width in zip(mu.float(), sigma.float(), strict=True):  # all at once would need K times the memory
+        counts.append((torch.exp(-((cosine - centre) ** 2) / (2 * width**2)) * is_pair).sum(2))  # (B, n, Lq)
     logs = (torch.stack(counts, -1) * scale.float()).clamp(min=1e-10).log()  # (B, n, Lq, K)
     pooled = (logs * query_mask[:, None, :, None].float()).sum(2)  # (B, n, K)
     return pooled.squeeze(1) if document.dim() == query.dim() else pooled
 
 
 def _with_document_axis(query: Tensor, document: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if document.dim() > query.dim():
-        return document, mask
-    return document.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
+    if document.dim() == query.dim():
+        document = document.unsqueeze(1)
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+    return document, mask
 
 
 def _products(query: Tensor, documents: Tensor) -> Tensor:
-    """Dot products of all terms: (B, Lq, D) with (B, n, Ld, D) gives (B, n, Ld, Lq)."""
+    """Return the dot products of all tokens: (B, Lq, D) with (B, n, Ld, D) gives (B, n, Ld, Lq)."""
     with torch.autocast(query.device.type, enabled=False):
         products = documents.float().flatten(1, 2) @ query.float().transpose(1, 2)  # (B, n * Ld, Lq)
     return products.unflatten(1, documents.shape[1:3])
 
 
-def _max_over_terms(query: Tensor, documents: Tensor, mask: Tensor | None) -> Tensor:
+def _largest_products(query: Tensor, documents: Tensor, mask: Tensor | None) -> Tensor:
     products = _products(query, documents)
     if mask is not None:
         products = products.masked_fill(~mask.bool().unsqueeze(-1), MASKED_SIMILARITY)

@@ -1,7 +1,7 @@
-"""TK: word embeddings, two small transformer layers, and kernel pooling over the cosines of all term pairs.
+"""TK: word embeddings, two small transformer layers, and kernel pooling over the cosines of all token pairs.
 
-Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02666, equation 5. No pretrained encoder,
-and so the fastest ranker without an index; one vector a term is stored ahead of the query.
+Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02666, equation 5. It has no pretrained
+encoder, and so is the fastest ranker without an index; one vector per token is stored in advance.
 """
 
 import math
@@ -9,13 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -23,7 +23,7 @@ from .base import RankerConfig, RankerModel, Side, check_fields, check_finite, c
 from .scoring import kernel_pooling
 from .word_vectors import read_word_vectors
 
-# With positions of their own, documents start here in the table of sines, far from any query.
+# Documents with separate positions start here in the table of sines, far from any query.
 DOCUMENT_POSITION = 500
 # Files of the authors' training runs.
 TRAINING_WEIGHTS = "best-model.pytorch-state-dict"
@@ -36,13 +36,13 @@ class TKConfig(RankerConfig):
 
     Args:
         vocab_size: rows of the embedding table; row 0 is padding, row 1 unknown words.
-        hidden_size: of the embeddings and of the layers.
-        num_hidden_layers: transformer layers.
-        num_attention_heads: of each layer; divides `hidden_size`.
-        intermediate_size: of each layer's feed-forward part.
+        hidden_size: size of the embeddings and of the layers.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: number of heads per layer; divides `hidden_size`.
+        intermediate_size: size of each layer's feed-forward part.
         max_position_embeddings: longest text in tokens, queries included.
-        has_document_positions: True numbers documents apart from queries.
-        mixes_embeddings: True adds the plain embedding to its contextualised form, by a learned share.
+        has_document_positions: True gives documents other positions than queries.
+        mixes_embeddings: True adds the plain embedding to its contextualised form, with a learned weight.
         kernel_mu: centres of the kernels, cosines.
         kernel_sigma: their widths.
 
@@ -51,13 +51,15 @@ class TKConfig(RankerConfig):
     """
 
     model_type = "TK"
-    summary: ClassVar[str] = (
+    summary = (
         "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all "
         "pairs of query and document tokens. It needs no pretrained encoder; token vectors are stored in "
         "advance."
     )
-    token_similarity: ClassVar[str | None] = "cosine"
-    adds_special_tokens: ClassVar[bool] = False
+    vectors_per_text = "per_token"
+    similarity = "layers"
+    token_similarity = "cosine"
+    adds_special_tokens = False
 
     vocab_size: int = 30_522
     hidden_size: int = 300
@@ -89,10 +91,6 @@ class TKConfig(RankerConfig):
     def max_positions(self) -> int:
         """Longest sequence in tokens."""
         return self.max_position_embeddings
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """This config itself: it has the vocabulary."""
-        return self
 
 
 class ContextLayer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
@@ -130,13 +128,15 @@ class TK(RankerModel):
         self.post_init()
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
-        """One vector a term: (B, L, H) or (B, n, L, H), and the mask of the terms.
+        """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens.
 
-        Without an `attention_mask` ids above 0 are terms, as published; unknown words count.
+        Without an `attention_mask` ids above 0 are tokens, as published; unknown words count.
         """
         ids = inputs["input_ids"].flatten(0, -2)  # (N, L)
         check_positions(ids.shape[1], self.config.max_positions, f"A {side}")
-        mask = ids > 0 if "attention_mask" not in inputs else inputs["attention_mask"].flatten(0, -2).bool()
+        mask = ids > 0
+        if "attention_mask" in inputs:
+            mask = inputs["attention_mask"].flatten(0, -2).bool()
         embeddings = self.word_embeddings(ids)  # (N, L, H)
         positions = self.positional_features_q if side == "query" else self.positional_features_d
         positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
@@ -162,7 +162,7 @@ class TK(RankerModel):
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The kernels' scales and weights; the paper trains them ten times as fast as the rest."""
+        """Return the kernels' scales and weights; the paper trains them ten times as fast as the rest."""
         return [self.kernel_alpha_scaler, self.kernel_bin_weights.weight]
 
     @torch.no_grad()
@@ -172,22 +172,17 @@ class TK(RankerModel):
         # All other layers keep torch's own initialisation.
 
     @classmethod
-    def from_encoder(cls, name_or_path: str | os.PathLike, **config: Any) -> "TK":
-        """Build a fresh TK on an encoder's word embeddings or a file of word vectors, see `from_embeddings`."""
-        return cls.from_embeddings(name_or_path, **config)
-
-    @classmethod
-    def from_embeddings(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":
-        """Build a fresh TK on pretrained embeddings.
+    def from_encoder(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":
+        """Build a fresh TK on an encoder's word embeddings or a file of word vectors.
 
         Args:
-            name_or_path: an encoder whose word embeddings are taken, by one factor as long as the positions added to
-                them, or a text file of word vectors as GloVe has them (`word value value ...` a line), taken as they
-                are. Token ids are the encoder's; for a file 0 is padding, 1 unknown words, and the file's words
-                follow, see `ranker.load_tokenizer`.
+            name_or_path: an encoder, whose word embeddings are scaled by one factor to the length of the positions
+                added to them, or a text file of word vectors in GloVe's format, which are not changed. Token ids are
+                the encoder's; for a file 0 is padding, 1 unknown words, and the file's words follow, see
+                `ranker.load_tokenizer`.
             dtype: of the parameters; None keeps float32.
-            **config: fields of the config. By default `num_attention_heads` is the largest number up to 10 that
-                divides the embeddings' size, and there are positions for the longest text.
+            **config: fields of the config. The default of `num_attention_heads` is the largest number up to 10 that
+                divides the embeddings' size, that of `max_position_embeddings` the length of the longest text.
 
         Raises:
             ValueError: if the file is malformed or a config field unknown.
@@ -195,12 +190,12 @@ class TK(RankerModel):
         check_fields(cls.config_class, config)
         if Path(name_or_path).is_file():
             _, vectors = read_word_vectors(name_or_path)
-            # The mean for unknown words: a vector of the usual length that resembles none.
+            # The mean for unknown words: a vector of the usual length that resembles no word.
             vectors = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.mean(0, keepdim=True), vectors])
         else:
             vectors = read_encoder_embeddings(name_or_path)
-            # An encoder normalises its own, of length 1 or so; beside sines ten times as long TK reads positions only.
-            # One factor makes them as long as the sines and leaves cosines as they are.
+            # An encoder normalises its embeddings, whose length is about 1; next to sines ten times as long TK would
+            # read positions only. One factor makes them as long as the sines and does not change cosines.
             vectors = vectors * ((vectors.shape[1] / 2) ** 0.5 / vectors.norm(dim=1).mean())
         size = vectors.shape[1]
         defaults = {
@@ -224,18 +219,15 @@ class TK(RankerModel):
         weights = {_without_prefix(name): tensor for name, tensor in weights.items()}
         settings = read_training_config(folder / TRAINING_CONFIG)
         settings["vocab_size"] = weights["word_embeddings.weight"].shape[0]
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__dataclass_fields__}
-        config = cls.config_class(**(settings | overrides))
+        for name in cls.config_class.__dataclass_fields__.keys() & kwargs.keys():
+            settings[name] = kwargs.pop(name)
+        config = cls.config_class(**settings)
         config._name_or_path = str(folder)
         return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
 
-    @classmethod
-    def _fresh_instead(cls) -> str:
-        return f"For a fresh ranker call {cls.__name__}.from_embeddings(an encoder, or a file of word vectors)"
-
 
 def sine_positions(length: int, size: int) -> Tensor:
-    """Sines of each position in the first half of the features, cosines in the second; (1, length, size).
+    """Return sines of each position in the first half of the features, cosines in the second; (1, length, size).
 
     The time scales go from 1 to 10,000; an odd size ends in a zero column.
     """
@@ -248,11 +240,7 @@ def sine_positions(length: int, size: int) -> Tensor:
 
 
 def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
-    """The word embeddings of an encoder, (V, H).
-
-    Raises:
-        ValueError: if the checkpoint does not hold them.
-    """
+    """Read the word embeddings of an encoder, (V, H); a ValueError if the checkpoint does not hold them."""
     with clear_errors(str(name_or_path)):
         encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     weight = encoder.get_input_embeddings().weight
@@ -264,11 +252,7 @@ def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
 
 
 def read_training_config(path: Path) -> dict[str, Any]:
-    """The config fields in a `config.yaml` of the authors' training code.
-
-    Raises:
-        ValueError: if it is another model's, or lacks a field.
-    """
+    """Read the config fields from a `config.yaml` of the authors' training code, a ValueError if it is not a TK's."""
     names = {
         "hidden_size": "pre_trained_embedding_dim",
         "num_hidden_layers": "tk_att_layer",
@@ -285,8 +269,9 @@ def read_training_config(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if str(values.get("model")).upper() != "TK":
         raise ValueError(f"{path} describes the model {values.get('model')!r}, needed a TK.")
-    if missing := [name for name in names.values() if name not in values]:
-        raise ValueError(f"{path} lacks {', '.join(sorted(set(missing)))}.")
+    missing = set(names.values()) - values.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
     return {name: values[theirs] for name, theirs in names.items()}
 
 

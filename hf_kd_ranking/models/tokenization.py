@@ -1,7 +1,7 @@
 """Texts to a ranker's inputs: lengths, prefixes and query augmentation on top of any tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -15,18 +15,13 @@ TokenLists = dict[str, list[list[int]]]
 
 @dataclass(frozen=True)
 class RankingProcessor:
-    """A tokenizer together with a ranker's lengths and prefixes: what turns texts into that ranker's inputs.
+    """Turns texts into the inputs of a ranker: a tokenizer with the ranker's lengths and prefixes.
 
     Args:
-        tokenizer: of the ranker's encoder.
-        max_query_length: tokens of a query, special tokens included, augmentation not.
-        max_document_length: the same for documents. A pair has the sum of both, longest text first where it is cut.
-        query_prefix: text put before each query.
-        document_prefix: text put before each document.
-        joins_texts: True for a ranker that reads query and document as one sequence.
-        adds_special_tokens: False for a ranker over plain words.
-        query_augmentation: [MASK] tokens put behind each query and attended to.
-        truncation: True cuts longer texts; False makes them an error.
+        tokenizer: the tokenizer of the ranker's encoder.
+        truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
+
+    The other fields are those of `RankerConfig`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,51 +51,43 @@ class RankingProcessor:
             )
         if config.query_augmentation and tokenizer.mask_token_id is None:
             raise ValueError(
-                f"{config.model_type} puts {config.query_augmentation} [MASK] tokens behind each query, and the "
+                f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
                 "tokenizer has no mask token; set query_augmentation=0 or take a tokenizer that has one."
             )
-        return cls(
-            tokenizer,
-            config.max_query_length,
-            config.max_document_length,
-            config.query_prefix,
-            config.document_prefix,
-            config.joins_texts,
-            config.adds_special_tokens,
-            config.query_augmentation,
-            truncation,
-        )
+        names = [field.name for field in fields(cls) if field.name not in ("tokenizer", "truncation")]
+        return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
-        """The ranker's inputs for B queries and B * n documents, those of the first query first.
+        """Make the ranker's inputs for B queries and B * n documents, those of the first query first.
 
         Returns:
             `query` (B, Lq) and `document` (B, n, Ld); for a ranker that joins texts (B, n, L).
         """
         shape = (len(queries), len(documents) // len(queries))
-        if self.joins_texts:
-            repeated = [query for query in queries for _ in range(shape[1])]
-            return self.pad(self.pairs(repeated, documents), shape)
-        return {"query": self.pad(self.queries(queries)), "document": self.pad(self.documents(documents), shape)}
+        if not self.joins_texts:
+            return {"query": self.pad(self.queries(queries)), "document": self.pad(self.documents(documents), shape)}
+        repeated = [query for query in queries for _ in range(shape[1])]
+        return self.pad(self.pairs(repeated, documents), shape)
 
     def queries(self, texts: Sequence[str]) -> TokenLists:
         """Tokenise queries; [MASK] tokens come after they are cut."""
-        tokens = self._encode(self._prefixed(self.query_prefix, texts), max_length=self.max_query_length)
+        tokens = self._tokenize(_prefixed(self.query_prefix, texts), max_length=self.max_query_length)
         if self.query_augmentation:
-            added = {"input_ids": self.tokenizer.mask_token_id, "attention_mask": 1}
-            for name, values in tokens.items():
-                tokens[name] = [ids + [added.get(name, 0)] * self.query_augmentation for ids in values]
+            values = {"input_ids": self.tokenizer.mask_token_id, "attention_mask": 1}
+            for name, rows in tokens.items():
+                added = [values.get(name, 0)] * self.query_augmentation
+                tokens[name] = [row + added for row in rows]
         return tokens
 
     def documents(self, texts: Sequence[str]) -> TokenLists:
         """Tokenise documents."""
-        return self._encode(self._prefixed(self.document_prefix, texts), max_length=self.max_document_length)
+        return self._tokenize(_prefixed(self.document_prefix, texts), max_length=self.max_document_length)
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
         """Tokenise each query with its document as one sequence."""
-        return self._encode(
-            self._prefixed(self.query_prefix, queries),
-            self._prefixed(self.document_prefix, documents),
+        return self._tokenize(
+            _prefixed(self.query_prefix, queries),
+            _prefixed(self.document_prefix, documents),
             max_length=self.max_query_length + self.max_document_length,
         )
 
@@ -109,8 +96,8 @@ class RankingProcessor:
         padded = self.tokenizer.pad(tokens, padding=True, return_attention_mask=True, return_tensors="pt")
         return {name: tensor.view(*shape, tensor.shape[-1]) for name, tensor in padded.items()}
 
-    def _encode(self, *texts: Sequence[str], max_length: int) -> TokenLists:
-        # Lists, never single texts: given a single pair, fast tokenizers take an empty second text for none.
+    def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
+        # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
         tokens = self.tokenizer(
             *texts,
             add_special_tokens=self.adds_special_tokens,
@@ -118,19 +105,26 @@ class RankingProcessor:
             max_length=max_length if self.truncation else None,
             return_attention_mask=True,
         )
-        lengths = [len(ids) for ids in tokens["input_ids"]]
-        if not self.truncation and max(lengths, default=0) > max_length:
-            longest = lengths.index(max(lengths))
-            raise ValueError(
-                f"Text {longest} has {lengths[longest]} tokens, the limit is {max_length}, and truncation is off "
-                f"({' / '.join(part[longest][:60] for part in texts)!r})."
-            )
+        tokens = dict(tokens)
+        if not self.truncation:
+            _refuse_long(tokens["input_ids"], texts, max_length)
         if not self.adds_special_tokens:
             # A text without words is one padding token that nothing attends to, so that no input has length zero.
-            empty = {"input_ids": self.tokenizer.pad_token_id}
-            return {name: [ids or [empty.get(name, 0)] for ids in values] for name, values in tokens.items()}
-        return dict(tokens)
+            for name, rows in tokens.items():
+                padding = self.tokenizer.pad_token_id if name == "input_ids" else 0
+                tokens[name] = [row or [padding] for row in rows]
+        return tokens
 
-    @staticmethod
-    def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
-        return [prefix + text for text in texts]
+
+def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
+    return [prefix + text for text in texts]
+
+
+def _refuse_long(ids: list[list[int]], texts: tuple[Sequence[str], ...], max_length: int) -> None:
+    longest = max(range(len(ids)), key=lambda row: len(ids[row]), default=None)
+    if longest is not None and len(ids[longest]) > max_length:
+        quoted = " / ".join(side[longest][:60] for side in texts)
+        raise ValueError(
+            f"Text {longest} has {len(ids[longest])} tokens, the limit is {max_length}, and truncation is off "
+            f"({quoted!r})."
+        )

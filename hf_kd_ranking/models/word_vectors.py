@@ -11,31 +11,30 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
     """Read words and their vectors.
 
     Args:
-        path: of a UTF-8 text file, `word value value ...` a line; a first line of two numbers (word2vec's) is
-            skipped. Words may contain spaces, as some of GloVe's do.
+        path: a UTF-8 text file with lines `word value value ...`; a first line of two numbers (word2vec's) is skipped.
+            Words may contain spaces, as some of GloVe's do.
 
     Returns:
         The words in the order of the file, and their vectors, (N, H) float32.
 
     Raises:
-        ValueError: naming file and line, if a line has another size, a value is no number, or a word comes twice.
+        ValueError: naming file and line, if a line has another size, a value is not a number, or a word comes twice.
     """
     words: dict[str, int] = {}
     values, size = array("f"), 0
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             fields = line.rstrip().split(" ")
-            if number == 1 and len(fields) == 2 and all(item.isdigit() for item in fields):
+            if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
                 continue
             size = size or len(fields) - 1
-            word = " ".join(fields[: max(len(fields) - size, 0)])
-            if not word or not size or word in words:
-                problem = (
-                    "a word that came before"
-                    if word in words
-                    else f"{len(fields) - 1} values where others have {size}"
+            word, quoted = " ".join(fields[: max(len(fields) - size, 0)]), f"{line[:40]!r}..."
+            if word in words:
+                raise ValueError(f"{path} line {number}: a word that came before ({quoted}).")
+            if not word or not size:
+                raise ValueError(
+                    f"{path} line {number}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...)."
                 )
-                raise ValueError(f"{path} line {number}: {problem} ({line[:40]!r}...).")
             try:
                 values.extend(map(float, fields[-size:]))
             except ValueError as error:

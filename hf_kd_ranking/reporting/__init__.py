@@ -1,1 +1,1 @@
-"""What rankers cost and reach, for readers: plots and the HTML report."""
+"""Measure the efficiency of rankers, and write plots and the HTML report."""

@@ -1,13 +1,13 @@
 """Plots by matplotlib (extra `report`): effectiveness against latency, the paper's figure, and curves.
 
-Inside a page a plot takes its ink from the page, so that it follows dark and light; in a file it stands on white.
+Inside a page a plot takes its ink from the page, and so follows dark and light mode; in a file it is dark on white.
 """
 
 import io
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,17 +15,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.transforms import BboxBase
 
 from ..artifacts import refuse_existing, writing
 
 INK = "#1d2025"
-# Each has a contrast of 3 : 1 or more on the page's white and on its dark grey.
+# Each has a contrast of at least 3 : 1 on the page's white and on its dark grey.
 COLOURS = ("#1f78b4", "#cc5a00", "#128a63", "#b65fa0", "#8a7a00", "#d04a4a", "#6d77c9", "#6f7780")
 STYLES = ("solid", "dashed", "dotted")
 MARKERS = "osD^vPX*"
 LABEL_LENGTH = 36  # characters
-LABEL_WIDTH, LABEL_HEIGHT = 5.5, 12  # points, of a character and of a line
+LINE_HEIGHT = 12  # points
 SETTINGS = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
@@ -35,22 +37,23 @@ SETTINGS = {
     "grid.alpha": 0.12,
     "font.size": 10,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be found, and takes the page's font
-    "svg.hashsalt": "hf_kd_ranking",  # the same plot is the same file
-    "text.parse_math": False,  # a ranker's name may have dollars in it
+    "svg.fonttype": "none",  # text stays text: it can be searched, and has the page's font
+    "svg.hashsalt": "hf_kd_ranking",  # the same plot gives the same file
+    "text.parse_math": False,  # the name of a ranker may contain dollars
 }
 SVG = "http://www.w3.org/2000/svg"
 NAMESPACES = {"": SVG, "xlink": "http://www.w3.org/1999/xlink"}
+Line = tuple[float, float, float]  # x0, x1, y of a label or a bar, in points
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclass(frozen=True)
 class Point:
-    """A ranker in the plot against latency.
+    """A ranker in the plot of effectiveness against latency.
 
     Args:
-        name: of the ranker.
-        architecture: gives marker and colour.
+        name: name of the ranker.
+        architecture: determines marker and colour.
         latency_ms: `p50` and `p95`, of one query with all its candidates.
         value: `mean` of the measure, and its 95 % interval, `low` to `high`.
     """
@@ -63,36 +66,36 @@ class Point:
 
 @matplotlib.rc_context(SETTINGS)
 def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[str, str]] = ()) -> Figure:
-    """Effectiveness against latency on a log axis, with bars from p50 to p95 and over the mean's interval.
+    """Plot effectiveness against latency on a log axis, with bars from p50 to p95 and over the mean's interval.
 
     Args:
         points: one or more.
-        measure: what the values are.
-        arrows: pairs of names, from a ranker without a teacher to the same with one.
+        measure: name of the values.
+        arrows: pairs of names, from a ranker without a teacher to the same ranker with one.
     """
-    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
-    axes, handles = figure.subplots(), {}
-    architectures = list(dict.fromkeys(point.architecture for point in points))
+    figure = Figure(figsize=(6.6, 4.2), dpi=72, layout="constrained")  # 72: a pixel is a point
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(point.architecture for point in points))
+    handles, places = {}, {}
     for point in points:
-        kind, latency, value = architectures.index(point.architecture), point.latency_ms, point.value
-        handles[f" {_short(point.architecture)}"] = (
-            axes.errorbar(  # the blank: a label that begins with _ would be left out
-                latency["p50"],
-                value["mean"],
-                xerr=[[0], [max(0, latency["p95"] - latency["p50"])]],
-                yerr=[[max(0, value["mean"] - value["low"])], [max(0, value["high"] - value["mean"])]],
-                fmt=MARKERS[kind % len(MARKERS)],
-                color=COLOURS[kind % len(COLOURS)],
-                markersize=7,
-                elinewidth=0.9,
-            )
+        kind, latency, value = kinds.index(point.architecture), point.latency_ms, point.value
+        bar = axes.errorbar(
+            latency["p50"],
+            value["mean"],
+            xerr=[[0], [max(0, latency["p95"] - latency["p50"])]],
+            yerr=[[max(0, value["mean"] - value["low"])], [max(0, value["high"] - value["mean"])]],
+            fmt=MARKERS[kind % len(MARKERS)],
+            color=COLOURS[kind % len(COLOURS)],
+            markersize=7,
+            elinewidth=0.9,
         )
+        handles[f" {_short(point.architecture)}"] = bar  # the blank: matplotlib omits labels that begin with _
+        places[point.name] = (latency["p50"], value["mean"])
     _set_log_x(axes)
-    axes.set(xlabel="latency of one query with all its candidates, ms (log scale)", ylabel=measure)
+    axes.set(xlabel="latency: median of one query with all its candidates, ms (log scale)", ylabel=measure)
     axes.margins(x=0.15, y=0.12)
-    places = {point.name: (point.latency_ms["p50"], point.value["mean"]) for point in points}
+    style = {"arrowstyle": "->", "color": INK, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3}
     for control, treatment in arrows:
-        style = {"arrowstyle": "->", "color": INK, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3}
         if control in places and treatment in places:
             axes.annotate("", places[treatment], places[control], arrowprops=style)
     figure.legend(handles.values(), handles, loc="outside upper left", ncols=5, handletextpad=0, borderpad=0)
@@ -109,26 +112,31 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Figure:
-    """Curves without a legend, which the page has.
+    """Plot curves without a legend, which the page has.
 
     Args:
         curves: name -> [(x, y)].
         styles: name -> colour and line style.
-        x_label: below.
-        y_label: beside.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
         log_x: True for a logarithmic axis, with ticks at the points of the curves.
-        log_y: the same, of values above 0; ignored where there are others.
+        log_y: True for a logarithmic axis if all values are positive.
     """
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.subplots()
+    ticks = set()
+    lowest = float("inf")
     for name, curve in curves.items():
+        x, y = zip(*curve, strict=True)
+        ticks.update(x)
+        lowest = min(lowest, *y)
         colour, style = styles[name]
-        axes.plot(*zip(*curve, strict=True), color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.6)
+        axes.plot(x, y, color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.6)
     if log_x:
         _set_log_x(axes)
-        axes.set_xticks(sorted({x for curve in curves.values() for x, _ in curve}))
+        axes.set_xticks(sorted(ticks))
         axes.minorticks_off()
-    if log_y and min(y for curve in curves.values() for _, y in curve) > 0:
+    if log_y and lowest > 0:
         axes.set_yscale("log")
         _set_plain(axes.yaxis)
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -136,7 +144,7 @@ def line_plot(
 
 
 def line_styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a line style for each name."""
+    """Return a colour and a line style for each name."""
     return {name: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, name in enumerate(names)}
 
 
@@ -154,7 +162,7 @@ def check_plot_path(path: str | Path) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def save_plot(figure: Figure, path: str | Path) -> None:
-    """Write a plot as PNG or SVG, by the name of the file; errors as `check_plot_path`."""
+    """Write a plot as PNG or SVG, by the suffix of the file; errors as `check_plot_path`."""
     check_plot_path(path)
     kind = Path(path).suffix.removeprefix(".")
     with writing(path, "wb") as file:
@@ -163,28 +171,31 @@ def save_plot(figure: Figure, path: str | Path) -> None:
 
 @matplotlib.rc_context(SETTINGS)
 def inline_svg(figure: Figure, key: str, title: str, description: str) -> str:
-    """A plot as an <svg> element for a page, in the page's ink.
+    """Return a plot as an <svg> element for a page, in the page's ink.
 
     Args:
         figure: the plot.
-        key: begins the ids inside, which must differ between the plots of a page.
-        title: what the plot is.
-        description: what it shows, for those who cannot see it.
+        key: prefix of the ids inside, which must differ between the plots of a page.
+        title: name of the plot.
+        description: content of the plot, for readers who cannot see it.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    for prefix, namespace in NAMESPACES.items():  # HTML knows these prefixes only
+    for prefix, namespace in NAMESPACES.items():  # HTML knows only these prefixes
         ElementTree.register_namespace(prefix, namespace)
     root = ElementTree.fromstring(buffer.getvalue())
     for node in root.iter():
         for name, value in node.attrib.items():
-            value = re.sub(r"^#(?=[a-zA-Z])|(?<=url\(#)", lambda match: f"{match[0]}{key}-", value)
-            node.set(name, f"{key}-{value}" if name == "id" else re.sub(f"{INK}|#000000", "currentColor", value))
+            if name == "id":
+                value = f"{key}-{value}"
+            value = re.sub(f"{INK}|#000000", "currentColor", value)
+            value = re.sub(r"^#(?=[a-zA-Z])|(?<=url\(#)", lambda match: f"{match[0]}{key}-", value)  # references
+            node.set(name, value)
     for name in ("width", "height"):  # the viewBox stays, and the page gives the size
         del root.attrib[name]
     root.attrib |= {"role": "img", "aria-labelledby": f"{key}-title {key}-description"}
-    for place, (tag, part, text) in enumerate((("title", "title", title), ("desc", "description", description))):
-        node = ElementTree.Element(f"{{{SVG}}}{tag}", id=f"{key}-{part}")
+    for place, (tag, name, text) in enumerate([("title", "title", title), ("desc", "description", description)]):
+        node = ElementTree.Element(f"{{{SVG}}}{tag}", id=f"{key}-{name}")
         node.text = text
         root.insert(place, node)
     return ElementTree.tostring(root, encoding="unicode")
@@ -196,38 +207,66 @@ def _set_log_x(axes: Axes) -> None:
 
 
 def _set_plain(axis: Axis) -> None:
-    """1, 2, 5, 10 rather than powers, which would need mathematical text."""
+    """Write 1, 2, 5, 10 and not powers, which would need mathematical text."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter("")
 
 
 def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Names beside their points and bars, where there is more room, moved up or down to where they cover nothing."""
-    axes.figure.draw_without_rendering()  # only then is it known where a point lies
-    to_points, centre = 72 / axes.figure.dpi, (axes.bbox.x0 + axes.bbox.x1) / 2
-    places = [axes.transData.transform((of.latency_ms["p50"], of.value["mean"])) for of in points]
-    taken = [(x * to_points - 5, x * to_points + 5, y * to_points) for x, y in places]  # by the markers
-    for point, (x, y) in sorted(zip(points, places, strict=True), key=lambda item: item[1][1]):
-        name, is_left, middle = _short(point.name), x < centre, y * to_points
-        end = point.latency_ms["p95" if is_left else "p50"]
-        start = axes.transData.transform((end, 0))[0] * to_points + (5 if is_left else -8 - LABEL_WIDTH * len(name))
-        beside = [at for low, high, at in taken if low < start + LABEL_WIDTH * len(name) and start < high]
-        moves = (sign * i * LABEL_HEIGHT for i in itertools.count() for sign in (1, -1))
-        move = next(move for move in moves if all(abs(at - middle - move) >= LABEL_HEIGHT - 1 for at in beside))
-        taken.append((start, start + LABEL_WIDTH * len(name), middle + move))
-        line = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "relpos": (0 if is_left else 1, 0.5)}
+    """Write the names beside points and bars, on the side with more room, inside the axes and not over one another."""
+    axes.figure.draw_without_rendering()  # determines the places of the points
+    rows, taken = [], []
+    for point in points:
+        latency, mean = point.latency_ms, point.value["mean"]
+        x, y = axes.transData.transform((latency["p50"], mean))
+        bar_end = axes.transData.transform((max(latency["p50"], latency["p95"]), mean))[0]
+        rows.append((y, x, bar_end, _short(point.name)))
+        taken.append((x - 5, bar_end, y))
+    inside = axes.bbox
+    for y, x, bar_end, name in sorted(rows, key=itemgetter(0)):
+        is_right = inside.x1 - bar_end >= x - inside.x0
+        start, side = (bar_end, "left") if is_right else (x, "right")
         label = axes.annotate(
             name,
-            (end, point.value["mean"]),
-            (5 if is_left else -8, move),
+            (start, y),
+            (0, 0),
+            xycoords="figure points",
             textcoords="offset points",
-            ha="left" if is_left else "right",
+            ha=side,
             va="center",
             fontsize=9,
-            arrowprops=line if move else None,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": INK,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "relpos": (not is_right, 0.5),
+            },
         )
         label.set_in_layout(False)  # the axes would give way to it
+        width = Text.get_window_extent(label).width  # without the line
+        left = start + 5
+        if side == "right":
+            left = start - 8 - width
+        left = max(inside.x0, min(left, inside.x1 - width))
+        move = _free_move((left, left + width, y), taken, inside)
+        taken.append((left, left + width, y + move))
+        anchor = left if is_right else left + width
+        label.set_position((anchor - start, move))
+        label.arrow_patch.set_visible(move != 0)
+
+
+def _free_move(label: Line, taken: Sequence[Line], inside: BboxBase) -> float:
+    """Return by how many points to move a label up or down so that it covers nothing; 0 if that is impossible."""
+    left, right, y = label
+    beside = [other_y for x0, x1, other_y in taken if x0 < right and left < x1]
+    for lines in range(int(inside.height / LINE_HEIGHT)):
+        for move in (lines * LINE_HEIGHT, -lines * LINE_HEIGHT):
+            is_inside = inside.y0 <= y + move <= inside.y1
+            if is_inside and all(abs(other_y - y - move) >= LINE_HEIGHT - 1 for other_y in beside):
+                return move
+    return 0
 
 
 def _short(name: str) -> str:

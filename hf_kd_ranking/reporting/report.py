@@ -1,13 +1,13 @@
-"""One HTML file that says what rankers reach and cost, from a folder of results.
+"""One HTML file with the effectiveness and efficiency of rankers, from a folder of results.
 
-The folder, of which only the runs and the judgments must be there:
+Only the runs and the judgments are required in the folder:
 
-    runs/NAME.trec        one TREC run per ranker, the first stage's among them; the report calls it NAME
+    runs/NAME.trec        one TREC run per ranker, and the first stage's; the report calls it NAME
     qrels.txt             judgments
     queries.tsv           texts of the queries, and
-    collection.tsv        of the passages: for the browser of queries
+    collection.tsv        texts of the passages: for the browser of queries
     candidates.trec       the first stage, for depth curves
-    efficiency.json       what `hf-kd-ranking benchmark` writes, for the plot against latency:
+    efficiency.json       the output of `hf-kd-ranking benchmark`, for the plot against latency:
                           {"environment": {...}, "protocol": {...}, "rankers": {NAME: {"architecture": ...,
                           "parameters": ..., "model_bytes": ..., "bytes_per_passage": ..., "encode_ms": {...},
                           "score_ms": {...}, "total_ms": {"p50": ..., "p95": ..., "p99": ...}, ...}}}
@@ -18,11 +18,10 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 FILES = dict(qrels="qrels.txt", queries="queries.tsv", collection="collection.tsv", candidates="candidates.trec")
 ALPHA = 0.05
 PAIR_KEYS = ("control", "treatment", "measure", "difference", "p_corrected", "wins", "ties", "losses")
-# What the browser of queries holds, so that the page stays small.
+# Limits of the browser of queries, so that the page stays small.
 MOVED_QUERIES = 100
 SHOWN_PASSAGES = 5
 SHOWN_RELEVANT = 3
@@ -49,17 +48,17 @@ SHOWN_CHARACTERS = 600
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # ranker -> measure -> query_id -> value
 
 
-@dataclass(frozen=True)
+@dataclass
 class Results:
-    """What a folder of results holds, see the module; what is not there is empty or None."""
+    """The content of a folder of results; what is missing is empty or None."""
 
     runs: dict[str, Run]
     qrels: dict[str, dict[str, int]]
     efficiency: dict[str, dict[str, Any]]
     training: dict[str, list[dict[str, Any]]]
-    queries: TextStore | None
-    collection: TextStore | None
-    candidates: Run | None
+    queries: TextStore | None = None
+    collection: TextStore | None = None
+    candidates: Run | None = None
 
 
 def write_report(
@@ -75,44 +74,56 @@ def write_report(
     """Write a page that loads nothing: measures with intervals and tests, plots, training, and single queries.
 
     Args:
-        results: a folder, see the module.
-        output: the HTML file; replaced if it is there.
+        results: folder of results, see the module.
+        output: the HTML file; an existing file is replaced.
         measures: in ir_measures' notation; the first orders the rankers and is plotted against latency.
-        arrows: (control, treatment) pairs of names, drawn in the plot. The table's marks refer to the first control,
-            without arrows to the weakest ranker.
-        plot: where the plot against latency is written as well, .png or .svg.
-        title: of the page.
+        arrows: (control, treatment) pairs of names, drawn in the plot. The marks in the table compare with the first
+            control, or without arrows with the weakest ranker.
+        plot: file to which the plot against latency is also written, .png or .svg.
+        title: title of the page.
         intersect: True leaves out queries for which a run has no results, where the runs differ; False refuses that.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
 
     Returns:
-        `output`, `plot` where one was asked for, `rankers` and `queries`, their numbers.
+        `output`, `plot` if it was given, and the numbers of `rankers` and `queries`.
 
     Raises:
-        FileNotFoundError: if the folder holds no runs, or a file that is named or needed is not there.
-        ValueError: if the runs have results for different queries, a file is malformed, an arrow names no run, there
-            are fewer than two judged queries, or a plot is asked for without latencies or matplotlib.
+        FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
+        ValueError: if the runs have results for different queries, a file is malformed, an arrow has an unknown name,
+            there are fewer than two judged queries, or a plot is wanted without latencies or matplotlib.
     """
     refuse_existing(output, overwrite=True)
-    plots = _plot_module(is_needed=plot is not None)
+    try:
+        from . import figures  # needs matplotlib, which is an extra and slow to import
+    except ImportError as error:
+        if plot is not None:
+            raise ValueError("A plot needs matplotlib; install it (extra [report]).") from error
+        figures = None
     if plot is not None:
-        plots.check_plot_path(plot)
-    found = read_results(results, files or {})
-    if unknown := {name for arrow in arrows for name in arrow} - found.runs.keys():
-        raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(found.runs)}.")
-    if plot is not None and not found.efficiency["rankers"].keys() & found.runs.keys():
+        figures.check_plot_path(plot)
+    content = read_results(results, files or {})
+    unknown = set().union(*arrows) - content.runs.keys()
+    if unknown:
+        raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(content.runs)}.")
+    if plot is not None and not content.efficiency["rankers"].keys() & content.runs.keys():
         raise ValueError(f"A plot needs latencies of the runs, in {Path(results) / 'efficiency.json'}.")
-    judged = {name: run.keys() & found.qrels.keys() for name, run in found.runs.items()}
-    shared = shared_queries(judged, found.qrels, intersect)
-    found = replace(found, qrels={query_id: found.qrels[query_id] for query_id in shared})
-    context = _context(found, list(dict.fromkeys(measures)), arrows) | {"title": title, "figures": None}
-    if plots is not None:
-        context["styles"] = plots.line_styles([*dict.fromkeys([*context["names"], *found.training])])
-        context["figures"] = _figures(plots, found, context, arrows, plot)
+    judged = {name: run.keys() & content.qrels.keys() for name, run in content.runs.items()}
+    shared = shared_queries(judged, content.qrels, intersect)
+    content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
+    context = _context(content, list(dict.fromkeys(measures)), arrows)
+    context["title"] = title
+    context["figures"] = None
+    if figures is not None:
+        context["styles"] = figures.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
+        context["figures"] = figures.page_figures(context, content.training, plot)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    environment.filters["figure"] = _format_figure
     with writing(output) as file:
-        file.write(_page(context))
-    facts = {"output": str(output)} | ({} if plot is None else {"plot": str(plot)})
-    return facts | {"rankers": len(found.runs), "queries": len(found.qrels)}
+        file.write(environment.get_template("report.html.j2").render(context))
+    written = {"output": str(output)}
+    if plot is not None:
+        written["plot"] = str(plot)
+    return written | {"rankers": len(content.runs), "queries": len(content.qrels)}
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------
@@ -121,40 +132,52 @@ def write_report(
 def read_results(folder: str | os.PathLike, files: Mapping[str, str | os.PathLike]) -> Results:
     """Read a folder of results, see the module; arguments and errors as `write_report`."""
     folder = Path(folder)
-    paths = sorted((folder / "runs").glob("*.trec"))
-    if not paths:
+    run_paths = sorted((folder / "runs").glob("*.trec"))
+    if not run_paths:
         raise FileNotFoundError(f"{folder / 'runs'} holds no NAME.trec; put the TREC run of each ranker there.")
-    places = {kind: Path(files.get(kind, folder / name)) for kind, name in FILES.items()}
-    there = {kind: path for kind, path in places.items() if kind in files or path.exists()}
-    efficiency = folder / "efficiency.json"
-    return Results(
-        qrels=read_qrels(places["qrels"]),
-        efficiency=_read_efficiency(efficiency if efficiency.exists() else None),
+    paths = {}
+    for kind, name in FILES.items():
+        path = Path(files.get(kind, folder / name))
+        if kind in files or path.exists():
+            paths[kind] = path
+    content = Results(
+        qrels=read_qrels(paths.get("qrels", folder / FILES["qrels"])),
+        efficiency=_read_efficiency(folder / "efficiency.json"),
         training={path.stem: _read_training(path) for path in sorted((folder / "training").glob("*.json"))},
-        queries=TextStore.from_file(there["queries"]) if "queries" in there else None,
-        collection=TextStore.from_file(there["collection"]) if "collection" in there else None,
-        candidates=read_run(there["candidates"]) if "candidates" in there else None,
-        runs={path.stem: read_run(path) for path in tqdm(paths, desc="Reading", unit="run")},
+        runs={path.stem: read_run(path) for path in tqdm(run_paths, desc="Reading", unit="run")},
     )
+    if "queries" in paths:
+        content.queries = TextStore.from_file(paths["queries"])
+    if "collection" in paths:
+        content.collection = TextStore.from_file(paths["collection"])
+    if "candidates" in paths:
+        content.candidates = read_run(paths["candidates"])
+    return content
 
 
-def _read_efficiency(path: Path | None) -> dict[str, dict[str, Any]]:
-    content = {"rankers": {}} if path is None else _read_object(path, "rankers", dict)
+def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {"rankers": {}, "environment": {}, "protocol": {}}
+    content = _read_object(path, "rankers", dict)
     for name, figures in content["rankers"].items():
-        total = figures.get("total_ms") if isinstance(figures, dict) else None
-        latencies = [total.get(key) for key in ("p50", "p95")] if isinstance(total, dict) else [None]
-        if not all(isinstance(ms, int | float) and 0 < ms < math.inf for ms in latencies):
-            raise ValueError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {total!r}.")
-    for part in ("environment", "protocol"):
-        if not isinstance(content.setdefault(part, {}), dict):
-            raise ValueError(f"{path}: {part!r} must be an object of names and values.")
+        try:
+            total = figures["total_ms"]
+            is_valid = 0 < total["p50"] < math.inf and 0 < total["p95"] < math.inf
+        except (KeyError, TypeError):
+            is_valid = False
+        if not is_valid:
+            raise ValueError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {figures!r}.")
+    for section in ("environment", "protocol"):
+        if not isinstance(content.setdefault(section, {}), dict):
+            raise ValueError(f"{path}: {section!r} must be an object of names and values.")
     return content
 
 
 def _read_training(path: Path) -> list[dict[str, Any]]:
     history = _read_object(path, "log_history", list)["log_history"]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in history):
-        raise ValueError(f"{path}: log_history must be entries with a step, as trainer_state.json has them.")
+    for entry in history:
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
     return history
 
 
@@ -162,7 +185,7 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     try:
         content = json.loads(existing_file(path, "results").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
         raise ValueError(f"{path} must be a JSON object in which {key!r} is a {kind.__name__}.")
     return content
@@ -171,31 +194,38 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
 # ---- Tables and the browser of queries ------------------------------------------------------------------------------
 
 
-def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the template shows besides the plots; rankers by falling mean of the first measure."""
-    bar = tqdm(found.runs.items(), desc="Measuring", unit="run")
-    values = {name: evaluate_queries(run, found.qrels, measures) for name, run in bar}
+def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the variables of the template except the plots; rankers by descending mean of the first measure."""
+    values = {}
+    for name, run in tqdm(content.runs.items(), desc="Measuring", unit="run"):
+        values[name] = evaluate_queries(run, content.qrels, measures)
     names = sorted(values, key=lambda name: -fmean(values[name][measures[0]].values()))
-    weakest_first = {name: values[name] for name in reversed(names)}  # so that most differences are gains
-    comparison = compare_values(weakest_first, moved=0) if len(names) > 1 else {"pairs": []}
-    depths, depth_notes = _depths(found, names, measures)
-    pairs = [{key: pair[key] for key in PAIR_KEYS} for pair in comparison["pairs"]]
-    data = {"names": names, "measures": measures, "pairs": pairs}
-    data |= {"marks": _marks(names, measures, comparison["pairs"])} | _browser(found, values, names, measures)
+    comparison = {"pairs": []}
+    if len(names) > 1:  # weakest first, so that most differences are gains
+        comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
+    means, efficiency = {}, {}
+    for name in names:
+        efficiency[name] = content.efficiency["rankers"].get(name, {})
+        means[name] = {measure: mean_interval([*values[name][measure].values()]) for measure in measures}
+    depths, depth_notes = _depth_curves(content, names, measures)
+    data = {"names": names, "measures": measures, "marks": _marks(names, measures, comparison["pairs"]), "pairs": []}
+    for pair in comparison["pairs"]:
+        data["pairs"].append({key: pair[key] for key in PAIR_KEYS})
+    data |= _browser(content, values, names, measures)
     return {
         "names": names,
         "measures": measures,
-        "means": {name: [mean_interval([*values[name][measure].values()]) for measure in measures] for name in names},
-        "efficiency": {name: found.efficiency["rankers"].get(name, {}) for name in names},
-        "not_measured": [name for name in names if name not in found.efficiency["rankers"]],
-        "not_ranked": sorted(found.efficiency["rankers"].keys() - found.runs.keys()),
+        "means": means,
+        "efficiency": efficiency,
+        "not_measured": [name for name in names if not efficiency[name]],
+        "not_ranked": sorted(content.efficiency["rankers"].keys() - content.runs.keys()),
         "control": names.index(arrows[0][0]) if arrows else len(names) - 1,
-        "queries": len(found.qrels),
+        "queries": len(content.qrels),
         "comparison": comparison,
         "depths": depths,
         "depth_notes": depth_notes,
-        "protocol": {part: found.efficiency[part] for part in ("protocol", "environment") if found.efficiency[part]},
-        "training": list(found.training),
+        "protocol": {"protocol": content.efficiency["protocol"], "environment": content.efficiency["environment"]},
+        "training": list(content.training),
         "arrows": arrows,
         "alpha": ALPHA,
         "data": data,
@@ -203,8 +233,8 @@ def _context(found: Results, measures: list[str], arrows: Sequence[tuple[str, st
 
 
 def mean_interval(values: list[float]) -> dict[str, float]:
-    """`mean` over queries and its 95 % bootstrap interval (scipy), `low` to `high`; of two values or more."""
-    from scipy.stats import bootstrap  # 0.6 s, and only needed here
+    """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
+    from scipy.stats import bootstrap  # takes 0.6 s
 
     resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=42)
     low, high = resampled.confidence_interval
@@ -212,144 +242,77 @@ def mean_interval(values: list[float]) -> dict[str, float]:
 
 
 def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -> list[list[list[int]]]:
-    """By control, ranker and measure: 1 significantly above the control, -1 below, else 0."""
+    """Return by control, ranker and measure: 1 for significantly above the control, -1 below, else 0."""
     marks = np.zeros((len(names), len(names), len(measures)), dtype=int)
     for pair in pairs:
-        control, treatment = names.index(pair["control"]), names.index(pair["treatment"])
-        sign = int(np.sign(pair["difference"])) if pair["p_corrected"] < ALPHA else 0
-        marks[control, treatment, measures.index(pair["measure"])] = sign
-        marks[treatment, control, measures.index(pair["measure"])] = -sign
+        if pair["p_corrected"] < ALPHA:
+            control, treatment = names.index(pair["control"]), names.index(pair["treatment"])
+            measure, sign = measures.index(pair["measure"]), np.sign(pair["difference"])
+            marks[control, treatment, measure] = sign
+            marks[treatment, control, measure] = -sign
     return marks.tolist()
 
 
-def _depths(found: Results, names: list[str], measures: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """Depth curves, and why a ranker has none."""
+def _depth_curves(content: Results, names: list[str], measures: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
+    """Return the depth curves, and for the other rankers the reasons why they have none."""
     curves, notes = {}, {}
-    if found.candidates is None:
+    if content.candidates is None:
         return curves, notes
     for name in tqdm(names, desc="Depth curves", unit="run"):
         try:
-            curves[name] = depth_curve(found.runs[name], found.candidates, found.qrels, measures)
+            curves[name] = depth_curve(content.runs[name], content.candidates, content.qrels, measures)
         except KeyError as error:
             notes[name] = error.args[0]
     return curves, notes
 
 
-def _browser(found: Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
-    """The queries on which rankers differ most, with the passages that are shown of them."""
+def _browser(content: Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
+    """Return the queries on which the rankers differ most, and the texts of the passages that are shown for them."""
+    query_ids = list(content.qrels)
+    spreads = np.zeros(len(query_ids))
+    for measure in measures:
+        by_ranker = [list(values[name][measure].values()) for name in names]  # (rankers, queries)
+        spreads = np.maximum(spreads, np.ptp(by_ranker, axis=0))
+    queries, texts = [], {}
+    for row in np.argsort(-spreads, kind="stable")[:MOVED_QUERIES]:
+        query = _query_details(content, values, names, query_ids[row])
+        queries.append(query)
+        for passages in (query["relevant"], *query["top"]):
+            for doc_id, *_ in passages:
+                texts[doc_id] = _text(content.collection, doc_id)
+    return {"queries": queries, "texts": texts}
 
-    def spread(query_id: str) -> float:
-        by_measure = ([values[name][measure][query_id] for name in names] for measure in measures)
-        return max(max(of) - min(of) for of in by_measure)
 
-    queries, shown = [], {}
-    for query_id in nlargest(MOVED_QUERIES, found.qrels, key=spread):
-        grades, rankings = found.qrels[query_id], [found.runs[name].get(query_id, []) for name in names]
-        ranks = [{doc_id: rank for rank, (doc_id, _) in enumerate(ranking, 1)} for ranking in rankings]
-        relevant = nlargest(SHOWN_RELEVANT, (doc_id for doc_id in grades if grades[doc_id] > 0), key=grades.get)
-        top = [[[doc_id, score, grades.get(doc_id)] for doc_id, score in of[:SHOWN_PASSAGES]] for of in rankings]
-        shown |= dict.fromkeys([*relevant, *(doc_id for of in top for doc_id, _, _ in of)])
-        queries.append(
-            {
-                "id": query_id,
-                "text": _text(found.queries, query_id),
-                "values": [[values[name][measure][query_id] for measure in measures] for name in names],
-                "top": top,
-                "relevant": [[doc_id, grades[doc_id], [of.get(doc_id) for of in ranks]] for doc_id in relevant],
-            }
-        )
-    return {"queries": queries, "texts": {doc_id: _text(found.collection, doc_id) for doc_id in shown}}
+def _query_details(content: Results, values: Values, names: list[str], query_id: str) -> dict[str, Any]:
+    grades = content.qrels[query_id]
+    query = {"id": query_id, "text": _text(content.queries, query_id), "values": [], "top": [], "relevant": []}
+    ranks = []
+    for name in names:
+        ranking = content.runs[name].get(query_id, [])
+        query["values"].append([by_query[query_id] for by_query in values[name].values()])
+        query["top"].append([[doc_id, score, grades.get(doc_id)] for doc_id, score in ranking[:SHOWN_PASSAGES]])
+        ranks.append({doc_id: rank for rank, (doc_id, _) in enumerate(ranking, start=1)})
+    for doc_id in nlargest(SHOWN_RELEVANT, grades, key=grades.get):
+        if grades[doc_id] > 0:
+            query["relevant"].append([doc_id, grades[doc_id], [by_document.get(doc_id) for by_document in ranks]])
+    return query
 
 
 def _text(store: TextStore | None, id_: str) -> str | None:
     if store is None or id_ not in store:
         return None
     text = store[id_]
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+    if len(text) > SHOWN_CHARACTERS:
+        text = f"{text[:SHOWN_CHARACTERS]} ..."
+    return text
 
 
-# ---- Plots ----------------------------------------------------------------------------------------------------------
-
-
-def _plot_module(is_needed: bool) -> ModuleType | None:
-    try:
-        from . import plot  # matplotlib: an extra, and slow to import
-    except ImportError as error:
-        if is_needed:
-            raise ValueError("A plot needs matplotlib; install it (extra [report]).") from error
-        return None
-    return plot
-
-
-def _figures(
-    plots: ModuleType,
-    found: Results,
-    context: Mapping[str, Any],
-    arrows: Sequence[tuple[str, str]],
-    path: str | os.PathLike | None,
-) -> dict[str, list[dict[str, str]]]:
-    """By section of the page, titles and <svg> elements; the plot against latency also as a file."""
-    measures, figures, styles = context["measures"], {"latency": [], "depth": [], "training": []}, context["styles"]
-
-    def add(section: str, figure: Any, title: str, says: list[str]) -> None:
-        key = f"{section}-{len(figures[section])}"
-        figures[section].append({"title": title, "svg": plots.inline_svg(figure, key, title, "; ".join(says))})
-
-    points = [
-        plots.Point(name, str(of.get("architecture")), of["total_ms"], context["means"][name][0])
-        for name, of in context["efficiency"].items()
-        if of
-    ]
-    if points:
-        figure = plots.latency_plot(points, measures[0], arrows)
-        says = [
-            f"{of.name} ({of.architecture}) {of.value['mean']:.4f} at {of.latency_ms['p50']:.3g} ms" for of in points
-        ]
-        add("latency", figure, f"{measures[0]} against latency", says)
-        if path is not None:
-            plots.save_plot(figure, path)
-    for measure in measures if context["depths"] else ():
-        curves = {name: [(d, of[measure]) for d, of in curve.items()] for name, curve in context["depths"].items()}
-        figure = plots.line_plot(curves, styles, "first-stage depth (log scale)", measure, log_x=True)
-        add("depth", figure, f"{measure} by first-stage depth", _ends(curves))
-    logged = [key for history in found.training.values() for entry in history for key in entry]
-    for key in dict.fromkeys(["loss", *(key for key in logged if key.startswith("eval_") and "@" in key)]):
-        curves = {name: _logged(history, key) for name, history in found.training.items()}
-        curves = {name: curve for name, curve in curves.items() if curve}
-        label = "training loss (log scale)" if key == "loss" else f"held-out {key.removeprefix('eval_')}"
-        if curves:
-            figure = plots.line_plot(curves, styles, "step", label, log_y=key == "loss")
-            add("training", figure, f"{label} by step", _ends(curves))
-    return figures
-
-
-def _logged(history: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value); of several at one step the first, as the last evaluation of a training is of its best step."""
-    points = {}
-    for entry in history:
-        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
-            points.setdefault(entry["step"], entry[key])
-    return sorted(points.items())
-
-
-def _ends(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
-    ends = {name: (*curve[0], *curve[-1]) for name, curve in curves.items()}
-    return [f"{name} from {y0:.4g} at {x0:g} to {y1:.4g} at {x1:g}" for name, (x0, y0, x1, y1) in ends.items()]
-
-
-# ---- The page -------------------------------------------------------------------------------------------------------
-
-
-def _page(context: Mapping[str, Any]) -> str:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    environment.filters["figure"] = _shown
-    return environment.get_template("report.html.j2").render(context)
-
-
-def _shown(value: Any) -> str:
-    """A figure in three digits and thousands, text as it is."""
+def _format_figure(value: Any) -> str:
+    """Format numbers with three digits and thousands separators, and leave text as it is."""
+    if value is None or isinstance(value, Undefined):
+        return "–"
     if isinstance(value, float) and value < 1000:
         return f"{value:.3g}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,.0f}"
-    return "–" if value is None or isinstance(value, Undefined) else str(value)
+    return str(value)

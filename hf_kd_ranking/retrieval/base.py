@@ -1,45 +1,263 @@
-"""What a folder that `index` wrote can do for a ranker: search the collection by itself, or re-rank candidates."""
+"""The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains.
 
+| index | built from | searches with |
+| --- | --- | --- |
+| `BM25Index` | a `TextStore` | the words of the query |
+| `DenseIndex` | a `VectorStore` | rankers with one vector per text, compared by dot product |
+| `ColBERTIndex` | a `VectorStore` | rankers with one vector per token, compared by MaxSim |
+| `QdrantIndex` | a `VectorStore` | both kinds of rankers |
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, ClassVar
 
-from ..artifacts import read_description
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..artifacts import DESCRIPTION, has_description, new_version, read_description
+from ..data.ids import IdIndex
+from ..data.runs import Run
+from ..inference import PROGRESS_FROM, fingerprint
+from ..models import RankerConfig
 from ..ranker import Ranker
-from .colbert import ColBERTIndex
-from .dense import DenseIndex
-from .vector_store import VectorStore
+
+Ranking = list[tuple[str, float]]
+# (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
+INDEX_NAMES = {("one", "dot"): "DenseIndex", ("per_token", "max_sim"): "ColBERTIndex"}
+READERS = {
+    "--exact": "the vectors of a ranker (--model)",
+    "--settings": "a faiss index (index --factory)",
+    "--probes": "a ColBERT index with centroids (index --centroids)",
+}
+# Config fields that change no vector of a document; fields of the query side are recognised by their names.
+OTHER_FIELDS = {"encoder_config", "initializer_range", *(field.name for field in fields(RankerConfig))}
 
 
-def open_searchable(
-    folder: Path, ranker: Ranker, exact: bool = False, settings: str | None = None
-) -> DenseIndex | ColBERTIndex:
-    """Open an index that searches its whole collection.
+class Index(ABC):
+    """A collection that can be searched; make one with `build` or `open`."""
+
+    compares: ClassVar[Sequence[tuple[str, str]]] = ()  # the keys of `INDEX_NAMES` that it can search; none for texts
+    queries_at_once: ClassVar[int] = 256
+    ranker: Ranker  # encodes the queries
+    ids: IdIndex  # of the rows
+    description: dict[str, Any]  # what the index was built from
+
+    @classmethod
+    @abstractmethod
+    def build(cls, source: IdIndex, folder: str | os.PathLike | None = None, **settings: Any) -> "Index":
+        """Index a collection.
+
+        Args:
+            source: the `TextStore` for BM25, else the `VectorStore`, which knows its ranker.
+            folder: where the index is saved; None keeps it in memory.
+            **settings: see each index.
+
+        Raises:
+            FileExistsError: if the folder contains something.
+            ValueError: if the index cannot compare the vectors, or does not have the settings.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "Index":
+        """Open a saved index, memory-mapped.
+
+        Args:
+            folder: the folder of the index.
+            ranker: the ranker that made the vectors; None for BM25.
+            is_verified: False skips the comparison of checksums, for which every file is read.
+
+        Raises:
+            FileNotFoundError: if there is not an index.
+            ValueError: if another model made its vectors, or a file is truncated or damaged.
+        """
+
+    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+        """Write an index that is in memory; it, or its new version, appears when it is complete.
+
+        Indexes of ColBERT and Qdrant are saved where they are built.
+
+        Raises:
+            FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
+            OSError: if the disk is full; the old version stays.
+        """
+        refuse_replacing(Path(folder), self.description["kind"], overwrite)
+        with new_version(Path(folder), self.description) as data:
+            self._write(data)
+
+    def _write(self, data: Path) -> None:
+        raise NotImplementedError(f"A {type(self).__name__} is saved where it is built.")
+
+    def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
+        """Return the best k documents of every query; tied documents are in the order of the collection.
+
+        Args:
+            queries: query_id -> text.
+            k: documents per query; all if the index has fewer.
+            **options: see each index.
+
+        Raises:
+            ValueError: if k is not positive.
+        """
+        check_k(k)
+        run, query_ids = Run(), list(queries)
+        starts = range(0, len(query_ids), self.queries_at_once)
+        for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):
+            block = query_ids[start : start + self.queries_at_once]
+            rankings = self._rank([queries[query_id] for query_id in block], k, **options)
+            for query_id, ranking in zip(block, rankings, strict=True):
+                run[str(query_id)] = ranking
+        return run
+
+    def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
+        rankings = []
+        for scores, rows in self.search_vectors(self.ranker.encode_queries(texts), k, **options):
+            rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
+        return rankings
+
+    @classmethod
+    def can_search(cls, ranker: Ranker) -> bool:
+        """Return whether the index can compare the vectors of a ranker."""
+        config = ranker.model.config
+        return config.is_searchable and (config.vectors_per_text, config.similarity) in cls.compares
+
+    @classmethod
+    def check_ranker(cls, ranker: Ranker | None, folder: Path) -> Ranker:
+        """Return the ranker of a vector store if the index can compare its vectors.
+
+        Raises:
+            ValueError: if it cannot, or the store was opened without its ranker.
+        """
+        if ranker is None:
+            raise ValueError(f"{folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
+        if not cls.can_search(ranker):
+            config = ranker.model.config
+            other = INDEX_NAMES.get((config.vectors_per_text, config.similarity), "StoredReranker (--candidates)")
+            raise ValueError(
+                f"{cls.__name__} cannot search the vectors in {folder} ({config.model_type}: vectors per text "
+                f"{config.vectors_per_text}, similarity {config.similarity}); use {other}."
+            )
+        return ranker
+
+
+def open_index(
+    folder: str | os.PathLike,
+    ranker: Ranker | None = None,
+    exact: bool = False,
+    settings: str | None = None,
+    probes: int | None = None,
+) -> Index:
+    """Open what a folder contains so that it searches the whole collection.
 
     Args:
-        folder: of the vectors; a faiss index of a BERT_DOT lies inside as `dense`.
-        exact: True leaves that faiss index and compares every vector.
-        settings: of the faiss index, see `DenseIndex.tune`.
+        folder: a BM25 index, a faiss index, or a vector store, which may contain a faiss index (`dense`) or centroids.
+        ranker: the ranker that made the vectors; None for BM25.
+        exact: True compares every vector, also if there is a faiss index.
+        settings: search settings of the faiss index, see `DenseIndex.tune`.
+        probes: centroids per query token, see `ColBERTIndex`.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if the ranker re-ranks only or did not make the vectors, the faiss index is older than they are, or
-            there is none for the settings.
+        FileNotFoundError: if there is not an index.
+        ValueError: if nothing reads a setting; if the ranker is missing, did not make the vectors or cannot search; or
+            if the index inside belongs to an earlier version of the vectors.
     """
-    architecture = ranker.model.config.model_type
-    if architecture not in ("BERT_Dot", "ColBERT"):
-        raise ValueError(f"A {architecture} searches no collection; give --candidates to re-rank from the store.")
-    is_exact = exact or not (folder / "dense").is_dir()
-    if settings is not None and (is_exact or architecture == "ColBERT"):
-        raise ValueError(
-            f"Settings {settings!r} are of the faiss index that index --factory makes of a BERT_Dot's vectors; this "
-            "search is without one."
-        )
-    if architecture == "ColBERT":
-        return ColBERTIndex.open(folder, ranker)
-    if is_exact:
-        return DenseIndex.build(ranker, VectorStore.open(folder, ranker))
-    dense = DenseIndex.open(folder / "dense", ranker)
-    if dense.facts["vectors"] != read_description(folder)["checksum"]:
-        raise ValueError(f"{folder / 'dense'} is of an earlier version of the vectors; give index --factory again.")
+    folder = Path(folder)
+    options = {"--exact": exact or None, "--settings": settings, "--probes": probes}
+    given = {name for name, value in options.items() if value is not None}
+    if exact and len(given) > 1:
+        raise ValueError("--exact compares every document; --settings and --probes are for searches that do not.")
+    if ranker is None:
+        from .bm25 import BM25Index  # every index needs libraries of its own
+
+        if has_description(folder) and read_description(folder)["kind"] != "bm25":
+            raise ValueError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
+        _refuse_unread(given, "BM25")
+        return BM25Index.open(folder)
+    from .colbert import ColBERTIndex
+    from .dense import DenseIndex
+    from .vector_store import VectorStore
+
+    description = read_description(folder)
+    if ColBERTIndex.can_search(ranker):
+        index = ColBERTIndex.open(folder, ranker)
+        _refuse_unread(given - {"--exact"}, f"{folder}", "--probes" if index.centroids is not None else None)
+        index.probes = probes
+        return index
+    faiss_folder = folder if description["kind"] == "dense" else folder / "dense"
+    if exact or not has_description(faiss_folder):
+        _refuse_unread(given - {"--exact"}, f"exact search in {folder}")
+        return DenseIndex.build(VectorStore.open(folder, ranker))
+    _refuse_unread(given, f"{faiss_folder}", "--settings")
+    index = DenseIndex.open(faiss_folder, ranker)
+    if faiss_folder != folder:
+        check_vectors(index.description, description, faiss_folder)
     if settings is not None:
-        dense.tune(settings)
-    return dense
+        index.tune(settings)
+    return index
+
+
+def _refuse_unread(given: set[str], reader: str, read: str | None = None) -> None:
+    for name in sorted(given - {read}):
+        raise ValueError(f"{name} is for {READERS[name]}; {reader} does not read it.")
+
+
+def model_identity(ranker: Ranker) -> dict[str, str]:
+    """Return what identifies the model that makes vectors: architecture, dtype, digest of weights and settings."""
+    config = ranker.model.config
+    names = {field.name for field in fields(type(config))} - OTHER_FIELDS | {"max_document_length", "document_prefix"}
+    settings = {name: vars(config)[name] for name in sorted(names) if not name.startswith("query_")}
+    return {
+        "architecture": config.model_type,
+        "model_dtype": str(ranker.model.dtype).removeprefix("torch."),
+        "model": fingerprint(ranker.model, settings),
+    }
+
+
+def check_model(description: Mapping[str, Any], ranker: Ranker, folder: Path) -> None:
+    """Refuse, by a ValueError with the first difference, a ranker that did not make the vectors of a folder."""
+    for name, value in model_identity(ranker).items():
+        if description[name] != value:
+            raise ValueError(
+                f"{folder} was built by another model: {name.replace('_', ' ')} {description[name]} there, {value} "
+                "here; open it with that model, or build it again."
+            )
+
+
+def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], folder: Path) -> None:
+    """Refuse, by a ValueError, an index inside a vector store that was built from other vectors."""
+    if description["vectors"] != vectors["checksum"]:
+        raise ValueError(f"{folder} was built from an earlier version of the vectors; build it again.")
+
+
+def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
+    """Refuse to write an index over something else, or over an index unless `overwrite` is True.
+
+    Raises:
+        FileExistsError: if the folder contains other files, an index of another kind, or one that must be kept.
+    """
+    if has_description(folder):
+        if not overwrite or read_description(folder)["kind"] != kind:
+            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a {kind} index.")
+    elif folder.exists():
+        for path in folder.iterdir():
+            # A process that is killed while it writes the first version leaves such names.
+            if not re.fullmatch(rf"v\d+|{re.escape(DESCRIPTION)}.*", path.name):
+                raise FileExistsError(f"{folder} contains {path.name}, which is not of an index; give a new folder.")
+
+
+def check_k(k: int) -> None:
+    """Refuse, by a ValueError, a number of results that is not positive."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+
+
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k highest scores, descending, and their rows; ties by row, rows of -1 (faiss' padding) left out."""
+    scores, rows = scores[rows >= 0], rows[rows >= 0]
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]

@@ -1,95 +1,108 @@
-"""BM25 by bm25s: the first stage whose candidates everything else re-ranks."""
+"""BM25 by bm25s: the first stage whose candidates the rankers re-rank."""
 
-import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import bm25s
-import numpy as np
+import pyarrow as pa
 import Stemmer
 
-from ..artifacts import building, existing_file
-from ..data.runs import Run
+from ..artifacts import has_description, open_version
+from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
+from ..ranker import Ranker
+from .base import Index, Ranking, best_of
 
 TOKENIZATIONS = ("plain", "english")
 
 
-class BM25Index:
-    """A BM25 index over a collection: build, save, open, search.
+class BM25Index(Index):
+    """An index of the words of a collection; make one with `build` or `open`.
 
-    Settings are those of the field for MS MARCO passages, k1 0.9 and b 0.4; words are lower-cased runs of letters and
-    digits of any length. "plain" keeps them as they are, "english" drops stop words and takes stems (Snowball).
+    Documents without a word of the query are not part of a ranking. Which of the documents tied at rank k are returned
+    is up to bm25s.
+
+    Args:
+        retriever: the index of bm25s.
+        ids: the ids of its rows.
+        description: the settings, and the fingerprint of the collection.
     """
 
-    def __init__(self, retriever: bm25s.BM25, doc_ids: list[str], tokenization: str = "plain") -> None:
+    def __init__(self, retriever: bm25s.BM25, ids: IdIndex, description: dict[str, Any]) -> None:
         self._retriever = retriever
-        self._doc_ids = doc_ids
-        self._tokenization = tokenization
+        self.ids = ids
+        self.description = description
 
     @classmethod
-    def build(cls, documents: TextStore, k1: float = 0.9, b: float = 0.4, tokenization: str = "plain") -> "BM25Index":
-        """Index all texts of a store.
+    def build(
+        cls,
+        documents: TextStore,
+        folder: str | os.PathLike | None = None,
+        *,
+        k1: float = 0.9,
+        b: float = 0.4,
+        tokenization: str = "plain",
+    ) -> "BM25Index":
+        """Index the texts of a store, see `Index.build`.
+
+        Args:
+            documents: the collection.
+            folder: see `Index.build`.
+            k1: saturation of term frequencies; the default is common for the passages of MS MARCO, as is that of `b`.
+            b: normalisation by document length, 0 to 1.
+            tokenization: "plain" keeps words (runs of letters and digits) in lower case; "english" also drops stop
+                words and stems the others (Snowball).
 
         Raises:
-            ValueError: if the tokenization is neither "plain" nor "english".
+            ValueError: if the tokenization is another one.
         """
         if tokenization not in TOKENIZATIONS:
             raise ValueError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
-        doc_ids, texts = zip(*documents.items(), strict=True)
+        rows = documents.distinct_rows()
+        ids = IdIndex.build(documents.columns(rows))
+        tokens = _tokenize(documents.texts.take(pa.array(rows)).to_pylist(), tokenization)
         retriever = bm25s.BM25(k1=k1, b=b)
-        retriever.index(_tokenize(texts, tokenization), show_progress=len(texts) > 100_000)
-        return cls(retriever, list(doc_ids), tokenization)
+        retriever.index(tokens, show_progress=len(rows) > 100_000)
+        description = {"kind": "bm25", "collection": documents.fingerprint(), "documents": len(rows)}
+        index = cls(retriever, ids, description | {"k1": k1, "b": b, "tokenization": tokenization})
+        if folder is not None:
+            index.save(folder)
+        return index
 
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write the index; the folder appears, or is replaced, when it is complete.
-
-        Raises:
-            FileExistsError: if the folder is there and is not to be replaced, or is no BM25 index.
-        """
-        folder = Path(folder)
-        if folder.exists() and not (overwrite and (folder / "tokenization.json").is_file()):
-            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a BM25 index.")
-        with building(folder) as temporary:
-            self._retriever.save(str(temporary))
-            (temporary / "doc_ids.json").write_text(json.dumps(self._doc_ids), encoding="utf-8")
-            (temporary / "tokenization.json").write_text(json.dumps(self._tokenization), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # readers of the old files keep them
+    def _write(self, data: Path) -> None:
+        self._retriever.save(str(data), show_progress=False)
+        self.ids.save_ids(data)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "BM25Index":
-        """Open a saved index, memory-mapped.
+    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "BM25Index":
+        """Open a saved index, see `Index.open`.
 
         Raises:
-            FileNotFoundError: if there is none.
+            ValueError: if it was saved in the layout of an earlier release, or a ranker is given.
         """
-        doc_ids = existing_file(Path(folder) / "doc_ids.json", "BM25 index's ids")
-        tokenization = existing_file(Path(folder) / "tokenization.json", "BM25 index's tokenization")
-        return cls(
-            bm25s.BM25.load(str(folder), mmap=True),
-            json.loads(doc_ids.read_text(encoding="utf-8")),
-            json.loads(tokenization.read_text(encoding="utf-8")),
-        )
+        folder = Path(folder)
+        if ranker is not None:
+            raise ValueError("BM25 searches without a ranker; open it with the folder only.")
+        if (folder / "tokenization.json").is_file() and not has_description(folder):
+            raise ValueError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
+        description, data = open_version(folder, "bm25", is_verified)
+        retriever = bm25s.BM25.load(str(data), mmap=True, show_progress=False)
+        return cls(retriever, IdIndex(description["documents"], *open_ids(data)), description)
 
-    def search(self, queries: Mapping[str, str], k: int = 100) -> Run:
-        """The best k documents of every query; documents without a common word are left out.
+    def __len__(self) -> int:
+        return len(self.ids)
 
-        Args:
-            queries: query_id -> text.
-
-        Returns:
-            A run; ties in the order of the collection, but which documents tied at rank k are in is up to bm25s.
-        """
-        k = min(k, len(self._doc_ids))
-        tokens = _tokenize(list(queries.values()), self._tokenization)
-        places, scores = self._retriever.retrieve(tokens, k=k, show_progress=len(queries) > 10_000)
-        run = Run()
-        for query_id, row, row_scores in zip(queries, places, scores, strict=True):
-            order = np.lexsort((row, -row_scores))
-            run[str(query_id)] = [(self._doc_ids[row[i]], float(row_scores[i])) for i in order if row_scores[i] > 0]
-        return run
+    def _rank(self, texts: Sequence[str], k: int) -> list[Ranking]:
+        tokens = _tokenize(texts, self.description["tokenization"])
+        results = self._retriever.retrieve(tokens, k=min(k, len(self)), show_progress=False)
+        rankings = []
+        for rows, scores in zip(*results, strict=True):
+            has_match = scores > 0
+            scores, rows = best_of(scores[has_match], rows[has_match], k)
+            rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
+        return rankings
 
 
 def _tokenize(texts: Sequence[str], tokenization: str) -> bm25s.tokenization.Tokenized:

@@ -1,134 +1,125 @@
-"""ColBERT over stored term vectors: exact MaxSim for candidates and for whole collections, and end-to-end search.
+"""MaxSim search over stored token vectors: exact, or end to end with centroids.
 
-End-to-end search as PLAID prunes (https://arxiv.org/abs/2205.09707): each term belongs to its nearest centroid; a
-query's terms choose centroids, the documents with terms there are ranked by the centroids' products, and exact MaxSim
-ranks the best of them. Products are dot products, as in arXiv 2010.02666.
+With centroids, candidates are found as in PLAID (https://arxiv.org/abs/2205.09707): each token belongs to its nearest
+centroid; the tokens of a query choose centroids, the documents with tokens there are ranked by the products with the
+centroids, and exact MaxSim ranks the best of them. Products are dot products, as in https://arxiv.org/abs/2010.02666.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import faiss
 import numpy as np
 
 from ..artifacts import new_version, open_version
-from ..data.runs import Run
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .stored_reranker import StoredReranker
-from .vector_store import TRAINING_VECTORS, VectorStore, best_of, faiss_reason
+from .base import Index, best_of, check_k, check_vectors
+from .vector_store import TRAINING_VECTORS, VectorStore, faiss_reason
 
-QUERIES_AT_ONCE = 16
+Chunk = tuple[int, np.ndarray, np.ndarray]  # first row, vectors per document, vectors
 
 
-class ColBERTIndex(StoredReranker):
-    """MaxSim search and re-ranking; make one with `build`, or `open`.
+class ColBERTIndex(Index):
+    """MaxSim search over a vector store in any storage; make one with `build` or `open`.
+
+    Options of `search`: see `search_vectors`.
 
     Args:
-        ranker: a ColBERT.
-        store: of its documents' term vectors, in any storage.
+        store: the vectors; it knows its ranker.
 
     Raises:
-        ValueError: if the vectors are of another model, or none of terms.
+        ValueError: if documents do not have one vector per token, compared by MaxSim.
     """
 
-    def __init__(self, ranker: Ranker, store: VectorStore) -> None:
-        super().__init__(ranker, store)
-        if store.facts["architecture"] != "ColBERT":
-            raise ValueError(f"{store.folder} has vectors of {store.facts['architecture']}, MaxSim needs ColBERT's.")
+    compares = (("per_token", "max_sim"),)
+    queries_at_once = 16
+
+    def __init__(self, store: VectorStore) -> None:
+        self.ranker = self.check_ranker(store.ranker, store.folder)
+        self.ranker.model.eval()
+        self.store = self.ids = store
+        self.probes: int | None = None
         self.centroids: np.ndarray | None = None  # (C, D)
-        self.starts: np.ndarray | None = None  # (C + 1,), where a centroid's documents begin
+        self.starts: np.ndarray | None = None  # (C + 1,), where the documents of a centroid begin in `lists`
         self.lists: np.ndarray | None = None  # rows of documents, ascending for each centroid
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "ColBERTIndex":
-        """Open a store, and the centroids that `cluster` left beside it, if any.
+    def build(
+        cls,
+        store: VectorStore,
+        folder: str | os.PathLike | None = None,
+        *,
+        centroids: int | None = None,
+        seed: int = 0,
+    ) -> "ColBERTIndex":
+        """Index the vectors of a store, see `Index.build`.
+
+        Args:
+            store: the vectors.
+            folder: None, or the folder of the store, where the centroids are saved.
+            centroids: number of centroids; 0 chooses 4 * sqrt(vectors), at most a 39th of the vectors trained on; None
+                searches exactly only.
+            seed: seed of the sample and of k-means.
 
         Raises:
-            ValueError: if it is another model's or damaged, or the centroids are of an earlier version of the vectors.
+            ValueError: also if there are too few vectors for the centroids.
         """
-        index = super().open(folder, ranker, is_verified)
-        if (beside := index.store.folder / "centroids").is_dir():
-            facts, data = open_version(beside, "centroids", is_verified)
-            if facts["vectors"] != index.store.facts["checksum"]:
-                raise ValueError(f"{beside} is of an earlier version of the vectors; call cluster() again.")
-            index.centroids, index.starts, index.lists = (
-                np.load(data / f"{name}.npy", mmap_mode="r") for name in ("centroids", "starts", "lists")
-            )
+        if folder is not None and Path(folder).resolve() != store.folder.resolve():
+            raise ValueError(f"A ColBERTIndex is saved with its vectors in {store.folder}, not in {folder}.")
+        index = cls(store)
+        if centroids is not None:
+            index._cluster(centroids, seed)
         return index
 
-    def cluster(self, count: int | None = None, seed: int = 0) -> None:
-        """Find centroids of the term vectors, for search without comparing everything; kept beside the store.
-
-        Args:
-            count: of centroids; None takes 4 * sqrt(terms), and no more than a 39th of the vectors trained on.
-            seed: of the sample and of k-means.
-        """
-        total, sample = len(self.store.values), self.store.sample(TRAINING_VECTORS, seed)
-        count = count or max(1, min(int(4 * total**0.5), len(sample) // 39))
-        kmeans = faiss.Kmeans(self.store.dimension, count, niter=10, seed=seed + 1, min_points_per_centroid=1)
-        try:
-            kmeans.train(sample)
-        except RuntimeError as error:
-            raise ValueError(f"{count} centroids of {len(sample):,} vectors: {faiss_reason(error)}") from None
-        documents, nearest = [], []
-        for start, stop, vectors in self.store.chunks():
-            lengths = np.diff(self.store.offsets[start : stop + 1])
-            pairs = np.stack([kmeans.index.search(vectors, 1)[1][:, 0], np.repeat(np.arange(start, stop), lengths)])
-            pairs = np.unique(pairs, axis=1)  # a document once a centroid
-            nearest.append(pairs[0])
-            documents.append(pairs[1].astype(np.int32))
-        nearest, documents = np.concatenate(nearest), np.concatenate(documents)
-        self.centroids, self.lists = kmeans.centroids, documents[np.argsort(nearest, kind="stable")]
-        self.starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))])
-        facts = {"kind": "centroids", "vectors": self.store.facts["checksum"], "count": count, "seed": seed}
-        with new_version(self.store.folder / "centroids", facts) as data:
-            for name in ("centroids", "starts", "lists"):
-                np.save(data / f"{name}.npy", vars(self)[name])
-
-    def search(
-        self, queries: Mapping[str, str], k: int = 100, probes: int | None = None, candidates: int | None = None
-    ) -> Run:
-        """The best k documents of every query.
-
-        Args:
-            queries: query_id -> text.
-            k: documents a query; all where there are fewer.
-            probes: centroids a query term; None compares every document (exact).
-            candidates: documents that exact MaxSim ranks; None takes 4 * k, and 256 at least.
-
-        Returns:
-            A run; ties in the order of the collection.
+    @classmethod
+    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "ColBERTIndex":
+        """Open a store and the centroids inside, if there are any; see `Index.open`.
 
         Raises:
-            ValueError: if there are no centroids for an approximate search, or k is not positive.
+            ValueError: also if the centroids belong to an earlier version of the vectors.
         """
-        run, items = Run(), list(queries.items())
-        for start in range(0, len(items), QUERIES_AT_ONCE):
-            query_ids, texts = zip(*items[start : start + QUERIES_AT_ONCE], strict=True)
-            results = self.search_vectors(self.ranker.encode_queries(texts), k, probes, candidates)
-            for query_id, (scores, rows) in zip(query_ids, results, strict=True):
-                run[str(query_id)] = list(zip(self.store.ids_of(rows), scores.tolist(), strict=True))
-        return run
+        index = cls(VectorStore.open(folder, ranker, is_verified))
+        inside = index.store.folder / "centroids"
+        if inside.is_dir():
+            description, data = open_version(inside, "centroids", is_verified)
+            check_vectors(description, index.store.description, inside)
+            for name in ("centroids", "starts", "lists"):
+                setattr(index, name, np.load(data / f"{name}.npy", mmap_mode="r"))
+        return index
+
+    def __len__(self) -> int:
+        return len(self.store)
 
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The best k rows for every query's term vectors, (Lq, D).
+        """Return the best k rows for the token vectors of every query.
+
+        Args:
+            queries: (Lq, D) float32 each.
+            k: rows per query; all if the index has fewer.
+            probes: centroids per query token; None takes the attribute `probes`, whose None compares every document.
+            candidates: documents that exact MaxSim ranks after the centroids; None takes 4 * k and at least 256.
 
         Returns:
-            Scores, falling, and rows, of every query; arguments and errors otherwise as `search`.
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        if probes is None:
-            return search_terms(queries, self._chunks(), k)
-        if self.centroids is None:
-            raise ValueError(f"{self.store.folder} has no centroids for a search with probes; call cluster() once.")
-        return [self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in queries]
+            The scores, descending, and the rows of every query.
 
-    def _chunks(self) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
+        Raises:
+            ValueError: if there are no centroids for probes, or k is not positive.
+        """
+        check_k(k)
+        probes = probes or self.probes
+        if probes is None:
+            return search_tokens(queries, self._chunks(), k)
+        if self.centroids is None:
+            raise ValueError(f"{self.store.folder} has no centroids to probe; build the index with centroids.")
+        candidates = candidates or max(256, 4 * k)
+        return [self._search_candidates(query, k, probes, candidates) for query in queries]
+
+    def _chunks(self) -> Iterable[Chunk]:
         for start, stop, vectors in self.store.chunks():
             yield start, np.diff(self.store.offsets[start : stop + 1]), vectors
 
@@ -138,11 +129,12 @@ class ColBERTIndex(StoredReranker):
         products = query @ self.centroids.T  # (Lq, C)
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
-        rows = np.unique(np.concatenate([self._documents_of(centroid) for centroid in np.unique(chosen)]))
-        # A term that a document matches in no probed centroid counts as the worst of those probed.
+        probed = np.unique(chosen)
+        rows = np.unique(np.concatenate([self._documents_of(centroid) for centroid in probed]))
+        # A token that a document matches in no probed centroid counts as the worst of those probed.
         worst = np.take_along_axis(products, chosen, 1).min(1)  # (Lq,)
         approximate = np.repeat(worst[:, None], len(rows), 1)  # (Lq, documents)
-        for centroid in np.unique(chosen):
+        for centroid in probed:
             places = np.searchsorted(rows, self._documents_of(centroid))
             approximate[:, places] = np.maximum(approximate[:, places], products[:, centroid, None])
         rows = rows[np.sort(np.argsort(-approximate.sum(0), kind="stable")[:candidates])]
@@ -152,26 +144,55 @@ class ColBERTIndex(StoredReranker):
     def _documents_of(self, centroid: int) -> np.ndarray:
         return self.lists[self.starts[centroid] : self.starts[centroid + 1]]
 
+    def _cluster(self, count: int, seed: int) -> None:
+        """Find the centroids and the documents of each, and save them with the store."""
+        sample = self.store.sample(TRAINING_VECTORS, seed)
+        count = count or max(1, min(int(4 * len(self.store.values) ** 0.5), len(sample) // 39))
+        kmeans = faiss.Kmeans(self.store.dimension, count, niter=10, seed=seed + 1, min_points_per_centroid=1)
+        try:
+            kmeans.train(sample)
+        except RuntimeError as error:
+            raise ValueError(f"{count} centroids of {len(sample):,} vectors: {faiss_reason(error)}") from None
+        documents, nearest = [], []
+        for start, lengths, vectors in self._chunks():
+            _, centroids = kmeans.index.search(vectors, 1)
+            rows = np.repeat(np.arange(start, start + len(lengths)), lengths)
+            pairs = np.unique(np.stack([centroids[:, 0], rows]), axis=1)  # a document once per centroid
+            nearest.append(pairs[0])
+            documents.append(pairs[1].astype(np.int32))
+        nearest, documents = np.concatenate(nearest), np.concatenate(documents)
+        self.centroids = kmeans.centroids
+        self.lists = documents[np.argsort(nearest, kind="stable")]
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))])
+        checksum = self.store.description["checksum"]
+        description = {"kind": "centroids", "vectors": checksum, "count": count, "seed": seed}
+        with new_version(self.store.folder / "centroids", description) as data:
+            for name in ("centroids", "starts", "lists"):
+                np.save(data / f"{name}.npy", vars(self)[name])
 
-def search_terms(
-    queries: Sequence[np.ndarray], chunks: Iterable[tuple[int, np.ndarray, np.ndarray]], k: int
+
+def search_tokens(
+    queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Exact MaxSim of queries with all documents, in memory of one query's terms with a chunk.
+    """Compare queries with all documents by exact MaxSim, in memory of the tokens of one query with one chunk.
 
     Args:
-        queries: term vectors of each, (Lq, D).
-        chunks: first row, terms of each document (n,), and their vectors (T, D).
+        queries: the token vectors of each, (Lq, D).
+        chunks: first row, number of tokens of each document, (n,), and their vectors, (T, D).
+        k: documents per query; all if there are fewer.
 
     Returns:
-        Of every query the best k: falling scores, and rows.
+        The scores, descending, and the rows of every query.
     """
     best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, lengths, vectors in chunks:
-        rows = np.flatnonzero(lengths)
-        firsts, everyone = (np.cumsum(lengths) - lengths)[rows], np.arange(start, start + len(lengths))
+        filled = np.flatnonzero(lengths)  # other documents have no tokens
+        firsts = (np.cumsum(lengths) - lengths)[filled]
+        rows = np.arange(start, start + len(lengths))
         for i, query in enumerate(queries):
             maxima = np.full((len(query), len(lengths)), MASKED_SIMILARITY, dtype=np.float32)
-            if len(rows):  # others are documents without terms
-                maxima[:, rows] = np.maximum.reduceat(query @ vectors.T, firsts, axis=1)
-            best[i] = best_of(np.append(best[i][0], maxima.sum(0)), np.append(best[i][1], everyone), k)
+            if len(filled):
+                maxima[:, filled] = np.maximum.reduceat(query @ vectors.T, firsts, axis=1)
+            scores = np.append(best[i][0], maxima.sum(0))
+            best[i] = best_of(scores, np.append(best[i][1], rows), k)
     return best

@@ -1,102 +1,99 @@
-"""Nearest neighbours among the vectors of BERT_DOT, by faiss: exact, HNSW, IVF-PQ, whatever its factory builds.
+"""Nearest neighbours by faiss among vectors of which a document has one: exact, HNSW, IVF-PQ, or any of its factories.
 
 Exact results are those of brute force to the last rank: scores are inner products computed in float64 and rounded to
-float32, ties stand in the order of the collection.
+float32, tied documents are in the order of the collection.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 
-from ..artifacts import has_description, new_version, open_version
+from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
-from ..data.runs import Run
 from ..ranker import Ranker
-from .vector_store import VectorStore, best_of, faiss_reason, train_index
-from .versions import check_model
+from .base import Index, best_of, check_k, check_model
+from .vector_store import VectorStore, faiss_reason, train_index
 
 QUERIES_AT_ONCE = 256
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
-# Of float32 sums, for vectors of length 1; what comes closer than this to rank k may belong before it.
+# Rounding error of float32 sums for vectors of length 1: what comes closer than this to rank k may belong before it.
 ROUNDING = 4e-6
 
 
-class DenseIndex:
-    """A searchable index of one vector a document; make one with `build` or `open`.
+class DenseIndex(Index):
+    """A faiss index of one vector per document; make one with `build` or `open`.
+
+    Options of `search`: see `search_vectors`.
 
     Args:
-        ranker: that made the vectors; it encodes the queries.
-        index: faiss' own, inner product.
-        ids: of its rows.
-        removed: (N,) True at rows that are found no more.
-        facts: what the vectors were made by.
+        ranker: the ranker that made the vectors; it encodes the queries.
+        index: the faiss index, for inner products.
+        ids: the ids of its rows.
+        removed: (N,) True at rows that are not returned any more.
+        description: the model and the store of the vectors, and the factory.
     """
 
+    compares = (("one", "dot"),)
+
     def __init__(
-        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, facts: Mapping[str, object]
+        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: Mapping[str, Any]
     ) -> None:
         self.ranker = ranker
-        self.index = index
         self.ids = ids
+        self.index = index
         self.removed = removed
-        self.facts = dict(facts)
+        self.description = dict(description)
 
     @classmethod
-    def build(cls, ranker: Ranker, store: VectorStore, factory: str = "Flat", seed: int = 0) -> "DenseIndex":
-        """Index the vectors of a store.
+    def build(
+        cls, store: VectorStore, folder: str | os.PathLike | None = None, *, factory: str = "Flat", seed: int = 0
+    ) -> "DenseIndex":
+        """Index the vectors of a store, see `Index.build`.
 
         Args:
+            store: the vectors.
+            folder: see `Index.build`.
             factory: in faiss' notation: "Flat" (exact), "HNSW32", "IVF1024,Flat", "IVF4096,PQ64".
-            seed: of the vectors that quantisers are trained on.
-
-        Raises:
-            ValueError: if the vectors are of another model, there is one a term, or the factory is not faiss'.
+            seed: seed of the choice of vectors that quantisers are trained on.
         """
-        check_model(store.facts, ranker, store.folder)
-        _refuse_terms(store)
-        index = train_index(store, factory, seed)
+        ranker = cls.check_ranker(store.ranker, store.folder)
+        faiss_index = train_index(store, factory, seed)
         for _, _, vectors in store.chunks():
-            index.add(vectors)
-        facts = {name: store.facts[name] for name in ("architecture", "model_dtype", "model", "dimension", "storage")}
-        facts |= {"kind": "dense", "factory": factory, "vectors": store.facts["checksum"]}
-        ids = IdIndex.build(store.columns())
-        return cls(ranker, index, ids, np.zeros(len(ids), dtype=bool), facts)
+            faiss_index.add(vectors)
+        description = {
+            "kind": "dense",
+            "factory": factory,
+            "vectors": store.description["checksum"],
+            "rows": len(store),
+        }
+        for name in ("architecture", "model_dtype", "model", "dimension", "storage"):
+            description[name] = store.description[name]
+        index = cls(ranker, faiss_index, store, np.zeros(len(store), dtype=bool), description)
+        if folder is not None:
+            index.save(folder)
+        return index
 
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write the index; the folder, or its new version, counts when it is complete.
-
-        Raises:
-            FileExistsError: if there is an index and it is not to be replaced.
-            OSError: if the disk is full; the old version is whole.
-        """
-        folder = Path(folder)
-        if has_description(folder) and not overwrite:
-            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace it.")
-        with new_version(folder, self.facts | {"rows": len(self.ids)}) as data:
-            try:
-                faiss.write_index(self.index, str(data / "dense.faiss"))
-            except RuntimeError as error:
-                raise OSError(f"{folder}: faiss could not write the index: {faiss_reason(error)}") from None
-            self.ids.save_ids(data)
-            np.save(data / "removed.npy", self.removed)
+    def _write(self, data: Path) -> None:
+        try:
+            faiss.write_index(self.index, str(data / "dense.faiss"))
+        except RuntimeError as error:
+            raise OSError(f"{data}: faiss could not write the index: {faiss_reason(error)}") from None
+        self.ids.save_ids(data)
+        np.save(data / "removed.npy", self.removed)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "DenseIndex":
-        """Open a saved index, memory-mapped where faiss can (flat vectors, inverted lists).
-
-        Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it was built by another model, or a file is truncated or damaged.
-        """
+        """Open a saved index, memory-mapped where faiss can (flat vectors, inverted lists); see `Index.open`."""
         folder = Path(folder)
-        facts, data = open_version(folder, "dense", is_verified)
-        check_model(facts, ranker, folder)
+        description, data = open_version(folder, "dense", is_verified)
+        check_model(description, ranker, folder)
         index = faiss.read_index(str(data / "dense.faiss"), faiss.IO_FLAG_MMAP_IFC)
-        ids = IdIndex(facts["rows"], *open_ids(data))
-        return cls(ranker, index, ids, np.load(data / "removed.npy"), facts)
+        ids = IdIndex(description["rows"], *open_ids(data))
+        return cls(ranker, index, ids, np.load(data / "removed.npy"), description)
 
     def __len__(self) -> int:
         return len(self.removed) - int(self.removed.sum())
@@ -107,20 +104,21 @@ class DenseIndex:
         Raises:
             ValueError: if its vectors are of another model, or an id is in the index already.
         """
-        check_model(store.facts, self.ranker, store.folder)
-        _refuse_terms(store)
-        new = list(store.ids())
-        if (known := self.ids.rows_of(new) >= 0).any():
-            first = new[int(np.flatnonzero(known)[0])]
+        check_model(store.description, self.ranker, store.folder)
+        new_ids = list(store.ids())
+        is_known = self.ids.rows_of(new_ids) >= 0
+        if is_known.any():
+            first = new_ids[int(np.flatnonzero(is_known)[0])]
             raise ValueError(
-                f"{known.sum()} of the {len(new):,} ids of {store.folder} are in the index already, {first!r} first; "
-                "remove them before."
+                f"{is_known.sum()} of the {len(new_ids):,} ids of {store.folder} are in the index already, {first!r} "
+                "first; remove them before."
             )
         self.index = faiss.deserialize_index(faiss.serialize_index(self.index))  # what is mapped cannot grow
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
-        self.removed = np.concatenate([self.removed, np.zeros(len(new), dtype=bool)])
+        self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
         self.ids = IdIndex.build(self.ids.columns() + store.columns(), self.removed)
+        self.description["rows"] = len(self.ids)
 
     def remove(self, ids: Sequence[Id]) -> None:
         """Leave documents out of all results; their space is free when the index is built again.
@@ -129,101 +127,96 @@ class DenseIndex:
             KeyError: naming ids that are not in the index.
         """
         self.removed = self.removed.copy()
-        self.removed[self.ids.rows_of_known(ids, "documents of the index")] = True
+        self.removed[self._known_rows(ids)] = True
         self.ids = IdIndex.build(self.ids.columns(), self.removed)
 
     def tune(self, settings: str) -> None:
         """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128".
 
         Raises:
-            ValueError: if the index has no such setting.
+            ValueError: if the index does not have the setting.
         """
         try:
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
         except RuntimeError as error:
-            raise ValueError(f"{self.facts['factory']} has no setting {settings!r}: {faiss_reason(error)}") from None
-
-    def search(self, queries: Mapping[str, str], k: int = 100, only: Sequence[Id] | None = None) -> Run:
-        """The best k documents of every query.
-
-        Args:
-            queries: query_id -> text.
-            k: documents a query; all where the index has fewer.
-            only: ids of the documents that may be found; None for all.
-
-        Returns:
-            A run; ties in the order of the collection.
-
-        Raises:
-            KeyError: naming ids of `only` that are not in the index.
-        """
-        run = Run()
-        items = list(queries.items())
-        for start in range(0, len(items), QUERIES_AT_ONCE):
-            query_ids, texts = zip(*items[start : start + QUERIES_AT_ONCE], strict=True)
-            results = self.search_vectors(self.ranker.encode_queries(texts), k, only)
-            for query_id, (scores, rows) in zip(query_ids, results, strict=True):
-                run[str(query_id)] = list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True))
-        return run
+            factory = self.description["factory"]
+            raise ValueError(f"{factory} does not have the setting {settings!r}: {faiss_reason(error)}") from None
 
     def search_vectors(
         self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The best k rows of every query vector.
+        """Return the best k rows for every query vector.
 
         Args:
             queries: (Q, D) float32.
+            k: rows per query; all if the index has fewer.
+            only: ids of the documents that may be returned; None for all.
 
         Returns:
-            Scores, falling, and rows, of every query; arguments and errors otherwise as `search`.
+            The scores, descending, and the rows of every query.
 
         Raises:
             ValueError: if the vectors have another dimension, or k is not positive.
+            KeyError: naming ids of `only` that are not in the index.
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
             raise ValueError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
+        check_k(k)
         allowed = ~self.removed
         if only is not None:
-            chosen = np.zeros_like(allowed)
-            chosen[self.ids.rows_of_known(only, "documents of the index")] = True
-            allowed &= chosen
-        if not allowed.any():
-            return [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
+            is_chosen = np.zeros_like(allowed)
+            is_chosen[self._known_rows(only)] = True
+            allowed &= is_chosen
         return search_index(self.index, queries, k, None if allowed.all() else allowed)
+
+    def _known_rows(self, ids: Sequence[Id]) -> np.ndarray:
+        return self.ids.rows_of_known(ids, "documents of the index")
 
 
 def search_index(
     index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The best k of the rows allowed, (N,) bool, for every query, (Q, D): falling scores, and rows."""
-    found = index.ntotal if allowed is None else int(allowed.sum())
-    k, is_exact = min(k, found), isinstance(index, faiss.IndexFlat)
-    selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    parameters = None if selector is None else _parameters(index, selector)
+    """Search a faiss index for the best k rows.
+
+    Args:
+        index: for inner products.
+        queries: (Q, D).
+        k: rows per query; all if there are fewer.
+        allowed: (N,) True at rows that may be returned; None for all.
+
+    Returns:
+        The scores, descending, and the rows of every query; exact for flat indexes.
+    """
+    available, parameters = index.ntotal, None
+    if allowed is not None:
+        available = int(allowed.sum())
+        parameters = _parameters(index, faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
+    if available == 0:
+        return [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
+    k = min(k, available)
     results, step = [], max(1, min(QUERIES_AT_ONCE, RESULTS_AT_ONCE // (2 * k)))
     for start in range(0, len(queries), step):
-        some = np.ascontiguousarray(queries[start : start + step], dtype=np.float32)
-        if is_exact:
-            results += _search_exact(index, some, k, found, parameters)
-        else:
-            results += [best_of(*pair, k) for pair in zip(*index.search(some, k, params=parameters), strict=True)]
+        block = np.ascontiguousarray(queries[start : start + step], dtype=np.float32)
+        if isinstance(index, faiss.IndexFlat):
+            results += _search_exact(index, block, k, available, parameters)
+            continue
+        for scores, rows in zip(*index.search(block, k, params=parameters), strict=True):
+            results.append(best_of(scores, rows, k))
     return results
 
 
 def _search_exact(
-    index: faiss.IndexFlat, queries: np.ndarray, k: int, found: int, parameters: faiss.SearchParameters | None
+    index: faiss.IndexFlat, queries: np.ndarray, k: int, available: int, parameters: faiss.SearchParameters | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ask for more than k until the last one is clearly below rank k, then score all of them again."""
     vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
-    wanted = min(k + 16, found)
+    wanted = min(k + 16, available)
     while True:
         scores, rows = index.search(queries, wanted, params=parameters)
         lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vectors[rows[:, 0]], axis=1)
-        if wanted == found or (scores[:, -1] < scores[:, k - 1] - ROUNDING * lengths).all():
+        if wanted == available or (scores[:, -1] < scores[:, k - 1] - ROUNDING * lengths).all():
             break
-        wanted = min(4 * wanted, found)
+        wanted = min(4 * wanted, available)
     results = []
     for query, chosen in zip(queries.astype(np.float64), rows, strict=True):
         results.append(best_of((vectors[chosen] @ query).astype(np.float32), chosen, k))
@@ -231,7 +224,7 @@ def _search_exact(
 
 
 def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchParameters:
-    """What makes a search pass over rows; it must repeat the settings of the index."""
+    """Return the parameters of a search that skips rows; they must repeat the settings of the index."""
     if isinstance(index, faiss.IndexPreTransform):
         inner = _parameters(faiss.downcast_index(index.index), selector)
         return faiss.SearchParametersPreTransform(index_params=inner)
@@ -240,11 +233,3 @@ def _parameters(index: faiss.Index, selector: faiss.IDSelector) -> faiss.SearchP
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
     return faiss.SearchParameters(sel=selector)
-
-
-def _refuse_terms(store: VectorStore) -> None:
-    if store.has_token_vectors:
-        raise ValueError(
-            f"{store.folder} has a vector a term ({store.facts['architecture']}); a dense index takes one a document: "
-            "use ColBERTIndex, or StoredReranker."
-        )

@@ -1,7 +1,7 @@
-"""Beyond one machine: dense vectors and ColBERT's term vectors in Qdrant, embedded, on a server, or on a cluster.
+"""Search beyond one machine: vectors of documents or of their tokens in Qdrant, embedded, on a server or on a cluster.
 
-An embedded collection (`path=`) is searched by brute force in one process: for tests and small collections. A server
-(`url=`) has its key from the environment variable QDRANT_API_KEY, and from nowhere else.
+An embedded collection (`path`) is searched by brute force in one process: for tests and small collections. The key of
+a server (`url`) is read from the environment variable QDRANT_API_KEY and from nowhere else.
 """
 
 import logging
@@ -16,28 +16,33 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 from tqdm.auto import tqdm
 
+from ..artifacts import changed_names
 from ..data.ids import Id
-from ..data.runs import Run
 from ..ranker import Ranker
-from .vector_store import VectorStore, best_of
-from .versions import check_model
+from .base import INDEX_NAMES, Index, Ranking, best_of, check_model
+from .vector_store import VectorStore
 
 API_KEY = "QDRANT_API_KEY"
-QUERIES_AT_ONCE = 32
 ATTEMPTS = 6  # of a request; waits of 1, 2, 4, 8 and 16 s between them
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-class QdrantIndex:
+class QdrantIndex(Index):
     """A collection in Qdrant; make one with `build` or `open`.
 
+    Options of `search`: `only`, the ids of the documents that may be returned, None for all; `exact`, True makes a
+    server compare every document, None leaves it to the server. An embedded collection always compares every document.
+
     Args:
-        ranker: a BERT_DOT or a ColBERT; it encodes the queries.
-        client: of the database.
-        name: of the collection.
+        ranker: the ranker that made the vectors; it encodes the queries.
+        client: the connection to the database.
+        name: name of the collection.
     """
+
+    compares = tuple(INDEX_NAMES)
+    queries_at_once = 32
 
     def __init__(self, ranker: Ranker, client: QdrantClient, name: str) -> None:
         self.ranker = ranker
@@ -47,41 +52,37 @@ class QdrantIndex:
     @classmethod
     def build(
         cls,
-        ranker: Ranker,
         store: VectorStore,
-        name: str,
         path: str | os.PathLike | None = None,
+        *,
         url: str | None = None,
+        name: str = "documents",
         batch_size: int = 256,
         vectors: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "QdrantIndex":
-        """Upload a store. Interrupted, the same call goes on; points are named by their row, so nothing is doubled.
+        """Upload a store; after an interruption the same call resumes, and no document is uploaded twice.
 
         Args:
-            ranker: that made the vectors.
-            name: of the collection; it is created where it does not exist.
+            store: the vectors.
             path: folder of an embedded collection.
-            url: of a server, in place of a path.
-            batch_size: documents a request.
-            vectors: of Qdrant's `VectorParams`: `on_disk`, `datatype`, `hnsw_config`, `quantization_config`.
-            **settings: of Qdrant's `create_collection`: `shard_number`, `replication_factor`,
+            url: address of a server, in place of a path.
+            name: name of the collection; it is created if it does not exist.
+            batch_size: documents per request.
+            vectors: arguments of Qdrant's `VectorParams`: `on_disk`, `datatype`, `hnsw_config`, `quantization_config`.
+            **settings: arguments of Qdrant's `create_collection`: `shard_number`, `replication_factor`,
                 `write_consistency_factor`, `optimizers_config`, `on_disk_payload`, ...
 
         Raises:
-            ValueError: if the vectors are of another model, or the collection is of other vectors.
+            ValueError: if Qdrant cannot compare the vectors, or the collection contains others.
             ConnectionError: if the server does not answer; what is uploaded stays.
         """
-        check_model(store.facts, ranker, store.folder)
-        if store.has_token_vectors and store.facts["architecture"] != "ColBERT":
-            raise ValueError(
-                f"Qdrant ranks by dot products and MaxSim, not as {store.facts['architecture']} does: use"
-                " StoredReranker."
-            )
+        ranker = cls.check_ranker(store.ranker, store.folder)
         index = cls(ranker, _connect(path, url), name)
-        facts = {key: store.facts[key] for key in ("architecture", "model_dtype", "model")}
-        facts |= {"documents": len(store), "vectors": store.facts["checksum"]}
-        if not index._ask(lambda: index.client.collection_exists(name)):
+        description = {"documents": len(store), "vectors": store.description["checksum"]}
+        for key in ("architecture", "model_dtype", "model"):
+            description[key] = store.description[key]
+        if not index._exists():
             multivector = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
             parameters = models.VectorParams(
                 size=store.dimension,
@@ -89,11 +90,11 @@ class QdrantIndex:
                 multivector_config=multivector if store.has_token_vectors else None,
                 **(vectors or {}),
             )
-            index._ask(lambda: index.client.create_collection(name, parameters, metadata=facts, **settings))
-        if (found := index._facts()) != facts:
-            other = next(key for key in facts if found.get(key) != facts[key])
+            index._ask(lambda: index.client.create_collection(name, parameters, metadata=description, **settings))
+        uploaded = index._description()
+        for key in changed_names(uploaded, description):
             raise ValueError(
-                f"The Qdrant collection {name!r} is of other {other} ({found.get(other)}, here {facts[other]}); give "
+                f"The Qdrant collection {name!r} has other {key} ({uploaded.get(key)}, here {description[key]}); give "
                 "another name, or delete it first."
             )
         index._upload(store, batch_size)
@@ -101,26 +102,33 @@ class QdrantIndex:
 
     @classmethod
     def open(
-        cls, ranker: Ranker, name: str, path: str | os.PathLike | None = None, url: str | None = None
+        cls,
+        path: str | os.PathLike | None = None,
+        ranker: Ranker | None = None,
+        *,
+        url: str | None = None,
+        name: str = "documents",
     ) -> "QdrantIndex":
         """Open a collection that `build` uploaded.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it was built by another model, or is incomplete.
+            FileNotFoundError: if there is no such collection.
+            ValueError: if another model made its vectors, the ranker is missing, or the upload is incomplete.
             ConnectionError: if the server does not answer.
         """
+        if ranker is None:
+            raise ValueError(f"The ranker that made the vectors in the Qdrant collection {name!r} is needed.")
         index = cls(ranker, _connect(path, url), name)
-        if not index._ask(lambda: index.client.collection_exists(name)):
+        if not index._exists():
             raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
-        facts = index._facts()
-        if "model" not in facts:
+        description = index._description()
+        if "model" not in description:
             raise ValueError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
-        check_model(facts, ranker, Path(name))
-        if len(index) < facts["documents"]:
+        check_model(description, ranker, Path(name))
+        if len(index) < description["documents"]:
             raise ValueError(
-                f"The Qdrant collection {name!r} has {len(index):,} of {facts['documents']:,} documents; build it "
-                "again, which goes on where it stopped."
+                f"The Qdrant collection {name!r} has {len(index):,} of {description['documents']:,} documents; build "
+                "it again, which resumes where it stopped."
             )
         return index
 
@@ -131,48 +139,34 @@ class QdrantIndex:
         """Close the connection; an embedded collection can be opened once at a time."""
         self.client.close()
 
-    def search(
-        self, queries: Mapping[str, str], k: int = 100, only: Sequence[Id] | None = None, exact: bool | None = None
-    ) -> Run:
-        """The best k documents of every query.
+    def _rank(
+        self, texts: Sequence[str], k: int, only: Sequence[Id] | None = None, exact: bool | None = None
+    ) -> list[Ranking]:
+        options = {"limit": k, "with_payload": ["id"]}
+        if exact is not None:
+            options["params"] = models.SearchParams(exact=exact)
+        if only is not None:
+            ids = models.MatchAny(any=[str(i) for i in only])
+            options["filter"] = models.Filter(must=[models.FieldCondition(key="id", match=ids)])
+        vectors = self.ranker.encode_queries(texts)
+        requests = [models.QueryRequest(query=query.tolist(), **options) for query in vectors]
+        rankings = []
+        for answer in self._ask(lambda: self.client.query_batch_points(self.name, requests)):
+            ids = {point.id: point.payload["id"] for point in answer.points}
+            scores = np.array([point.score for point in answer.points])
+            scores, rows = best_of(scores, np.array(list(ids), dtype=np.int64), k)
+            rankings.append([(ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
+        return rankings
 
-        Args:
-            queries: query_id -> text.
-            k: documents a query; all where there are fewer.
-            only: ids of the documents that may be found; None for all.
-            exact: True makes a server compare every document; None leaves it to the server. Embedded always does.
+    def _exists(self) -> bool:
+        return self._ask(lambda: self.client.collection_exists(self.name))
 
-        Returns:
-            A run; ties in the order of the collection.
-
-        Raises:
-            ConnectionError: if the server does not answer.
-        """
-        run, items = Run(), list(queries.items())
-        only = None if only is None else models.MatchAny(any=[str(i) for i in only])
-        chosen = None if only is None else models.Filter(must=[models.FieldCondition(key="id", match=only)])
-        settings = None if exact is None else models.SearchParams(exact=exact)
-        for start in range(0, len(items), QUERIES_AT_ONCE):
-            query_ids, texts = zip(*items[start : start + QUERIES_AT_ONCE], strict=True)
-            requests = [
-                models.QueryRequest(
-                    query=vectors.tolist(), limit=k, filter=chosen, params=settings, with_payload=["id"]
-                )
-                for vectors in self.ranker.encode_queries(texts)
-            ]
-            answers = self._ask(lambda asked=requests: self.client.query_batch_points(self.name, asked))
-            for query_id, answer in zip(query_ids, answers, strict=True):
-                names = {point.id: point.payload["id"] for point in answer.points}
-                scores = np.array([point.score for point in answer.points])
-                found = best_of(scores, np.array(list(names), dtype=np.int64), k)
-                run[str(query_id)] = [(names[int(row)], float(score)) for score, row in zip(*found, strict=True)]
-        return run
-
-    def _facts(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
         return self._ask(lambda: self.client.get_collection(self.name)).config.metadata or {}
 
     def _upload(self, store: VectorStore, batch_size: int) -> None:
-        """In the order of the rows, and each batch is acknowledged before the next: the count says where to go on."""
+        # In the order of the rows, and each batch is acknowledged before the next, so the count says where to resume.
+        # Points are named by their row, so a batch that is uploaded again replaces itself.
         done = len(self) // batch_size * batch_size
         with tqdm(total=len(store), initial=done, desc=f"Uploading to {self.name}", unit="passage") as progress:
             for start in range(done, len(store), batch_size):
@@ -191,7 +185,7 @@ class QdrantIndex:
             )
 
     def _ask(self, request: Callable[[], Answer]) -> Answer:
-        """A request, repeated while the server is down, slow or overloaded; all of ours may be repeated."""
+        """Send a request, again while the server is down, slow or overloaded; all of ours may be repeated."""
         for attempt in range(ATTEMPTS):
             try:
                 return request()
@@ -205,14 +199,14 @@ class QdrantIndex:
             if attempt + 1 < ATTEMPTS:
                 time.sleep(2**attempt)
         raise ConnectionError(
-            f"Qdrant did not answer {ATTEMPTS} times ({problem}); see that the server runs. What is uploaded stays, "
-            "and the same call goes on from there."
+            f"Qdrant did not answer {ATTEMPTS} times ({problem}); check that the server runs. What is uploaded stays, "
+            "and the same call resumes there."
         )
 
 
 def _connect(path: str | os.PathLike | None, url: str | None) -> QdrantClient:
     if (path is None) == (url is None):
-        raise ValueError("Give either path= (embedded) or url= (a server).")
+        raise ValueError("Give either a path (embedded) or url= (a server).")
     if url is not None:
         return QdrantClient(url=url, api_key=os.environ.get(API_KEY), timeout=60, check_compatibility=False)
     try:

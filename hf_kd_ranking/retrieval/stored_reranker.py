@@ -1,6 +1,7 @@
-"""Re-ranking from vectors stored ahead of the query: "passage caching" for PreTTR and TK, and for ColBERT.
+"""Re-rank candidates from vectors that were stored in advance.
 
-A stored document costs no encoding: PreTTR runs its joint layers only, TK its kernels, ColBERT its products.
+A stored document costs no encoding: PreTTR runs only the layers after the join, TK its kernels, ColBERT and BERT_DOT
+their products.
 """
 
 import os
@@ -14,26 +15,25 @@ from ..data.texts import TextStore
 from ..inference import score_stored
 from ..ranker import Ranker
 from .vector_store import VectorStore
-from .versions import check_model
 
 QUERIES_AT_ONCE = 256
 
 
 class StoredReranker:
-    """A ranker over a store of its documents' vectors; make one with `build` or `open`.
+    """A ranker with the stored vectors of its documents; make one with `build` or `open`.
 
     Args:
-        ranker: that made the vectors; it encodes the queries.
-        store: of any architecture that stores.
+        store: the vectors of any architecture that stores them; it knows its ranker, which encodes the queries.
 
     Raises:
-        ValueError: if the vectors are of another model.
+        ValueError: if the store was opened without its ranker.
     """
 
-    def __init__(self, ranker: Ranker, store: VectorStore) -> None:
-        check_model(store.facts, ranker, store.folder)
-        ranker.model.eval()
-        self.ranker = ranker
+    def __init__(self, store: VectorStore) -> None:
+        if store.ranker is None:
+            raise ValueError(f"{store.folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
+        store.ranker.model.eval()
+        self.ranker = store.ranker
         self.store = store
 
     @classmethod
@@ -41,28 +41,29 @@ class StoredReranker:
         cls, ranker: Ranker, documents: TextStore, folder: str | os.PathLike, storage: str = "float16"
     ) -> "StoredReranker":
         """Encode a collection, see `VectorStore.build`."""
-        return cls(ranker, VectorStore.build(ranker, documents, folder, storage))
+        return cls(VectorStore.build(ranker, documents, folder, storage))
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
-        """Open what was encoded before, see `VectorStore.open`."""
-        return cls(ranker, VectorStore.open(folder, is_verified=is_verified))
+        """Open an encoded collection, see `VectorStore.open`."""
+        return cls(VectorStore.open(folder, ranker, is_verified))
 
     def __len__(self) -> int:
         return len(self.store)
 
     def score(self, query: str, doc_ids: Sequence[Id]) -> np.ndarray:
-        """Scores of documents for a query, (N,) float32.
+        """Return the scores of documents for a query, (N,) float32.
 
         Raises:
             KeyError: naming ids that are not in the store.
         """
-        return self.score_vector(self.ranker.encode_queries([query])[0], doc_ids)
+        return self._score(self.ranker.encode_queries([query])[0], doc_ids)
 
     def rerank(self, candidates: Run, queries: TextStore | Mapping[str, str]) -> Run:
-        """Candidates in the ranker's order, as `evaluation.rerank.rerank_run` gives from texts; ties keep their order.
+        """Sort candidates by the ranker's scores, as `evaluation.rerank.rerank_run` does from texts.
 
         Args:
+            candidates: a run; tied documents keep its order.
             queries: query_id -> text.
 
         Raises:
@@ -70,14 +71,13 @@ class StoredReranker:
         """
         run, query_ids = Run(), list(candidates)
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
-            some = query_ids[start : start + QUERIES_AT_ONCE]
-            vectors = self.ranker.encode_queries([queries[query_id] for query_id in some])
-            for query_id, query in zip(some, vectors, strict=True):
+            block = query_ids[start : start + QUERIES_AT_ONCE]
+            vectors = self.ranker.encode_queries([queries[query_id] for query_id in block])
+            for query_id, query in zip(block, vectors, strict=True):
                 doc_ids = [doc_id for doc_id, _ in candidates[query_id]]
-                run |= Run.from_scores([query_id] * len(doc_ids), doc_ids, self.score_vector(query, doc_ids))
+                run |= Run.from_scores([query_id] * len(doc_ids), doc_ids, self._score(query, doc_ids))
         return run
 
-    def score_vector(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
-        """`score` for an encoded query, (D,) or (Lq, D)."""
+    def _score(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
         rows = self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}")
         return score_stored(self.ranker.model, query, self.store.take(rows), self.ranker.batch_size)

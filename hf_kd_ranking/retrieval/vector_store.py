@@ -1,48 +1,51 @@
-"""The encoded collection on disk, memory-mapped: one vector a document, or one a term.
+"""The encoded collection on disk, memory-mapped: one vector per document, or one per token.
 
-One format for the four architectures that store: `vectors.npy` (T, D), `offsets.npy` (N + 1,) where every term has a
-vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T,); or codes (T, bytes) of a faiss codec,
-`codec.faiss`.
+One format for all architectures that store vectors: `vectors.npy` (T, D), `offsets.npy` (N + 1,) where every token has
+a vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T,); or codes (T, bytes) of a faiss
+codec, `codec.faiss`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from ..artifacts import new_version, open_version
+from ..artifacts import has_description, new_version, open_version, read_description, work_folder
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
+from ..inference import encode_texts
+from ..processes import processes
 from ..ranker import Ranker
-from .encode import encode_collection, write_vectors
-from .versions import check_model
+from . import encode
+from .base import check_model, model_identity, refuse_replacing
 
-# Vectors turned to float32 at once: 200 MB of 768 dimensions.
+# Vectors converted to float32 at once: 200 MB of 768 dimensions.
 CHUNK_SIZE = 65_536
 TRAINING_VECTORS = 262_144
 
 
 class VectorStore(IdIndex):
-    """Vectors of documents by id; make one with `build` or `open`.
+    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`.
 
     Args:
-        folder: that `build` wrote.
-        is_verified: False leaves out the comparison of checksums, for which every file is read.
+        folder: the folder that `build` wrote.
+        ranker: the ranker that made the vectors; None for reading them only.
+        is_verified: False skips the comparison of checksums, for which every file is read.
     """
 
-    def __init__(self, folder: str | os.PathLike, is_verified: bool = True) -> None:
+    def __init__(self, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> None:
         self.folder = Path(folder)
-        self.facts, data = open_version(self.folder, "vectors", is_verified)
-        self.dimension: int = self.facts["dimension"]
+        self.ranker = ranker
+        self.description, data = open_version(self.folder, "vectors", is_verified)
+        self.dimension: int = self.description["dimension"]
         self.values = np.load(data / "vectors.npy", mmap_mode="r")  # (T, D)
-        self.scales = np.load(data / "scales.npy", mmap_mode="r") if (data / "scales.npy").is_file() else None
-        has_codec = (data / "codec.faiss").is_file()
-        self._codec = faiss.read_index(str(data / "codec.faiss")) if has_codec else None
-        has_token_vectors = (data / "offsets.npy").is_file()
-        self.offsets = np.load(data / "offsets.npy", mmap_mode="r") if has_token_vectors else None  # (N + 1,)
-        super().__init__(self.facts["documents"], *open_ids(data))
+        self.scales = _load_optional(data / "scales.npy")  # (T,)
+        self.offsets = _load_optional(data / "offsets.npy")  # (N + 1,)
+        codec = data / "codec.faiss"
+        self._codec = faiss.read_index(str(codec)) if codec.is_file() else None
+        super().__init__(self.description["documents"], *open_ids(data))
 
     @classmethod
     def build(
@@ -53,116 +56,189 @@ class VectorStore(IdIndex):
         storage: str = "float32",
         overwrite: bool = False,
     ) -> "VectorStore":
-        """Encode a collection; killed at any moment, the same call goes on, and the bytes are the same; once it is
-        finished, the same call opens the store.
+        """Encode a collection.
 
+        After an interruption the same call resumes and gives the same bytes; when the store is complete, it opens it.
         Under `accelerate launch` the processes share the work; all must make the same call.
 
         Args:
-            ranker: BERT_DOT, ColBERT, PreTTR (with fixed document positions) or TK.
-            documents: the collection; an id that stands twice is encoded once.
-            folder: of the store.
-            storage: "float32", "float16", or "int8" (a factor per vector).
-            overwrite: True replaces a store that exists; readers of the old one keep it.
+            ranker: a ranker whose documents can be encoded without the query.
+            documents: the collection; an id that appears twice is encoded once.
+            folder: the folder of the store.
+            storage: "float32", "float16", or "int8" (with a factor per vector).
+            overwrite: True replaces an existing store; its readers keep the old one.
 
         Raises:
-            FileExistsError: if there is a store of other vectors and it is not to be replaced.
-            ValueError: if the ranker cannot encode documents alone, a work folder belongs to other inputs, or a value
-                does not fit the storage.
+            FileExistsError: if the folder contains other vectors and `overwrite` is False, or other files.
+            ValueError: if the ranker cannot encode documents without the query, a work folder belongs to other inputs,
+                or a value does not fit the storage.
         """
-        encode_collection(ranker, documents, Path(folder), storage, overwrite)
-        return cls(folder, is_verified=False)
+        folder = Path(folder)
+        if storage not in encode.STORAGES:
+            raise ValueError(f"Vectors are stored as one of {', '.join(encode.STORAGES)}, got {storage!r}.")
+        (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
+        description = {**model_identity(ranker), "kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
+        description["collection"] = documents.fingerprint()
+        if not _is_complete(folder, description, overwrite):
+            _write_store(ranker, documents, folder, description)
+        store = cls(folder, is_verified=False)
+        store.ranker = ranker
+        return store
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
-        """Open a store.
-
-        Args:
-            ranker: must be the one that made the vectors; None asks nothing.
-            is_verified: see the class.
+        """Open a store; arguments as the class has them.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it was made by another model, or a file is truncated or damaged.
+            FileNotFoundError: if there is not a store.
+            ValueError: if another model made it, or a file is truncated or damaged.
         """
-        store = cls(folder, is_verified)
+        store = cls(folder, ranker, is_verified)
         if ranker is not None:
-            check_model(store.facts, ranker, store.folder)
+            check_model(store.description, ranker, store.folder)
         return store
 
-    def compress(self, folder: str | os.PathLike, factory: str, seed: int = 0) -> "VectorStore":
+    def compress(
+        self, folder: str | os.PathLike, factory: str, seed: int = 0, overwrite: bool = False
+    ) -> "VectorStore":
         """Write the same vectors as codes of a faiss codec, which every look-up decodes.
 
         Args:
-            folder: of the new store.
-            factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits a value for what is
-                left (residual compression, as in ColBERTv2), "PQ64" 64 bytes a vector.
-            seed: of the vectors that the codec is trained on.
+            folder: the folder of the new store.
+            factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits per value for the
+                residual (as in ColBERTv2), "PQ64" 64 bytes per vector.
+            seed: seed of the choice of vectors that the codec is trained on.
+            overwrite: True replaces an existing store.
 
         Raises:
+            FileExistsError: if the folder contains a store and `overwrite` is False, or other files.
             ValueError: if faiss cannot build the codec.
         """
         codec = train_index(self, factory, seed)
-
-        def codes() -> Iterator[np.ndarray]:
-            return (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
-
-        with new_version(Path(folder), self.facts | {"storage": factory}) as data:
-            write_vectors(data / "vectors.npy", codes(), (len(self.values), codec.sa_code_size()))
+        codes = (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
+        refuse_replacing(Path(folder), "vectors", overwrite)
+        with new_version(Path(folder), self.description | {"storage": factory}) as data:
+            _write_vectors(data / "vectors.npy", codes, (len(self.values), codec.sa_code_size()))
             faiss.write_index(codec, str(data / "codec.faiss"))
             if self.offsets is not None:
                 np.save(data / "offsets.npy", self.offsets)
-            IdIndex.build(self.columns()).save_ids(data)
-        return type(self)(folder, is_verified=False)
+            self.save_ids(data)
+        return type(self)(folder, self.ranker, is_verified=False)
 
     def sample(self, count: int, seed: int) -> np.ndarray:
-        """About so many of the vectors, of random documents; (S, D) float32."""
+        """Return about `count` of the vectors, those of random documents; (S, D) float32."""
         documents = max(1, count * len(self) // max(len(self.values), 1))
         vectors = self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:documents]))
         return np.concatenate(vectors) if self.has_token_vectors else vectors
 
     @property
     def has_token_vectors(self) -> bool:
-        """True where every term has a vector."""
+        """True where every token has a vector."""
         return self.offsets is not None
 
     @property
     def bytes_per_document(self) -> float:
-        """On disk, ids left out."""
-        parts = [part.nbytes for part in (self.values, self.scales, self.offsets) if part is not None]
-        return sum(parts) / len(self)
+        """Size on disk without the ids."""
+        arrays = (self.values, self.scales, self.offsets)
+        return sum(array.nbytes for array in arrays if array is not None) / len(self)
 
     def take(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Vectors of some rows, float32: (N, D), or a list of (L, D)."""
+        """Return the vectors of some rows, float32: (N, D), or a list of (L, D)."""
         if self.offsets is None:
-            return self._unpacked(np.asarray(rows))
-        return [self._unpacked(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
+            return self._unpack(np.asarray(rows))
+        return [self._unpack(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
 
     def chunks(self, size: int = CHUNK_SIZE) -> Iterator[tuple[int, int, np.ndarray]]:
-        """All vectors in order: first row, row behind the last, and their vectors, (T, D) float32, about `size`."""
+        """Yield all vectors in order: first row, row after the last, and about `size` vectors, (T, D) float32."""
         start = 0
         while start < len(self):
-            stop = start + size if self.offsets is None else self._row_after(int(self.offsets[start]) + size)
+            stop = start + size
+            if self.offsets is not None:
+                stop = int(np.searchsorted(self.offsets, self.offsets[start] + size, side="right")) - 1
             stop = min(max(stop, start + 1), len(self))
-            bounds = (start, stop) if self.offsets is None else self.offsets[[start, stop]].tolist()
-            yield start, stop, self._unpacked(slice(*bounds))
+            first, last = start, stop
+            if self.offsets is not None:
+                first, last = self.offsets[[start, stop]].tolist()
+            yield start, stop, self._unpack(slice(first, last))
             start = stop
 
-    def _row_after(self, vector: int) -> int:
-        return int(np.searchsorted(self.offsets, vector, side="right")) - 1
-
-    def _unpacked(self, chosen: slice | np.ndarray) -> np.ndarray:
+    def _unpack(self, chosen: slice | np.ndarray) -> np.ndarray:
         if self._codec is not None:
             return self._codec.sa_decode(np.ascontiguousarray(self.values[chosen]))
-        vectors = self.values[chosen].astype(np.float32)  # also a copy of what is mapped
-        return vectors if self.scales is None else vectors * self.scales[chosen][:, None]
+        vectors = self.values[chosen].astype(np.float32)  # also copies what is mapped
+        if self.scales is None:
+            return vectors
+        return vectors * self.scales[chosen][:, None]
+
+
+# ---- Writing --------------------------------------------------------------------------------------------------------
+
+
+def _is_complete(folder: Path, description: dict, overwrite: bool) -> bool:
+    """Return whether a folder contains these vectors; refuse to replace what must be kept."""
+    if has_description(folder) and not overwrite:
+        if description.items() <= read_description(folder).items():
+            return True
+        raise FileExistsError(
+            f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
+        )
+    refuse_replacing(folder, "vectors", overwrite)
+    return False
+
+
+def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
+    rows = documents.distinct_rows()
+    inputs = description | {"per_block": encode.DOCUMENTS_PER_BLOCK}
+    with work_folder(folder, lambda _: inputs) as work:
+        blocks = encode.encode_blocks(ranker, documents, rows, work, description["storage"])
+        if processes().is_main_process:
+            with new_version(folder, description | {"documents": len(rows)}) as data:
+                _write_blocks(blocks, data, len(rows), description["dimension"])
+                IdIndex.build(documents.columns(rows)).save_ids(data)
+
+
+def _write_blocks(blocks: Sequence[Path], data: Path, documents: int, dimension: int) -> None:
+    """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
+    lengths, scales = [np.zeros(1, dtype=np.int64)], []
+    for path in blocks:
+        with np.load(path) as block:
+            if "lengths" in block:
+                lengths.append(block["lengths"])
+            if "scales" in block:
+                scales.append(block["scales"])
+    count = documents
+    if len(lengths) > 1:
+        offsets = np.cumsum(np.concatenate(lengths))
+        count = int(offsets[-1])
+        np.save(data / "offsets.npy", offsets)
+    if scales:
+        np.save(data / "scales.npy", np.concatenate(scales))
+    _write_vectors(data / "vectors.npy", (np.load(path)["vectors"] for path in blocks), (count, dimension))
+
+
+def _write_vectors(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
+    """Write arrays of one dtype one after another as one array; not mapped, so that a full disk is an error."""
+    with path.open("wb") as file:
+        for number, array in enumerate(arrays):
+            if number == 0:
+                descr = np.lib.format.dtype_to_descr(array.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(array).data)
+
+
+def _load_optional(path: Path) -> np.ndarray | None:
+    return np.load(path, mmap_mode="r") if path.is_file() else None
+
+
+# ---- faiss ----------------------------------------------------------------------------------------------------------
 
 
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
-    """An empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
+    """Return an empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
 
     Raises:
-        ValueError: if the factory is not faiss', or needs more vectors.
+        ValueError: if faiss does not know the factory, or it needs more vectors.
     """
     try:
         index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
@@ -175,12 +251,5 @@ def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
 
 
 def faiss_reason(error: RuntimeError) -> str:
-    """What faiss says, without the line of its source that it names first."""
+    """Return the message of faiss without the line of its source that it names first."""
     return str(error).strip().splitlines()[-1].rpartition(": ")[2]
-
-
-def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest scores, falling, and their rows; ties by row. A row of -1 is none (faiss')."""
-    scores, rows = scores[rows >= 0], rows[rows >= 0]
-    order = np.lexsort((rows, -scores))[:k]
-    return scores[order], rows[order]

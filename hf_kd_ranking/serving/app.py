@@ -1,4 +1,4 @@
-"""The web application: a static page, what it is about, and a search with limits. It loads nothing from elsewhere."""
+"""The web application: a static page, its description, and a search with limits. It loads nothing from other sites."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from .search import SearchEngine
 
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
-    # A Space is shown in a frame of the Hub's page.
+    # The Hub shows a Space in a frame of its page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self' https://huggingface.co",
     "X-Content-Type-Options": "nosniff",
@@ -33,11 +33,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on.
+    """Limits of a server.
 
     Args:
-        characters: of a query.
-        per_minute: queries of a client.
+        characters: longest query in characters.
+        per_minute: queries per client and minute.
         waiting: queries that are searched or wait for their turn; one is searched at a time.
     """
 
@@ -47,13 +47,14 @@ class Limits:
 
 
 class SearchPage:
-    """The page's two answers: what it searches, and what a query finds.
+    """The two answers of the server: the description of the page, and the results of a query.
 
     Args:
-        engine: that searches.
-        about: what the page says of itself: `title`, `documents` (their number), `examples` (queries), and `rankers`,
-            each a `name` and a `line`.
-        behind_proxy: True takes the last address of X-Forwarded-For, the one that the proxy wrote, for the client.
+        engine: the engine that searches.
+        about: the description: `title`, `documents` (their number), `examples` (queries), and `rankers`, each with a
+            `name` and a `line`.
+        limits: None takes the default limits.
+        behind_proxy: True identifies clients by the last address of X-Forwarded-For, which the proxy wrote.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class SearchPage:
         self._counts: Counter[str] = Counter()
 
     async def describe(self, request: Request) -> Response:
-        """What the page shows before a query."""
+        """Return what the page shows before a query."""
         return JSONResponse(self.about)
 
     async def search(self, request: Request) -> Response:
-        """The results of `?q=`, or one line that says why there are none (status 400, 429, 500)."""
+        """Return the results of `?q=`, or one line with the reason of a refusal (status 400, 429, 500)."""
         query = " ".join(request.query_params.get("q", "").split())
         if not query:
             return _refusal(400, "The query is empty; type a few words.")
@@ -89,18 +90,20 @@ class SearchPage:
         try:
             async with self._turn:
                 results = await run_in_threadpool(self.engine.search, query)
-        except KeyError as error:  # a candidate of which a store knows nothing
+        except KeyError as error:  # a candidate without a text or a stored vector
             return _refusal(500, f"The collection and an index do not belong together: {error.args[0]}")
         finally:
             self._waiting -= 1
         return JSONResponse(asdict(results))
 
     def _admits(self, request: Request) -> bool:
-        """Count the client's queries of this minute; forgotten with it, so that memory stays bounded."""
+        """Count the client's query; the counts are cleared every minute, so that memory stays bounded."""
         client = request.client.host if request.client else ""
         if self.behind_proxy:
-            client = ",".join([client, *request.headers.getlist("x-forwarded-for")]).rpartition(",")[2].strip()
-        if (minute := int(time.monotonic() // 60)) != self._minute:
+            addresses = ",".join([client, *request.headers.getlist("x-forwarded-for")])
+            client = addresses.rpartition(",")[2].strip()
+        minute = int(time.monotonic() // 60)
+        if minute != self._minute:
             self._minute = minute
             self._counts.clear()
         self._counts[client] += 1
@@ -108,11 +111,12 @@ class SearchPage:
 
 
 def make_app(page: SearchPage, allowed_hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> Starlette:
-    """The application.
+    """Make the application.
 
     Args:
-        allowed_hosts: names that a request may call the server by, "*" for any; a foreign page cannot then reach a
-            server on this machine under a name of its own (DNS rebinding).
+        page: the page that it serves.
+        allowed_hosts: host names that a request may use, "*" for any. Otherwise a foreign page could reach a server on
+            this machine under a name of its own (DNS rebinding).
     """
     return Starlette(
         routes=[
@@ -134,4 +138,7 @@ async def _with_headers(request: Request, call_next: RequestResponseEndpoint) ->
 
 
 def _refusal(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status, {"Retry-After": "10"} if status == 429 else None)
+    response = JSONResponse({"error": message}, status)
+    if status == 429:
+        response.headers["Retry-After"] = "10"
+    return response

@@ -1,16 +1,18 @@
-"""Which words of a passage a query's words matched, for rankers that compare term by term (ColBERT, TK)."""
+"""The words of a passage that match the words of a query, for rankers that compare single tokens (ColBERT, TK)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..models import RankingProcessor
 
-LEAST_STRENGTH = 0.05  # weaker ones are not marked
+LEAST_STRENGTH = 0.05  # weaker matches are not marked
+NO_MATCH = (0.0, "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Word:
     """A word of a text: `text[start:stop]`, and the rows of its tokens among the text's vectors."""
 
@@ -21,108 +23,126 @@ class Word:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a passage.
+    """A part of a passage; all parts in order are the passage.
 
     Args:
-        text: the piece; those of a passage in order are the passage.
-        strength: of the match, 0 (none) to 1, see `match_terms`.
-        term: the query's word that it matched, "" for none.
+        text: the text of the part.
+        strength: strength of the match, 0 (none) to 1, see `match_tokens`.
+        query_word: the word of the query that it matches, "" for none.
     """
 
     text: str
     strength: float = 0.0
-    term: str = ""
-
-
-def words_of(tokenizer: RankingProcessor, side: str, text: str) -> list[Word]:
-    """The words of a text that a ranker reads, whole ones of letters and digits; none of a prefix, no special tokens.
-
-    Args:
-        side: "query" or "document".
-    """
-    is_query = side == "query"
-    prefix = tokenizer.query_prefix if is_query else tokenizer.document_prefix
-    read = prefix + text
-    tokens = tokenizer.tokenizer(
-        read,
-        add_special_tokens=tokenizer.adds_special_tokens,
-        truncation=True,
-        max_length=tokenizer.max_query_length if is_query else tokenizer.max_document_length,
-        return_offsets_mapping=True,
-    )
-    words: dict[int, Word] = {}
-    for row, (number, (start, stop)) in enumerate(zip(tokens.word_ids(), tokens["offset_mapping"], strict=True)):
-        start += len(read[start:stop]) - len(read[start:stop].lstrip())  # some tokenizers count the blank before
-        if number is not None and len(prefix) <= start < stop:
-            first = words.get(number, Word(start - len(prefix), 0, []))
-            words[number] = Word(first.start, stop - len(prefix), [*first.rows, row])
-    return [word for word in words.values() if any(c.isalnum() for c in text[word.start : word.stop])]
-
-
-def match_terms(
-    query: np.ndarray, documents: Sequence[np.ndarray], rows: Sequence[int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The term of each document with the largest dot product with a query's term, and how much that counts.
-
-    Strength is what the best product has above the mean product of the query's term with all terms of the documents,
-    as a share of the largest such gain: a constant added to a term's products, or a factor on all, changes nothing.
-
-    Args:
-        query: (Lq, D) float32; of unit length, as the documents, where terms are compared by cosine.
-        documents: of one ranking, (Ld, D) each; a document without terms matches nothing.
-        rows: of the query's terms that are words; R of them.
-
-    Returns:
-        For every document the rows of its matching terms, (R,) int64, and the strengths, (R,) in 0..1.
-    """
-    products = [query[rows] @ document.T for document in documents]  # (R, Ld)
-    if not sum(product.size for product in products):
-        return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(documents)
-    means = np.concatenate(products, 1).mean(1)  # (R,)
-    best = [product.argmax(1) if product.size else np.empty(0, np.int64) for product in products]
-    gains = [product.max(1) - means if product.size else np.empty(0, np.float32) for product in products]
-    largest = max(float(gain.max()) for gain in gains if len(gain)) or 1.0
-    return [(places, np.clip(gain / largest, 0, 1)) for places, gain in zip(best, gains, strict=True)]
+    query_word: str = ""
 
 
 def mark_matches(
-    tokenizer: RankingProcessor,
+    processor: RankingProcessor,
     query: str,
     texts: Sequence[str],
     query_vectors: np.ndarray,
     document_vectors: Sequence[np.ndarray],
-    is_cosine: bool,
+    token_similarity: Literal["dot", "cosine"],
 ) -> list[list[Part]]:
-    """Passages in parts, those marked that a query's word matched best.
+    """Split passages into parts; those that a word of the query matches best are marked.
 
     Args:
-        query_vectors: (Lq, D), rows as the tokenizer makes them; what stands behind the query's words is not shown.
-        document_vectors: of every text, (Ld, D).
-        is_cosine: True compares by cosine (TK).
+        processor: the ranker's processor.
+        query: the text of the query.
+        texts: the passages.
+        query_vectors: (Lq, D), one row per token of the query; tokens after its words are ignored.
+        document_vectors: (Ld, D) for every passage.
+        token_similarity: how the ranker compares tokens.
     """
-    terms = [(row, query[word.start : word.stop]) for word in words_of(tokenizer, "query", query) for row in word.rows]
-    if is_cosine:
-        query_vectors, *document_vectors = (_unit_length(vectors) for vectors in (query_vectors, *document_vectors))
-    found = match_terms(query_vectors, document_vectors, [row for row, _ in terms])
+    query_rows, query_words = [], []  # of the tokens that belong to words
+    for word in find_words(processor, "query", query):
+        query_rows.extend(word.rows)
+        query_words.extend([query[word.start : word.stop]] * len(word.rows))
+    if token_similarity == "cosine":
+        query_vectors = _scale_to_unit_length(query_vectors)
+        document_vectors = [_scale_to_unit_length(vectors) for vectors in document_vectors]
     passages = []
-    for text, (places, strengths) in zip(texts, found, strict=True):
-        best: dict[int, tuple[float, str]] = {}  # row -> its strongest match
-        for place, strength, (_, term) in zip(places.tolist(), strengths.tolist(), terms[: len(places)], strict=True):
-            best[place] = max(best.get(place, (0.0, "")), (strength, term))
-        passages.append(_parts(text, words_of(tokenizer, "document", text), best))
+    matches = match_tokens(query_vectors, document_vectors, query_rows)
+    for text, (rows, strengths) in zip(texts, matches, strict=True):
+        strongest: dict[int, tuple[float, str]] = {}  # row of the passage -> its strongest match
+        # A passage without tokens has no matches.
+        for row, strength, query_word in zip(rows.tolist(), strengths.tolist(), query_words, strict=False):
+            strongest[row] = max((strength, query_word), strongest.get(row, NO_MATCH))
+        passages.append(_split(text, find_words(processor, "document", text), strongest))
     return passages
 
 
-def _parts(text: str, words: Sequence[Word], best: dict[int, tuple[float, str]]) -> list[Part]:
+def find_words(processor: RankingProcessor, side: Literal["query", "document"], text: str) -> list[Word]:
+    """Return the words with letters or digits that a ranker reads of a text, without its prefix."""
+    prefix, max_length = processor.document_prefix, processor.max_document_length
+    if side == "query":
+        prefix, max_length = processor.query_prefix, processor.max_query_length
+    prefixed = prefix + text
+    tokens = processor.tokenizer(
+        prefixed,
+        add_special_tokens=processor.adds_special_tokens,
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+    )
+    words: dict[int, Word] = {}
+    for row, number in enumerate(tokens.word_ids()):
+        start, stop = tokens["offset_mapping"][row]
+        token = prefixed[start:stop]
+        start += len(token) - len(token.lstrip())  # some tokenizers count the blank before a word
+        if number is None or start < len(prefix) or start >= stop:  # a special token, the prefix, or a blank
+            continue
+        word = words.setdefault(number, Word(start - len(prefix), 0, []))
+        word.stop = stop - len(prefix)
+        word.rows.append(row)
+    return [word for word in words.values() if any(map(str.isalnum, text[word.start : word.stop]))]
+
+
+def match_tokens(
+    query: np.ndarray, documents: Sequence[np.ndarray], rows: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Find the token of each document that each token of the query matches best, and how strongly.
+
+    The gain of a match is its product minus the mean product of the query's token with all tokens of the documents.
+    The strength is the gain divided by the largest gain, so that a constant added to the products of a query's token,
+    or a factor on all products, changes nothing.
+
+    Args:
+        query: (Lq, D) float32; of length 1, as the documents, if the ranker compares by cosine.
+        documents: (Ld, D) for every document of one ranking; a document without tokens has no matches.
+        rows: R rows of the query, those of tokens that belong to words.
+
+    Returns:
+        For every document the rows of its matching tokens, (R,) int64, and the strengths, (R,) from 0 to 1.
+    """
+    products = [query[rows] @ document.T for document in documents]  # (R, Ld)
+    all_products = np.concatenate(products, axis=1) if products else np.empty((len(rows), 0))
+    means = all_products.sum(axis=1) / max(all_products.shape[1], 1)  # (R,)
+    matches, largest = [], 0.0
+    for product in products:
+        if product.size == 0:
+            matches.append((np.empty(0, np.int64), np.empty(0, np.float32)))
+            continue
+        gains = product.max(axis=1) - means
+        largest = max(largest, float(gains.max()))
+        matches.append((product.argmax(axis=1), gains))
+    return [(best, np.clip(gains / (largest or 1.0), 0, 1)) for best, gains in matches]
+
+
+def _split(text: str, words: Sequence[Word], strongest: Mapping[int, tuple[float, str]]) -> list[Part]:
     parts, end = [], 0
     for word in words:
-        strength, term = max(best.get(row, (0.0, "")) for row in word.rows)
-        if strength >= LEAST_STRENGTH:
-            between = [Part(text[end : word.start])] if end < word.start else []
-            parts += [*between, Part(text[word.start : word.stop], round(strength, 2), term)]
-            end = word.stop
-    return [*parts, Part(text[end:])] if end < len(text) or not parts else parts
+        strength, query_word = max(strongest.get(row, NO_MATCH) for row in word.rows)
+        if strength < LEAST_STRENGTH:
+            continue
+        if end < word.start:
+            parts.append(Part(text[end : word.start]))
+        parts.append(Part(text[word.start : word.stop], round(strength, 2), query_word))
+        end = word.stop
+    if end < len(text) or not parts:
+        parts.append(Part(text[end:]))
+    return parts
 
 
-def _unit_length(vectors: np.ndarray) -> np.ndarray:
+def _scale_to_unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-13)

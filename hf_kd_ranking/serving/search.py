@@ -1,21 +1,25 @@
-"""What a query does: a first stage, then each ranker, with the time of every stage and the terms that matched."""
+"""The search of one query: a first stage, then each ranker, with the time of every stage and the words that match."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..artifacts import changed_names, read_description
 from ..data.runs import Run
 from ..data.texts import TextStore
 from ..inference import score_stored
 from ..ranker import Ranker
+from ..retrieval.base import Index, model_identity, open_index
 from ..retrieval.bm25 import BM25Index
-from ..retrieval.colbert import ColBERTIndex
-from ..retrieval.dense import DenseIndex
 from ..retrieval.fusion import fuse_runs
-from ..retrieval.stored_reranker import StoredReranker
+from ..retrieval.vector_store import VectorStore
 from .matches import Part, mark_matches
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 10  # passages of a ranking
 LONGEST_TEXT = 2_000  # characters of a passage that are sent
@@ -23,7 +27,7 @@ LONGEST_TEXT = 2_000  # characters of a passage that are sent
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage of a ranking: its score, its rank in the first stage (None where it is not), its text in parts."""
+    """A passage of a ranking: its score, its rank in the first stage (None if it is not there), its text in parts."""
 
     doc_id: str
     score: float
@@ -33,7 +37,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one ranker found, best first, and the milliseconds of its stages."""
+    """The passages that one ranker found, best first, and the milliseconds of its stages."""
 
     name: str
     stages_ms: dict[str, float]
@@ -42,7 +46,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Results:
-    """What a query found: the first stage's candidates and milliseconds (None without one), and the rankings."""
+    """The rankings of a query, and the number and milliseconds of the first stage's candidates (None without one)."""
 
     query: str
     candidates: int | None
@@ -50,70 +54,85 @@ class Results:
     rankings: list[Ranking]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Documents with their scores, best first; the vectors of both sides are needed to mark matching words."""
+
+    doc_ids: list[str]
+    scores: np.ndarray
+    query_vectors: np.ndarray | None = None
+    document_vectors: Sequence[np.ndarray] = ()
+
+
 class StageTimes(dict[str, float]):
-    """Milliseconds by stage, each from the end of the one before."""
+    """Milliseconds of each stage, measured from the end of the stage before."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
     def end(self, stage: str) -> None:
-        """Note that a stage ends now."""
+        """Record that a stage ends now."""
         now = time.perf_counter()
         self[stage] = 1_000 * (now - self._last)
         self._last = now
 
 
 class RankerSearch:
-    """One ranker over a collection: searches it, or re-ranks candidates from stored vectors, or from their texts.
+    """One ranker over a collection: it searches an index, or re-ranks candidates from stored vectors or from texts.
 
     Args:
-        ranker: any.
-        documents: the texts.
-        store: its documents' vectors; None encodes texts.
-        index: that searches in place of re-ranking; None re-ranks.
-        probes: centroids a query term, of a ColBERT index; None compares every document.
-        is_fused: True adds the candidates' own scores to the ranker's, see `fuse_runs` (weighted sum).
+        ranker: any ranker.
+        documents: the texts of the collection.
+        store: the vectors of the documents; None encodes their texts.
+        index: the index that searches the whole collection; None re-ranks candidates.
+        is_fused: True adds the candidates' scores to the ranker's, see `fuse_runs` (weighted sum).
 
     Raises:
-        ValueError: if it is fused and searches, which leaves most of what it finds without a score to add.
+        ValueError: if both `index` and `is_fused` are given: most documents that an index finds have no score to add.
     """
 
     def __init__(
         self,
         ranker: Ranker,
         documents: TextStore,
-        store: StoredReranker | None = None,
-        index: DenseIndex | ColBERTIndex | None = None,
-        probes: int | None = None,
+        store: VectorStore | None = None,
+        index: Index | None = None,
         is_fused: bool = False,
     ) -> None:
         if is_fused and index is not None:
             raise ValueError(
-                "BM25's scores are added to re-ranked candidates' (--rerank); this ranker searches by itself."
+                "BM25's scores can be added to those of re-ranked candidates only (--rerank); this ranker searches an "
+                "index."
             )
         self.ranker = ranker
+        self.config = ranker.model.config
         self.documents = documents
         self.store = store
         self.index = index
-        self.probes = probes
         self.is_fused = is_fused
-        self.has_matches = ranker.model.config.model_type in ("ColBERT", "TK") and ranker.tokenizer.is_fast
+        self.reading = "passage encoding" if store is None else "reading vectors"
+        # Slow tokenizers do not know where a token is in the text.
+        self.has_matches = (
+            self.config.token_similarity is not None and self.config.is_storable and ranker.tokenizer.is_fast
+        )
 
     def describe(self, candidates: int) -> str:
-        """What it is and how it ranks, in words."""
-        kind = self.ranker.model.config.model_type
+        """Return the architecture and the way it ranks, in words."""
         if self.index is not None:
-            return f"{kind}, searches all {len(self.documents):,} passages"
+            return f"{self.config.model_type}, searches all {len(self.documents):,} passages"
         source = "their texts" if self.store is None else "stored vectors"
-        added = ", adds BM25’s scores" if self.is_fused else ""
-        return f"{kind}, re-ranks BM25’s best {candidates:,} from {source}{added}"
+        line = f"{self.config.model_type}, re-ranks BM25’s best {candidates:,} from {source}"
+        if self.is_fused:
+            line += ", adds BM25’s scores"
+        return line
 
     def search(self, name: str, query: str, candidates: Sequence[tuple[str, float]]) -> Ranking:
-        """Rank for a query.
+        """Rank documents for a query.
 
         Args:
-            name: of the ranker.
-            candidates: ids that are re-ranked and their scores, best first; where it searches they only give ranks.
+            name: name of the ranker.
+            query: text of the query.
+            candidates: doc_ids and scores of the first stage, best first. With an index they only give the ranks.
 
         Raises:
             KeyError: if a document has no text, or no stored vector.
@@ -121,62 +140,54 @@ class RankerSearch:
         if self.index is None and not candidates:
             return Ranking(name, {}, [])
         times = StageTimes()
-        ids, scores, query_vector, vectors = self._rank(query, candidates, times)
-        texts = [text[:LONGEST_TEXT] for text in self.documents[ids]]
+        scored = self._search_index(query, times) if self.index is not None else self._rerank(query, candidates, times)
+        texts = [text[:LONGEST_TEXT] for text in self.documents[scored.doc_ids]]
         if self.has_matches:
-            is_cosine = self.ranker.model.config.model_type == "TK"
-            passages = mark_matches(self.ranker.processor, query, texts, query_vector, vectors, is_cosine)
+            vectors = scored.query_vectors, scored.document_vectors
+            passages = mark_matches(self.ranker.processor, query, texts, *vectors, self.config.token_similarity)
         else:
             passages = [[Part(text)] for text in texts]
-        ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
-        hits = zip(ids, scores, map(ranks.get, ids), passages, strict=True)
-        return Ranking(
-            name, dict(times), [Hit(doc_id, float(score), rank, parts) for doc_id, score, rank, parts in hits]
-        )
+        first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
+        hits = []
+        for doc_id, score, parts in zip(scored.doc_ids, scored.scores.tolist(), passages, strict=True):
+            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), parts))
+        return Ranking(name, dict(times), hits)
 
-    def _rank(
-        self, query: str, candidates: Sequence[tuple[str, float]], times: StageTimes
-    ) -> tuple[list[str], np.ndarray, np.ndarray | None, Sequence[np.ndarray]]:
-        """Ids and scores, best first; the query's vectors, and those of the documents where terms are marked."""
-        found = [doc_id for doc_id, _ in candidates]
-        if not self.ranker.model.config.is_storable:
-            scores = self._fused(candidates, self.ranker.score(query, self.documents[found]))
-            times.end("scoring")
-            return *_best(found, scores)[:2], None, ()
+    def _search_index(self, query: str, times: StageTimes) -> Scored:
         queries = self.ranker.encode_queries([query])
         times.end("query encoding")
-        if self.index is not None:
-            ids, scores = self._found(queries)
-            times.end("search")
-            return ids, scores, queries[0], self._vectors_of(ids) if self.has_matches else ()
-        vectors = self._vectors_of(found)
-        times.end("passage encoding" if self.store is None else "reading vectors")
-        scores = score_stored(self.ranker.model, queries[0], vectors, self.ranker.batch_size)
-        scores = self._fused(candidates, scores)
+        [(scores, rows)] = self.index.search_vectors(queries, SHOWN)
+        doc_ids = self.index.ids.ids_of(rows)
+        times.end("search")
+        if not self.has_matches:
+            return Scored(doc_ids, scores)
+        return Scored(doc_ids, scores, queries[0], self._read_vectors(doc_ids))
+
+    def _rerank(self, query: str, candidates: Sequence[tuple[str, float]], times: StageTimes) -> Scored:
+        doc_ids = [doc_id for doc_id, _ in candidates]
+        query_vectors, vectors = None, ()
+        if self.config.is_storable:
+            query_vectors = self.ranker.encode_queries([query])[0]
+            times.end("query encoding")
+            vectors = self._read_vectors(doc_ids)
+            times.end(self.reading)
+            scores = score_stored(self.ranker.model, query_vectors, vectors, self.ranker.batch_size)
+        else:
+            scores = self.ranker.score(query, self.documents[doc_ids])
+        if self.is_fused:
+            own = Run({"q": list(zip(doc_ids, scores.tolist(), strict=True))})
+            fused = dict(fuse_runs([own, Run({"q": list(candidates)})], "weighted_sum")["q"])
+            scores = np.array([fused[doc_id] for doc_id in doc_ids])
         times.end("scoring")
-        ids, scores, order = _best(found, scores)
-        return ids, scores, queries[0], [vectors[i] for i in order]
+        best = np.argsort(-scores, kind="stable")[:SHOWN]
+        if self.has_matches:
+            vectors = [vectors[i] for i in best]
+        return Scored([doc_ids[i] for i in best], scores[best], query_vectors, vectors)
 
-    def _fused(self, candidates: Sequence[tuple[str, float]], scores: np.ndarray) -> np.ndarray:
-        """The scores, with the candidates' own added where that was asked for."""
-        if not self.is_fused:
-            return scores
-        own = [(doc_id, score) for (doc_id, _), score in zip(candidates, scores.tolist(), strict=True)]
-        fused = dict(fuse_runs([Run({"q": own}), Run({"q": list(candidates)})], "weighted_sum")["q"])
-        return np.array([fused[doc_id] for doc_id, _ in candidates])
-
-    def _found(self, queries: np.ndarray | Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
-        if isinstance(self.index, DenseIndex):
-            [(scores, rows)] = self.index.search_vectors(queries, SHOWN)
-            return self.index.ids.ids_of(rows), scores
-        [(scores, rows)] = self.index.search_vectors(queries, SHOWN, self.probes)
-        return self.index.store.ids_of(rows), scores
-
-    def _vectors_of(self, ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+    def _read_vectors(self, doc_ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         if self.store is None:
-            return self.ranker.encode_documents(self.documents[ids])
-        store = self.store.store
-        return store.take(store.rows_of_known(ids, f"documents of {store.folder}"))
+            return self.ranker.encode_documents(self.documents[doc_ids])
+        return self.store.take(self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}"))
 
 
 class SearchEngine:
@@ -184,30 +195,113 @@ class SearchEngine:
 
     Args:
         rankers: by name, in the order of the columns.
-        first_stage: None where every ranker searches by itself.
-        k: candidates that are re-ranked.
+        first_stage: None if every ranker searches an index.
+        k: number of candidates that are re-ranked.
 
     Raises:
         ValueError: if a ranker re-ranks and there is no first stage.
     """
 
     def __init__(self, rankers: Mapping[str, RankerSearch], first_stage: BM25Index | None, k: int = 100) -> None:
-        if first_stage is None and any(ranker.index is None for ranker in rankers.values()):
-            raise ValueError("A ranker that searches no collection needs a first stage, a BM25Index.")
+        if first_stage is None and _needs_candidates(rankers):
+            raise ValueError("A ranker without an index needs a first stage, a BM25Index.")
         self.rankers = dict(rankers)
         self.first_stage = first_stage
         self.k = k
 
     def search(self, query: str) -> Results:
-        """Run all stages, one after the other, so that no time includes another's work."""
-        times, candidates = StageTimes(), []
+        """Run all stages one after the other, so that no time includes the work of another stage."""
+        times, candidates, count = StageTimes(), [], None
         if self.first_stage is not None:
             candidates = self.first_stage.search({"q": query}, self.k)["q"]
+            count = len(candidates)
             times.end("BM25")
-        rankings = [ranker.search(name, query, candidates) for name, ranker in self.rankers.items()]
-        return Results(query, len(candidates) if times else None, times.get("BM25"), rankings)
+        rankings = []
+        for name, ranker in self.rankers.items():
+            rankings.append(ranker.search(name, query, candidates))
+        return Results(query, count, times.get("BM25"), rankings)
 
 
-def _best(ids: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-    order = np.argsort(-scores, kind="stable")[:SHOWN]
-    return [ids[i] for i in order], scores[order], order
+# ---- Building an engine ---------------------------------------------------------------------------------------------
+
+
+def build_engine(
+    rankers: Mapping[str, Ranker],
+    documents: TextStore,
+    index_folders: Sequence[Path] = (),
+    candidates: Path | None = None,
+    rerank: bool = False,
+    fuse: bool = False,
+    k: int = 100,
+    settings: str | None = None,
+    probes: int | None = None,
+) -> SearchEngine:
+    """Give each ranker the index that it made, if there is one, and build BM25 if a ranker re-ranks.
+
+    Args:
+        rankers: by name.
+        documents: the texts of the collection.
+        index_folders: folders that `index` wrote, in any order.
+        candidates: folder of a BM25 index; None builds one if it is needed.
+        rerank: True re-ranks candidates also if an index could search.
+        fuse: True adds BM25's scores to those of re-ranked candidates.
+        k: number of candidates that are re-ranked.
+        settings: settings of the faiss indexes, see `DenseIndex.tune`.
+        probes: centroids per query token, for ColBERT indexes with centroids.
+
+    Raises:
+        ValueError: if no ranker made an index, or nothing reads `settings` or `probes`.
+        FileNotFoundError: if an index does not exist.
+    """
+    matched = match_indexes(rankers, index_folders)
+    searches, used = {}, set()
+    for name, ranker in rankers.items():
+        folder = matched.get(name)
+        store = None if folder is None else VectorStore.open(folder, ranker)
+        index = None
+        if folder is not None and ranker.model.config.is_searchable and not rerank:
+            options = {}
+            if (folder / "dense").is_dir():
+                options["settings"] = settings
+            if (folder / "centroids").is_dir():
+                options["probes"] = probes
+            used.update(options)
+            index = open_index(folder, ranker, **options)
+        searches[name] = RankerSearch(ranker, documents, store, index, fuse)
+    if settings is not None and "settings" not in used:
+        raise ValueError(f"--settings {settings} is for a faiss index that searches; `index --factory` builds one.")
+    if probes is not None and "probes" not in used:
+        raise ValueError(f"--probes {probes} is for a ColBERT index that searches; `index --centroids` builds one.")
+    first_stage = None
+    if candidates is not None:
+        first_stage = BM25Index.open(candidates)
+    elif _needs_candidates(searches):
+        logger.info("Indexing %d passages for BM25", len(documents))
+        first_stage = BM25Index.build(documents)
+    return SearchEngine(searches, first_stage, k)
+
+
+def match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder of each ranker's index, by the model that the description of the index names.
+
+    Raises:
+        ValueError: if no ranker made an index, or two indexes belong to one ranker.
+    """
+    matched: dict[str, Path] = {}
+    for folder in folders:
+        description = read_description(folder)
+        for name, ranker in rankers.items():
+            if name not in matched and not changed_names(description, model_identity(ranker)):
+                matched[name] = folder
+                break
+        else:
+            architecture = description.get("architecture", description["kind"])
+            raise ValueError(
+                f"{folder} ({architecture}) was not built by one of the models ({', '.join(rankers)}), or is the "
+                "second index of one; give the model that built it, or build it again."
+            )
+    return matched
+
+
+def _needs_candidates(rankers: Mapping[str, RankerSearch]) -> bool:
+    return any(ranker.index is None for ranker in rankers.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..artifacts import building
 from .search import SearchEngine
 
-SOURCE = Path(__file__).parents[2]  # of a checkout, which has a setup.cfg
+SOURCE = Path(__file__).parents[2]  # a checkout has a setup.cfg there
 README = """---
 title: {title}
 emoji: 🔎
@@ -18,7 +18,7 @@ sdk: docker
 app_port: 7860
 ---
 
-{lines}
+{rankers}
 
 Made by `hf-kd-ranking serve --space`.
 """
@@ -33,13 +33,14 @@ CMD {command}
 
 
 def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequence[str], version: str) -> None:
-    """Write the folder; it appears when it is complete.
+    """Write the folder of a Space; it is complete or absent.
 
     Args:
-        folder: new.
+        folder: a new folder.
+        engine: the engine that the Space rebuilds from its copies of models, collection and indexes.
         about: see `SearchPage`; the examples become the Space's queries.
-        options: of `serve` that go into the Space as they are.
-        version: of the package, which is installed by it where this one is no checkout that can be copied.
+        options: options of `serve` that the Space repeats.
+        version: version of the package, which the Space installs if this is not a checkout that can be copied.
     """
     command = ["hf-kd-ranking", "serve", "--host", "0.0.0.0", "--port", "7860", "--proxy", "--title", about["title"]]
     command += ["--collection", "collection", *options]
@@ -49,28 +50,28 @@ def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequen
             command += ["--model", f"{name}=models/{name}"]
             shutil.copytree(search.documents.folder, space / "collection", dirs_exist_ok=True)
             if search.store is not None:
-                shutil.copytree(search.store.store.folder, space / "index" / name)
+                shutil.copytree(search.store.folder, space / "index" / name)
                 command += ["--index", f"index/{name}"]
         if engine.first_stage is not None:
             engine.first_stage.save(space / "bm25")
             command += ["--candidates", "bm25"]
         if about["examples"]:
-            lines = (f"{number}\t{query}\n" for number, query in enumerate(about["examples"]))
-            (space / "queries.tsv").write_text("".join(lines), encoding="utf-8")
+            queries = "".join(f"{number}\t{query}\n" for number, query in enumerate(about["examples"]))
+            (space / "queries.tsv").write_text(queries, encoding="utf-8")
             command += ["--queries", "queries.tsv"]
         package = f"hf_kd_ranking[retrieval,serve]=={version}"
         if (SOURCE / "setup.cfg").is_file():
             _copy_package(space / "package")
             package = "./package[retrieval,serve]"
-        lines = "\n".join(f"- **{ranker['name']}** {ranker['line']}" for ranker in about["rankers"])
-        readme = README.format(title=json.dumps(about["title"]), lines=lines)  # a JSON string is a YAML string
+        rankers = "\n".join(f"- **{ranker['name']}** {ranker['line']}" for ranker in about["rankers"])
+        readme = README.format(title=json.dumps(about["title"]), rankers=rankers)  # a JSON string is a YAML string
         (space / "README.md").write_text(readme, encoding="utf-8")
         dockerfile = DOCKERFILE.format(package=package, command=json.dumps(command))
         (space / "Dockerfile").write_text(dockerfile, encoding="utf-8")
 
 
 def _copy_package(folder: Path) -> None:
-    skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(SOURCE / "hf_kd_ranking", folder / "hf_kd_ranking", ignore=skip)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SOURCE / "hf_kd_ranking", folder / "hf_kd_ranking", ignore=ignored)
     for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
         shutil.copy(SOURCE / name, folder)

@@ -103,7 +103,7 @@ def _expand_block(
         ids = batch[name]
         if name == TRIPLE_COLUMNS[-1]:
             ids = pc.utf8_rtrim(ids, characters=BLANKS)  # as the script does with the last column
-        rows[name] = store.rows_of_strings(ids)
+        rows[name] = store.rows_of_array(ids)
         missing = np.flatnonzero(rows[name] < 0)
         if len(missing):
             counts[name] = len(missing)

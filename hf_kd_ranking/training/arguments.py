@@ -1,4 +1,4 @@
-"""What `RankingTrainer` is told, beside what every transformers Trainer is told."""
+"""Settings of `RankingTrainer`, and the checkpoint that a run resumes."""
 
 import math
 import shutil
@@ -16,24 +16,24 @@ MATCH = "match"
 
 @dataclass
 class RankingTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the paper's settings as defaults, and what distillation adds.
+    """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of distillation.
 
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
-    `per_device_eval_batch_size` 64 and `logging_steps` 50. `remove_unused_columns` is always False, since ids and
-    scores are no arguments of any model.
+    `per_device_eval_batch_size` 64 and `logging_steps` 50. `remove_unused_columns` is always False, because ids and
+    scores are not arguments of a model.
     """
 
     # The paper's settings (FP16 on GPUs, Adam 7e-6, batches of 32).
     learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")
     per_device_train_batch_size: int = HfArg(default=32, help="Queries per device and step.")
-    per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward pass.")
     logging_steps: float = HfArg(default=50, help="Steps between log lines (a share of all, below 1).")
     remove_unused_columns: bool = HfArg(default=False, help="Must stay False: batches are made from ids.")
 
     # Distillation
     loss: str = HfArg(
         default="margin_mse",
-        help=f"One of {', '.join(LOSSES)}, or one of them behind in_batch_; or several with weights, "
+        help=f"Loss: {', '.join(LOSSES)}, or in_batch_ followed by one of them; or several with weights, "
         "margin_mse:1,in_batch_margin_mse:0.75.",
     )
     teacher_scale: str = HfArg(
@@ -42,7 +42,7 @@ class RankingTrainingArguments(TrainingArguments):
         "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
     head_learning_rate: float | None = HfArg(
-        default=None, help="Learning rate of what the ranker adds to its encoder; None is that of the encoder."
+        default=None, help="Learning rate of the layers on top of the encoder; None is that of the encoder."
     )
 
     margin_bins: int = HfArg(
@@ -51,31 +51,31 @@ class RankingTrainingArguments(TrainingArguments):
 
     # Adapters
     lora_r: int | None = HfArg(
-        default=None, help="Rank of LoRA adapters on the encoder, trained in its place; None trains all."
+        default=None, help="Rank of LoRA adapters, trained in place of the encoder; None trains all weights."
     )
-    lora_alpha: int | None = HfArg(default=None, help="Their scale times lora_r; None is 2 * lora_r.")
+    lora_alpha: int | None = HfArg(default=None, help="Scale of the adapters times lora_r; None is 2 * lora_r.")
 
     # Output
     overwrite: bool = HfArg(default=False, help="Train into an output folder that is not empty.")
-    data_name: str | None = HfArg(default=None, help="What it is trained on, for the model card.")
+    data_name: str | None = HfArg(default=None, help="Name of the training data, for the model card.")
     base_model: str | None = HfArg(
-        default=None, help="The encoder's name on the Hub, for the card, where it comes from a folder."
+        default=None, help="Name of the encoder on the Hub, for the card, if it comes from a folder."
     )
-    teacher_name: str | None = HfArg(default=None, help="What made the teacher scores, for the card.")
+    teacher_name: str | None = HfArg(default=None, help="Name of the teacher, for the card.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         get_losses(self.loss)
         self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # rankers have none, and looking for them costs each step
+            self.ddp_find_unused_parameters = False  # rankers have none, and the search slows each step down
         self.label_names = ["teacher_scores"]
         self.teacher_factor()
-        if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a word
+        if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a warning
             raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
-        """`teacher_scale` as a number; None where it is to be matched.
+        """Return `teacher_scale` as a number, or None if it is to be matched.
 
         Raises:
             ValueError: if it is neither.
@@ -91,14 +91,14 @@ class RankingTrainingArguments(TrainingArguments):
         return factor
 
     def checkpoint_to_resume(self) -> str | None:
-        """Look at the output folder before any work: the checkpoint to go on from, None for a fresh start.
+        """Check the output folder before any work, and return the checkpoint to resume, or None for a fresh start.
 
-        `--resume_from_checkpoint true` takes the last complete checkpoint of the folder, and starts afresh where there
-        is none yet; with `--overwrite` earlier checkpoints are removed.
+        `--resume_from_checkpoint true` takes the last complete checkpoint of the folder, and starts afresh if there is
+        none yet; with `--overwrite` earlier checkpoints are removed.
 
         Raises:
-            FileExistsError: if the folder holds something and neither is asked for.
-            FileNotFoundError: if the named checkpoint is none.
+            FileExistsError: if the folder is not empty and neither option is given.
+            FileNotFoundError: if the named folder is not a checkpoint.
         """
         folder = Path(self.output_dir)
         wanted = str(self.resume_from_checkpoint or "")  # Python callers may pass a bool
@@ -106,7 +106,7 @@ class RankingTrainingArguments(TrainingArguments):
             return last_complete(folder)
         if wanted.lower() not in ("", "false"):
             if not (Path(wanted) / "trainer_state.json").is_file():
-                raise FileNotFoundError(f"{wanted} is no checkpoint: no trainer_state.json in it.")
+                raise FileNotFoundError(f"{wanted} is not a checkpoint: it has no trainer_state.json.")
             return wanted
         with self.main_process_first(local=False):
             if self.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
@@ -116,7 +116,7 @@ class RankingTrainingArguments(TrainingArguments):
     def _clear(self, folder: Path) -> None:
         if not self.overwrite:
             raise FileExistsError(
-                f"The output folder {folder} is not empty; give another one, --resume_from_checkpoint true to go on, "
+                f"The output folder {folder} is not empty; give another one, --resume_from_checkpoint true to resume, "
                 "or --overwrite to train into it."
             )
         for checkpoint in folder.glob("checkpoint-*"):

@@ -1,9 +1,9 @@
-"""What is watched during training: the statistics of the log lines, and the teacher's scale."""
+"""Statistics of the log lines, the teacher's scale, and SIGTERM, while training runs."""
 
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ..data.collate import split_batch
-from ..losses import margins, spread
+from ..losses import listed_margins, spread
 
-MEASURED_BATCHES = 8  # whose margins give the teacher's scale
+MEASURED_BATCHES = 8  # number of batches whose margins give the teacher's scale
 
 
 class StepStatistics:
-    """Sums over the steps between two log lines; kept on the device, so that no step waits for one.
+    """Sum statistics over the steps between two log lines, on the device, so that no step waits for a sum.
 
     Logged: `pairwise_agreement`, the share of pairs that student and teacher order alike; mean and standard deviation
     of `student_margin` and `teacher_margin` (positive minus negative, the teacher's after scaling); `padding_share`,
@@ -31,15 +31,16 @@ class StepStatistics:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
-        self._names: tuple[str, ...] = ()  # of the parts of the loss
+        self._names: tuple[str, ...] = ()  # names of the losses
         self._started: float | None = None
         self._waited = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data; starts the clock, if it is not running."""
+        """Count the time inside as waiting for data; start the clock if it is not running."""
         started = time.perf_counter()
-        self._started = self._started or started
+        if self._started is None:
+            self._started = started
         yield
         self._waited += time.perf_counter() - started
 
@@ -49,32 +50,43 @@ class StepStatistics:
         features: Mapping[str, Any],
         student_scores: Tensor,
         teacher_scores: Tensor,
-        parts: Mapping[str, Tensor] | None = None,
+        losses: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> None:
-        """Count a batch of (B, n) scores, the inputs they were computed from, and the parts of its loss."""
-        student, teacher = margins(student_scores, teacher_scores)
-        agreement = ((student > 0) == (teacher > 0)).sum()
+        """Count a batch.
+
+        Args:
+            features: the inputs of the student.
+            student_scores: (B, n).
+            teacher_scores: (B, n).
+            losses: value of each loss; logged if there are several.
+            mask: (B, n), True at listed documents; None if all are listed.
+        """
+        student, teacher = listed_margins(student_scores, teacher_scores, mask)
         sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
-        tokens = sum(side["attention_mask"].sum() for side in sides)
-        positions = sum(side["attention_mask"].numel() for side in sides)
-        sums = [student.numel(), agreement, tokens, positions]
+        sums = [student.numel(), ((student > 0) == (teacher > 0)).sum()]
+        sums.append(sum(side["attention_mask"].sum() for side in sides))
+        sums.append(sum(side["attention_mask"].numel() for side in sides))
         sums += [student.sum(), student.square().sum(), teacher.sum(), teacher.square().sum()]
-        if len(parts or ()) > 1:
-            self._names = tuple(parts)
+        if losses is not None and len(losses) > 1:
+            self._names = tuple(losses)
             rows = len(student_scores)
-            sums += [rows, *(rows * value for value in parts.values())]
-        # float64, where the device has it: in float32 sums of squares lose the variance after some thousand batches.
+            sums.append(rows)
+            for value in losses.values():
+                sums.append(rows * value)
+        # float64, if the device has it: in float32 sums of squares lose the variance after some thousand batches.
         dtype = torch.float32 if student.device.type == "mps" else torch.float64
         sums = torch.stack([torch.as_tensor(value, device=student.device).to(dtype) for value in sums])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The statistics since the last call, over all processes."""
+        """Return the statistics since the last call, over all processes."""
         if self._sums is None or self._started is None:
             return {}
         seconds = time.perf_counter() - self._started
         totals = accelerator.reduce(self._sums, "sum").tolist()
-        waited, self._waited = self._waited, 0.0
+        waited = self._waited
+        self._waited = 0.0
         self._sums = self._started = None
         pairs, agreement, tokens, positions, *moments = totals[:8]
         statistics = {"pairwise_agreement": agreement / pairs}
@@ -82,12 +94,12 @@ class StepStatistics:
             mean = total / pairs
             statistics[f"{name}_margin"] = mean
             statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
-        statistics |= {f"loss_{name}": total / totals[8] for name, total in zip(self._names, totals[9:], strict=True)}
-        return statistics | {
-            "padding_share": 1 - tokens / positions,
-            "tokens_per_second": tokens / seconds,
-            "data_wait_share": waited / seconds,
-        }
+        for name, total in zip(self._names, totals[9:], strict=True):
+            statistics[f"loss_{name}"] = total / totals[8]
+        statistics["padding_share"] = 1 - tokens / positions
+        statistics["tokens_per_second"] = tokens / seconds
+        statistics["data_wait_share"] = waited / seconds
+        return statistics
 
 
 class MatchTeacherScale(TrainerCallback):
@@ -106,11 +118,11 @@ class MatchTeacherScale(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the factor from the state, or measure it."""
-        logged = [entry["teacher_scale"] for entry in state.log_history if "teacher_scale" in entry]
-        if logged:
-            self.trainer.teacher_scale = logged[-1]
-            return
-        student, teacher = (torch.cat(parts) for parts in zip(*self._margins(), strict=True))
+        for entry in reversed(state.log_history):
+            if "teacher_scale" in entry:
+                self.trainer.teacher_scale = entry["teacher_scale"]
+                return
+        student, teacher = self._margins()
         student_spread, teacher_spread = spread(student), spread(teacher)
         if student_spread == 0 or teacher_spread == 0:
             raise ValueError(
@@ -127,23 +139,29 @@ class MatchTeacherScale(TrainerCallback):
         )
 
     @torch.no_grad()
-    def _margins(self) -> list[tuple[Tensor, Tensor]]:
-        # Every process reads the same rows, so that all get the same factor.
-        trainer, found = self.trainer, []
+    def _margins(self) -> tuple[Tensor, Tensor]:
+        """Return the listed margins of student and teacher; every process reads the same rows."""
+        trainer = self.trainer
+        if not isinstance(trainer.train_dataset, Sized):
+            raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler)
+        student_margins, teacher_margins = [], []
         for _ in range(MEASURED_BATCHES):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break
             batch = trainer.data_collator([trainer.train_dataset[row] for row in chosen])
             features, targets = split_batch(trainer._prepare_inputs(batch))
-            found.append(margins(model(**features).scores, targets["teacher_scores"]))
-        return found
+            scores = model(**features).scores
+            student, teacher = listed_margins(scores, targets["teacher_scores"], targets.get("is_listed"))
+            student_margins.append(student)
+            teacher_margins.append(teacher)
+        return torch.cat(student_margins), torch.cat(teacher_margins)
 
 
 class LogWithCheckpoints(TrainerCallback):
-    """Write a log line with every checkpoint: what was summed up since the last line is in none."""
+    """Write a log line with every checkpoint, because a checkpoint does not hold the sums since the last line."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log where a checkpoint will be saved."""
@@ -153,12 +171,12 @@ class LogWithCheckpoints(TrainerCallback):
 
 
 class StopOnTermination(TrainerCallback):
-    """On SIGTERM, which clusters send before they take a machine away: finish the step, save a checkpoint, stop.
+    """Finish the step, save a checkpoint and stop on SIGTERM, which clusters send before they take a machine away.
 
-    Processes agree on the step, since each gets its signal at a moment of its own.
+    Processes agree on the step, since each gets its signal at another moment.
 
     Args:
-        accelerator: of the trainer.
+        accelerator: the trainer's.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -167,7 +185,7 @@ class StopOnTermination(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signal for the length of a block; only the main thread can, others leave it alone."""
+        """Handle the signal within a block; only the main thread can, others change nothing."""
         self.is_asked = False
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -199,8 +217,8 @@ class StopOnTermination(TrainerCallback):
 def start_worker(initialize: Callable[[int], None] | None, worker: int) -> None:
     """Initialize a dataloader worker that lets the first SIGTERM pass.
 
-    torchrun sends it to workers as well, and the step at hand needs their batches. A second one ends them.
+    torchrun sends it to workers as well, and the current step needs their batches. A second one ends them.
     """
-    if initialize is not None:  # of a stream
+    if initialize is not None:
         initialize(worker)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

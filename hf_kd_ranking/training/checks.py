@@ -1,230 +1,216 @@
-"""What is looked at before training starts, so that bad input is one line now and not a wrong ranker later."""
+"""Checks before training starts, so that bad input is one line now and not a wrong ranker later."""
 
 import warnings
 from dataclasses import dataclass, field
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from ..data.rows import LIST_COLUMNS, TEACHER_COLUMNS, arrow_batches, has_only_margins, row_name
+from ..data.rows import TeacherRows
 from ..data.texts import TextStore
 from ..evaluation.rerank import RerankingEvaluator
-from ..losses import IGNORE_TEACHER, IN_BATCH, READ_GRADES, get_losses
+from ..losses import IN_BATCH, LOSSES, check_data, get_losses
 from .arguments import RankingTrainingArguments
 
-
-def check_data_sets(
-    train_dataset: datasets.Dataset | datasets.IterableDataset | None,
-    eval_dataset: datasets.Dataset | None,
-    evaluator: RerankingEvaluator | None,
-    queries: TextStore,
-    documents: TextStore,
-    args: RankingTrainingArguments,
-) -> None:
-    """Check all rows that a run is given and what the teacher's scores are; warn where held-out queries are not.
-
-    A stream is not read ahead: its ids are looked up batch by batch, in training.
-
-    Raises:
-        KeyError, ValueError: as `check_rows`; and where no row has a margin, for a loss that reads the teacher.
-    """
-    facts = {
-        name: check_rows(rows, queries, documents, show_progress=not args.disable_tqdm)
-        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset))
-        if isinstance(rows, datasets.Dataset)
-    }
-    training = facts.pop("train_dataset", None)
-    if training is None:
-        return
-    _check_scores(train_dataset, training, args)
-    held_out = {name: np.flatnonzero(found.is_query_used) for name, found in facts.items()}
-    if isinstance(evaluator, RerankingEvaluator):
-        held_out["evaluator"] = queries.rows_of(list(evaluator.candidates))
-    for name, places in held_out.items():
-        if shared := int(training.is_query_used[places[places >= 0]].sum()):
-            warnings.warn(
-                f"{shared:,} of the {len(places):,} queries of the {name} are training queries too, so its figures "
-                "will flatter the student; hold them out of training.",
-                stacklevel=3,
-            )
-
-
-def _check_scores(rows: datasets.Dataset, facts: "RowFacts", args: RankingTrainingArguments) -> None:
-    losses = [name for name in get_losses(args.loss) if name not in IGNORE_TEACHER and not name.startswith(IN_BATCH)]
-    if losses and not facts.has_margins:
-        raise ValueError(
-            f"All teacher margins are 0: in each of the {len(rows):,} rows from {row_name(rows, 0)} on, all documents "
-            f"have one score, of which {losses[0]} learns nothing; check the teacher, or train with ranknet."
-        )
-    bound = max(abs(facts.lowest), abs(facts.highest))
-    if args.teacher_factor() == 1 and bound <= 1 and not has_only_margins(rows) and set(losses) - READ_GRADES:
-        kind, margin = ("sigmoid outputs", 1) if facts.lowest >= 0 else ("cosines", 2)
-        warnings.warn(
-            f"All teacher scores lie in [{facts.lowest:g}, {facts.highest:g}] and look like {kind}, with margins of "
-            f"at most {margin}; give raw logits (`teacher score` writes them), or teacher_scale match.",
-            stacklevel=4,
-        )
-
-
-def endless(stream: datasets.IterableDataset, args: RankingTrainingArguments) -> datasets.IterableDataset:
-    """A stream that begins again where it ends: one epoch for Trainer, so that a resumed run finds its place in it.
-
-    Raises:
-        ValueError: if its rows lack columns, or the settings need rows that can be read twice.
-    """
-    columns = set(next(iter(stream), {}))
-    if not any(columns >= set(wanted) for wanted in (TEACHER_COLUMNS, LIST_COLUMNS)):
-        raise ValueError(
-            f"The stream's first row has the columns {', '.join(columns) or 'of no row'}; teacher rows need "
-            f"{', '.join(TEACHER_COLUMNS)} or {', '.join(LIST_COLUMNS)}."
-        )
-    if args.teacher_factor() is None:
-        raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
-    args.accelerator_config.dispatch_batches = False  # one process's reading for all joins batches of unlike lengths
-    return stream.repeat(None)
+VALUES_AT_ONCE = 1_000_000
 
 
 @dataclass
-class RowFacts:
-    """What `check_rows` saw: which queries of their store are used, (len(queries),) bool, and the scores' range."""
+class RowSummary:
+    """Lengths, scores and queries of all rows.
+
+    Args:
+        is_query_used: (len(queries),) bool, the queries of the store that have rows.
+        lowest: lowest teacher score.
+        highest: highest teacher score.
+        has_margins: True if a row has two different teacher scores.
+        shortest: length of the shortest list.
+        longest: length of the longest list.
+    """
 
     is_query_used: np.ndarray
     lowest: float = np.inf
     highest: float = -np.inf
     has_margins: bool = False
+    shortest: int = np.iinfo(np.int64).max
+    longest: int = 0
 
-    def add(self, scores: np.ndarray) -> None:
-        """Count (N, n) scores."""
-        self.lowest, self.highest = min(self.lowest, float(scores.min())), max(self.highest, float(scores.max()))
-        self.has_margins = self.has_margins or bool((scores != scores[:, :1]).any())
+
+def check_data_sets(
+    training: TeacherRows | None,
+    held_out: TeacherRows | None,
+    evaluator: RerankingEvaluator | None,
+    queries: TextStore,
+    documents: TextStore,
+    args: RankingTrainingArguments,
+) -> None:
+    """Check all rows of a run and the teacher's scores; warn if held-out queries are training queries.
+
+    Raises:
+        KeyError, ValueError: as `check_rows`; if a loss needs what the rows lack.
+    """
+    show_progress = not args.disable_tqdm
+    places = {}
+    if held_out is not None:
+        summary = check_rows(held_out, queries, documents, show_progress=show_progress)
+        places["eval_dataset"] = np.flatnonzero(summary.is_query_used)
+    if training is None:
+        return
+    summary = check_rows(training, queries, documents, show_progress=show_progress)
+    _check_losses(training, summary, args)
+    if isinstance(evaluator, RerankingEvaluator):
+        places["evaluator"] = queries.rows_of(list(evaluator.candidates))
+    for name, rows in places.items():
+        shared = int(summary.is_query_used[rows[rows >= 0]].sum())
+        if shared:
+            warnings.warn(
+                f"{shared:,} of the {len(rows):,} queries of the {name} are training queries too, so its figures "
+                "will flatter the student; hold them out of training.",
+                stacklevel=3,
+            )
+
+
+def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingArguments) -> None:
+    losses = get_losses(args.loss)
+    check_data(losses, summary.longest, rows.has_only_margins)
+    reading, reading_scores = [], []
+    for name in losses:
+        if name.startswith(IN_BATCH):
+            if summary.shortest < summary.longest:
+                raise ValueError(
+                    f"{name} needs lists of one length, and these rows have {summary.shortest} to {summary.longest} "
+                    "documents per query; cut them to one length, or leave the loss out."
+                )
+        elif LOSSES[name].needs_teacher:
+            reading.append(name)
+            if not LOSSES[name].needs_grades:
+                reading_scores.append(name)
+    if reading and not summary.has_margins:
+        raise ValueError(
+            f"All teacher margins are 0: in each of the {len(rows):,} rows, the first of them {rows.row_name(0)}, all "
+            f"documents have one score, from which {reading[0]} learns nothing; check the teacher, or train with "
+            "ranknet."
+        )
+    bound = max(abs(summary.lowest), abs(summary.highest))
+    if args.teacher_factor() == 1 and bound <= 1 and not rows.has_only_margins and reading_scores:
+        kind, margin = ("sigmoid outputs", 1) if summary.lowest >= 0 else ("cosines", 2)
+        warnings.warn(
+            f"All teacher scores lie in [{summary.lowest:g}, {summary.highest:g}] and look like {kind}, with margins "
+            f"of at most {margin}; give raw logits (`teacher score` writes them), or teacher_scale match.",
+            stacklevel=4,
+        )
 
 
 @dataclass
 class _Fault:
-    """The rows with one fault: the first of them, how many there are, up to three of the ids at fault."""
+    """The rows with one fault: the first of them, their number, and up to three of the bad ids."""
 
     first: int = 0
     rows: int = 0
     ids: list = field(default_factory=list)
 
-    def add(self, start: int, is_bad: np.ndarray, ids: pa.Array | None = None, width: int = 1) -> None:
-        """Count the rows from `start` on, by marks of their values, `width` a row."""
-        bad_rows = np.flatnonzero(is_bad.reshape(-1, width).any(1))
-        if not len(bad_rows):
+    def add(self, bad_rows: np.ndarray, ids: pa.Array | None = None) -> None:
+        """Count bad rows, given in ascending order, and keep the first of their ids."""
+        if len(bad_rows) == 0:
             return
-        self.first = self.first if self.rows else start + int(bad_rows[0])
-        self.rows += len(bad_rows)
+        if self.rows == 0:
+            self.first = int(bad_rows[0])
+        self.rows += len(np.unique(bad_rows))
         if ids is not None and len(self.ids) < 3:
-            met = ids.filter(pa.array(is_bad)).unique()[:3].to_pylist()
-            self.ids = list(dict.fromkeys(self.ids + met))[:3]
+            self.ids = list(dict.fromkeys(self.ids + ids.unique()[:3].to_pylist()))[:3]
 
 
 def check_rows(
-    rows: datasets.Dataset,
+    rows: TeacherRows,
     queries: TextStore,
     documents: TextStore,
-    batch_size: int = 1_000_000,
+    batch_size: int = VALUES_AT_ONCE,
     show_progress: bool = False,
-) -> RowFacts:
+) -> RowSummary:
     """Look at every row once, a batch at a time.
 
+    Args:
+        rows: with teacher scores.
+        queries: query_id -> text.
+        documents: doc_id -> text.
+        batch_size: about as many documents are read at once.
+        show_progress: True shows a progress bar if the check takes more than 3 seconds.
+
     Raises:
-        KeyError: for ids without a text; per column file and line of the first, its id, and how many rows have such.
-        ValueError: with file and line, for a document that stands twice in a row, a score that is not finite, lists
-            of several lengths, a missing value; for no rows.
+        KeyError: for ids without a text; for queries and documents each file and line of the first, its id, and the
+            number of such rows.
+        ValueError: with file and line, for a document that appears twice in a row; for rows without scores.
     """
-    if len(rows) == 0:
-        raise ValueError("The data set holds no teacher rows; at least one is needed.")
-    names = LIST_COLUMNS if "doc_ids" in rows.column_names else TEACHER_COLUMNS
-    width = len(rows[0]["doc_ids"]) if names is LIST_COLUMNS else 1
-    stores = {name: queries if name == "query_id" else documents for name in names if "id" in name}
-    missing, repeated = {name: _Fault() for name in stores}, _Fault()
-    facts = RowFacts(np.zeros(len(queries), dtype=bool))
-    step = max(1, batch_size // width)
-    bar = {"desc": "Checking teacher rows", "unit": "batch", "delay": 3, "disable": not show_progress}
-    for start, batch in tqdm(arrow_batches(rows, names, step), total=-(-len(rows) // step), **bar):
-        columns = {name: _values(rows, start, name, column, width) for name, column in batch.items()}
-        for name, store in stores.items():
-            places, is_missing = _look_up(store, columns[name])
-            missing[name].add(start, is_missing, columns[name], width if name == "doc_ids" else 1)
-            if store is queries:
-                facts.is_query_used[places[places >= 0]] = True
-        repeated.add(start, _has_repeated(columns, width))
-        facts.add(_scores(rows, start, columns, width))
-    _raise_missing(rows, stores, missing)
+    if not rows.has_scores:
+        raise ValueError(f"{rows.source} has no teacher scores; `teacher score` adds them.")
+    summary = RowSummary(np.zeros(len(queries), dtype=bool))
+    no_query, no_document, repeated = _Fault(), _Fault(), _Fault()
+    step = max(1, batch_size // len(rows[0]["doc_ids"]))
+    batches = tqdm(
+        rows.batches(size=step),
+        total=-(-len(rows) // step),
+        desc="Checking teacher rows",
+        unit="batch",
+        delay=3,
+        disable=not show_progress,
+    )
+    for start, batch in batches:
+        lengths = pc.list_value_length(batch["doc_ids"]).to_numpy()
+        row_numbers = np.repeat(np.arange(start, start + len(lengths)), lengths)  # of each document
+        doc_ids, scores = batch["doc_ids"].flatten(), batch["teacher_scores"].flatten().to_numpy()
+        places, is_missing = _look_up(queries, batch["query_id"])
+        summary.is_query_used[places[places >= 0]] = True
+        no_query.add(start + np.flatnonzero(is_missing), batch["query_id"].filter(pa.array(is_missing)))
+        _, is_missing = _look_up(documents, doc_ids)
+        no_document.add(row_numbers[is_missing], doc_ids.filter(pa.array(is_missing)))
+        repeated.add(_rows_with_repeated(doc_ids, row_numbers))
+        _summarize(summary, scores, lengths)
+    _raise_missing(rows, {"query_id": (no_query, queries), "doc_id": (no_document, documents)})
     if repeated.rows:
-        row = rows[repeated.first]
-        ids = row.get("doc_ids") or [row["pos_id"], row["neg_id"]]
+        doc_ids = rows[repeated.first]["doc_ids"]
         raise ValueError(
-            f"{row_name(rows, repeated.first)}: document {max(ids, key=ids.count)!r} stands twice in the row "
+            f"{rows.row_name(repeated.first)}: document {max(doc_ids, key=doc_ids.count)!r} appears twice in the row "
             f"({repeated.rows:,} of {len(rows):,} rows have such), and has no margin over itself; drop these rows."
         )
-    return facts
+    return summary
 
 
-def _values(rows: datasets.Dataset, start: int, name: str, column: pa.Array, width: int) -> pa.Array:
-    """A column's values without its lists, none missing: one a row, or `width` where it holds lists."""
-    is_scalar = not pa.types.is_nested(column.type)
-    values = column if is_scalar else column.flatten()
-    lengths = column.is_valid().cast(pa.int32()) if is_scalar else pc.list_value_length(column).fill_null(0)
-    wanted = 1 if is_scalar else width
-    bad = pc.not_equal(lengths, wanted).index(True).as_py()
-    if bad < 0 and values.null_count:
-        bad = values.is_null().index(True).as_py() // wanted
-    if bad >= 0:
-        raise ValueError(
-            f"{row_name(rows, start + bad)}: {name} must be {wanted} values as in the first row, got {column[bad]}; "
-            "drop the odd rows, or cut all lists to one length."
-        )
-    return values
+def _summarize(summary: RowSummary, scores: np.ndarray, lengths: np.ndarray) -> None:
+    summary.lowest = min(summary.lowest, float(scores.min()))
+    summary.highest = max(summary.highest, float(scores.max()))
+    first_scores = scores[np.cumsum(lengths) - lengths]
+    summary.has_margins |= bool((scores != np.repeat(first_scores, lengths)).any())
+    summary.shortest = min(summary.shortest, int(lengths.min()))
+    summary.longest = max(summary.longest, int(lengths.max()))
 
 
 def _look_up(store: TextStore, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The places of all distinct ids, -1 where one has no text; and for every id whether it has none."""
+    """Return the places of all distinct ids, -1 where one has no text; and for every id whether it has none."""
+    distinct = ids.unique()
     if pa.types.is_integer(ids.type):
-        distinct = np.sort(ids)  # the look-up then walks through the index: ten times as fast as in random order
-        places = store.rows_of(distinct)
-        gone = pa.array(distinct[places < 0], ids.type)
-    else:
-        distinct = ids.unique()
-        places = store.rows_of_strings(distinct)
-        gone = distinct.filter(pa.array(places < 0))
-    return places, pc.is_in(ids, gone).to_numpy(zero_copy_only=False)
+        distinct = pa.array(np.sort(distinct))  # the look-up then walks through the index: ten times as fast
+    places = store.rows_of_array(distinct)
+    missing = distinct.filter(pa.array(places < 0))
+    return places, pc.is_in(ids, missing).to_numpy(zero_copy_only=False)
 
 
-def _has_repeated(columns: dict[str, pa.Array], width: int) -> np.ndarray:
-    """For every row whether a document stands in it twice."""
-    if "doc_ids" not in columns:
-        return pc.equal(columns["pos_id"], columns["neg_id"]).to_numpy(zero_copy_only=False)
-    ids = columns["doc_ids"]
-    codes = ids if pa.types.is_integer(ids.type) else ids.dictionary_encode().indices
-    codes = np.sort(codes.to_numpy().reshape(-1, width), axis=1)
-    return (codes[:, 1:] == codes[:, :-1]).any(1)
+def _rows_with_repeated(doc_ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows in which a document appears twice, ascending."""
+    codes = doc_ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    keys = np.sort(row_numbers << 32 | codes)
+    return keys[1:][keys[1:] == keys[:-1]] >> 32
 
 
-def _scores(rows: datasets.Dataset, start: int, columns: dict[str, pa.Array], width: int) -> np.ndarray:
-    """(N, n) teacher scores."""
-    if "teacher_scores" in columns:
-        scores = columns["teacher_scores"].to_numpy().reshape(-1, width)
-    else:
-        scores = np.stack([columns["pos_score"], columns["neg_score"]], axis=1)
-    if len(bad := np.flatnonzero(~np.isfinite(scores).all(1))):
-        raise ValueError(
-            f"{row_name(rows, start + int(bad[0]))}: teacher scores must be finite, got {scores[bad[0]].tolist()}."
-        )
-    return scores
-
-
-def _raise_missing(rows: datasets.Dataset, stores: dict[str, TextStore], missing: dict[str, _Fault]) -> None:
-    faults = [
-        f"{row_name(rows, fault.first)}: {name} {str(fault.ids[0])!r} is not among the {len(stores[name]):,} texts of "
-        f"{stores[name].source} ({fault.rows:,} of {len(rows):,} rows have such ids: "
-        f"{', '.join(repr(str(i)) for i in fault.ids)})"
-        for name, fault in missing.items()
-        if fault.rows
-    ]
-    if faults:
-        raise KeyError(f"{'; '.join(faults)}; do scores and texts belong to one release?")
+def _raise_missing(rows: TeacherRows, missing: dict[str, tuple[_Fault, TextStore]]) -> None:
+    messages = []
+    for name, (fault, store) in missing.items():
+        if fault.rows:
+            ids = ", ".join(repr(str(i)) for i in fault.ids)
+            messages.append(
+                f"{rows.row_name(fault.first)}: {name} {str(fault.ids[0])!r} is not among the {len(store):,} texts of "
+                f"{store.source} ({fault.rows:,} of {len(rows):,} rows have such ids: {ids})"
+            )
+    if messages:
+        raise KeyError(f"{'; '.join(messages)}; do scores and texts belong to one release?")

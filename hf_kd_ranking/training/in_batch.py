@@ -1,53 +1,90 @@
 """Losses over every document of a batch: the other queries' documents are negatives too.
 
 Dual supervision (Hofstätter et al. 2021, https://arxiv.org/abs/2104.06967, section 3.2): teacher rows supervise each
-query's own documents, a live teacher that encodes the sides apart (ColBERT) scores each query with all others. The
-documents are encoded once, by the one forward; with several processes those of all are taken, with their gradients.
+query's own documents, a live teacher that encodes the sides separately (ColBERT) scores each query with all others.
+The documents are encoded once, in the one forward pass; with several processes those of all count, with gradients.
 Batches whose gradients are accumulated do not see one another's documents.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import Trainer
 
-from ..losses import IGNORE_TEACHER, IN_BATCH
+from ..losses import IN_BATCH, LOSSES
 from ..models import RankerModel, RankingOutput
 
 
 def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerModel | None) -> None:
-    """Refuse losses over the batch that student or teacher cannot give.
+    """Refuse losses over the batch that student or teacher do not support.
 
     Raises:
-        ValueError: if one of them cannot score a stored document for another query, or the teacher is missing, or it
-            has nothing to do.
+        ValueError: if one of them cannot score a stored document for another query, the teacher is missing, or no loss
+            reads it.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
-    reading = [name for name in names if name.removeprefix(IN_BATCH) not in IGNORE_TEACHER]
+    reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
     if reading and teacher is None:
         raise ValueError(
             f"{reading[0]} needs a live teacher, since no file has scores for all pairs of a batch: give "
             "in_batch_teacher, a ranker such as a trained ColBERT."
         )
     if teacher is not None and not reading:
-        raise ValueError(f"in_batch_teacher is read by losses over the batch alone, and there is none in {[*losses]}.")
-    for who, ranker in (("The student", model), ("in_batch_teacher", teacher)):
-        if names and ranker is not None and not ranker.config.is_storable:
+        raise ValueError(f"in_batch_teacher is read only by losses over the batch, and {[*losses]} has none.")
+    if not names:
+        return
+    for role, ranker in (("The student", model), ("in_batch_teacher", teacher)):
+        if ranker is not None and not ranker.config.is_storable:
             raise ValueError(
-                f"{who}, a {ranker.config.model_type}, reads each document with its query, so all pairs of a batch "
-                f"would be forwards; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
+                f"{role}, a {ranker.config.model_type}, reads each document with its query, so each pair of a batch "
+                f"would need a forward pass; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
                 "document_position_offset."
             )
 
 
-def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
-    """Score each query with all documents of the batch, from the vectors of a forward.
+def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return loss name -> its weighted value for the scores of all documents of the batch.
 
     Args:
-        model: not wrapped.
-        output: of B queries with n documents each.
+        trainer: a `RankingTrainer`, with its losses, its student and its live teacher.
+        outputs: the student's.
+        targets: the rest of the batch, see `split_batch`.
+
+    Raises:
+        ValueError: if the lists of the batch differ in length.
+    """
+    losses = {name: weight for name, weight in trainer.losses.items() if name.startswith(IN_BATCH)}
+    if not losses:
+        return {}
+    if "is_listed" in targets:
+        raise ValueError(f"{next(iter(losses))} needs lists of one length; cut them, or leave the loss out.")
+    accelerator, teacher = trainer.accelerator, trainer.in_batch_teacher
+    scores = in_batch_scores(accelerator.unwrap_model(trainer.model), outputs, accelerator)  # (B, N)
+    is_known = known_positives(targets["rows"], accelerator)
+    is_known[:, 0] = False  # the row's own positive stays
+    # A teacher scores every document; labels only would turn another positive into a negative.
+    labelled = scores.masked_fill(is_known, -torch.inf)
+    teacher_scores = torch.zeros_like(scores)
+    if teacher is not None:
+        with torch.no_grad():
+            teacher_scores = in_batch_scores(teacher, teacher(**targets["teacher_inputs"]), accelerator)
+    values = {}
+    for name, weight in losses.items():
+        loss = LOSSES[name.removeprefix(IN_BATCH)]
+        student_scores = scores if loss.needs_teacher else labelled
+        values[name] = weight * loss.function(student_scores, teacher_scores * trainer.teacher_scale)
+    return values
+
+
+def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
+    """Score each query with all documents of the batch, from the vectors of one forward pass.
+
+    Args:
+        model: the ranker, not wrapped.
+        output: output for B queries with n documents each.
 
     Returns:
         (B, N), N = B * n * processes; a query's own documents come first, its positive in column 0.
@@ -64,7 +101,7 @@ def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Acce
 
 
 def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
-    """Where a document of the batch is a positive of the query in one of its rows.
+    """Return where a document of the batch is a positive of the query in one of its rows.
 
     Args:
         rows: `query` (B,) and `document` (B, n), places in the stores.
@@ -80,16 +117,16 @@ def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor
 
 
 def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
-    """Rows of all processes, (B, n, ...) to (B * processes, n, ...), with their gradients; terms are padded."""
+    """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients; tokens are padded."""
     if accelerator.num_processes == 1:
         return tensor
-    if tensor.dim() > 2:  # what is padded comes back as integers, if it was bool
+    if tensor.dim() > 2:  # padding turns bool into integers
         tensor = accelerator.pad_across_processes(tensor, dim=2).to(tensor.dtype)
     return _Gather.apply(tensor, accelerator)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; each row's gradient is the sum of those it has in all of them."""
+    """Gather rows; a row's gradient is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, accelerator: Accelerator) -> Tensor:

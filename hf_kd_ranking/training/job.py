@@ -1,6 +1,8 @@
-"""The main job in one call: files in, a distilled ranker with its card and results out."""
+"""Train a ranker from files in one call, or in the steps that `train_ranker` is made of."""
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,14 @@ from typing import Any
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
-from ..artifacts import writing
-from ..data.rows import load_teacher_scores
-from ..data.runs import read_qrels, read_run, write_run
+from ..artifacts import write_json
+from ..data.rows import TeacherRows, load_teacher_scores
+from ..data.runs import Run, read_qrels, read_run, write_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
-from ..evaluation.significance import against
-from ..hub.manifest import measures_of
+from ..evaluation.significance import compare_with_first_stage
+from ..hub.manifest import select_measures
 from ..models import ARCHITECTURES, RankerModel, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
@@ -25,60 +27,65 @@ from .trainer import RankingTrainer
 
 @dataclass
 class TrainingJob:
-    """What is trained on what: the paths and the student. How it is trained is in `RankingTrainingArguments`."""
+    """The student and the files of a training. Its settings are in `RankingTrainingArguments`."""
 
-    model_name: str | None = HfArg(default=None, help="An encoder, or a ranker to train further.")
-    architecture: str | None = HfArg(default=None, help=f"{', '.join(ARCHITECTURES)}; for an encoder.")
-    layers: list[int] | None = HfArg(default=None, help="Encoder layers the student keeps; all if unset.")
+    model_name: str | None = HfArg(default=None, help="Encoder, or ranker to train further.")
+    architecture: str | None = HfArg(default=None, help=f"Architecture on the encoder: {', '.join(ARCHITECTURES)}.")
+    layers: list[int] | None = HfArg(default=None, help="Encoder layers that the student keeps; all if unset.")
     config_overrides: dict | str | None = HfArg(
         default=None, help="Fields of the architecture's config as JSON, for example '{\"compression_dim\": 128}'."
     )
     max_query_length: int = HfArg(default=30, help="Tokens; 30 in the paper.")
     max_document_length: int = HfArg(default=200, help="Tokens; 200 in the paper.")
     attn_implementation: str | None = HfArg(
-        default=None, help="Attention of the encoder: eager, sdpa, flash_attention_2, ...; best if unset."
+        default=None,
+        help="Attention of the encoder: eager, sdpa, flash_attention_2, ...; the best available if unset.",
     )
     teacher_scores: str | None = HfArg(
         default=None, help="Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."
     )
-    streaming: bool = HfArg(default=False, help="Read the teacher scores as a stream, shuffled 10,000 at a time.")
     collection: str | None = HfArg(default=None, help="Documents: id<TAB>text, or JSONL.")
     queries: str | None = HfArg(default=None, help="Queries of the teacher scores and of the evaluation.")
     in_batch_teacher: str | None = HfArg(
-        default=None, help="A ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."
+        default=None, help="Ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."
     )
     query_clusters: int | None = HfArg(
-        default=None, help="Batches on one topic out of so many (TAS-Balanced); 2000 in the paper."
+        default=None, help="Number of topics, for batches on one topic (TAS-Balanced); 2000 in the paper."
     )
     cluster_model: str | None = HfArg(
-        default=None, help="The BERT_DOT whose query vectors are clustered, for query_clusters."
+        default=None, help="BERT_DOT whose query vectors are clustered, for query_clusters."
     )
-    candidates: str | None = HfArg(default=None, help="Held-out queries' first stage, a TREC run.")
-    qrels: str | None = HfArg(default=None, help="Held-out queries' judgments, TREC qrels.")
-    measures: list[str] = HfArg(default_factory=lambda: list(DEFAULT_MEASURES), help="As ir_measures names them.")
+    candidates: str | None = HfArg(default=None, help="First-stage run (TREC) of held-out queries.")
+    qrels: str | None = HfArg(default=None, help="Judgments (TREC qrels) of the held-out queries.")
+    measures: list[str] = HfArg(
+        default_factory=lambda: list(DEFAULT_MEASURES), help="Measures in ir_measures' notation."
+    )
 
     def __post_init__(self) -> None:
         self.config_overrides = json_option("config_overrides", self.config_overrides)
 
     def check(self) -> None:
-        """Say what is missing.
+        """Refuse a job that lacks an option.
 
         Raises:
             ValueError: naming the options.
         """
-        needed = ("model_name", "teacher_scores", "collection", "queries")
-        if missing := [f"--{name}" for name in needed if getattr(self, name) is None]:
+        missing = []
+        for name in ("model_name", "teacher_scores", "collection", "queries"):
+            if getattr(self, name) is None:
+                missing.append(f"--{name}")
+        if missing:
             raise ValueError(f"Training needs {', '.join(missing)} as well.")
         if (self.candidates is None) != (self.qrels is None):
             raise ValueError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
         if (self.query_clusters is None) != (self.cluster_model is None):
             raise ValueError("Batches on one topic need both --query_clusters and --cluster_model, or neither.")
-        if self.streaming and self.query_clusters is not None:
-            raise ValueError("Batches on one topic need all rows at hand; leave --streaming or --query_clusters out.")
 
     def load_model(self) -> RankerModel:
-        """The student as it starts."""
-        overrides = self.config_overrides | ({} if self.layers is None else {"layers": self.layers})
+        """Load the student as it starts."""
+        overrides = dict(self.config_overrides)
+        if self.layers is not None:
+            overrides["layers"] = self.layers
         model = load_ranker(
             self.model_name,
             self.architecture,
@@ -90,123 +97,165 @@ class TrainingJob:
             model.set_attn_implementation(self.attn_implementation)
         return model
 
+    def load_evaluator(self, queries: TextStore, documents: TextStore) -> RerankingEvaluator | None:
+        """Read candidates and judgments of the held-out queries; None if the job has none."""
+        if self.candidates is None:
+            return None
+        candidates, qrels = read_run(self.candidates), read_qrels(self.qrels)
+        return RerankingEvaluator(candidates, qrels, queries, documents, self.measures)
+
+    def files(self) -> dict[str, str | None]:
+        """Return name -> path of what a training reads, for the card."""
+        names = ("teacher_scores", "collection", "queries", "candidates", "qrels")
+        return {name: getattr(self, name) for name in names}
+
 
 def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
-    """An option that is JSON on the command line and a dict in Python; empty where it is not given.
+    """Return an option that is JSON on the command line and a dict in Python; empty if it is not given.
 
     Raises:
-        ValueError: if it is no JSON, or no object.
+        ValueError: if it is not valid JSON, or not an object.
     """
     if not isinstance(value, str):
         return value or {}
     try:
-        found = json.loads(value)
+        options = json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{name} is no JSON ({error}): {value!r}.") from error
-    if not isinstance(found, dict):
+        raise ValueError(f"--{name} is not valid JSON ({error}): {value!r}.") from error
+    if not isinstance(options, dict):
         raise ValueError(f"--{name} must be a JSON object, got {value!r}.")
-    return found
+    return options
 
 
-def train_ranker(job: TrainingJob, args: RankingTrainingArguments, is_measured_before: bool = True) -> dict[str, Any]:
+def train_ranker(
+    job: TrainingJob,
+    args: RankingTrainingArguments,
+    is_measured_before: bool = True,
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
 
     Args:
-        is_measured_before: False leaves out the evaluation before training, where many students begin alike.
+        job: the student and its files.
+        args: the settings.
+        is_measured_before: False leaves out the evaluation before training, if many students start alike.
+        command: the command line, for the card; None if there is none.
 
     Returns:
-        What `results.json` holds: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
+        The content of `results.json`: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
         stage), `training`, `job`.
 
     Raises:
         ValueError, KeyError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
         SystemExit: after SIGTERM, with a checkpoint saved and nothing else.
     """
+    # 1. Arguments
     job.check()
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
-    trainer = _make_trainer(job, args, is_new=checkpoint is None)
-    evaluator = trainer.evaluator
-    is_measured_before = is_measured_before and evaluator is not None and checkpoint is None
-    before = trainer.evaluate() if is_measured_before else {}
-    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
+
+    # 2. Teacher scores, texts, student, evaluator, trainer
+    rows, queries, documents = open_data(job, args)
+    evaluator = job.load_evaluator(queries, documents)
+    trainer = make_trainer(job, args, rows, queries, documents, evaluator, is_new=checkpoint is None)
+
+    # 3. Train, and evaluate before and after
+    results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}
+    if is_measured_before and evaluator is not None and checkpoint is None:
+        results["before"] = trainer.evaluate()
+    results["training"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.termination.is_asked:
         raise SystemExit(
             f"Stopped by SIGTERM at step {trainer.state.global_step:,} with a checkpoint in {args.output_dir}; the "
-            "same command with --resume_from_checkpoint true goes on."
+            "same command with --resume_from_checkpoint true resumes."
         )
-    after = {} if evaluator is None else _measured_last(trainer) or trainer.evaluate()
-    tested = {"first_stage": {}, "tests": {}}
+    run = None
     if evaluator is not None:
-        runs = (evaluator.last_run, evaluator.candidates)
-        tested = against(*(evaluate_queries(run, evaluator.qrels, evaluator.measures) for run in runs))
-    results = tested | {"before": before, "after": after, "training": training, "job": asdict(job)}
+        run = evaluator.rerank(trainer.ranker)
+        results |= measure_gain(run, evaluator)
+        trainer.log(results["after"])
+    results["job"] = asdict(job)
+
+    # 4. Save, write the card, publish
     trainer.save_model(_internal_call=True)  # publishing comes with the card
     trainer.save_state()
     if trainer.is_world_process_zero():
-        _write_results(results, trainer)
-    files = {name: getattr(job, name) for name in ("teacher_scores", "collection", "queries", "candidates", "qrels")}
-    of_card = results | {"before": measures_of(before), "after": measures_of(after)}
-    card = {"results": {name: of_card[name] for name in ("first_stage", "before", "after", "tests")}, "files": files}
+        write_results(results, run, args.output_dir, trainer.model.config.model_type)
+    measures = {name: results[name] for name in ("first_stage", "tests")}
+    for when in ("before", "after"):
+        measures[when] = select_measures(results[when], job.measures)
     if args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub(results=measures, files=job.files(), command=command)
     else:
-        trainer.create_model_card(**card)
+        trainer.create_model_card(results=measures, files=job.files(), command=command)
     return results
 
 
-def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool) -> RankingTrainer:
-    """The job's files opened, its student as it starts."""
-    with args.main_process_first():  # one process builds the memory-mapped files, the others open them
-        rows = load_teacher_scores(job.teacher_scores, streaming=job.streaming)
-        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
-    if job.streaming:
-        rows = rows.repeat(None).shuffle(args.seed if args.data_seed is None else args.data_seed, buffer_size=10_000)
-    evaluator = clusters = None
-    if job.candidates is not None:
-        candidates, qrels = read_run(job.candidates), read_qrels(job.qrels)
-        evaluator = RerankingEvaluator(candidates, qrels, queries, documents, job.measures)
+def open_data(job: TrainingJob, args: RankingTrainingArguments) -> tuple[TeacherRows, TextStore, TextStore]:
+    """Return a job's teacher rows, queries and documents; one process builds the mapped files, the others open them.
+
+    Raises:
+        ValueError, FileNotFoundError: for bad files.
+    """
+    with args.main_process_first():
+        rows = load_teacher_scores(job.teacher_scores)
+        return rows, TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+
+
+def make_trainer(
+    job: TrainingJob,
+    args: RankingTrainingArguments,
+    rows: TeacherRows,
+    queries: TextStore,
+    documents: TextStore,
+    evaluator: RerankingEvaluator | None = None,
+    is_new: bool = True,
+) -> RankingTrainer:
+    """Return the trainer of a job, with its student, live teacher and clusters loaded.
+
+    Args:
+        job: the student and its files.
+        args: the settings.
+        rows: teacher rows.
+        queries: query_id -> text.
+        documents: doc_id -> text.
+        evaluator: measures the student on held-out queries, or None.
+        is_new: False takes the clusters of the run that is resumed.
+    """
+    clusters = teacher = None
     if job.cluster_model is not None:
-        clusters = saved_clusters(
-            Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size),
-            *(queries, rows, job.query_clusters, args),
-            is_new=is_new,
-        )
+        encoder = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
+        clusters = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
+    model = job.load_model()
+    if job.in_batch_teacher is not None:
+        teacher = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
     return RankingTrainer(
-        job.load_model(),
+        model,
         args,
         train_dataset=rows,
         queries=queries,
         documents=documents,
         evaluator=evaluator,
         processing_class=load_tokenizer(job.model_name),
-        in_batch_teacher=job.in_batch_teacher and Ranker.from_pretrained(job.in_batch_teacher, device=args.device),
+        in_batch_teacher=teacher,
         query_clusters=clusters,
     )
 
 
-def _write_results(results: dict[str, Any], trainer: RankingTrainer) -> None:
-    """`results.json`, and the held-out queries' run."""
-    output, run = Path(trainer.args.output_dir), trainer.evaluator and trainer.evaluator.last_run
-    with writing(output / "results.json") as file:
-        json.dump(results, file, indent=2)
+def measure_gain(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:
+    """Return `after` (eval_MEASURE -> mean of the run), `first_stage` (measure -> mean) and `tests` of the two."""
+    values = []
+    for ranking in (run, evaluator.candidates):
+        values.append(evaluate_queries(ranking, evaluator.qrels, evaluator.measures))
+    results = compare_with_first_stage(*values)
+    results["after"] = {f"eval_{name}": value for name, value in results["after"].items()}
+    return results
+
+
+def write_results(results: dict[str, Any], run: Run | None, folder: str | os.PathLike, tag: str) -> None:
+    """Write `results.json`, and the held-out queries' run, if there is one, into `runs/held_out.trec`."""
+    output = Path(folder)
+    write_json(output / "results.json", results)
     if run is not None:
         (output / "runs").mkdir(exist_ok=True)
-        write_run(run, output / "runs" / "held_out.trec", tag=trainer.model.config.model_type)
-
-
-def _measured_last(trainer: RankingTrainer) -> dict[str, float]:
-    """What training measured of the very weights that it ended with; empty where it did not."""
-    args, state = trainer.args, trainer.state
-    entry = next((entry for entry in reversed(state.log_history) if any(map(_is_measure, entry))), {})
-    is_of_the_end = (
-        entry.get("step") == state.global_step and trainer.evaluator.last_run is not None
-    )  # in this process
-    is_kept = not args.load_best_model_at_end or state.best_global_step == state.global_step
-    if not is_of_the_end or not is_kept or args.lora_r is not None:  # merged adapters round otherwise
-        return {}
-    return {name: value for name, value in entry.items() if _is_measure(name)}
-
-
-def _is_measure(name: str) -> bool:
-    return name.startswith("eval_")
+        write_run(run, output / "runs" / "held_out.trec", tag=tag)

@@ -1,4 +1,4 @@
-"""Adapters in place of whole weights: LoRA on the encoder, through PEFT."""
+"""Train LoRA adapters on the encoder in place of all weights, with PEFT."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> "RankerModel | PeftModel":
-    """Put adapters into a ranker's encoder, in place, where `lora_r` asks for them.
+    """Add adapters to a ranker's encoder, in place, if `lora_r` is set.
 
-    All linear layers of the encoder are adapted; its own weights stay as they are, and the layers that the ranker adds
-    to it are trained whole.
+    All linear layers of the encoder are adapted; its own weights do not change, and the layers on top of it are
+    trained fully.
 
     Returns:
         The ranker as PEFT wraps it; without `lora_r` the ranker.
@@ -50,8 +50,8 @@ def merge_adapters(model: "PeftModel", folder: Path | None) -> RankerModel:
     """Save a wrapped ranker's adapters, then add them to its weights.
 
     Args:
-        model: not usable afterwards.
-        folder: of the adapters; None saves none.
+        model: the wrapped ranker, not usable afterwards.
+        folder: folder of the adapters; None does not save them.
 
     Returns:
         The ranker, with the scores that it had with its adapters.

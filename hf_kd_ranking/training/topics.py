@@ -2,27 +2,27 @@
 
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow.compute as pc
 
 from ..artifacts import writing
-from ..data.rows import column_batches
+from ..data.rows import TeacherRows
 from ..data.texts import TextStore
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 
 
 def cluster_queries(
-    ranker: Ranker, queries: TextStore, rows: datasets.Dataset, clusters: int, seed: int = 42
+    ranker: Ranker, queries: TextStore, rows: TeacherRows, clusters: int, seed: int = 42
 ) -> np.ndarray:
     """Cluster the queries of teacher rows by k-means on their vectors.
 
     Args:
-        ranker: encodes them; one vector a text (a BERT_DOT).
+        ranker: encodes them; one vector per text (a BERT_DOT).
         queries: the store of their texts.
         rows: teacher rows.
-        clusters: how many; 2,000 in the paper, of 400,000 queries.
-        seed: of the first centres.
+        clusters: number of clusters; 2,000 in the paper, of 400,000 queries.
+        seed: seed of the first centres.
 
     Returns:
         (len(queries),) int32, the cluster of each text of the store; -1 for those without rows.
@@ -39,22 +39,19 @@ def cluster_queries(
     vectors = ranker.encode_queries(queries[queries.ids_of(used)])
     kmeans = faiss.Kmeans(vectors.shape[1], clusters, niter=20, seed=seed, min_points_per_centroid=1)
     kmeans.train(vectors)
+    _, nearest = kmeans.index.search(vectors, 1)
     labels = np.full(len(queries), -1, dtype=np.int32)
-    labels[used] = kmeans.index.search(vectors, 1)[1][:, 0]
+    labels[used] = nearest[:, 0]
     return labels
 
 
 def saved_clusters(
-    ranker: Ranker,
-    queries: TextStore,
-    rows: datasets.Dataset,
-    clusters: int,
-    args: RankingTrainingArguments,
-    is_new: bool,
+    ranker: Ranker, queries: TextStore, rows: TeacherRows, clusters: int, args: RankingTrainingArguments, is_new: bool
 ) -> np.ndarray:
-    """`cluster_queries`, once for a run: kept in its output folder, from where a resumed run takes them.
+    """Return `cluster_queries`, computed once for a run by one process and kept in its output folder.
 
-    One process clusters, the others wait and read.
+    Args:
+        is_new: True computes them, False takes those of the run that is resumed.
     """
     path = Path(args.output_dir) / "query_clusters.npy"
     with args.main_process_first(local=False):
@@ -65,17 +62,24 @@ def saved_clusters(
     return np.load(path)
 
 
-def rows_of_queries(rows: datasets.Dataset, queries: TextStore) -> np.ndarray:
-    """Place of each row's query in the store, (N,) int32."""
-    places = [queries.rows_of(batch["query_id"]) for batch in column_batches(rows, ["query_id"])]
-    return np.concatenate(places).astype(np.int32)
+def rows_of_queries(rows: TeacherRows, queries: TextStore) -> np.ndarray:
+    """Return the place of each row's query in the store, (N,) int32."""
+    places = np.empty(len(rows), dtype=np.int32)
+    for start, batch in rows.batches(["query_id"]):
+        query_ids = batch["query_id"]
+        places[start : start + len(query_ids)] = queries.rows_of_array(query_ids)
+    return places
 
 
-def teacher_margins(rows: datasets.Dataset) -> np.ndarray:
-    """The teacher's margin of each row's positive over its negatives' mean, (N,) float32."""
-    if "teacher_scores" in rows.column_names:
-        batches = (batch["teacher_scores"] for batch in column_batches(rows, ["teacher_scores"]))
-        return np.concatenate([scores[:, 0] - scores[:, 1:].mean(1) for scores in batches])
-    return np.concatenate(
-        [batch["pos_score"] - batch["neg_score"] for batch in column_batches(rows, ["pos_score", "neg_score"])]
-    )
+def teacher_margins(rows: TeacherRows) -> np.ndarray:
+    """Return the teacher's margin of each row's positive over the mean of its negatives, (N,) float32."""
+    margins = np.empty(len(rows), dtype=np.float32)
+    for start, batch in rows.batches(["teacher_scores"]):
+        lengths = pc.list_value_length(batch["teacher_scores"]).to_numpy()
+        places = np.cumsum(lengths) - lengths  # of the positives
+        scores = batch["teacher_scores"].flatten().to_numpy().astype(np.float64)
+        positives = scores[places]
+        scores[places] = 0
+        negatives = np.add.reduceat(scores, places) / (lengths - 1)
+        margins[start : start + len(lengths)] = positives - negatives
+    return margins

@@ -16,7 +16,7 @@ def command(encoder, tokenizer, toy, tmp_path) -> str:
     return f"benchmark --queries {toy}/queries.tsv --collection {toy}/collection.tsv"
 
 
-def test_rankers_are_measured_into_a_table_and_a_file(call, command, tmp_path):
+def test_benchmark_prints_a_table_and_writes_a_file(call, command, tmp_path):
     models = f"--model {tmp_path}/bert_cat --model dot={tmp_path}/bert_dot"
     status, out, err = call(f"{command} {models} --k 5 --rounds 3 --warm-up 1 --output {tmp_path}/efficiency.json")
     assert status == 0, err
@@ -36,7 +36,7 @@ def test_rankers_are_measured_into_a_table_and_a_file(call, command, tmp_path):
         ("--model {0}/gone", "gone"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(call, command, tmp_path, options, message):
+def test_benchmark_refuses_bad_input_in_one_line(call, command, tmp_path, options, message):
     status, _, err = call(f"{command} {options.format(tmp_path)}")
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (status, len(lines), message in lines[0]) == (2, 1, True)

@@ -21,7 +21,7 @@ def runs(toy, tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "bert_cat"], indirect=True)
-def test_a_reranked_run_has_the_rankers_scores(call, model, tokenizer, toy, tmp_path):
+def test_rerank_writes_the_scores_of_the_ranker(call, model, tokenizer, toy, tmp_path):
     ranker = kd.Ranker(model, tokenizer)
     ranker.save_pretrained(tmp_path / "model")
     texts = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {toy}/candidates.trec"
@@ -39,7 +39,7 @@ def test_a_reranked_run_has_the_rankers_scores(call, model, tokenizer, toy, tmp_
     assert (status, "out.trec" in err) == (2, True)
 
 
-def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
+def test_evaluate_measures_runs_and_queries(call, runs, toy):
     options = f"--qrels {toy}/qrels.txt --measure RR@10 --measure nDCG@3"
     status, out, _ = call(f"evaluate --run {runs[0]} --run turned={runs[1]} {options} --json")
     result = json.loads(out)
@@ -54,13 +54,13 @@ def test_measures_of_several_runs_and_of_each_query(call, runs, toy):
     assert out == "candidates: RR@10 0.2, nDCG@3 0, queries 4, without_results 0\n"
 
 
-def test_a_path_with_an_equals_sign_is_no_name(call, toy, tmp_path):
+def test_evaluate_takes_a_path_with_an_equals_sign(call, toy, tmp_path):
     (tmp_path / "k=10.trec").write_bytes((toy / "candidates.trec").read_bytes())
     status, out, _ = call(f"evaluate --run {tmp_path}/k=10.trec --qrels {toy}/qrels.txt --measure RR@10")
     assert (status, out) == (0, "k=10: RR@10 0.2, queries 4, without_results 0\n")
 
 
-def test_the_dialect_of_the_training_code_counts_its_own_queries_and_reads_in_file_order(call, toy, tmp_path):
+def test_evaluate_follows_the_rules_of_matchmaker(call, toy, tmp_path):
     (tmp_path / "qrels.txt").write_text("1 0 a 1\n2 0 a 0\n3 0 a 1\n")
     (tmp_path / "run.tsv").write_text("1 Q0 b 1 1 t\n1 Q0 a 2 9 t\n2 Q0 a 1 1 t\n")
     command = f"evaluate --run {tmp_path}/run.tsv --qrels {tmp_path}/qrels.txt --measure RR@10 --json"
@@ -73,7 +73,7 @@ def test_the_dialect_of_the_training_code_counts_its_own_queries_and_reads_in_fi
     assert (found["trec_eval"]["RR@10"], found["trec_eval"]["queries"]) == (pytest.approx(1 / 3), 3)
 
 
-def test_runs_are_compared_in_tables_and_json(call, runs, toy):
+def test_compare_prints_tables_and_json(call, runs, toy):
     command = f"compare --run {runs[0]} --run turned={runs[1]} --qrels {toy}/qrels.txt --measure RR@10"
     status, out, _ = call(f"{command} --json")
     (pair,) = json.loads(out)["pairs"]
@@ -90,12 +90,12 @@ def test_runs_are_compared_in_tables_and_json(call, runs, toy):
     [
         ("--run {run}", "at least two runs"),
         ("--run {run} --run {run}", "Two of the runs are called 'candidates'; write NAME=PATH"),
-        ("--run {run} --run b={run} --correction none", "a correction out of holm, bonferroni"),
+        ("--run {run} --run b={run} --correction none", "holm, bonferroni"),
         ("--run {run} --run b={run} --measure nDC@10", "Unknown measure"),
         ("--run {run} --run b=gone.trec", "gone.trec"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(call, runs, toy, options, message):
+def test_compare_refuses_bad_input_in_one_line(call, runs, toy, options, message):
     status, _, err = call(f"compare --qrels {toy}/qrels.txt {options.format(run=runs[0])}")
     assert (status, message in err, err.count("\n")) == (2, True, 1)
 
@@ -109,7 +109,7 @@ def folder(toy, tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_collection_by_name_has_queries_documents_judgments_and_bm25(call, model, tokenizer, folder, tmp_path):
+def test_rerank_and_evaluate_take_a_data_set(call, model, tokenizer, folder, tmp_path):
     kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "model")
     command = f"rerank --model {tmp_path}/model --dataset {folder} --k 3 --output {tmp_path}/out.trec --json"
     status, out, err = call(command)
@@ -125,7 +125,7 @@ def test_a_collection_by_name_has_queries_documents_judgments_and_bm25(call, mod
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "compare"])
-def test_a_verb_without_judgments_says_which_options_give_them(call, runs, verb):
+def test_missing_judgments_name_their_options(call, runs, verb):
     status, _, err = call(f"{verb} --run {runs[0]}")
     assert (status, err) == (2, "error: Give --qrels, or --dataset.\n")
 

@@ -16,7 +16,7 @@ def folder(encoder, tokenizer, tmp_path):
     return tmp_path / "ranker"
 
 
-def test_a_ranker_is_exported_and_its_difference_told(call, folder, tmp_path):
+def test_export_prints_the_largest_difference(call, folder, tmp_path):
     status, out, err = call(f"export --model {folder} --to sentence-transformer --output {tmp_path}/out --json")
     assert status == 0, err
     result = json.loads(out.splitlines()[-1])
@@ -31,12 +31,12 @@ def test_a_ranker_is_exported_and_its_difference_told(call, folder, tmp_path):
     [
         (
             "pylate",
-            "The format pylate cannot give the scores of this BERT_Dot. model_type=BERT_Dot: it is a layout of",
+            "The format pylate cannot give the scores of this BERT_Dot. model_type=BERT_Dot: this layout is for",
         ),
         ("tf", "Unknown format 'tf'; choose one of cross-encoder, sentence-transformer, multi-vector, pylate, onnx"),
     ],
 )
-def test_bad_input_is_one_line(call, folder, tmp_path, to, message):
+def test_export_refuses_bad_input_in_one_line(call, folder, tmp_path, to, message):
     status, _, err = call(f"export --model {folder} --to {to} --output {tmp_path}/out")
     assert status == 2
     assert message in err.splitlines()[-1]

@@ -24,7 +24,7 @@ def results(toy, tmp_path):
     return tmp_path / "results"
 
 
-def test_a_folder_of_results_becomes_a_page_and_a_plot(call, results, toy, tmp_path):
+def test_report_writes_a_page_and_a_plot(call, results, toy, tmp_path):
     texts = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {toy}/candidates.trec"
     options = f"--measure RR@10 --arrow bm25=turned --plot {tmp_path}/plot.png --title Toy {texts} --json"
     status, out, err = call(f"report --results {results} --output {tmp_path}/report.html {options}")
@@ -38,7 +38,7 @@ def test_a_folder_of_results_becomes_a_page_and_a_plot(call, results, toy, tmp_p
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_output_that_exists_is_kept_unless_told_otherwise(call, results, tmp_path):
+def test_report_keeps_an_existing_output(call, results, tmp_path):
     (tmp_path / "report.html").write_text("mine")
     command = f"report --results {results} --output {tmp_path}/report.html"
     status, _, err = call(command)
@@ -47,7 +47,7 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(call, results, tmp_
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_options_come_from_a_file(call, results, toy, tmp_path):
+def test_report_reads_an_option_file(call, results, toy, tmp_path):
     (tmp_path / "report.yaml").write_text(f"results: {results}\noutput: {tmp_path}/report.html\nmeasure: [P@1]\n")
     status, out, _ = call(f"report --config {tmp_path}/report.yaml")
     assert (status, out) == (0, f"output {tmp_path}/report.html, rankers 2, queries 4\n")
@@ -64,7 +64,7 @@ def test_options_come_from_a_file(call, results, toy, tmp_path):
         ("--results none", "none/runs holds no NAME.trec"),
     ],
 )
-def test_bad_input_is_one_line(call, results, tmp_path, options, message):
+def test_report_refuses_bad_input_in_one_line(call, results, tmp_path, options, message):
     status, _, err = call(f"report --results {results} --output {tmp_path}/report.html {options}")
     assert status == 2
     assert message in err.splitlines()[-1]

@@ -46,7 +46,7 @@ def fetch(address):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_a_space_runs_the_command_of_its_dockerfile_and_finds_what_serve_finds(call, folder, toy):
+def test_a_space_finds_what_serve_finds(call, folder, toy):
     options = (
         f"--model one={folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --fuse --k 9"
     )
@@ -81,7 +81,7 @@ def test_a_space_runs_the_command_of_its_dockerfile_and_finds_what_serve_finds(c
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_bad_input_is_one_line(call, folder, toy, encoder):
+def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
     other = kd.load_ranker(encoder, "bert_dot", max_document_length=16)
     kd.Ranker(other, kd.Ranker.from_pretrained(folder / "model").tokenizer).save_pretrained(folder / "other")
     collection, model = f"--collection {toy}/collection.tsv", f"--model {folder}/model"
@@ -89,16 +89,16 @@ def test_bad_input_is_one_line(call, folder, toy, encoder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for options, message in [
-            (collection, "Give --model once, or twice to compare (and --index where there is one), got 0."),
+            (collection, "Give one --model, or two to compare, got 0."),
             (
                 f"{model} {collection} --port {port}",
                 f"Cannot listen at 127.0.0.1, port {port}: Address",
             ),
             (f"{model} --port 0", "Give --collection, or --dataset."),
-            (f"{model} --port 0 {collection} --index {folder}/none", "none/index.json does not exist"),
+            (f"{model} --port 0 {collection} --index {folder}/none", "none/artifact.json does not exist"),
             (
                 f"--model {folder}/other --port 0 {collection} --index {folder}/index",
-                "index holds vectors of a TK that is none of the models (other)",
+                "index (TK) was not built by one of the models (other)",
             ),
             (
                 f"{model} --port 0 --collection {folder}/few.tsv --candidates {folder}/bm25",
@@ -108,11 +108,11 @@ def test_bad_input_is_one_line(call, folder, toy, encoder):
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --settings nprobe=4",
-                "--settings nprobe=4 are of a faiss index that searches",
+                "--settings nprobe=4 is for a faiss index that searches",
             ),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --probes 4",
-                "--probes 4 are of a ColBERT that searches",
+                "--probes 4 is for a ColBERT index that searches",
             ),
         ]:
             if "bm25" in options:

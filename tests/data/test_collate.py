@@ -13,8 +13,7 @@ from hf_kd_ranking.models import RankingProcessor
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
 APPLE, BREAD, CAT, DOG, EARTH, FIRE, GLASS, HOUSE = range(5, 13)
 OF = 34
-PAIR_ROW = {"query_id": 7, "pos_id": 1, "neg_id": 2, "pos_score": 9.0, "neg_score": 4.0}
-LIST_ROW = {"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}
+ROW = {"query_id": 7, "doc_ids": [1, 2], "teacher_scores": [9.0, 4.0]}
 
 
 @pytest.fixture
@@ -38,9 +37,8 @@ def lists(batch: dict) -> dict:
 # ---- The docstring's example ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
-def test_the_docstrings_row_becomes_the_docstrings_batch(collator, row):
-    batch = collator()([row])
+def test_row_of_the_docstring_becomes_the_batch_of_the_docstring(collator):
+    batch = collator()([ROW])
     assert list(batch) == ["query", "document", "rows", "teacher_scores"]
     assert lists(batch["rows"]) == {"query": [0], "document": [[0, 1]]}
     assert lists(batch["query"]) == {
@@ -57,9 +55,8 @@ def test_the_docstrings_row_becomes_the_docstrings_batch(collator, row):
     assert batch["teacher_scores"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("row", [PAIR_ROW, LIST_ROW], ids=["pair", "list"])
-def test_a_ranker_that_joins_texts_gets_each_document_behind_its_query(collator, row):
-    batch = collator(joins_texts=True)([row])
+def test_joined_documents_follow_their_query(collator):
+    batch = collator(joins_texts=True)([ROW])
     inputs, targets = split_batch(batch)
     assert targets["teacher_scores"].tolist() == [[9.0, 4.0]]
     assert lists(inputs) == {
@@ -72,8 +69,8 @@ def test_a_ranker_that_joins_texts_gets_each_document_behind_its_query(collator,
 # ---- Several rows ---------------------------------------------------------------------------------------------------
 
 
-def test_rows_stay_in_order_and_each_side_is_padded_to_its_own_longest(collator):
-    rows = [PAIR_ROW, {"query_id": 8, "pos_id": 3, "neg_id": 1, "pos_score": -1.0, "neg_score": 0.5}]
+def test_rows_stay_in_order_and_sides_are_padded_separately(collator):
+    rows = [ROW, {"query_id": 8, "doc_ids": [3, 1], "teacher_scores": [-1.0, 0.5]}]
     batch = collator()(rows)
     assert batch["query"]["input_ids"].tolist() == [[CLS, APPLE, SEP, PAD], [CLS, BREAD, CAT, SEP]]
     assert batch["query"]["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
@@ -83,7 +80,7 @@ def test_rows_stay_in_order_and_each_side_is_padded_to_its_own_longest(collator)
     assert batch["teacher_scores"].tolist() == [[9.0, 4.0], [-1.0, 0.5]]
 
 
-def test_each_query_of_a_joined_batch_stands_with_its_own_documents(collator):
+def test_joined_batch_pairs_each_query_with_its_documents(collator):
     rows = [{"query_id": 8, "doc_ids": [1, 3, 1]}, {"query_id": 7, "doc_ids": [3, 1, 3]}]
     ids = collator(joins_texts=True)(rows)["input_ids"]
     with_dog, without = [CLS, BREAD, CAT, SEP, DOG, SEP], [CLS, BREAD, CAT, SEP, SEP, PAD]
@@ -94,7 +91,7 @@ def test_each_query_of_a_joined_batch_stands_with_its_own_documents(collator):
 
 def test_a_row_alone_and_in_a_batch_differ_in_padding_only(collator):
     collate = collator()
-    alone, both = collate([PAIR_ROW]), collate([PAIR_ROW, PAIR_ROW | {"query_id": 8, "pos_id": 4}])
+    alone, both = collate([ROW]), collate([ROW, ROW | {"query_id": 8, "doc_ids": [4, 2]}])
     for side in ("query", "document"):
         width = alone[side]["input_ids"].shape[-1]
         assert torch.equal(both[side]["input_ids"][0, ..., :width], alone[side]["input_ids"][0])
@@ -102,28 +99,36 @@ def test_a_row_alone_and_in_a_batch_differ_in_padding_only(collator):
 
 
 def test_rows_without_scores_give_none(collator):
-    batch = collator()([{"query_id": 7, "pos_id": 1, "neg_id": 2}])
+    batch = collator()([{"query_id": 7, "doc_ids": [1, 2]}])
     assert list(batch) == ["query", "document", "rows"]
     assert batch["document"]["input_ids"].shape[:2] == (1, 2)
 
 
-def test_lists_of_different_length_are_refused(collator):
-    with pytest.raises(ValueError, match=r"differ within a batch \(\[2, 3\]\); cut all lists to one length"):
-        collator()([LIST_ROW, {"query_id": 8, "doc_ids": [1, 2, 3], "teacher_scores": [1.0, 2.0, 3.0]}])
+@pytest.mark.parametrize("joins_texts", [False, True])
+def test_lists_of_different_lengths_are_filled_up_and_marked(collator, joins_texts):
+    collate = collator(joins_texts=joins_texts)
+    longer = {"query_id": 8, "doc_ids": [3, 2, 4, 1], "teacher_scores": [1.0, 2.0, 3.0, 4.0]}
+    batch = collate([ROW, longer])
+    assert batch["is_listed"].tolist() == [[True, True, False, False], [True] * 4]
+    assert batch["teacher_scores"].tolist() == [[9.0, 4.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]
+    assert batch["rows"]["document"].tolist() == [[0, 1, 0, 0], [2, 1, 3, 0]]
+    wanted = collate([ROW | {"doc_ids": [1, 2, 1, 1], "teacher_scores": [0.0] * 4}, longer])
+    assert "is_listed" not in wanted
+    inputs, targets = split_batch(batch)
+    assert "is_listed" in targets
+    assert str(inputs) == str(split_batch(wanted)[0])
 
 
-@pytest.mark.parametrize(
-    ("field", "source"), [("query_id", "queries.tsv"), ("pos_id", "docs.tsv"), ("neg_id", "docs.tsv")]
-)
-def test_an_id_without_a_text_is_named_with_its_store(collator, field, source):
+@pytest.mark.parametrize(("change", "source"), [({"query_id": 99}, "queries.tsv"), ({"doc_ids": [1, 99]}, "docs.tsv")])
+def test_an_id_without_a_text_is_named_with_its_store(collator, change, source):
     with pytest.raises(KeyError, match=rf"ids are not among the .*{source}: '99';"):
-        collator()([PAIR_ROW, PAIR_ROW | {field: 99}])
+        collator()([ROW, ROW | change])
 
 
 # ---- Lengths and prefixes -------------------------------------------------------------------------------------------
 
 
-def test_query_and_document_are_cut_to_their_own_lengths_special_tokens_included(collator):
+def test_sides_are_cut_to_their_lengths_with_special_tokens(collator):
     batch = collator(max_query_length=3, max_document_length=4)([{"query_id": 8, "doc_ids": [4, 4]}])
     assert batch["query"]["input_ids"].tolist() == [[CLS, BREAD, SEP]]
     assert batch["document"]["input_ids"].tolist() == [[[CLS, FIRE, GLASS, SEP]] * 2]
@@ -138,17 +143,17 @@ def test_query_and_document_are_cut_to_their_own_lengths_special_tokens_included
         ("apple bread cat dog earth", "", [CLS, APPLE, BREAD, CAT, DOG, SEP, SEP]),
     ],
 )
-def test_a_pair_is_cut_to_the_sum_of_both_lengths_longest_text_first(tokenizer, query, document, expected):
+def test_joined_pair_is_cut_longest_text_first(tokenizer, query, document, expected):
     pairs = RankingProcessor(tokenizer, max_query_length=3, max_document_length=4).pairs([query], [document])
     assert pairs["input_ids"] == [expected]
 
 
 def test_prefixes_stand_before_their_side(collator):
     prefixes = {"query_prefix": "house ", "document_prefix": "glass "}
-    batch = collator(**prefixes)([PAIR_ROW])
+    batch = collator(**prefixes)([ROW])
     assert batch["query"]["input_ids"].tolist() == [[CLS, HOUSE, APPLE, SEP]]
     assert batch["document"]["input_ids"][0, 0, :4].tolist() == [CLS, GLASS, DOG, SEP]
-    joined = collator(**prefixes, joins_texts=True)([PAIR_ROW])
+    joined = collator(**prefixes, joins_texts=True)([ROW])
     assert joined["input_ids"][0, 0, :7].tolist() == [CLS, HOUSE, APPLE, SEP, GLASS, DOG, SEP]
 
 
@@ -173,9 +178,9 @@ def test_a_batch_equals_a_direct_call_of_the_tokenizer(collator, tokenizer, join
             assert torch.equal(got[name].flatten(0, -2), wanted[name])
 
 
-def test_padding_is_masked_whatever_the_tokenizer_returns_by_default(collator, tokenizer, monkeypatch):
+def test_padding_is_masked_for_every_tokenizer(collator, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_input_names", ["input_ids"])
-    query = collator()([PAIR_ROW, PAIR_ROW | {"query_id": 8}])["query"]
+    query = collator()([ROW, ROW | {"query_id": 8}])["query"]
     assert lists(query) == {
         "input_ids": [[CLS, APPLE, SEP, PAD], [CLS, BREAD, CAT, SEP]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
@@ -185,7 +190,7 @@ def test_padding_is_masked_whatever_the_tokenizer_returns_by_default(collator, t
 # ---- Model and workers ----------------------------------------------------------------------------------------------
 
 
-def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenizer, model):
+def test_processor_settings_come_from_the_config(tokenizer, model):
     model.config.query_prefix, model.config.document_prefix = "q ", "d "
     assert RankingProcessor.from_config(tokenizer, model.config) == RankingProcessor(
         tokenizer,
@@ -199,7 +204,7 @@ def test_lengths_prefixes_and_kind_of_input_come_from_the_models_config(tokenize
     )
 
 
-def test_a_tokenizer_larger_than_the_encoders_vocabulary_is_refused_with_both_sizes(tokenizer, model):
+def test_tokenizer_larger_than_the_vocabulary_is_refused(tokenizer, model):
     RankingProcessor.from_config(tokenizer, model.config)  # as large is right
     model.config.get_text_config().vocab_size -= 1
     size = len(tokenizer)
@@ -210,4 +215,4 @@ def test_a_tokenizer_larger_than_the_encoders_vocabulary_is_refused_with_both_si
 def test_a_pickled_collator_makes_the_same_batch(collator):
     collate = collator()
     again = pickle.loads(pickle.dumps(collate))
-    assert lists(again([PAIR_ROW])["document"]) == lists(collate([PAIR_ROW])["document"])
+    assert lists(again([ROW])["document"]) == lists(collate([ROW])["document"])

@@ -12,6 +12,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.demo import experiment
 from hf_kd_ranking.demo.pydocs import build_pydocs
 from hf_kd_ranking.distillation import students
+from hf_kd_ranking.distillation.context import Context
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
 
@@ -44,10 +45,10 @@ def tiny(tmp_path, encoder, monkeypatch) -> Path:
     return tmp_path / "demo"
 
 
-def test_the_demo_says_what_it_will_take_what_it_found_and_what_is_next(tiny, capsys, monkeypatch):
+def test_demo_prints_plan_outcome_and_next_steps(tiny, capsys, monkeypatch):
     outcome = experiment.run_demo(tiny)
     printed = capsys.readouterr()
-    assert "| students/colbert/teacher-margin_mse-5e-05-seed0 | " in printed.err and "| all | " in printed.err
+    assert "| students/colbert/teacher-margin_mse/rate-5e-05 | " in printed.err and "| all | " in printed.err
     names = [f"{name} {condition}" for name in ("bert_dot", "colbert") for condition in ("no_teacher", "teacher")]
     shown = ["BM25", "teacher", "teacher bert_cat", "teacher all-MiniLM-L6-v2", "bert_dot untrained"]
     assert outcome["test"].keys() == {*names, *shown, "colbert untrained"}
@@ -58,28 +59,28 @@ def test_the_demo_says_what_it_will_take_what_it_found_and_what_is_next(tiny, ca
     cards = [Path(folder, "README.md").read_text() for folder in outcome["folders"].values()]
     assert all("PyDocs, docstrings of installed Python packages" in card for card in cards)
     assert all("base_model: sentence-transformers/all-MiniLM-L6-v2\n" in card for card in cards)
-    assert all("| a query against 20 passages, median |" in card for card in cards)
+    assert all("20 passages, median |" in card for card in cards)
     qrels = {split: kd.read_qrels(tiny / f"qrels.{split}.txt") for split in ("train", "dev", "test")}
     assert {split: len(found) for split, found in qrels.items()} == experiment.QUERIES == outcome["queries"]
     for split, grades in qrels.items():  # each query's passage is a candidate
-        run = kd.read_run(tiny / "candidates" / f"{split}.trec")
+        run = kd.read_run(tiny / "candidates" / split / "run.trec")
         assert all(grades[q].keys() & dict(run[q]).keys() for q in grades)
 
     def no_training(*_: object) -> None:
-        raise AssertionError("a finished stage ran again")
+        raise AssertionError("a finished step ran again")
 
     monkeypatch.setattr(students, "train_ranker", no_training)
     assert experiment.run_demo(tiny)["test"] == outcome["test"]
     assert "| report | done |" in capsys.readouterr().err
 
 
-def test_the_whole_demo_has_five_architectures(tiny):
+def test_complete_demo_has_five_architectures(tiny):
     job = experiment.demo_job(tiny, seeds=2, is_complete=True)
     assert (set(job.architectures), job.seeds) == (set(kd.models.ARCHITECTURES), 2)
-    assert job.split_queries(job.read_judgments()).keys() == {"train", "dev", "test"}
+    assert Context(job).splits.keys() == {"train", "dev", "test"}
 
 
-def test_the_examples_default_job_is_the_demos_student(tiny):
+def test_student_job_trains_the_demos_student(tiny):
     job, args = experiment.student_job(tiny)
     assert (job.architecture, args.loss, args.teacher_scale) == ("bert_dot", "margin_mse", "match")
     results = kd.train_ranker(job, args)
@@ -88,10 +89,10 @@ def test_the_examples_default_job_is_the_demos_student(tiny):
     assert student.model.config.pooling == "mean" and student.model.config.encoder_config.num_hidden_layers == 1
 
 
-def test_a_folder_made_from_other_packages_is_refused(tiny, tmp_path):
+def test_output_of_other_packages_is_refused(tiny, tmp_path):
     experiment.student_job(tiny)
     (tmp_path / "source" / "more.py").write_text(
         f"def g():\n    {'Give some more of it.' + chr(10) * 2 + 'word ' * 12!r}\n"
     )
-    with pytest.raises(ValueError, match="was made from another collection; take another output folder"):
+    with pytest.raises(ValueError, match="was made from another collection; give another output folder"):
         experiment.student_job(tiny)

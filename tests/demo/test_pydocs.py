@@ -256,6 +256,6 @@ def test_sources_without_a_usable_docstring_are_an_error(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_root_that_is_no_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"needs a folder of \.py files as root, got .*missing, which is none"):
+def test_root_must_be_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"needs a folder of \.py files as root, and .*missing is not a folder"):
         build_pydocs(tmp_path / "output", {"source": tmp_path / "missing"})

@@ -18,31 +18,31 @@ def metric(tmp_path) -> kd.RankingMetric:
     return kd.RankingMetric(cache_dir=str(tmp_path))
 
 
-def test_measures_match_hand_computed_values(metric):
+def test_metric_matches_hand_computed_values(metric):
     # Ranked grades are 0 2 1 and 0 1.
     first = (2 / log2(3) + 1 / 2) / (2 + 1 / log2(3))
-    found = metric.compute(predictions=SCORES, references=GRADES)
-    assert found == pytest.approx({"nDCG@10": (first + 1 / log2(3)) / 2, "RR@10": 1 / 2})
+    values = metric.compute(predictions=SCORES, references=GRADES)
+    assert values == pytest.approx({"nDCG@10": (first + 1 / log2(3)) / 2, "RR@10": 1 / 2})
     assert metric.compute(predictions=SCORES, references=GRADES, measures=["RR(rel=2)@10"]) == {
         "RR(rel=2)@10": pytest.approx(1 / 4)
     }
 
 
-def test_it_agrees_with_evaluate_run(metric):
+def test_metric_agrees_with_evaluate_run(metric):
     rng = np.random.default_rng(0)
     scores, grades = rng.normal(size=(7, 30)), rng.integers(0, 4, (7, 30))
     run = kd.Run.from_scores(np.repeat(range(7), 30), [*range(30)] * 7, scores.flatten())
     qrels = {str(q): {str(d): int(grade) for d, grade in enumerate(row)} for q, row in enumerate(grades)}
     measures = ["nDCG@10", "AP(rel=2)", "R@5", "P@3"]
-    found = metric.compute(predictions=scores, references=grades, measures=measures)
-    assert found == pytest.approx(kd.evaluate_run(run, qrels, measures))
+    values = metric.compute(predictions=scores, references=grades, measures=measures)
+    assert values == pytest.approx(kd.evaluate_run(run, qrels, measures))
 
 
-def test_equal_scores_gain_nothing(metric):
+def test_metric_ranks_equal_scores_worst_first(metric):
     assert metric.compute(predictions=[[1.0] * 4], references=[[2, 0, 1, 0]])["RR@10"] == pytest.approx(1 / 3)
 
 
-def test_it_adds_up_batches_combines_and_serves_compute_metrics(metric, tmp_path):
+def test_metric_works_in_batches_combined_and_in_trainer(metric, tmp_path):
     whole = metric.compute(predictions=SCORES, references=GRADES)
     for scores, grades in zip(SCORES, GRADES, strict=True):
         metric.add_batch(predictions=[scores], references=[grades])
@@ -58,9 +58,9 @@ def test_it_adds_up_batches_combines_and_serves_compute_metrics(metric, tmp_path
     ("scores", "grades", "message"),
     [
         ([[1.0, 2.0]], [[1]], "Query 0 needs a grade for each of its scores, .* got 2 scores .* and 1 grades"),
-        ([[1.0], [float("nan")]], [[1], [0]], "Query 1 needs a grade for each of its scores, which must be numbers"),
+        ([[1.0], [float("nan")]], [[1], [0]], "Query 1 needs a grade for each of its scores, which must be finite"),
     ],
 )
-def test_scores_without_grades_and_scores_that_are_no_numbers_are_refused(metric, scores, grades, message):
+def test_metric_refuses_missing_grades_and_nan_scores(metric, scores, grades, message):
     with pytest.raises(ValueError, match=message):
         metric.compute(predictions=scores, references=grades)

@@ -1,4 +1,4 @@
-"""The paper's training code's measures: its own numbers on rankings with gaps, ties, grades and duplicates."""
+"""Measures of the paper's training code: its own numbers on rankings with gaps, ties, grades and duplicates."""
 
 import json
 from pathlib import Path
@@ -12,25 +12,25 @@ CASES = json.loads((Path(__file__).parents[1] / "golden" / "matchmaker_metrics.j
 
 
 def as_run(ranking: dict[str, list[str]]) -> kd.Run:
-    """With equal scores: the order given is the ranking."""
+    """A run with equal scores, in the given order."""
     return kd.Run({query_id: [(doc_id, 0.0) for doc_id in doc_ids] for query_id, doc_ids in ranking.items()})
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_measures_are_those_of_the_training_code(case):
+def test_matchmaker_measures_equal_training_code(case):
     expected = case["expected"]
-    found = kd.evaluate_run(as_run(case["ranking"]), case["qrels"], list(expected), dialect="matchmaker")
-    assert found == pytest.approx(expected)
+    values = kd.evaluate_run(as_run(case["ranking"]), case["qrels"], list(expected), dialect="matchmaker")
+    assert values == pytest.approx(expected)
 
 
-def test_queries_without_a_ranking_or_a_relevant_document_do_not_count():
+def test_matchmaker_means_leave_out_empty_queries():
     qrels = {"q1": {"a": 1}, "q2": {"a": 0}, "q3": {"a": -1}, "q4": {"a": 1}}
     run = as_run({"q1": ["x", "a"], "q2": ["a"], "q3": ["a"], "unjudged": ["a"]})
     assert kd.evaluate_run(run, qrels, ["RR@10"], dialect="matchmaker") == {"RR@10": 0.5}
     assert kd.evaluate_run(run, qrels, ["RR@10"]) == {"RR@10": 0.5 / 4}
 
 
-def test_run_files_are_read_in_the_order_of_their_lines(tmp_path):
+def test_read_ranking_keeps_order_of_lines(tmp_path):
     path = tmp_path / "run"
     for content in (
         "1 d2 2\n1 d1 1\n2 d9 1\n",
@@ -48,14 +48,15 @@ def test_run_files_are_read_in_the_order_of_their_lines(tmp_path):
         matchmaker.read_ranking(path)
 
 
-@pytest.mark.parametrize("measure", ["P@10", "AP"])
-def test_what_the_training_code_does_not_compute_is_refused(measure):
-    with pytest.raises(ValueError, match=r"has nDCG, RR, R, AP, each with a cutoff \(AP\(rel=2\)@1000\); got"):
-        kd.evaluate_run(as_run({"q": ["a"]}), {"q": {"a": 1}}, [measure], dialect="matchmaker")
-
-
-def test_nothing_to_evaluate_and_an_unknown_dialect_are_refused():
-    with pytest.raises(ValueError, match="No query of the run has a document graded above 0"):
-        kd.evaluate_run(as_run({"q": ["a"]}), {"q": {"a": 0}}, dialect="matchmaker")
-    with pytest.raises(ValueError, match="one of trec_eval, matchmaker, got 'ours'"):
-        kd.evaluate_run(as_run({"q": ["a"]}), {"q": {"a": 1}}, dialect="ours")
+@pytest.mark.parametrize(
+    ("measure", "dialect", "grade", "message"),
+    [
+        ("P@10", "matchmaker", 1, r"has nDCG, RR, R, AP, each with a cutoff \(AP\(rel=2\)@1000\); got"),
+        ("AP", "matchmaker", 1, r"has nDCG, RR, R, AP, each with a cutoff \(AP\(rel=2\)@1000\); got"),
+        ("RR@10", "matchmaker", 0, "No query of the run has a document graded above 0"),
+        ("RR@10", "ours", 1, "one of trec_eval, matchmaker, got 'ours'"),
+    ],
+)
+def test_matchmaker_refuses_bad_input(measure, dialect, grade, message):
+    with pytest.raises(ValueError, match=message):
+        kd.evaluate_run(as_run({"q": ["a"]}), {"q": {"a": grade}}, [measure], dialect)

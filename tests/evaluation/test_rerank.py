@@ -1,4 +1,4 @@
-"""Re-ranking: the evaluator's run and measures are those of scoring every pair by hand."""
+"""Re-ranking: run and measures of the evaluator equal those of scoring every pair separately."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hf_kd_ranking.models import RankingProcessor
 
 
 class FixedRanker:
-    """Scores looked up by the document's text; what it was asked is kept."""
+    """Looks up scores by the text of the document, and keeps the pairs that it scored."""
 
     def __init__(self, scores: dict[str, float]) -> None:
         self.scores = scores
@@ -39,7 +39,7 @@ def ranker(**scores: float) -> FixedRanker:
     return FixedRanker({f"text {doc_id}": score for doc_id, score in scores.items()})
 
 
-def test_candidates_are_sorted_by_the_rankers_scores_within_each_query(texts):
+def test_rerank_sorts_candidates_within_each_query(texts):
     evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts)
     assert evaluator.rerank(ranker(a=0.5, b=2.0, c=-1.0, d=1.0)) == {
         "8": [("b", 2.0), ("d", 1.0), ("a", 0.5), ("c", -1.0)],
@@ -47,28 +47,29 @@ def test_candidates_are_sorted_by_the_rankers_scores_within_each_query(texts):
     }
 
 
-def test_each_query_is_scored_with_its_own_candidates_once(texts):
+def test_rerank_scores_each_pair_once(texts):
     fixed = ranker(a=0, b=0, c=0, d=0)
     kd.RerankingEvaluator(CANDIDATES, QRELS, *texts).rerank(fixed)
     assert fixed.pairs == [("eight", f"text {i}") for i in "cabd"] + [("seven", f"text {i}") for i in "db"]
 
 
-def test_ties_keep_the_order_of_the_first_stage(texts):
+def test_rerank_keeps_first_stage_order_of_ties(texts):
     reranked = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts).rerank(ranker(a=1, b=1, c=0, d=1))
     assert [doc_id for doc_id, _ in reranked["8"]] == ["a", "b", "d", "c"]
     assert [doc_id for doc_id, _ in reranked["7"]] == ["d", "b"]
 
 
-def test_measures_match_hand_computed_values_and_a_query_without_candidates_counts_as_zero(texts):
+def test_evaluator_matches_hand_computed_values(texts):
     evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, measures=["RR@10", "P@1"])
     assert evaluator(ranker(a=3, b=2, c=1, d=4)) == pytest.approx({"RR@10": (1 / 2 + 1 + 0) / 3, "P@1": 1 / 3})
     assert evaluator.first_stage() == pytest.approx({"RR@10": (1 / 2 + 1 / 3 + 0) / 3, "P@1": 0.0})
+    assert evaluator.measure(evaluator.candidates) == evaluator.first_stage()
 
 
 @pytest.mark.parametrize(
     ("depth", "expected"), [(1, "c"), (2, "ac"), (3, "bac"), (4, "bdac"), (9, "bdac"), (None, "bdac")]
 )
-def test_only_the_first_candidates_up_to_the_depth_are_scored(texts, depth, expected):
+def test_evaluator_scores_candidates_up_to_depth(texts, depth, expected):
     evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, depth=depth)
     reranked = evaluator.rerank(ranker(a=2, b=4, c=1, d=3))
     assert "".join(doc_id for doc_id, _ in reranked["8"]) == expected
@@ -82,25 +83,25 @@ def test_only_the_first_candidates_up_to_the_depth_are_scored(texts, depth, expe
         ({"7": [("b", 1.0)], "10": [("b", 1.0)]}, "1 of 2 ids are not among the 3 texts of .*queries.tsv: '10'"),
     ],
 )
-def test_a_candidate_without_a_text_is_named(texts, candidates, message):
+def test_rerank_names_candidate_without_text(texts, candidates, message):
     evaluator = kd.RerankingEvaluator(kd.Run(candidates), QRELS | {"10": {"b": 1}}, *texts)
     with pytest.raises(KeyError, match=message):
         evaluator.rerank(ranker(b=1))
 
 
-def test_a_run_without_candidates_is_refused(texts):
+def test_rerank_refuses_run_without_candidates(texts):
     with pytest.raises(ValueError, match="None of the 2 queries has a candidate to re-rank"):
         rerank_run(ranker(b=1), kd.Run({"7": [], "9": []}), *texts)
 
 
-def test_what_cannot_be_measured_is_refused_before_a_model_runs(texts):
+def test_evaluator_refuses_what_cannot_be_measured(texts):
     with pytest.raises(ValueError, match="have no query in common"):
         kd.RerankingEvaluator(CANDIDATES, {"other": {"a": 1}}, *texts)
     with pytest.raises(ValueError, match="Unknown measure"):
         kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, measures=["best"])
 
 
-def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
+def test_rerank_equals_scoring_pairs_one_by_one(model, tokenizer, toy):
     queries, documents = (kd.TextStore.from_tsv(toy / name) for name in ("queries.tsv", "collection.tsv"))
     candidates, qrels = kd.read_run(toy / "candidates.trec"), kd.read_qrels(toy / "qrels.txt")
     evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents)
@@ -122,7 +123,7 @@ def test_a_rankers_run_equals_scoring_every_pair_by_hand(model, tokenizer, toy):
         assert [doc_id for doc_id, _ in reranked[query_id]] == [doc_id for doc_id, _ in ranking]
         scores = [score for _, score in ranking]
         assert [score for _, score in reranked[query_id]] == pytest.approx(scores, rel=1e-4, abs=1e-5)
-        assert len(set(scores)) == 10  # nothing here hangs on a tie
+        assert len(set(scores)) == 10  # no ties
     assert evaluator(kd.Ranker(model, tokenizer)) == pytest.approx(kd.evaluate_run(kd.Run(expected), qrels))
 
 
@@ -140,30 +141,30 @@ def random_data(rng: np.random.Generator) -> tuple[kd.Run, dict[str, dict[str, i
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_depth_curve_equals_reranking_at_each_depth_anew(tmp_path, seed):
+def test_depth_curve_equals_reranking_at_each_depth(tmp_path, seed):
     candidates, qrels, scores = random_data(np.random.default_rng(seed))
     (tmp_path / "queries.tsv").write_text("".join(f"{query}\ttext\n" for query in candidates))
     (tmp_path / "docs.tsv").write_text("".join(f"{text.split()[1]}\t{text}\n" for text in scores))
     stores = [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
     run = rerank_run(FixedRanker(scores), candidates, *stores)
-    for ranking in run.values():  # a document that is no candidate changes nothing
+    for ranking in run.values():  # other documents are ignored
         ranking.insert(0, ("other", 99.0))
     measures = ("nDCG@10", "RR@10", "R@20")
     curve = depth_curve(run, candidates, qrels, measures, depths=(20, 3, 10, 50, 100))
-    assert list(curve) == [3, 10, 20, 50]  # 50 covers the 25 of the longest list, 100 would say the same
+    assert list(curve) == [3, 10, 20, 50]  # 50 covers the longest list, of 25
     for depth, values in curve.items():
         anew = rerank_run(FixedRanker(scores), candidates.top(depth), *stores)
         assert values == pytest.approx(kd.evaluate_run(anew, qrels, measures), abs=1e-12)
     assert curve[3]["R@20"] < curve[50]["R@20"]
 
 
-def test_depths_end_with_the_smallest_that_covers_the_longest_list_of_a_judged_query():
+def test_depth_curve_ends_at_longest_list():
     assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"])) == [10]
     assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"], (1, 2, 4, 8))) == [1, 2, 4]
     assert list(depth_curve(CANDIDATES, CANDIDATES, {"7": {"b": 1}}, ["RR@10"], (1, 2, 4, 8))) == [1, 2]
     assert list(depth_curve(CANDIDATES, CANDIDATES, QRELS, ["RR@10"], (1, 2))) == [1, 2]
 
 
-def test_a_depth_curve_of_a_run_that_lacks_candidates_is_refused():
+def test_depth_curve_refuses_run_without_all_candidates():
     with pytest.raises(KeyError, match="lacks 2 of 4 candidates of query '8', for example 'b'"):
         depth_curve(CANDIDATES.top(2), CANDIDATES, QRELS)

@@ -1,4 +1,4 @@
-"""Retrieval is re-ranking of the whole collection."""
+"""Retrieval equals re-ranking of the whole collection."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def data(toy):
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
-def test_retrieval_is_reranking_of_the_whole_collection(model, tokenizer, data):
+def test_retrieval_equals_reranking_whole_collection(model, tokenizer, data):
     qrels, queries, documents = data
     ranker = kd.Ranker(model, tokenizer)
     everything = kd.Run({query_id: [(doc_id, 0.0) for doc_id in documents.ids()] for query_id in qrels})
@@ -30,9 +30,9 @@ def test_retrieval_is_reranking_of_the_whole_collection(model, tokenizer, data):
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_what_cannot_be_retrieved_or_measured_is_refused(model, tokenizer, data):
+def test_retrieval_refuses_what_it_cannot_search_or_measure(model, tokenizer, data):
     qrels, queries, documents = data
-    with pytest.raises(ValueError, match="A TK ranks candidates and searches no collection"):
+    with pytest.raises(ValueError, match="A TK re-ranks candidates and cannot search a collection"):
         kd.RetrievalEvaluator(qrels, queries, documents).retrieve(kd.Ranker(model, tokenizer))
     with pytest.raises(ValueError, match="Unknown measure"):
         kd.RetrievalEvaluator(qrels, queries, documents, ["best"])
@@ -43,7 +43,7 @@ def test_what_cannot_be_retrieved_or_measured_is_refused(model, tokenizer, data)
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_trainer_evaluates_with_it(student, make_trainer, data):
+def test_trainer_evaluates_by_retrieval(student, make_trainer, data):
     evaluator = kd.RetrievalEvaluator(*data, measures=["RR@10"])
     trainer = make_trainer(student, {"evaluator": evaluator}, max_steps=2, eval_strategy="steps", eval_steps=1)
     trainer.train()

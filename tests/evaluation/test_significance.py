@@ -11,10 +11,10 @@ from scipy import stats
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.metrics import evaluate_run
 from hf_kd_ranking.evaluation.significance import (
-    against,
     bonferroni,
     compare_runs,
     compare_values,
+    compare_with_first_stage,
     holm,
     paired_t_test,
 )
@@ -23,7 +23,7 @@ CONTROL = {"q1": 0.5, "q2": 0.25, "q3": 0.0}
 TREATMENT = {"q3": 0.3, "q1": 0.6, "q2": 0.45}  # differences 0.1, 0.2, 0.3 in another order of queries
 
 
-def test_difference_and_p_value_match_hand_computed_values():
+def test_t_test_matches_hand_computed_values():
     t = 0.2 / (0.1 / math.sqrt(3))  # mean difference over its standard error; 2 degrees of freedom
     result = paired_t_test(TREATMENT, CONTROL)
     assert result.keys() == {"difference", "p_value", "queries"}
@@ -33,31 +33,29 @@ def test_difference_and_p_value_match_hand_computed_values():
     assert result["p_value"] == pytest.approx(2 * stats.t.sf(t, df=2))
 
 
-def test_a_worse_treatment_has_a_negative_difference_and_the_same_p_value():
+def test_t_test_is_symmetric_and_pairs_by_query():
     better, worse = paired_t_test(TREATMENT, CONTROL), paired_t_test(CONTROL, TREATMENT)
     assert worse["difference"] == pytest.approx(-better["difference"])
     assert worse["p_value"] == pytest.approx(better["p_value"])
-
-
-def test_a_card_says_the_means_and_what_the_ranker_gains_on_its_first_stage():
-    found = against({"RR@10": TREATMENT}, {"RR@10": CONTROL})
-    assert found["first_stage"]["RR@10"] == pytest.approx(0.25) and found["after"]["RR@10"] == pytest.approx(0.45)
-    assert found["tests"]["RR@10"]["difference"] == pytest.approx(0.2)
-
-
-def test_pairing_is_by_query_and_not_by_order():
     shuffled = dict(sorted(TREATMENT.items(), reverse=True))
-    assert paired_t_test(shuffled, CONTROL) == pytest.approx(paired_t_test(TREATMENT, CONTROL))
+    assert paired_t_test(shuffled, CONTROL) == pytest.approx(better)
 
 
-def test_pairing_makes_small_steady_gains_significant_that_an_unpaired_test_does_not_see():
+def test_compare_with_first_stage_returns_means_and_tests():
+    comparison = compare_with_first_stage({"RR@10": TREATMENT}, {"RR@10": CONTROL})
+    assert comparison["first_stage"]["RR@10"] == pytest.approx(0.25)
+    assert comparison["after"]["RR@10"] == pytest.approx(0.45)
+    assert comparison["tests"]["RR@10"]["difference"] == pytest.approx(0.2)
+
+
+def test_t_test_finds_small_steady_gains():
     control = {f"q{i}": i / 20 for i in range(20)}
     treatment = {query: value + 0.02 + 0.001 * (-1) ** i for i, (query, value) in enumerate(control.items())}
     assert paired_t_test(treatment, control)["p_value"] < 1e-10
     assert stats.ttest_ind([*treatment.values()], [*control.values()]).pvalue > 0.5
 
 
-def test_identical_values_differ_with_p_value_one():
+def test_t_test_of_identical_values_has_p_value_one():
     assert paired_t_test(CONTROL, dict(CONTROL)) == {"difference": 0.0, "p_value": 1.0, "queries": 3}
 
 
@@ -70,7 +68,7 @@ def test_identical_values_differ_with_p_value_one():
         ({}, {}, "got 0 and 0, of which 0 in common"),
     ],
 )
-def test_other_queries_and_fewer_than_two_are_refused_with_counts(treatment, control, counts):
+def test_t_test_refuses_different_or_too_few_queries(treatment, control, counts):
     with pytest.raises(ValueError, match=f"the same queries on both sides, at least two; {counts}"):
         paired_t_test(treatment, control)
 
@@ -97,7 +95,7 @@ RUNS = {
 }
 
 
-def test_all_pairs_are_compared_with_the_tests_of_scipy():
+def test_compare_runs_equals_scipy_on_all_pairs():
     result = compare_runs(RUNS, QRELS, ["RR@10"])
     assert [(pair["control"], pair["treatment"]) for pair in result["pairs"]] == [
         ("first", "second"), ("first", "third"), ("second", "third"),
@@ -123,18 +121,18 @@ def test_all_pairs_are_compared_with_the_tests_of_scipy():
     assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_random_signs_give_the_p_value_of_all_signs():
+def test_random_signs_approximate_all_signs():
     differences = np.random.default_rng(0).normal(0.25, 1, 14)  # 2 ** 14 signs are more than are tried
     signs = np.array(list(product((1, -1), repeat=14)))
     means = (signs * differences).mean(1)
     wanted = 2 * min((means >= differences.mean()).mean(), (means <= differences.mean()).mean())
     values = {str(i): value for i, value in enumerate(differences)}
-    found = compare_values({"a": {"m": dict.fromkeys(values, 0.0)}, "b": {"m": values}})["pairs"][0]
+    pair = compare_values({"a": {"m": dict.fromkeys(values, 0.0)}, "b": {"m": values}})["pairs"][0]
     assert 0.05 < wanted < 0.95
-    assert found["p_randomisation"] == pytest.approx(wanted, abs=0.02)
+    assert pair["p_randomisation"] == pytest.approx(wanted, abs=0.02)
 
 
-def test_equal_runs_differ_nowhere():
+def test_compare_runs_of_equal_runs_finds_no_difference():
     pair = compare_runs(RUNS, QRELS, ["RR@10"])["pairs"][1]
     assert (pair["difference"], pair["p_value"], pair["p_randomisation"], pair["effect_size"]) == (0, 1, 1, 0)
     assert (pair["interval"], pair["wins"], pair["ties"], pair["losses"], pair["moved"]) == ([0, 0], 0, 12, 0, [])
@@ -143,13 +141,13 @@ def test_equal_runs_differ_nowhere():
 @pytest.mark.parametrize(
     ("correction", "wanted"), [(holm, [0.03, 0.06, 0.06, 0.02]), (bonferroni, [0.04, 0.12, 0.16, 0.02])]
 )
-def test_corrections_by_hand(correction, wanted):
+def test_corrections_match_hand_computed_values(correction, wanted):
     # Holm: .005 * 4, .01 * 3 (not below .02), .03 * 2, .04 * 1 (not below .06).
     assert correction([0.01, 0.03, 0.04, 0.005]) == pytest.approx(wanted)
     assert correction([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_p_values_are_corrected_over_the_pairs_of_a_measure():
+def test_compare_runs_corrects_within_each_measure():
     for name, correction in (("holm", holm), ("bonferroni", bonferroni)):
         result = compare_runs(RUNS, QRELS, ["RR@10", "nDCG@10"], correction=name)
         for measure in ("RR@10", "nDCG@10"):
@@ -158,7 +156,7 @@ def test_p_values_are_corrected_over_the_pairs_of_a_measure():
     json.dumps(result)
 
 
-def test_a_query_that_no_run_has_counts_as_zero_as_it_does_in_the_measures():
+def test_compare_runs_counts_missing_query_as_zero():
     qrels = QRELS | {"nobody": {"d": 1}}
     result = compare_runs(RUNS, qrels, ["RR@10"])
     assert result["queries"] == len(qrels)
@@ -166,7 +164,7 @@ def test_a_query_that_no_run_has_counts_as_zero_as_it_does_in_the_measures():
         assert result["means"][name] == pytest.approx(evaluate_run(run, qrels, ["RR@10"]))
 
 
-def test_different_queries_are_refused_or_cut_to_those_in_common():
+def test_compare_runs_refuses_or_intersects_queries():
     fewer = kd.Run({query: ranking for query, ranking in RUNS["second"].items() if query not in ("q3", "q7")})
     runs = {"first": RUNS["first"], "fewer": fewer}
     with pytest.raises(ValueError, match=r"\(first 12, fewer 10; 10 in common, not in all: q3, q7\)"):
@@ -177,11 +175,11 @@ def test_different_queries_are_refused_or_cut_to_those_in_common():
 @pytest.mark.parametrize(
     ("runs", "settings", "message"),
     [
-        ({"one": RUNS["first"]}, {}, "at least two runs and a correction out of holm, bonferroni; got 1 and 'holm'"),
+        ({"one": RUNS["first"]}, {}, "at least two runs and a correction, one of holm, bonferroni; got 1 and 'holm'"),
         (RUNS, {"correction": "none"}, "got 3 and 'none'"),
         ({"a": kd.Run({"q1": [("good", 1.0)]}), "b": kd.Run({"q1": [("good", 1.0)]})}, {}, "two judged queries"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(runs, settings, message):
+def test_compare_runs_refuses_bad_input(runs, settings, message):
     with pytest.raises(ValueError, match=message):
         compare_runs(runs, QRELS, **settings)

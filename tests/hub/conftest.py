@@ -1,4 +1,4 @@
-"""A stand-in of the Hub: the parts of its HTTP interface that the real client talks to when it publishes."""
+"""A stand-in for the Hub: the part of its HTTP interface that the real client uses to publish."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ LARGE = (".safetensors", ".parquet")
 
 @dataclass
 class Hub:
-    """What the stand-in was told and what it answers."""
+    """State of the stand-in: its repositories, and the errors that it answers with."""
 
     address: str = ""
     repositories: dict[str, dict] = field(default_factory=dict)  # id -> {"private", "commits": [{path: bytes}]}
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by sha256
     uploads: list[str] = field(default_factory=list)
-    status: dict[str, int] = field(default_factory=dict)  # part of a path -> the status that it is answered with
+    status: dict[str, int] = field(default_factory=dict)  # part of a path -> status of the answer
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         (commit,) = self.repositories[repo_id]["commits"]
@@ -130,10 +130,10 @@ def hub(monkeypatch) -> Iterator[Hub]:
     settings["HUGGINGFACE_CO_URL_TEMPLATE"] = state.address + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in settings.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(api, "endpoint", state.address)  # behind the functions of huggingface_hub
+    monkeypatch.setattr(api, "endpoint", state.address)  # used by the functions of huggingface_hub
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    close_session()  # which knew the old settings
+    close_session()  # it has the old settings
     yield state
     server.shutdown()
     server.server_close()

@@ -1,4 +1,4 @@
-"""The card of published teacher scores loads on the Hub, and says what made the file beside it."""
+"""The card of published teacher scores: metadata that the Hub reads, and a description of the file next to it."""
 
 import hashlib
 import re
@@ -12,20 +12,31 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.data.rows import write_teacher_scores
 from hf_kd_ranking.hub.dataset_card import FILE, size_category, write_dataset_card
 
-ROWS = {"pos_score": [1.5, 0.0], "neg_score": [-2.0, 1.0], "query_id": [7, 8], "pos_id": [12, 1], "neg_id": [3, 2]}
+PAIRS = {"pos_score": [1.5, 0.0], "neg_score": [-2.0, 1.0], "query_id": [7, 8], "pos_id": [12, 1], "neg_id": [3, 2]}
+LISTS = {
+    "query_id": [7, 8],
+    "doc_ids": [[12, 3, 4], [1, 2, 5]],
+    "teacher_scores": [[1.5, -2.0, 0.0], [0.0, 1.0, 3.0]],
+}
+MARGINS = {"query_id": [7, 8], "positive_id": [12, 1], "negative_id": [3, 2], "score": [3.5, -1.0]}
+TRIPLES = {name: PAIRS[name] for name in ("query_id", "pos_id", "neg_id")}
+
+
+def write_folder(folder: Path, rows: dict) -> Path:
+    folder.mkdir()
+    write_teacher_scores(kd.load_teacher_scores(datasets.Dataset.from_dict(rows)), folder / FILE)
+    write_dataset_card(
+        folder, "me/my-scores", 1_234_567, ["maker/big", "maker/bigger"], "MS MARCO passages", "cc-by-4.0"
+    )
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    (tmp_path / "hub").mkdir()
-    write_teacher_scores(datasets.Dataset.from_dict(ROWS), tmp_path / "hub" / FILE)
-    write_dataset_card(
-        tmp_path / "hub", "me/my-scores", 1_234_567, ["maker/big", "maker/bigger"], "MS MARCO passages", "cc-by-4.0"
-    )
-    return tmp_path / "hub"
+    return write_folder(tmp_path / "hub", PAIRS)
 
 
-def test_metadata_says_what_it_is(folder):
+def test_dataset_card_has_metadata(folder):
     data = DatasetCard.load(folder / "README.md").data.to_dict()
     assert data["pretty_name"] == "me/my-scores"
     assert data["license"] == "cc-by-4.0"
@@ -35,39 +46,46 @@ def test_metadata_says_what_it_is(folder):
     assert data["configs"] == [{"config_name": "default", "data_files": FILE}]
 
 
-def test_text_names_rows_teachers_texts_and_the_digest_of_the_file(folder):
+def test_dataset_card_names_rows_teachers_texts_and_digest(folder):
     text = DatasetCard.load(folder / "README.md").text
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    for fact in (
+    for phrase in (
         "# me/my-scores",
         "1,234,567 rows of ids and scores",
-        "- maker/big\n- maker/bigger\n",
-        "The ids are those of MS MARCO passages,",
+        "The scores are the average of these teachers:\n\n- maker/big\n- maker/bigger\n",
+        "The ids belong to MS MARCO passages.",
         f"`{FILE}`, sha256 `{digest}`",
         'datasets.load_dataset("me/my-scores", split="train")',
     ):
-        assert fact in text
+        assert phrase in text
     assert "{{" not in text
 
 
-def test_the_licence_is_not_made_up(folder):
+def test_dataset_card_invents_no_licence(folder):
     path = write_dataset_card(folder, "me/my-scores", 2, ["a"], "texts")
+    card = DatasetCard.load(path)
     assert path == folder / "README.md"
-    assert DatasetCard.load(path).data.license == "other"
+    assert card.data.license == "other"
+    assert "Teacher:\n\n- a\n" in card.text
 
 
-def test_the_columns_that_the_card_explains_are_those_of_the_file(folder):
+@pytest.mark.parametrize("rows", [PAIRS, LISTS, MARGINS, TRIPLES], ids=["pairs", "lists", "margins", "triples"])
+def test_dataset_card_explains_the_columns_of_the_file(rows, tmp_path):
+    folder = write_folder(tmp_path / "hub", rows)
     text = DatasetCard.load(folder / "README.md").text
-    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    assert re.findall(r"`(\w+)`", "".join(table)) == list(ROWS)
+    explained = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    assert sorted(re.findall(r"`(\w+)`", explained)) == sorted(rows)
 
 
-def test_the_folder_loads_as_the_card_says(folder):
-    dataset = datasets.load_dataset(str(folder), split="train")
-    assert kd.load_teacher_scores(dataset)[:] == ROWS
+def test_published_teacher_scores_load_as_the_card_says(folder):
+    rows = kd.load_teacher_scores(datasets.load_dataset(str(folder), split="train"))
+    assert [rows[0], rows[1]] == [
+        {"query_id": 7, "doc_ids": [12, 3], "teacher_scores": [1.5, -2.0]},
+        {"query_id": 8, "doc_ids": [1, 2], "teacher_scores": [0.0, 1.0]},
+    ]
 
 
-def test_a_card_without_its_file_is_not_written(tmp_path):
+def test_dataset_card_needs_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=FILE):
         write_dataset_card(tmp_path, "me/my-scores", 1, ["a"], "texts")
     assert list(tmp_path.iterdir()) == []
@@ -86,5 +104,5 @@ def test_a_card_without_its_file_is_not_written(tmp_path):
         (100_000_000, "100M<n<1B"),
     ],
 )
-def test_sizes_are_named_as_the_hub_does(rows, name):
+def test_size_category_has_the_names_of_the_hub(rows, name):
     assert size_category(rows) == name

@@ -1,4 +1,4 @@
-"""The card that a training run writes: valid metadata, and what was trained on what with which result."""
+"""Model cards: valid metadata, training data and results of a run, and the finished cards of this repository."""
 
 import re
 import subprocess
@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.hub.manifest import write_manifest
-from hf_kd_ranking.hub.model_card import UNMEASURED, base_model, costs_of, write_card, write_model_card
+from hf_kd_ranking.hub.manifest import select_measures, write_manifest
+from hf_kd_ranking.hub.model_card import RankerCard, base_model, select_efficiency, write_card, write_model_card
 from hf_kd_ranking.hub.publish import check_card
 from hf_kd_ranking.models import ARCHITECTURES
 
@@ -42,7 +42,7 @@ def trained(model, make_trainer, toy) -> tuple[kd.RankingTrainer, ModelCard]:
     return trainer, ModelCard.load(Path(trainer.args.output_dir) / "README.md")
 
 
-def test_metadata_says_what_it_is_and_what_was_measured(trained):
+def test_model_card_has_metadata_and_last_measures(trained):
     trainer, card = trained
     data = card.data.to_dict()
     assert data["library_name"] == "transformers"
@@ -55,13 +55,13 @@ def test_metadata_says_what_it_is_and_what_was_measured(trained):
     assert {result.dataset_name for result in card.data.eval_results} == {"held-out queries of Toy of words"}
 
 
-def test_text_names_teacher_data_loss_settings_and_results(trained):
+def test_model_card_names_teacher_data_settings_and_results(trained):
     trainer, card = trained
     last = [entry for entry in trainer.state.log_history if "eval_nDCG@10" in entry][-1]
-    for fact in (
+    for phrase in (
         "loss `margin_mse`. Teacher: three dice.",
         "Trained on 64 teacher rows of Toy of words",
-        "Queries are cut at 8 tokens, documents at",
+        "Queries are cut to 8 tokens, documents to",
         "| learning_rate | 0.1 |",
         "| per_device_train_batch_size | 8 |",
         "| max_steps | 2 |",
@@ -70,15 +70,15 @@ def test_text_names_teacher_data_loss_settings_and_results(trained):
         trainer.model.config.summary,
         "arXiv",
     ):
-        assert fact in card.text, fact
+        assert phrase in card.text, phrase
 
 
-def test_every_placeholder_is_filled(trained):
+def test_model_card_has_no_placeholder(trained):
     _, card = trained
     assert not re.search(r"\{\{|\}\}|TODO|More Information", card.content)
 
 
-def test_usage_is_code_that_runs_with_the_saved_model(trained):
+def test_model_card_usage_runs_with_the_saved_model(trained):
     trainer, card = trained
     (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     name = Path(trainer.args.output_dir).name
@@ -86,19 +86,19 @@ def test_usage_is_code_that_runs_with_the_saved_model(trained):
     exec(compile(code.replace(f'"{name}"', repr(trainer.args.output_dir)), "README.md", "exec"), {})
 
 
-def test_local_paths_stay_out_of_the_card(trained, encoder, tmp_path):
+def test_model_card_has_no_local_paths(trained, encoder, tmp_path):
     _, card = trained
     assert str(tmp_path) not in card.content
     assert str(encoder.parent) not in card.content
 
 
-def test_base_model_is_the_encoders_hub_name_or_nothing():
+def test_base_model_is_a_name_on_the_hub_or_none():
     assert base_model({"encoder_config": {"_name_or_path": "org/encoder"}}) == "org/encoder"
     assert base_model({"encoder_config": {"_name_or_path": "folder"}}) is None
     assert base_model({"encoder_config": {}}) is None
 
 
-def test_card_without_evaluation_says_so(tmp_path):
+def test_model_card_without_evaluation_says_so(tmp_path):
     kd.BertDotConfig().save_pretrained(tmp_path)
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict()
     write_manifest(tmp_path, arguments, 1_000_000, {"after": {}}, {})
@@ -109,7 +109,7 @@ def test_card_without_evaluation_says_so(tmp_path):
     assert card.data.eval_results is None
 
 
-def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
+def test_results_of_a_hub_data_set_are_eval_results(tmp_path):
     kd.BertDotConfig().save_pretrained(tmp_path)
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True, data_name="me/passages").to_dict()
     tests = {"nDCG@10": {"difference": 0.25, "p_value": 0.031, "queries": 9}}
@@ -122,31 +122,37 @@ def test_results_of_a_hub_data_set_are_its_eval_results(tmp_path):
     assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [("me/passages", "nDCG@10", 0.5)]
 
 
-def test_costs_are_kept_for_the_next_card(tmp_path, encoder):
-    ranker = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu", max_document_length=9)
-    measured = kd.measure_efficiency({"x": ranker}, ["a b"], ["c", "d e"])
-    measured_size = ranker().model.config.encoder_config.hidden_size
-    costs = costs_of(measured, "x")
+def test_efficiency_is_saved_for_the_next_card(tmp_path, encoder):
+    load = partial(kd.Ranker.from_pretrained, encoder, "bert_dot", "cpu", max_document_length=9)
+    vector_bytes = 4 * load().model.config.encoder_config.hidden_size
+    efficiency = select_efficiency(kd.measure_efficiency({"x": load}, ["a b"], ["c", "d e"]), "x")
     write_manifest(tmp_path, kd.RankingTrainingArguments(str(tmp_path), use_cpu=True).to_dict(), 7, {"after": {}}, {})
     kd.BertDotConfig().save_pretrained(tmp_path)
-    texts = [ModelCard.load(write_model_card(tmp_path, efficiency=given)).text for given in (None, costs, None)]
-    assert UNMEASURED in texts[0] and texts[1] == texts[2]
-    assert f"| bytes stored a passage, float32 | {4 * measured_size} |" in texts[1]
-    assert f"| a query against 2 passages, median | {costs['costs']['total_ms']['p50']:,.1f} ms |" in texts[1]
+    texts = [ModelCard.load(write_model_card(tmp_path, efficiency=given)).text for given in (None, efficiency, None)]
+    assert "Not measured with these weights;" in texts[0] and texts[1] == texts[2]
+    assert f"| bytes stored per passage, float32 | {vector_bytes} |" in texts[1]
+    median = efficiency["costs"]["total_ms"]["p50"]
+    assert f"| latency per query with 2 passages, median | {median:,.1f} ms |" in texts[1]
 
 
-def test_results_on_several_sets_of_queries_are_several_entries(tmp_path):
-    facts = yaml.safe_load((MODEL_CARDS / "facts.yaml").read_text())
+def test_measures_are_recognised_without_a_cutoff():
+    logged = {"eval_AP": 0.5, "eval_RR(rel=2)@10": 0.25, "eval_loss": 1.0, "eval_runtime": 2.0, "step": 3, "AP": 0.1}
+    assert select_measures(logged) == {"AP": 0.5, "RR(rel=2)@10": 0.25}
+    assert select_measures(logged, ["AP", "nDCG@10"]) == {"AP": 0.5}
+
+
+def test_results_on_several_query_sets_are_separate_entries(tmp_path):
+    published = yaml.safe_load((MODEL_CARDS / "published.yaml").read_text())
     name = "distilbert-dot-margin_mse-T2-msmarco"
-    known = {**facts["shared"], **facts["cards"][name], "name": name, "repository": name, "costs": "none"}
-    card = ModelCard.load(write_card(tmp_path, known))
+    content = RankerCard(repository=name, **{**published["shared"], **published["cards"][name]})
+    card = ModelCard.load(write_card(tmp_path, content))
     sets = {(result.dataset_name, result.metric_type, result.metric_value) for result in card.data.eval_results}
     assert ("MS MARCO DEV (49K queries), retrieval", "RR@10", 0.323) in sets
     assert ("TREC-DL 2019, retrieval", "nDCG@10", 0.697) in sets
     assert len(sets) == 6
 
 
-def test_the_finished_cards_are_what_the_script_writes(tmp_path):
+def test_finished_cards_are_the_output_of_the_script(tmp_path):
     script = MODEL_CARDS.parent / "examples" / "write_model_cards.py"
     subprocess.run([sys.executable, script, "--output", tmp_path], check=True)
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
@@ -156,10 +162,11 @@ def test_the_finished_cards_are_what_the_script_writes(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(MODEL_CARDS.glob("*/README.md")), ids=lambda path: path.parent.name)
-def test_a_finished_card_is_whole_and_its_usage_runs(path, monkeypatch, encoder):
+def test_finished_card_is_complete_and_its_usage_runs(path, monkeypatch, encoder):
     check_card(path)
     card = ModelCard.load(path)
-    assert {"# " + path.parent.name, "## Results", "## Costs", "## Limits and biases"} <= set(card.text.splitlines())
+    headings = {"# " + path.parent.name, "## Results", "## Latency and memory", "## Limits and biases"}
+    assert headings <= set(card.text.splitlines())
     (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     (arguments,) = re.findall(r"from_pretrained\((.*)\)", code)
     architecture = next(name for name, kind in ARCHITECTURES.items() if kind.config_class.model_type in card.data.tags)
@@ -175,5 +182,5 @@ def test_a_finished_card_is_whole_and_its_usage_runs(path, monkeypatch, encoder)
     assert loaded == [eval(f"({arguments},)")]
 
 
-def test_every_architecture_has_its_sentences():
+def test_every_architecture_has_a_summary():
     assert all(model.config_class.summary for model in ARCHITECTURES.values())

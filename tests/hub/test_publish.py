@@ -1,4 +1,4 @@
-"""Publishing, by the real client against a stand-in of the Hub: one commit, everything in it, no token anywhere."""
+"""Publishing with the real client to a stand-in for the Hub: one commit, complete, and without any token."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import file_digest as digest
 from hf_kd_ranking.hub.manifest import public_command, read_manifest
-from hf_kd_ranking.hub.publish import files_to_publish, publish_ranker
+from hf_kd_ranking.hub.publish import publish_ranker
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
 CODE = {"base.py", "bert_dot.py", "encoder.py", "padding.py", "scoring.py"}
@@ -43,7 +43,7 @@ def folder(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "ranker")
 
 
-def test_one_commit_holds_what_others_need_and_nothing_else(hub, folder, tmp_path):
+def test_publish_sends_what_others_need_in_one_commit(hub, folder, tmp_path):
     plan = publish_ranker(folder, "me/ranker", private=True)
     files = hub.files("me/ranker")
     assert hub.repositories["me/ranker"]["private"] is True
@@ -61,15 +61,26 @@ def test_one_commit_holds_what_others_need_and_nothing_else(hub, folder, tmp_pat
     assert here.tolist() == there.tolist()
 
 
-def test_a_dry_run_lists_the_same_and_asks_nobody(folder, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    plan = publish_ranker(folder, "me/ranker", is_dry_run=True)
-    assert plan["address"] is None
-    assert plan["files"] == {name: path.stat().st_size for name, path in files_to_publish(folder).items()}
+def test_dry_run_lists_files_and_changes_nothing(hub, folder, monkeypatch):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    efficiency = {
+        "environment": {"threads": 1, "torch": "2"},
+        "protocol": {"candidates": 9, "stored": "nothing"},
+        "costs": {"device": "cpu", "dtype": "float32", "total_ms": {"p50": 1.0, "p95": 2.0}, "parameters": 7}
+        | {"model_bytes": 28, "bytes_per_passage": None, "peak_process_mb": 3},
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        plan = publish_ranker(folder, "me/ranker", is_dry_run=True, efficiency=efficiency)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert plan["address"] is None and hub.repositories == {}
     assert plan["bytes"] == sum(plan["files"].values()) > plan["files"]["model.safetensors"]
+    published = publish_ranker(folder, "me/ranker", efficiency=efficiency)
+    assert published["files"] == plan["files"]
+    assert plan["files"] == {name: len(content) for name, content in hub.files("me/ranker").items()}
 
 
-def test_an_upload_that_was_cut_off_sends_large_files_once(hub, folder):
+def test_publish_sends_large_files_once_after_an_interruption(hub, folder):
     hub.status["/commit/"] = 400
     with pytest.raises(OSError, match="the Hub answered 400"):
         publish_ranker(folder, "me/ranker")
@@ -79,7 +90,7 @@ def test_an_upload_that_was_cut_off_sends_large_files_once(hub, folder):
     assert hub.files("me/ranker")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_repository_that_exists_is_kept(hub, folder):
+def test_publish_keeps_a_repository_that_exists(hub, folder):
     publish_ranker(folder, "me/ranker")
     with pytest.raises(FileExistsError, match=r"me/ranker exists on the Hub.*--overwrite"):
         publish_ranker(folder, "me/ranker")
@@ -91,7 +102,7 @@ def test_a_repository_that_exists_is_kept(hub, folder):
     ("status", "words"),
     [(401, "does not know the token"), (403, "may not write there"), (500, "the Hub answered 500")],
 )
-def test_a_refusal_is_one_line_without_the_token(hub, folder, status, words):
+def test_refusal_is_one_line_without_the_token(hub, folder, status, words):
     hub.status["/api/repos/create"] = status
     with pytest.raises(OSError, match=f"^Publishing me/ranker: .*{words}") as caught:
         publish_ranker(folder, "me/ranker")
@@ -99,7 +110,7 @@ def test_a_refusal_is_one_line_without_the_token(hub, folder, status, words):
     assert "\n" not in str(caught.value)
 
 
-def test_no_token_no_network_and_offline_are_told_apart(hub, folder, monkeypatch, tmp_path):
+def test_missing_token_network_and_offline_have_own_messages(hub, folder, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(OSError, match="hf auth login"):
@@ -125,25 +136,28 @@ def other_weights(folder: Path, encoder: Path) -> None:
 
 
 WRONG = {
-    "no checkpoint": (lambda folder, _: (folder / "model.safetensors").unlink(), "is no checkpoint"),
-    "a plain encoder": (plain_encoder, "holds a bert, no ranker"),
+    "no checkpoint": (lambda folder, _: (folder / "model.safetensors").unlink(), "is not a checkpoint"),
+    "a plain encoder": (plain_encoder, "contains a bert, not a ranker"),
     "results of other weights": (other_weights, r"measured with other weights .*model.safetensors"),
-    "a token": (lambda folder, _: (folder / "notes.txt").write_text(f"x {TOKEN}"), "notes.txt holds an access token"),
+    "a token": (
+        lambda folder, _: (folder / "notes.txt").write_text(f"x {TOKEN}"),
+        "contains an access token",
+    ),
 }
 
 
 @pytest.mark.parametrize(("damage", "words"), WRONG.values(), ids=WRONG.keys())
-def test_what_should_not_be_published_is_refused_before_the_hub_is_asked(hub, folder, encoder, damage, words):
+def test_publish_refuses_bad_folders_before_contacting_the_hub(hub, folder, encoder, damage, words):
     damage(folder, encoder)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         publish_ranker(folder, "me/ranker")
     assert hub.repositories == {}
 
 
-def test_the_own_token_is_found_whatever_its_form(hub, folder, monkeypatch):
+def test_publish_refuses_the_own_token_in_any_form(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-9")
     (folder / "notes.txt").write_text("x secret-9 y")
-    with pytest.raises(ValueError, match=r"notes\.txt holds an access token"):
+    with pytest.raises(ValueError, match=r"notes\.txt contains an access token"):
         publish_ranker(folder, "me/ranker", is_dry_run=True)
 
 
@@ -155,7 +169,7 @@ def test_the_own_token_is_found_whatever_its_form(hub, folder, monkeypatch):
         ("---\nlicense: mit\n---\n\nTODO\n", "line 5 has 'TODO'"),
     ],
 )
-def test_a_card_by_hand_must_be_whole(folder, card, words):
+def test_publish_refuses_an_incomplete_card(folder, card, words):
     (folder / "manifest.json").unlink()
     (folder / "README.md").unlink()
     if card is not None:
@@ -165,12 +179,12 @@ def test_a_card_by_hand_must_be_whole(folder, card, words):
 
 
 @pytest.mark.parametrize("name", ["ranker", "a/b/c", "me/ran ker", "me/../x"])
-def test_a_name_that_cannot_be_is_refused(folder, name):
+def test_publish_refuses_an_invalid_name(folder, name):
     with pytest.raises(ValueError, match="name"):
         publish_ranker(folder, name)
 
 
-def test_the_manifest_ties_results_to_data_and_weights(folder, toy):
+def test_manifest_ties_results_to_data_and_weights(folder, toy):
     manifest = read_manifest(folder)
     assert manifest["weights"] == {"model.safetensors": digest(folder / "model.safetensors")}
     assert manifest["files"]["teacher_scores"] == {"name": "scores.tsv", "sha256": digest(toy / "scores.tsv")}
@@ -185,13 +199,14 @@ def test_the_manifest_ties_results_to_data_and_weights(folder, toy):
     assert str(toy) not in json.dumps(manifest)
 
 
-def test_a_command_is_shown_without_tokens_and_local_folders():
+def test_public_command_has_no_tokens_and_local_folders():
     parts = ["/home/me/train.py", "--hub_token", "secret", "--hub_token=secret", f"--x={TOKEN}", "--lr", "1e-5"]
     assert public_command(["/x/hf_kd_ranking/__main__.py", "demo"]) == ["hf_kd_ranking", "demo"]
     assert public_command(parts) == ["train.py", "--hub_token", "***", "--hub_token=***", "--x=***", "--lr", "1e-5"]
+    assert public_command(["--hub-token", "secret", "--hub-token=secret"]) == ["--hub-token", "***", "--hub-token=***"]
 
 
-def test_the_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache):
+def test_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache):
     job, args = make_job(toy, encoder, tmp_path / "out")
     args.push_to_hub, args.hub_model_id, args.hub_strategy = True, "me/ranker", HubStrategy.END
     kd.train_ranker(job, args)
@@ -201,7 +216,7 @@ def test_the_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_c
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_a_model_publishes_itself_with_its_code(hub, model):
+def test_model_publishes_itself_with_its_code(hub, model):
     model.push_to_hub("me/model")
     files = hub.files("me/model")
     assert {"config.json", "model.safetensors", "base.py"} <= files.keys()

@@ -1,6 +1,7 @@
-"""Exported rankers, loaded by the library whose layout it is, give the ranker's scores; or they are refused."""
+"""Exported rankers have the ranker's scores in the library that reads the layout; others are refused."""
 
 import copy
+import dataclasses
 import json
 import random
 import subprocess
@@ -15,7 +16,6 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, ElectraConfig
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.interop import export as module
 from hf_kd_ranking.interop.export import FORMATS, largest_difference
 from hf_kd_ranking.interop.onnx import OnnxRanker
 
@@ -59,7 +59,7 @@ def pairwise(encoder: SentenceTransformer | MultiVectorEncoder) -> np.ndarray:
         {"pooling": "mean", "compression_dim": 6, "normalize": True},
     ],
 )
-def test_a_bert_dot_is_a_sentence_transformer_and_back(config, ranker_folder, tmp_path):
+def test_bert_dot_exports_to_sentence_transformer_and_back(config, ranker_folder, tmp_path):
     folder = ranker_folder("bert_dot", **config)
     result = kd.export_ranker(folder, "sentence-transformer", tmp_path / "out")
     assert result["largest_difference"] < 1e-4 and result["architecture"] == "BERT_Dot"
@@ -73,7 +73,7 @@ def test_a_bert_dot_is_a_sentence_transformer_and_back(config, ranker_folder, tm
 
 
 @pytest.mark.parametrize("is_normalized", [True, False])
-def test_a_colbert_without_query_masks_is_a_multi_vector_encoder_and_back(is_normalized, ranker_folder, tmp_path):
+def test_colbert_without_query_masks_exports_to_multi_vector(is_normalized, ranker_folder, tmp_path):
     folder = ranker_folder("colbert", compression_dim=6, query_augmentation=0, normalize=is_normalized)
     kd.export_ranker(folder, "multi-vector", tmp_path / "out")
     assert_equal_scores(folder, pairwise(MultiVectorEncoder(str(tmp_path / "out"), device="cpu")))
@@ -81,7 +81,7 @@ def test_a_colbert_without_query_masks_is_a_multi_vector_encoder_and_back(is_nor
 
 
 @pytest.mark.parametrize("prefixes", [{}, {"query_prefix": "apple", "document_prefix": "[MASK]"}])
-def test_a_normalised_colbert_is_in_pylates_layout_and_back(prefixes, ranker_folder, tmp_path):
+def test_normalised_colbert_exports_to_pylate_and_back(prefixes, ranker_folder, tmp_path):
     folder = ranker_folder("colbert", compression_dim=6, query_augmentation=0, normalize=True, **prefixes)
     kd.export_ranker(folder, "pylate", tmp_path / "out")
     modules = json.loads((tmp_path / "out" / "modules.json").read_text())
@@ -91,7 +91,7 @@ def test_a_normalised_colbert_is_in_pylates_layout_and_back(prefixes, ranker_fol
 
 
 @pytest.mark.parametrize("config", [{}, {"query_prefix": "what is "}, {"head_activation": "gelu"}])
-def test_a_bert_cat_is_a_cross_encoder_with_raw_scores(config, ranker_folder, tmp_path):
+def test_bert_cat_exports_to_cross_encoder_with_raw_scores(config, ranker_folder, tmp_path):
     folder = ranker_folder("bert_cat", **config)
     kd.export_ranker(folder, "cross-encoder", tmp_path / "out")
     found = CrossEncoder(str(tmp_path / "out"), device="cpu")
@@ -116,7 +116,7 @@ BACKBONES = {
 @pytest.mark.parametrize(
     ("backbone", "head"), [("distilbert", None), ("distilbert", "relu"), ("electra", None), ("bert", "tanh")]
 )
-def test_a_bert_cat_whose_head_fits_is_a_classifier_without_our_code(backbone, head, tokenizer, tmp_path):
+def test_bert_cat_with_fitting_head_is_a_plain_classifier(backbone, head, tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tokenizer)
     if backbone == "distilbert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -138,7 +138,7 @@ def test_a_bert_cat_whose_head_fits_is_a_classifier_without_our_code(backbone, h
 
 
 @pytest.mark.slow
-def test_a_cross_encoder_with_our_code_works_without_the_package(ranker_folder, tmp_path):
+def test_cross_encoder_works_without_the_package(ranker_folder, tmp_path):
     folder = ranker_folder("bert_cat")
     kd.export_ranker(folder, "cross-encoder", tmp_path / "out")
     code = (
@@ -165,7 +165,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cat", "ber
 
 
 @pytest.mark.parametrize("architecture", ["colbert", *SLOW])
-def test_a_graph_gives_the_scores_of_any_batch_and_length(architecture, ranker_folder, tmp_path):
+def test_onnx_graph_has_equal_scores_for_any_batch_and_length(architecture, ranker_folder, tmp_path):
     folder = ranker_folder(architecture, **GRAPHS[architecture])
     result = kd.export_ranker(folder, "onnx", tmp_path / "out")
     assert result["largest_difference"] < 1e-4
@@ -174,7 +174,7 @@ def test_a_graph_gives_the_scores_of_any_batch_and_length(architecture, ranker_f
         assert_equal_scores(folder, graph.score(QUERIES, DOCUMENTS, batch_size))
 
 
-def test_a_graph_of_8_bits_is_smaller_and_near(ranker_folder, tmp_path):
+def test_onnx_int8_graph_has_close_scores(ranker_folder, tmp_path):
     folder = ranker_folder("bert_dot", normalize=True)
     result = kd.export_ranker(folder, "onnx-int8", tmp_path / "out")
     assert 1e-6 < result["largest_difference"] < 0.3, "cosines; not equal, not another ranker's"
@@ -198,7 +198,7 @@ def onnx_weights(path: Path) -> list:
             "colbert",
             {},
             "multi-vector",
-            [r"query_augmentation=8: these \[MASK\] terms", "query_augmentation=0 leaves"],
+            [r"query_augmentation=8: these \[MASK\] tokens", "query_augmentation=0 leaves"],
         ),
         ("colbert", {}, "pylate", ["query_augmentation=8: ", "normalize=False: PyLate scales"]),
         (
@@ -208,13 +208,13 @@ def onnx_weights(path: Path) -> list:
             ["query_prefix='what is ': PyLate's prefix is one token"],
         ),
         ("bert_cat", {"document_prefix": "the "}, "cross-encoder", ["document_prefix='the ': a CrossEncoder has"]),
-        ("bert_cat", {}, "sentence-transformer", ["model_type=BERT_Cat: it is a layout of BERT_Dot"]),
-        ("bert_dot", {}, "multi-vector", ["model_type=BERT_Dot: it is a layout of ColBERT"]),
-        ("prettr", {"join_layer_idx": 1}, "cross-encoder", ["model_type=PreTTR: it is a layout of BERT_Cat"]),
-        ("tk", {}, "pylate", ["model_type=TK: it is a layout of ColBERT"]),
+        ("bert_cat", {}, "sentence-transformer", ["model_type=BERT_Cat: this layout is for BERT_Dot"]),
+        ("bert_dot", {}, "multi-vector", ["model_type=BERT_Dot: this layout is for ColBERT"]),
+        ("prettr", {"join_layer_idx": 1}, "cross-encoder", ["model_type=PreTTR: this layout is for BERT_Cat"]),
+        ("tk", {}, "pylate", ["model_type=TK: this layout is for ColBERT"]),
     ],
 )
-def test_what_a_layout_cannot_express_is_named(architecture, config, format, reasons, ranker_folder, tmp_path):
+def test_export_names_what_a_layout_cannot_express(architecture, config, format, reasons, ranker_folder, tmp_path):
     folder = ranker_folder(architecture, **config)
     with pytest.raises(ValueError, match=f"^The format {format} cannot give the scores") as error:
         kd.export_ranker(folder, format, tmp_path / "out")
@@ -223,22 +223,48 @@ def test_what_a_layout_cannot_express_is_named(architecture, config, format, rea
     assert not (tmp_path / "out").exists()
 
 
-def test_an_override_takes_the_query_masks_away(ranker_folder, tmp_path):
+@pytest.fixture
+def new_ranker(toy_architecture, encoder, tokenizer, tmp_path) -> Path:
+    """Folder of a ranker whose architecture no layout is made for."""
+    model = kd.load_ranker(encoder, "toy", max_query_length=8, max_document_length=16)
+    kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "ranker")
+    return tmp_path / "ranker"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("similarity", "output"), [("dot", "vectors"), ("layers", "scores")])
+def test_new_architecture_exports_to_onnx(similarity, output, toy_architecture, new_ranker, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_architecture.config_class, "similarity", similarity)
+    kd.export_ranker(new_ranker, "onnx", tmp_path / "out")
+    graph = OnnxRanker(tmp_path / "out", threads=1)
+    assert [node.name for node in graph.session.get_outputs()] == [output]
+    assert_equal_scores(new_ranker, graph.score(QUERIES, DOCUMENTS))
+
+
+def test_new_architecture_is_refused_by_the_layouts_of_others(new_ranker, tmp_path):
+    for name, layout in FORMATS.items():
+        if layout.model_class is not None:
+            with pytest.raises(ValueError, match="model_type=Toy: this layout is for "):
+                kd.export_ranker(new_ranker, name, tmp_path / "out")
+
+
+def test_export_override_removes_query_masks(ranker_folder, tmp_path):
     folder = ranker_folder("colbert", compression_dim=6)
     kd.export_ranker(folder, "multi-vector", tmp_path / "out", query_augmentation=0)
     expected = kd.Ranker.from_pretrained(folder, device="cpu", query_augmentation=0).score(QUERIES, DOCUMENTS)
     assert largest_difference(expected, pairwise(MultiVectorEncoder(str(tmp_path / "out"), device="cpu"))) < 1e-4
 
 
-def test_scores_that_differ_leave_nothing(ranker_folder, tmp_path, monkeypatch):
-    write, score, kind = module.WRITERS["sentence-transformer"]
-    monkeypatch.setitem(module.WRITERS, "sentence-transformer", (write, lambda *args: score(*args) + 0.01, kind))
+def test_export_with_different_scores_leaves_nothing(ranker_folder, tmp_path, monkeypatch):
+    layout = FORMATS["sentence-transformer"]
+    wrong = dataclasses.replace(layout, score=lambda *args: layout.score(*args) + 0.01)
+    monkeypatch.setitem(FORMATS, "sentence-transformer", wrong)
     with pytest.raises(ValueError, match=r"differ from the ranker's by \S+, more than 0.0001; nothing was written"):
         kd.export_ranker(ranker_folder("bert_dot"), "sentence-transformer", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["ranker"]
 
 
-def test_an_output_is_replaced_only_when_told_and_only_a_model(ranker_folder, tmp_path):
+def test_export_replaces_only_models_and_only_if_asked(ranker_folder, tmp_path):
     folder = ranker_folder("bert_dot")
     kd.export_ranker(folder, "sentence-transformer", tmp_path / "out")
     (tmp_path / "out" / "left_over").touch()
@@ -247,30 +273,30 @@ def test_an_output_is_replaced_only_when_told_and_only_a_model(ranker_folder, tm
     kd.export_ranker(folder, "sentence-transformer", tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "left_over").exists()
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="is no model's folder"):
+    with pytest.raises(FileExistsError, match="is not a model's folder"):
         kd.export_ranker(folder, "sentence-transformer", tmp_path / "mine", overwrite=True)
 
 
-def test_an_unknown_format_lists_those_there_are(tmp_path):
+def test_unknown_format_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=f"^Unknown format 'tf'; choose one of {', '.join(FORMATS)}"):
         kd.export_ranker("any", "tf", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"has no model\.onnx"):
         OnnxRanker(tmp_path)
 
 
-def test_a_library_that_is_missing_is_named(ranker_folder, tmp_path, monkeypatch):
+def test_export_names_a_missing_library(ranker_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ValueError, match=r"^The format sentence-transformer needs more .*hf_kd_ranking\[export\]"):
         kd.export_ranker(ranker_folder("bert_dot"), "sentence-transformer", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_ranker_without_a_tokenizer_is_refused(encoder_model, tmp_path):
+def test_export_needs_a_tokenizer(encoder_model, tmp_path):
     encoder_model.save_pretrained(tmp_path / "ranker")
     with pytest.raises(FileNotFoundError, match=r"^No tokenizer in .*save the one that the model was trained with"):
         kd.export_ranker(tmp_path / "ranker", "onnx", tmp_path / "out")
 
 
-def test_largest_difference_is_absolute_below_one_and_relative_above():
+def test_largest_difference_is_relative_above_one():
     assert largest_difference(np.array([0.5, 100.0]), np.array([0.6, 101.0])) == pytest.approx(0.1)
     assert largest_difference(np.array([0.5, -100.0]), np.array([0.5, -102.0])) == pytest.approx(0.02)

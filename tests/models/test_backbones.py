@@ -77,7 +77,7 @@ def encoders(tmp_path_factory) -> Path:
 def build(folder: Path, architecture: str) -> RankerModel:
     torch.manual_seed(1)
     if architecture == "tk":
-        return kd.TK.from_embeddings(folder, **LENGTHS, num_hidden_layers=1, intermediate_size=32)
+        return kd.TK.from_encoder(folder, **LENGTHS, num_hidden_layers=1, intermediate_size=32)
     return kd.load_ranker(folder, architecture, **LENGTHS, initializer_range=0.3, **ENCODER_RANKERS[architecture])
 
 
@@ -112,7 +112,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("backbone", "architecture"), PAIRS)
-def test_a_ranker_is_built_trained_saved_and_loaded(encoders, tmp_path, backbone, architecture):
+def test_ranker_is_built_trained_saved_and_loaded(encoders, tmp_path, backbone, architecture):
     model, batch = build(encoders / backbone, architecture), random_batch(architecture)
     fresh = scores_of(model, batch)
     assert fresh.shape == (3, 2)
@@ -162,7 +162,7 @@ def test_unattended_tokens_do_not_matter(encoders, backbone, architecture):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_ranker_of_some_layers_is_saved_and_loaded(encoders, tmp_path, backbone):
+def test_ranker_of_some_layers_is_saved_and_loaded(encoders, tmp_path, backbone):
     if backbone == "albert":
         pytest.skip("its layers are one")
     if backbone == "modernbert":
@@ -203,7 +203,7 @@ def test_prettr_refuses_encoders_that_it_cannot_split(encoders, backbone):
 
 @pytest.mark.parametrize("backbone", ["roberta", "xlm-roberta"])
 @pytest.mark.parametrize("architecture", ["bert_dot", "prettr"])
-def test_positions_behind_the_padding_id_are_counted(encoders, backbone, architecture):
+def test_positions_after_the_padding_id_are_counted(encoders, backbone, architecture):
     # 42 embeddings, of which the first two, up to the padding id, are no positions.
     model, query = build(encoders / backbone, architecture), random_batch(architecture)["query"]
     longest = 40 if architecture == "bert_dot" else 40 - 8 + 1  # behind the query, without [CLS]
@@ -228,9 +228,7 @@ def test_mpnet_counts_positions_from_the_padding_id_too(tmp_path):
 
 @pytest.mark.parametrize("architecture", ["bert_cat", "bert_dot", "prettr"])
 @pytest.mark.parametrize("backbone", CAN_BE_SPLIT)
-def test_the_last_layer_feeds_forward_one_state_a_row_with_the_same_scores_and_gradients(
-    encoders, backbone, architecture
-):
+def test_first_state_only_keeps_scores_and_gradients(encoders, backbone, architecture):
     model, batch, widths = build(encoders / backbone, architecture), random_batch(architecture), []
     last = [part for name, part in model.named_modules() if name.endswith((".ffn", ".intermediate"))][-1]
     last.register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0].shape[1]))

@@ -80,7 +80,7 @@ def test_published_weights_with_the_wrong_sizes_name_the_keys():
         kd.BertCat.from_pretrained(CHECKPOINT, encoder_config=BACKBONE | {"dim": 16, "hidden_dim": 32})
 
 
-def test_text_classification_pipeline_answers_with_the_raw_logit(bert_cat, tokenizer):
+def test_text_classification_pipeline_returns_the_raw_logit(bert_cat, tokenizer):
     # With two labels, or without problem_type, the pipeline would answer with a softmax or a sigmoid of it.
     classify = pipeline("text-classification", model=bert_cat, tokenizer=tokenizer)
     pairs = [("what is bread", "bread house iron"), ("moon", "night lake lake")]

@@ -67,14 +67,14 @@ def test_scores_of_unpadded_pairs_equal_the_original_class(published, case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_each_query_with_all_documents_equals_the_original_class(published, case):
+def test_all_pairs_equal_the_original_class(published, case):
     batch, count = sides(case), len(case["scores"])
     batch["document"] = {name: rows.expand(count, -1, -1) for name, rows in batch["document"].items()}  # (B, B, Ld)
     np.testing.assert_allclose(score(published, batch), case["scores_all_pairs"], **TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_largest_product_of_each_query_term_equals_the_original_class(published, case):
+def test_largest_products_equal_the_original_class(published, case):
     with torch.no_grad():
         output = published(**sides(case))
     products = output.query_vectors @ output.document_vectors.transpose(1, 2)  # (B, Lq, Ld)
@@ -84,7 +84,7 @@ def test_largest_product_of_each_query_term_equals_the_original_class(published,
 
 
 @pytest.mark.parametrize("name", ["single", "holes"])
-def test_vectors_of_terms_equal_the_original_class(published, name):
+def test_token_vectors_equal_the_original_class(published, name):
     with torch.no_grad():
         output = published(**sides(CASES[name]))
     for side in ("query", "document"):
@@ -130,14 +130,14 @@ def test_max_sim_of_given_vectors_equals_the_original_class(name):
 
 
 @pytest.mark.parametrize("name", ["all_masked", "cls_only"])
-def test_documents_without_terms_score_as_in_the_original_class(published, name):
+def test_documents_without_tokens_equal_the_original_class(published, name):
     edge = EXPECTED["edge"]
     batch = sides({"query": edge["query"], "document": edge[name]["document"]})
     assert np.isfinite(edge[name]["scores"]).all()
     np.testing.assert_allclose(score(published, batch), edge[name]["scores"], **TOLERANCE)
 
 
-def test_saved_checkpoint_keeps_the_scores_without_the_backbones_config(published, tmp_path):
+def test_saved_checkpoint_holds_the_config_of_the_backbone(published, tmp_path):
     published.save_pretrained(tmp_path)
     batch = sides(CASES["batch8"])
     again = kd.load_ranker(tmp_path)
@@ -153,7 +153,7 @@ def test_published_weights_of_another_dimension_name_the_keys(golden_checkpoint)
 # ---- By hand --------------------------------------------------------------------------------------------------------
 
 
-def test_vectors_are_a_linear_layer_on_every_state_of_the_plain_encoder(colbert, encoder):
+def test_vectors_are_a_linear_layer_on_encoder_states(colbert, encoder):
     states = AutoModel.from_pretrained(encoder)(**INPUTS).last_hidden_state
     wanted = states @ colbert.compressor.weight.T + colbert.compressor.bias
     assert wanted.shape == (2, 4, 6)
@@ -179,8 +179,8 @@ def test_normalized_vectors_give_sums_of_largest_cosines(encoder):
         plain = AutoModel.from_pretrained(encoder)
         rows = [model.compressor(plain(**with_mask(ids)).last_hidden_state[0]) for ids in (query, document)]
     wanted = 0.0
-    for term in rows[0]:
-        wanted += max(float(term @ other / (term @ term).sqrt() / (other @ other).sqrt()) for other in rows[1])
+    for token in rows[0]:
+        wanted += max(float(token @ other / (token @ token).sqrt() / (other @ other).sqrt()) for other in rows[1])
     assert output.scores.item() == pytest.approx(wanted, abs=1e-5)
     assert torch.allclose(output.query_vectors.norm(dim=-1), torch.ones(1, 4), atol=1e-6)
 
@@ -190,7 +190,7 @@ def with_mask(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("augmentation", [8, 0, 3])
-def test_a_query_has_as_many_more_terms_as_it_is_augmented_by(encoder, tokenizer, augmentation):
+def test_augmentation_adds_query_tokens(encoder, tokenizer, augmentation):
     torch.manual_seed(1)
     model = kd.ColBERT.from_encoder(str(encoder), compression_dim=6, query_augmentation=augmentation, **LENGTHS)
     ranker = kd.Ranker(model, tokenizer)
@@ -205,7 +205,7 @@ def test_a_query_has_as_many_more_terms_as_it_is_augmented_by(encoder, tokenizer
 def test_padding_never_wins_where_all_similarities_are_negative(colbert):
     generator = torch.Generator().manual_seed(0)
     query, document = torch.rand(2, 3, 6, generator=generator) + 0.1, -torch.rand(2, 4, 6, generator=generator) - 0.1
-    document[:, 2:] = 0  # padding: larger than any similarity, were it a term
+    document[:, 2:] = 0  # padding: larger than any similarity, were it a token
     mask = torch.tensor([[True, True, False, False]] * 2)
     scores = colbert.score_vectors(query, document, torch.ones(2, 3, dtype=torch.bool), mask)
     assert (scores < 0).all()

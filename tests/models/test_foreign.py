@@ -83,7 +83,7 @@ BI_ENCODERS = {
 
 
 @pytest.mark.parametrize(("modules", "settings"), BI_ENCODERS.values(), ids=BI_ENCODERS)
-def test_a_bi_encoder_is_a_bert_dot_with_its_scores(modules, settings, save):
+def test_bi_encoder_is_a_bert_dot_with_its_scores(modules, settings, save):
     folder = save(SentenceTransformer, *modules, lengths={"query_length": 8, "document_length": 20}, **settings)
     model = kd.load_ranker(folder)
     assert type(model) is kd.BertDot
@@ -91,14 +91,14 @@ def test_a_bi_encoder_is_a_bert_dot_with_its_scores(modules, settings, save):
     np.testing.assert_allclose(our_scores(folder), their_scores(SentenceTransformer(str(folder))), atol=1e-5)
 
 
-def test_a_bi_encoder_saved_as_a_ranker_keeps_its_scores(save, tmp_path, tokenizer):
+def test_bi_encoder_saved_as_a_ranker_keeps_its_scores(save, tmp_path, tokenizer):
     folder = save(SentenceTransformer, Pooling(16, "mean"), linear("sentence_embedding"), Normalize(), prompts=PROMPTS)
     ranker = kd.Ranker.from_pretrained(folder, device="cpu")
     ranker.save_pretrained(tmp_path / "ours")
     np.testing.assert_array_equal(our_scores(tmp_path / "ours"), ranker.score(QUERIES, DOCUMENTS))
 
 
-def test_the_files_of_older_releases_are_read(save):
+def test_files_of_older_releases_are_read(save):
     folder = save(SentenceTransformer, Pooling(16, "cls"), Normalize())
     expected = their_scores(SentenceTransformer(str(folder), processor_kwargs={"model_max_length": 12}))
     modules = json.loads((folder / "modules.json").read_text())
@@ -124,9 +124,9 @@ def test_the_files_of_older_releases_are_read(save):
         ([Pooling(16, "mean", include_prompt=False)], {"prompts": PROMPTS}, "leaves its prompt out"),
     ],
 )
-def test_a_bi_encoder_that_bert_dot_cannot_express_is_refused(modules, settings, reason, save):
+def test_bi_encoder_outside_bert_dot_is_refused(modules, settings, reason, save):
     folder = save(SentenceTransformer, *modules, **settings)
-    with pytest.raises(ValueError, match=f"can give: .*{reason}.*load_teacher"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}.*load_teacher"):
         kd.load_ranker(folder)
     fresh = kd.load_ranker(folder, "bert_cat", max_document_length=20)  # the encoder is as good as any
     assert type(fresh) is kd.BertCat
@@ -141,7 +141,7 @@ def test_a_dense_layer_that_is_pickled_is_not_read(save):
 
 @pytest.mark.parametrize("is_normalized", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias, save):
+def test_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias, save):
     modules = [linear("token_embeddings", bias=bias), MultiVectorMask()]
     modules += [Normalize(module_input_name="token_embeddings")] if is_normalized else []
     folder = save(MultiVectorEncoder, *modules, lengths={"query_length": 8, "document_length": 20}, prompts=PROMPTS)
@@ -152,7 +152,7 @@ def test_a_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias
 @pytest.mark.parametrize(
     ("modules", "settings", "reason"),
     [
-        ([linear("token_embeddings"), MultiVectorMask(skiplist_words=["apple"])], {}, "leaves document terms out"),
+        ([linear("token_embeddings"), MultiVectorMask(skiplist_words=["apple"])], {}, "leaves document tokens out"),
         ([MultiVectorMask()], {}, "its modules are Transformer, MultiVectorMask"),
         (
             [linear("token_embeddings"), MultiVectorMask()],
@@ -166,9 +166,9 @@ def test_a_multi_vector_encoder_is_a_colbert_with_its_scores(is_normalized, bias
         ),
     ],
 )
-def test_a_multi_vector_encoder_that_colbert_cannot_express_is_refused(modules, settings, reason, save):
+def test_multi_vector_encoder_outside_colbert_is_refused(modules, settings, reason, save):
     folder = save(MultiVectorEncoder, *modules, **settings)
-    with pytest.raises(ValueError, match=f"can give: .*{reason}"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}"):
         kd.load_ranker(folder)
 
 
@@ -178,12 +178,12 @@ def test_a_multi_vector_encoder_that_colbert_cannot_express_is_refused(modules, 
         ({}, None),
         ({"query_prefix": "[MASK]", "document_prefix": "apple"}, None),  # single tokens, as PyLate makes its own
         ({"query_prefix": "[Q] "}, r"query prefix '\[Q\] ' is a token that"),
-        ({"skiplist_words": ["."]}, "leaves document terms out"),
-        ({"skiplist_words": None}, "leaves document terms out"),  # its default is punctuation
+        ({"skiplist_words": ["."]}, "leaves document tokens out"),
+        ({"skiplist_words": None}, "leaves document tokens out"),  # its default is punctuation
         ({"do_query_expansion": True}, r"pads queries with \[MASK\]"),
     ],
 )
-def test_pylates_layout_is_a_colbert_with_its_scores_or_refused(settings, reason, save, tmp_path):
+def test_pylate_layout_is_a_colbert_or_refused(settings, reason, save, tmp_path):
     folder = save(MultiVectorEncoder, linear("token_embeddings", bias=False))
     defaults = {"query_prefix": "", "document_prefix": "", "do_query_expansion": False, "skiplist_words": []}
     settings = {"model_type": "ColBERT", "query_length": 8, "document_length": 20} | defaults | settings
@@ -228,7 +228,7 @@ def save_classifier(config: PreTrainedConfig, tokenizer, folder: Path, max_lengt
 
 
 @pytest.mark.parametrize("config", CLASSIFIERS.values(), ids=CLASSIFIERS)
-def test_a_classifier_with_one_label_is_a_bert_cat_with_its_logits(config, tokenizer, tmp_path):
+def test_classifier_with_one_label_is_a_bert_cat(config, tokenizer, tmp_path):
     folder = save_classifier(config, tokenizer, tmp_path / "model")
     theirs = CrossEncoder(str(folder), activation_fn=nn.Identity(), device="cpu")
     expected = theirs.predict(list(zip(QUERIES, DOCUMENTS, strict=True)))
@@ -239,7 +239,7 @@ def test_a_classifier_with_one_label_is_a_bert_cat_with_its_logits(config, token
     np.testing.assert_array_equal(our_scores(tmp_path / "ours"), ranker.score(QUERIES, DOCUMENTS))
 
 
-def test_the_prompt_of_a_cross_encoder_becomes_the_query_prefix(tokenizer, tmp_path):
+def test_prompt_of_a_cross_encoder_is_the_query_prefix(tokenizer, tmp_path):
     save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path / "plain")
     cross_encoder = CrossEncoder(
         str(tmp_path / "plain"), prompts={"web": "what is "}, default_prompt_name="web", activation_fn=nn.Identity()
@@ -253,16 +253,16 @@ def test_the_prompt_of_a_cross_encoder_becomes_the_query_prefix(tokenizer, tmp_p
     ("config", "reason"),
     [
         (BertConfig(**SIZES | {"num_labels": 2}), "it has 2 labels, needed one"),
-        (AlbertConfig(**SIZES, embedding_size=16), "of the head of albert"),
+        (AlbertConfig(**SIZES, embedding_size=16), "its head is that of albert classifiers"),
     ],
 )
-def test_a_classifier_that_bert_cat_cannot_express_is_refused(config, reason, tokenizer, tmp_path):
+def test_classifier_outside_bert_cat_is_refused(config, reason, tokenizer, tmp_path):
     folder = save_classifier(config, tokenizer, tmp_path / "model")
-    with pytest.raises(ValueError, match=f"can give: .*{reason}.*load_teacher"):
+    with pytest.raises(ValueError, match=f"can compute: .*{reason}.*load_teacher"):
         kd.load_ranker(folder)
 
 
-def test_a_classifier_without_the_weights_of_its_head_is_refused(tokenizer, tmp_path):
+def test_classifier_without_its_head_is_refused(tokenizer, tmp_path):
     folder = save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path / "model")
     AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").replace(folder / "model.safetensors")

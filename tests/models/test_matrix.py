@@ -102,7 +102,7 @@ def test_scores_follow_the_order_of_documents(model, tokenizer):
 
 
 @pytest.mark.parametrize("column", [0, 2])
-def test_one_document_a_query_scores_as_a_column_of_many(model, tokenizer, column):
+def test_one_document_per_query_scores_as_a_column_of_many(model, tokenizer, column):
     batch = batch_of(model, tokenizer, ROWS)
     flat = by_document(batch, lambda _, tensor: tensor[:, column])  # (B, L)
     assert scores_of(model, flat).shape == (len(ROWS),)
@@ -129,7 +129,7 @@ def test_stored_vectors_score_as_forward_does(model, tokenizer):
 WITH_EMPTY = [(query, [*documents, ""]) for query, documents in ROWS] + [("", ["bread", "", "moon and king", "jam"])]
 
 
-def test_empty_texts_score_a_number_and_leave_the_others_as_they_are(model, tokenizer):
+def test_empty_texts_change_no_other_score(model, tokenizer):
     scores = scores_of(model, batch_of(model, tokenizer, WITH_EMPTY))
     assert scores.isfinite().all()
     assert torch.allclose(scores[:3, :3], scores_of(model, batch_of(model, tokenizer, ROWS)), atol=1e-5)
@@ -140,7 +140,7 @@ def test_empty_texts_leave_gradients_finite(model, tokenizer):
     assert [name for name, gradient in found.items() if not gradient.isfinite().all()] == []
 
 
-def test_a_document_with_nothing_attended_scores_a_number_and_leaves_the_others_as_they_are(model, tokenizer):
+def test_document_with_nothing_attended_changes_no_other_score(model, tokenizer):
     def attend_to_nothing(name: str, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         if name == "attention_mask":
@@ -162,14 +162,14 @@ def compiled_scores(model, batch: dict, backend: str) -> torch.Tensor:
     return scores
 
 
-def test_a_compiled_model_scores_as_an_eager_one(model, tokenizer):
+def test_compiled_model_scores_as_eager(model, tokenizer):
     batch = batch_of(model, tokenizer, ROWS)
     assert torch.allclose(compiled_scores(model, batch, "aot_eager"), scores_of(model, batch), atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
-def test_a_model_compiled_to_machine_code_scores_as_an_eager_one(encoder, tokenizer):
+def test_inductor_scores_as_eager(encoder, tokenizer):
     model = kd.BertDot.from_encoder(str(encoder), **LENGTHS)
     batch = batch_of(model, tokenizer, ROWS)
     assert torch.allclose(compiled_scores(model, batch, "inductor"), scores_of(model, batch), atol=1e-4)
@@ -287,7 +287,7 @@ def poison(weights: dict) -> str:
 
 
 @pytest.mark.parametrize("damage", [drop, add, widen, poison])
-def test_a_checkpoint_whose_weights_do_not_fit_names_the_key(model, tmp_path, damage):
+def test_weights_that_do_not_fit_name_the_key(model, tmp_path, damage):
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     message = damage(weights)
@@ -357,7 +357,7 @@ def test_saved_config_holds_no_local_path(model, encoder, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"num_hidden_layers": 3}, {"intermediate_size": 48}], ids=["missing", "mismatched"]
 )
-def test_an_encoder_whose_weights_do_not_match_its_config_raises(encoder_model, encoder, tmp_path, change):
+def test_encoder_weights_that_do_not_match_raise(encoder_model, encoder, tmp_path, change):
     folder = Path(shutil.copytree(encoder, tmp_path / "encoder"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))

@@ -24,7 +24,7 @@ def scores_and_gradients(model) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return scores.detach(), [parameter.grad for parameter in model.parameters()]
 
 
-def test_groups_are_cut_where_a_device_is_full_and_rows_get_shorter(monkeypatch):
+def test_groups_end_when_full_and_rows_get_shorter(monkeypatch):
     monkeypatch.setitem(GROUP_TOKENS, "cpu", 7)
     groups = [(sorted(rows.tolist()), length) for rows, length in length_groups(MASK)]
     # Two rows of 5; then rows of 3 and 2 (6 tokens are not 7) with the empty one, which counts 1.
@@ -32,7 +32,7 @@ def test_groups_are_cut_where_a_device_is_full_and_rows_get_shorter(monkeypatch)
 
 
 @pytest.mark.parametrize("enough", [1, 6, 1000])
-def test_grouped_rows_have_the_scores_and_gradients_of_all_rows_at_once(student, monkeypatch, enough):
+def test_grouped_rows_have_the_same_scores_and_gradients(student, monkeypatch, enough):
     student.groups_rows = False
     scores, gradients = scores_and_gradients(student)
     student.groups_rows = True
@@ -47,7 +47,7 @@ def test_grouped_rows_have_the_scores_and_gradients_of_all_rows_at_once(student,
 @pytest.mark.parametrize(
     ("groups_rows", "wanted"), [(True, [(2, 5), (1, 3), (1, 2), (1, 1)]), (False, [(5, 5)])], ids=["on", "off"]
 )
-def test_the_encoder_sees_no_padding_that_a_group_does_not_need(encoder_model, monkeypatch, groups_rows, wanted):
+def test_encoder_reads_groups_without_padding(encoder_model, monkeypatch, groups_rows, wanted):
     shapes = []
     monkeypatch.setitem(GROUP_TOKENS, "cpu", 1)
     encoder_model.groups_rows = groups_rows

@@ -51,7 +51,7 @@ def test_ranking_is_that_of_rerank(ranker, folder):
     assert_ranked(rank(ONE), wanted, DOCUMENTS)
 
 
-def test_a_list_of_inputs_gives_a_list_of_rankings(ranker, folder):
+def test_list_of_inputs_returns_a_list_of_rankings(ranker, folder):
     rank = pipeline("text-ranking", model=str(folder))
     answers = rank([ONE, OTHER])
     assert len(answers) == 2
@@ -61,7 +61,7 @@ def test_a_list_of_inputs_gives_a_list_of_rankings(ranker, folder):
     assert alone == answers[1]
 
 
-def test_more_documents_than_a_forward_takes_keep_their_places(ranker, folder):
+def test_many_documents_keep_their_places(ranker, folder):
     words = "apple bread cat dog earth fire glass house iron jam king lake moon".split()
     documents = [
         " ".join(words[: 1 + i % 13][i % 5 :]) + f" {words[i % 7]}" for i in range(2 * DOCUMENTS_PER_FORWARD + 3)
@@ -75,7 +75,7 @@ def test_more_documents_than_a_forward_takes_keep_their_places(ranker, folder):
     assert [item["score"] for item in answer] == sorted((item["score"] for item in answer), reverse=True)
 
 
-def test_no_forward_gets_more_documents_than_it_takes(ranking):
+def test_forward_pass_has_a_limit_of_documents(ranking):
     sizes = []
     ranking.model.register_forward_pre_hook(
         lambda _, args, inputs: sizes.append(inputs["document"]["input_ids"].shape[1]), with_kwargs=True
@@ -102,7 +102,7 @@ def test_ties_keep_the_order_given(ranking):
     assert [item["index"] for item in answer] in (bread + moon, moon + bread)
 
 
-def test_a_document_scores_the_same_in_any_company(ranking):
+def test_document_scores_do_not_depend_on_the_others(ranking):
     alone = {text: ranking({"query": QUERY, "documents": [text]})[0]["score"] for text in DOCUMENTS}
     for item in ranking(ONE):
         assert item["score"] == pytest.approx(alone[item["document"]], abs=1e-5)
@@ -127,7 +127,7 @@ def test_bad_inputs_are_refused(ranking, inputs):
     assert "\n" not in str(error.value)
 
 
-def test_a_bad_input_among_good_ones_is_refused(ranking):
+def test_bad_input_among_good_ones_is_refused(ranking):
     with pytest.raises(ValueError, match=r"takes one or more documents, each a string, got \[None\]"):
         ranking([ONE, {"query": QUERY, "documents": [None]}])
 
@@ -160,7 +160,7 @@ def test_lengths_and_prefixes_are_the_checkpoints(encoder, tokenizer, tmp_path):
 # ---- sentence-transformers ------------------------------------------------------------------------------------------
 
 
-def test_cross_encoder_predicts_the_raw_scores_of_a_saved_bert_cat(encoder, tokenizer, tmp_path):
+def test_cross_encoder_predicts_raw_scores_of_a_saved_bert_cat(encoder, tokenizer, tmp_path):
     torch.manual_seed(1)
     model = kd.BertCat.from_encoder(str(encoder), max_query_length=8, max_document_length=16, initializer_range=0.5)
     ranker = kd.Ranker(model, tokenizer)
@@ -188,6 +188,6 @@ def test_settings_of_the_pipeline_hold_for_its_calls(ranking, tokenizer):
 
 
 @pytest.mark.parametrize("documents", ["moon", None, 3, {"text": "moon"}])
-def test_documents_that_are_no_list_are_refused(ranking, documents):
+def test_documents_that_are_not_a_list_are_refused(ranking, documents):
     with pytest.raises(ValueError, match=r"^text-ranking takes"):
         ranking({"query": QUERY, "documents": documents})

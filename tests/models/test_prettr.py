@@ -85,12 +85,12 @@ def save_encoder(config: PreTrainedConfig, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("inputs", "case"), CASES)
-def test_scores_behind_the_query_width_equal_the_original_class_in_batches(batched, inputs, case):
+def test_query_width_scores_equal_the_original_class_in_batches(batched, inputs, case):
     np.testing.assert_allclose(score(batched, **sides(inputs)), case["scores"], **TOLERANCE)
 
 
 @pytest.mark.parametrize(("inputs", "case"), CASES)
-def test_scores_of_the_published_config_equal_the_original_class_one_by_one(published, inputs, case):
+def test_published_scores_equal_the_original_class_one_by_one(published, inputs, case):
     assert published.config.document_position_offset == "query_length"
     np.testing.assert_allclose(score(published, **sides(inputs)), case["scores_unpadded_one_by_one"], **TOLERANCE)
 
@@ -127,7 +127,7 @@ def test_margin_mse_step_has_the_original_loss_and_gradients(golden_checkpoint, 
 
 
 @pytest.mark.parametrize("name", ["all_masked", "cls_only"])
-def test_documents_without_terms_score_a_number_where_the_original_class_gave_nan(batched, name):
+def test_documents_without_tokens_have_finite_scores(batched, name):
     inputs = sides({"query": INPUTS["edge"]["query"], "document": INPUTS["edge"][name]["document"]})
     full, empty = score(batched, **inputs).tolist()
     wanted, nan = EXPECTED["edge"][name]["scores"]
@@ -144,7 +144,7 @@ def test_documents_without_terms_score_a_number_where_the_original_class_gave_na
     [lambda folder: kd.load_ranker(folder, "bert_dot"), kd.BertDot.from_pretrained, kd.BertDot.from_encoder],
     ids=["load_ranker", "from_pretrained", "from_encoder"],
 )
-def test_published_checkpoint_is_no_dot_model(golden_checkpoint, load):
+def test_published_checkpoint_is_not_a_dot_model(golden_checkpoint, load):
     with pytest.raises(ValueError, match=r"PreTTR checkpoint, not|_classification_layer\.weight"):
         load(golden_checkpoint("prettr"))
 
@@ -194,7 +194,7 @@ def test_an_overridden_join_layer_is_checked_too(golden_checkpoint):
         kd.load_ranker(golden_checkpoint("prettr"), join_layer_idx=7)
 
 
-def test_an_encoder_that_cannot_be_split_lists_those_that_can():
+def test_encoder_that_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match=r"cannot split albert encoders; it can split distilbert, bert, roberta"):
         kd.PreTTRConfig(encoder_config=AlbertConfig())
 
@@ -216,7 +216,7 @@ def plain_states(encoder: PreTrainedConfig | Path, **inputs: torch.Tensor) -> to
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_joined_at_layer_0_it_is_the_plain_encoder_of_both_texts(name, attention, tmp_path):
+def test_joined_at_layer_0_is_the_plain_encoder(name, attention, tmp_path):
     folder = save_encoder(ENCODERS[name], tmp_path)
     model = on_encoder(folder, join_layer_idx=0, document_position_offset="query_width")
     model.set_attn_implementation(attention)
@@ -231,7 +231,7 @@ def test_joined_at_layer_0_it_is_the_plain_encoder_of_both_texts(name, attention
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_with_all_layers_apart_vectors_are_the_plain_encoders_and_documents_do_not_count(name, attention, tmp_path):
+def test_all_layers_separate_ignores_the_document(name, attention, tmp_path):
     folder = save_encoder(ENCODERS[name], tmp_path)
     model = on_encoder(folder, join_layer_idx=2)
     model.set_attn_implementation(attention)
@@ -254,7 +254,7 @@ def test_segments_reach_the_encoder(encoder, prettr):
     assert torch.allclose(score(model, query, document), wanted, atol=1e-5)
 
 
-def test_a_document_of_one_token_leaves_the_query_alone(encoder):
+def test_document_of_one_token_does_not_change_the_score(encoder):
     model = on_encoder(encoder)
     states = plain_states(encoder, **QUERY)
     wanted = states[:, 0] @ model._classification_layer.weight[0]
@@ -295,7 +295,7 @@ def test_stored_vectors_score_as_forward_does(encoder, config):
     assert query.query_vectors.shape == (2, 4, 16)  # queries are not stored
 
 
-def test_by_default_documents_start_behind_the_longest_query(prettr):
+def test_documents_start_after_the_longest_query_by_default(prettr):
     assert prettr.config.document_position_offset == 8 + 8  # max_query_length + query_augmentation
     assert kd.PreTTRConfig().document_position_offset == 38
 
@@ -310,14 +310,14 @@ def test_vectors_of_a_document_do_not_depend_on_the_query(prettr):
 
 
 @pytest.mark.parametrize("offset", ["query_length", "query_width"])
-def test_documents_whose_positions_follow_the_query_are_not_encoded_alone(encoder, offset):
+def test_documents_that_follow_the_query_need_a_query(encoder, offset):
     model = on_encoder(encoder, document_position_offset=offset)
     with pytest.raises(ValueError, match=rf"document_position_offset='{offset}'.*for example .*=16"):
         model(document=DOCUMENT)
     assert model(query=QUERY).query_vectors.shape == (2, 4, 16)
 
 
-def test_positions_of_padded_queries_follow_their_length_or_their_width(encoder):
+def test_offsets_follow_the_length_or_width_of_the_query(encoder):
     padded = side([2, 5, 6, 3], [2, 9, 3])
     alone = {name: tensor[1:, :3] for name, tensor in padded.items()}
     document = {name: tensor[1:] for name, tensor in DOCUMENT.items()}
@@ -341,13 +341,13 @@ def test_texts_longer_than_the_positions_name_both_lengths(prettr):
     with pytest.raises(ValueError, match=r"A query needs positions for 65 tokens, the model has 64"):
         prettr(query=side([2] * 65))
     with pytest.raises(
-        ValueError, match=r"A document behind its query needs positions for 65 tokens, the model has 64"
+        ValueError, match=r"A document after its query needs positions for 65 tokens, the model has 64"
     ):
         prettr(document=side([2] * (65 - 16 + 1)))
     assert prettr(document=side([2] * (64 - 16 + 1))).document_vectors.shape == (1, 48, 16)
 
 
-def test_compression_is_linear_gelu_and_back_through_a_layer_norm(encoder):
+def test_compression_is_linear_gelu_linear_layer_norm(encoder):
     model, plain = on_encoder(encoder, compression_dim=6), on_encoder(encoder)
     with torch.no_grad():
         states = plain(query=QUERY, document=DOCUMENT)

@@ -144,7 +144,7 @@ def test_the_shipped_class_gives_the_same_scores(models, tokenizer, name, answer
     assert torch.allclose(torch.tensor(answers["scores"]), wanted, atol=1e-5)
 
 
-def test_a_checkpoint_saved_by_the_shipped_class_loads_there_and_here(models, root, tokenizer, name, answers):
+def test_checkpoint_of_the_shipped_class_loads_there_and_here(models, root, tokenizer, name, answers):
     assert torch.allclose(torch.tensor(answers["scores of the copy"]), torch.tensor(answers["scores"]), atol=1e-5)
     again = kd.load_ranker(root / "again" / name)
     assert type(again) is type(models[name])
@@ -155,7 +155,7 @@ def test_the_tokenizer_loads_there(tokenizer, answers):
     assert answers["tokens"] == tokenizer(DOCUMENTS)["input_ids"]
 
 
-def test_a_saved_pipeline_ranks_there_as_rerank_here(models, tokenizer, name, answers):
+def test_saved_pipeline_ranks_there_as_rerank_here(models, tokenizer, name, answers):
     wanted = kd.Ranker(models[name], tokenizer).rerank(**ONE)
     assert [item["index"] for item in answers["ranking"]] == [index for index, _ in wanted]
     assert [item["score"] for item in answers["ranking"]] == pytest.approx(
@@ -180,7 +180,7 @@ def test_the_package_has_precedence_over_shipped_code(model, tmp_path, trust):
     assert type(AutoConfig.from_pretrained(tmp_path, **trust)) is type(model.config)
 
 
-def test_a_saved_pipeline_needs_no_trust_here(model, tokenizer, tmp_path):
+def test_saved_pipeline_needs_no_trust_here(model, tokenizer, tmp_path):
     saved = pipeline("text-ranking", model=model, tokenizer=tokenizer)
     saved.save_pretrained(tmp_path)
     assert "text-ranking" in json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]

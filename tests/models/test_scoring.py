@@ -15,18 +15,18 @@ from hf_kd_ranking.models.scoring import dot_product, kernel_pooling, max_sim
 QUERY = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 4.0]])
 
 
-def test_one_document_a_query_matches_hand_computed_values():
+def test_one_document_per_query_matches_hand_computed_values():
     document = torch.tensor([[3.0, 1.0, 2.0], [2.0, 9.0, -0.25]])
     assert dot_product(QUERY, document).tolist() == [3.0, 0.0]  # 3 + 2 - 2, 1 + 0 - 1
 
 
-def test_n_documents_a_query_match_hand_computed_values():
+def test_n_documents_per_query_match_hand_computed_values():
     document = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[2.0, 0.0, 0.0]] * 3])
     assert dot_product(QUERY, document).tolist() == [[1.0, 2.0, -1.0], [1.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_n_documents_score_as_one_by_one_whatever_n(n):
+def test_n_documents_score_as_one_by_one(n):
     generator = torch.Generator().manual_seed(0)
     query, document = torch.randn(2, 3, generator=generator), torch.randn(2, n, 3, generator=generator)
     scores = dot_product(query, document)
@@ -43,7 +43,7 @@ def test_scores_are_the_matrix_product_of_plain_torch():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 2), (1, 1, 2)])
-def test_half_precision_vectors_give_float32_scores_without_rounding(dtype, shape):
+def test_half_precision_vectors_score_in_float32(dtype, shape):
     query = torch.tensor([[8.0, 0.125]], dtype=dtype)
     document = torch.tensor([12.5, 1.0], dtype=dtype).view(shape)
     scores = dot_product(query, document)
@@ -66,31 +66,31 @@ def test_vectors_of_different_width_are_refused():
 # ---- MaxSim ---------------------------------------------------------------------------------------------------------
 
 
-TERMS = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])  # (1, Lq, D)
+TOKENS = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])  # (1, Lq, D)
 DOCUMENTS = torch.tensor([[[[2.0, 1.0], [-1.0, 4.0]], [[-1.0, -1.0], [-2.0, 0.5]]]])  # (1, n, Ld, D)
 
 
 def test_max_sim_matches_hand_computed_values():
     # First document: max(2, -1) + max(2, 8) + max(9, 9); second: max(-1, -2) + max(-2, 1) + max(-6, -4.5).
-    assert max_sim(TERMS, DOCUMENTS).tolist() == [[19.0, -4.5]]
-    assert max_sim(TERMS, DOCUMENTS[:, 0]).tolist() == [19.0]
+    assert max_sim(TOKENS, DOCUMENTS).tolist() == [[19.0, -4.5]]
+    assert max_sim(TOKENS, DOCUMENTS[:, 0]).tolist() == [19.0]
 
 
-def test_masked_query_terms_add_nothing_to_max_sim():
-    assert max_sim(TERMS, DOCUMENTS, query_mask=torch.tensor([[1, 0, 1]])).tolist() == [[11.0, -5.5]]
-    assert max_sim(TERMS, DOCUMENTS, query_mask=torch.zeros(1, 3)).tolist() == [[0.0, 0.0]]
+def test_masked_query_tokens_add_nothing_to_max_sim():
+    assert max_sim(TOKENS, DOCUMENTS, query_mask=torch.tensor([[1, 0, 1]])).tolist() == [[11.0, -5.5]]
+    assert max_sim(TOKENS, DOCUMENTS, query_mask=torch.zeros(1, 3)).tolist() == [[0.0, 0.0]]
 
 
-def test_masked_document_terms_never_win_max_sim():
+def test_masked_document_tokens_never_win_max_sim():
     mask = torch.tensor([[[1, 0], [1, 0]]])
-    assert max_sim(TERMS, DOCUMENTS, document_mask=mask).tolist() == [[13.0, -9.0]]  # 2 + 2 + 9, -1 - 2 - 6
+    assert max_sim(TOKENS, DOCUMENTS, document_mask=mask).tolist() == [[13.0, -9.0]]  # 2 + 2 + 9, -1 - 2 - 6
     zeros = DOCUMENTS * mask.unsqueeze(-1)  # a similarity of 0 is above all of the second document's
-    assert max_sim(TERMS, zeros, document_mask=mask).tolist() == [[13.0, -9.0]]
+    assert max_sim(TOKENS, zeros, document_mask=mask).tolist() == [[13.0, -9.0]]
 
 
-def test_a_document_without_terms_has_the_published_constant_per_query_term():
+def test_max_sim_of_a_document_without_tokens_is_the_constant():
     mask = torch.tensor([[[1, 1], [0, 0]]])
-    assert max_sim(TERMS, DOCUMENTS, torch.tensor([[1, 1, 0]]), mask).tolist() == [[10.0, -20_000.0]]
+    assert max_sim(TOKENS, DOCUMENTS, torch.tensor([[1, 1, 0]]), mask).tolist() == [[10.0, -20_000.0]]
 
 
 # ---- Kernel pooling -------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ MU, SIGMA, SCALE = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.25]), torch.te
 
 def test_kernel_pooling_matches_hand_computed_values():
     query, document = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
-    # Cosines of the first query term: 1 and 0.6, of the second: 0 and 0.8.
+    # Cosines of the first query token: 1 and 0.6, of the second: 0 and 0.8.
     near_1 = math.log(1 + math.exp(-(0.4**2) / 0.5)) + math.log(math.exp(-1 / 0.5) + math.exp(-(0.2**2) / 0.5))
     near_0 = math.log(2 * (math.exp(-1 / 0.125) + math.exp(-(0.6**2) / 0.125)))
     near_0 += math.log(2 * (1 + math.exp(-(0.8**2) / 0.125)))
@@ -110,7 +110,7 @@ def test_kernel_pooling_matches_hand_computed_values():
     assert pooled.tolist()[0] == pytest.approx([near_1, near_0], rel=1e-5)
 
 
-def test_kernel_pooling_of_masked_terms_matches_hand_computed_values():
+def test_kernel_pooling_ignores_masked_tokens():
     query, document = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]), torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
     first = torch.tensor([[1, 0]])
     near_1 = math.log(1 + math.exp(-(0.4**2) / 0.5)) + 0
@@ -125,7 +125,7 @@ def test_kernel_pooling_of_masked_terms_matches_hand_computed_values():
 def test_counts_of_nothing_are_finite():
     query, document = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]), torch.zeros(1, 2, 2)
     pooled = kernel_pooling(query, document, ONES, torch.zeros(1, 2), MU, SIGMA, SCALE)
-    assert pooled.tolist()[0] == pytest.approx([2 * math.log(1e-10)] * 2)  # the published floor, per query term
+    assert pooled.tolist()[0] == pytest.approx([2 * math.log(1e-10)] * 2)  # the published floor, per query token
     pooled = kernel_pooling(query, document, torch.zeros(1, 2), ONES, MU, SIGMA, SCALE)
     assert pooled.tolist() == [[0.0, 0.0]]
 
@@ -141,8 +141,8 @@ def kernels_of(query, documents, query_mask, document_mask):
     return kernel_pooling(query, documents, query_mask, document_mask, MU, SIGMA, SCALE)
 
 
-def random_terms(n: int) -> tuple[torch.Tensor, ...]:
-    """Vectors and masks of 2 queries of 3 terms, and of n documents each of 5 terms."""
+def random_tokens(n: int) -> tuple[torch.Tensor, ...]:
+    """Vectors and masks of 2 queries of 3 tokens, and of n documents each of 5 tokens."""
     generator = torch.Generator().manual_seed(n)
     query, documents = torch.randn(2, 3, 4, generator=generator), torch.randn(2, n, 5, 4, generator=generator)
     masks = torch.rand(2, 3, generator=generator) < 0.7, torch.rand(2, n, 5, generator=generator) < 0.7
@@ -151,8 +151,8 @@ def random_terms(n: int) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("function", [max_sim_of, kernels_of])
 @pytest.mark.parametrize("n", [1, 3, 4])
-def test_n_documents_of_terms_score_as_one_by_one(function, n):
-    query, documents, query_mask, document_mask = random_terms(n)
+def test_n_documents_of_tokens_score_as_one_by_one(function, n):
+    query, documents, query_mask, document_mask = random_tokens(n)
     got = function(query, documents, query_mask, document_mask)
     assert got.shape[:2] == (2, n)
     wanted = [function(query, documents[:, i], query_mask, document_mask[:, i]) for i in range(n)]
@@ -161,7 +161,7 @@ def test_n_documents_of_terms_score_as_one_by_one(function, n):
 
 @pytest.mark.parametrize("chunk", [1, 2 * 3 * 5, 2 * 2 * 3 * 5 + 1])
 def test_max_sim_in_chunks_is_the_same_and_no_chunk_is_larger(monkeypatch, chunk):
-    query, documents, *masks = random_terms(7)
+    query, documents, *masks = random_tokens(7)
     wanted, sizes, products = max_sim(query, documents, *masks), [], scoring._products
 
     def recorded(query, documents):
@@ -173,25 +173,25 @@ def test_max_sim_in_chunks_is_the_same_and_no_chunk_is_larger(monkeypatch, chunk
     monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
     torch.testing.assert_close(max_sim(query, documents, *masks), wanted)
     assert sum(sizes) == 2 * 3 * 7 * 5
-    assert max(sizes) == {1: 30, 30: 30, 61: 60}[chunk]  # one document a query at least
+    assert max(sizes) == {1: 30, 30: 30, 61: 60}[chunk]  # one document per query at least
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_scores_of_half_precision_terms_are_float32_without_rounding(dtype):
+def test_half_precision_token_vectors_score_in_float32(dtype):
     query, document = torch.tensor([[[8.0, 0.125]]], dtype=dtype), torch.tensor([[[12.5, 1.0]]], dtype=dtype)
     scores = max_sim(query, document)
     assert (scores.dtype, scores.item()) == (torch.float32, 100.125)  # bfloat16: none between 100 and 100.5
-    halves = [tensor.to(dtype) for tensor in random_terms(2)[:2]]
-    pooled = kernels_of(*halves, *random_terms(2)[2:])
+    halves = [tensor.to(dtype) for tensor in random_tokens(2)[:2]]
+    pooled = kernels_of(*halves, *random_tokens(2)[2:])
     assert pooled.dtype == torch.float32
-    torch.testing.assert_close(pooled, kernels_of(*(half.float() for half in halves), *random_terms(2)[2:]))
+    torch.testing.assert_close(pooled, kernels_of(*(half.float() for half in halves), *random_tokens(2)[2:]))
 
 
 @pytest.mark.parametrize("function", [max_sim_of, kernels_of])
-def test_scores_of_terms_are_the_same_under_autocast(function):
-    wanted = function(*random_terms(3))
+def test_token_scores_are_the_same_under_autocast(function):
+    wanted = function(*random_tokens(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = function(*random_terms(3))
+        got = function(*random_tokens(3))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
@@ -207,10 +207,10 @@ def peak_memory(function: Callable, trace: Path) -> float:
     return max(itertools.accumulate(event["args"]["Bytes"] for event in events)) / 2**20
 
 
-def test_a_thousand_documents_of_two_hundred_terms_need_little_memory(tmp_path):
+def test_a_thousand_documents_need_little_memory(tmp_path):
     query, documents = torch.randn(4, 38, 16), torch.randn(4, 1000, 200, 16)
     masks, kernels = (torch.ones(4, 38), torch.ones(4, 1000, 200)), (torch.linspace(-1, 1, 11), *torch.ones(2, 11))
-    # The pairs of terms take 116 MiB in float32, masking them as much again.
+    # The pairs of tokens take 116 MiB in float32, masking them as much again.
     needed = peak_memory(lambda: max_sim(query, documents, *masks), tmp_path / "trace.json")
     assert 64 < needed < 130
     # One query's pairs take 29 MiB, those of eleven kernels at once 319.

@@ -98,7 +98,7 @@ def test_sums_per_kernel_equal_the_original_class(published, folder, case):
 @pytest.mark.parametrize(
     ("folder", "name"), [*itertools.product(FOLDERS, ["single", "interior_zero"]), ("tk", "batch4")]
 )
-def test_vectors_of_terms_equal_the_original_class(published, folder, name):
+def test_token_vectors_equal_the_original_class(published, folder, name):
     wanted, case = np.load(GOLDEN / folder / "vectors.npz"), EXPECTED[folder]["cases"][name]
     with torch.no_grad():
         output = published[folder](**sides(case))
@@ -110,7 +110,7 @@ def test_vectors_of_terms_equal_the_original_class(published, folder, name):
 
 @pytest.mark.parametrize("name", ["single", "interior_zero"])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_cosines_of_terms_equal_the_original_class(published, folder, name):
+def test_token_cosines_equal_the_original_class(published, folder, name):
     with torch.no_grad():
         output = published[folder](**sides(EXPECTED[folder]["cases"][name]))
     query, document = (
@@ -148,7 +148,7 @@ def test_empty_texts_score_as_in_the_original_class(published, empty):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_all_ways_to_load_a_training_folder_give_the_same_model(golden_checkpoint, published, folder):
+def test_training_folder_loads_in_every_way(golden_checkpoint, published, folder):
     path, batch = golden_checkpoint(folder), sides(EXPECTED[folder]["cases"]["batch8"])
     wanted = score(published[folder], **batch)
     for model in (kd.TK.from_pretrained(path), kd.TK.from_pretrained(str(path)), kd.load_ranker(path, "tk")):
@@ -213,16 +213,16 @@ def test_weights_that_a_training_folder_lacks_are_named(golden_checkpoint, tmp_p
     weights = torch.load(source / "best-model.pytorch-state-dict")
     del weights["neural_ir_model.kernel_bin_weights.weight"]
     folder = training_folder(source, tmp_path, (source / "config.yaml").read_text(), weights)
-    with pytest.raises(ValueError, match=r"missing keys: kernel_bin_weights\.weight\)\. .*TK\.from_embeddings"):
+    with pytest.raises(ValueError, match=r"missing keys: kernel_bin_weights\.weight\)\. .*TK\.from_encoder"):
         kd.load_ranker(folder)
 
 
 @pytest.mark.parametrize("source", ["fresh", "training folder", "saved"])
-def test_training_without_mixing_leaves_no_parameter_without_a_gradient(golden_checkpoint, encoder, source, tmp_path):
+def test_training_without_mixing_reaches_every_parameter(golden_checkpoint, encoder, source, tmp_path):
     if source == "training folder":
         model = kd.load_ranker(golden_checkpoint("tk_nomix_samepos"))
     else:
-        model = kd.TK.from_embeddings(encoder, mixes_embeddings=False)
+        model = kd.TK.from_encoder(encoder, mixes_embeddings=False)
     if source == "saved":
         model.save_pretrained(tmp_path)
         model = kd.load_ranker(tmp_path)
@@ -255,7 +255,7 @@ def test_texts_longer_than_the_positions_name_both_lengths(published):
 # ---- Positions ------------------------------------------------------------------------------------------------------
 
 
-def test_sine_positions_are_sines_then_cosines_of_positions_over_time_scales():
+def test_sine_positions_are_sines_then_cosines():
     # Size 4 has two time scales, 1 and 10,000.
     wanted = [[0, 0, 1, 1], [math.sin(1), math.sin(1e-4), math.cos(1), math.cos(1e-4)]]
     wanted += [[math.sin(2), math.sin(2e-4), math.cos(2), math.cos(2e-4)]]
@@ -279,8 +279,8 @@ def test_positions_of_a_fresh_model_are_those_of_the_checkpoint(golden_checkpoin
 # ---- Fresh models on given embeddings -------------------------------------------------------------------------------
 
 
-def test_embeddings_of_an_encoder_become_as_long_as_the_positions_added_to_them(encoder):
-    model = kd.TK.from_embeddings(encoder)
+def test_encoder_embeddings_are_scaled_to_the_positions(encoder):
+    model = kd.TK.from_encoder(encoder)
     table, wanted = model.word_embeddings.weight, AutoModel.from_pretrained(encoder).get_input_embeddings().weight
     assert torch.allclose(table, wanted * (table[5, 3] / wanted[5, 3]))  # one factor, so that cosines stay
     assert table.norm(dim=1).mean().item() == pytest.approx(8**0.5, rel=1e-5)  # of 16 features
@@ -290,19 +290,19 @@ def test_embeddings_of_an_encoder_become_as_long_as_the_positions_added_to_them(
 
 
 def test_fresh_kernel_weights_are_small(encoder):
-    weights = kd.TK.from_embeddings(encoder).kernel_bin_weights.weight
+    weights = kd.TK.from_encoder(encoder).kernel_bin_weights.weight
     assert 0 < weights.abs().max() <= 0.014
 
 
 def test_fresh_models_take_config_fields_and_no_others(encoder):
-    config = kd.TK.from_embeddings(encoder, num_hidden_layers=1, num_attention_heads=2, max_document_length=300).config
+    config = kd.TK.from_encoder(encoder, num_hidden_layers=1, num_attention_heads=2, max_document_length=300).config
     assert (config.num_hidden_layers, config.num_attention_heads) == (1, 2)
     assert (config.max_document_length, config.max_position_embeddings) == (300, 300)
     with pytest.raises(ValueError, match=r"TK has no config field num_layers; it has .*num_hidden_layers"):
-        kd.TK.from_embeddings(encoder, num_layers=1)
+        kd.TK.from_encoder(encoder, num_layers=1)
 
 
-def test_embeddings_of_a_file_follow_padding_and_the_unknown_word(word_vectors):
+def test_embeddings_of_a_file_follow_two_special_rows(word_vectors):
     model = kd.load_ranker(word_vectors, "tk")
     rows = [[1, 0.5, -2, 0.25], [-1, 0, 3, 0.5], [0.125, 2, 0.5, -0.75], [4, -0.5, 0.5, 1]]
     wanted = torch.tensor([[0.0] * 4, torch.tensor(rows).mean(0).tolist(), *rows])
@@ -310,7 +310,7 @@ def test_embeddings_of_a_file_follow_padding_and_the_unknown_word(word_vectors):
     assert (model.config.vocab_size, model.config.hidden_size, model.config.num_attention_heads) == (6, 4, 4)
 
 
-def test_tokenizer_of_a_file_gives_its_words_the_rows_of_their_vectors(word_vectors):
+def test_tokenizer_of_a_file_has_the_rows_of_its_words(word_vectors):
     tokenizer = load_tokenizer(word_vectors)
     ids = {word: tokenizer.vocab[word] for word in ("[PAD]", "[UNK]", "moon", "bread", "new york", "king")}
     assert ids == {"[PAD]": 0, "[UNK]": 1, "moon": 2, "bread": 3, "new york": 4, "king": 5}
@@ -318,9 +318,9 @@ def test_tokenizer_of_a_file_gives_its_words_the_rows_of_their_vectors(word_vect
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (0, 1)
 
 
-def test_a_file_without_word2vecs_first_line_reads_the_same(word_vectors, tmp_path):
+def test_first_line_of_word2vec_is_skipped(word_vectors, tmp_path):
     (tmp_path / "glove.txt").write_text(WORD_VECTORS.partition("\n")[2])
-    tables = [kd.TK.from_embeddings(path).word_embeddings.weight for path in (word_vectors, tmp_path / "glove.txt")]
+    tables = [kd.TK.from_encoder(path).word_embeddings.weight for path in (word_vectors, tmp_path / "glove.txt")]
     assert torch.equal(*tables)
 
 
@@ -341,10 +341,10 @@ def test_a_file_without_word2vecs_first_line_reads_the_same(word_vectors, tmp_pa
 def test_malformed_word_vectors_name_the_file_and_the_line(tmp_path, text, message):
     (tmp_path / "vectors.txt").write_text(text)
     with pytest.raises(ValueError, match=rf"vectors\.txt {message}"):
-        kd.TK.from_embeddings(tmp_path / "vectors.txt")
+        kd.TK.from_encoder(tmp_path / "vectors.txt")
 
 
-def test_a_ranker_on_a_file_of_word_vectors_scores_texts(file_ranker):
+def test_ranker_on_word_vectors_scores_texts(file_ranker):
     scores = file_ranker.score(["moon"] * 3, ["moon", "bread king", "a word that no file has"])
     assert np.isfinite(scores).all()
     assert len(set(scores.tolist())) == 3
@@ -353,7 +353,7 @@ def test_a_ranker_on_a_file_of_word_vectors_scores_texts(file_ranker):
     assert scores == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_a_saved_ranker_on_word_vectors_keeps_scores_and_tokenizer(file_ranker, tmp_path):
+def test_saved_ranker_on_word_vectors_keeps_its_tokenizer(file_ranker, tmp_path):
     file_ranker.save_pretrained(tmp_path / "saved")
     again = kd.Ranker.from_pretrained(tmp_path / "saved", device="cpu")
     queries, documents = ["moon", "the king", "Bread!"], ["king bread", "moon, moon", "nothing known"]
@@ -362,17 +362,17 @@ def test_a_saved_ranker_on_word_vectors_keeps_scores_and_tokenizer(file_ranker, 
     assert (again.tokenizer.pad_token_id, again.tokenizer.unk_token_id) == (0, 1)
 
 
-def test_empty_texts_get_a_finite_score_and_change_no_other(file_ranker):
+def test_empty_texts_change_no_other_score_of_a_file_ranker(file_ranker):
     queries, documents = ["moon", "moon", "", ""], ["bread king", "", "bread king", ""]
     scores = file_ranker.score(queries, documents)
     assert np.isfinite(scores).all()
     assert scores[0] == pytest.approx(file_ranker.score("moon", ["bread king"])[0], abs=1e-6)
-    assert scores[2] == scores[3] == 0  # no query term adds anything
+    assert scores[2] == scores[3] == 0  # no query token adds anything
     assert file_ranker.score("", [""]).tolist() == [0]  # nor where a whole batch is empty
 
 
 @pytest.mark.parametrize("empty", ["query", "document"])
-def test_a_row_of_padding_changes_no_other_row_of_its_batch(published, empty):
+def test_row_of_padding_changes_no_other_row(published, empty):
     model, batch = published["tk"], sides(EXPECTED["tk"]["cases"]["batch4"])
     wanted = score(model, **batch)
     for tensor in batch[empty].values():

@@ -28,7 +28,7 @@ def lists(batch: dict) -> dict:
 # ---- Query augmentation ---------------------------------------------------------------------------------------------
 
 
-def test_masks_stand_behind_the_last_special_token_and_are_attended(tokenizer):
+def test_masks_follow_the_last_special_token(tokenizer):
     tokens = ranking_tokenizer(tokenizer, query_augmentation=2).queries(["apple bread", ""])
     assert tokens == {
         "input_ids": [[CLS, APPLE, BREAD, SEP, MASK, MASK], [CLS, SEP, MASK, MASK]],
@@ -67,10 +67,10 @@ def without_mask_token(tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
-def test_a_tokenizer_without_a_mask_token_is_refused_where_queries_are_augmented(tokenizer, model):
+def test_augmentation_without_a_mask_token_is_refused(tokenizer, model):
     maskless = without_mask_token(tokenizer)
     if isinstance(model, kd.ColBERT | kd.PreTTR):
-        message = rf"{model.config.model_type} puts 8 \[MASK\] tokens behind each query, and the tokenizer has no mask"
+        message = rf"{model.config.model_type} adds 8 \[MASK\] tokens after each query, and the tokenizer has no mask"
         with pytest.raises(ValueError, match=message):
             RankingProcessor.from_config(maskless, model.config)
         model.config.query_augmentation = 0
@@ -88,7 +88,7 @@ def test_without_special_tokens_a_text_is_its_words(tokenizer):
 
 
 @pytest.mark.parametrize("text", ["", " "])
-def test_without_special_tokens_an_empty_text_is_one_unattended_padding_token(tokenizer, text):
+def test_empty_text_of_plain_words_is_one_padding_token(tokenizer, text):
     tokens = ranking_tokenizer(tokenizer, adds_special_tokens=False)
     alone = {"input_ids": [[PAD]], "token_type_ids": [[0]], "attention_mask": [[0]]}
     assert lists(tokens.pad(tokens.queries([text]))) == alone
@@ -104,7 +104,7 @@ def test_only_an_empty_text_gets_the_padding_token(tokenizer):
     assert tokens["attention_mask"] == [[0], [1], [1]]
 
 
-def test_a_tokenizer_that_pads_with_another_id_pads_empty_texts_with_it(tokenizer):
+def test_empty_text_is_padded_with_the_tokenizers_id(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = "dog"
     tokens = ranking_tokenizer(tokenizer, adds_special_tokens=False).queries([""])
@@ -127,7 +127,7 @@ def test_documents_of_the_first_query_come_first(tokenizer):
 
 
 @pytest.mark.parametrize("adds_special_tokens", [True, False])
-def test_prefixes_count_towards_the_length_and_stand_before_empty_texts(tokenizer, adds_special_tokens):
+def test_prefixes_count_towards_the_length(tokenizer, adds_special_tokens):
     special = 2 if adds_special_tokens else 0
     lengths = {"max_query_length": 2 + special, "max_document_length": 3 + special}
     prefixes = {"query_prefix": "apple ", "document_prefix": "bread bread "}
@@ -144,7 +144,7 @@ def test_prefixes_count_towards_the_length_and_stand_before_empty_texts(tokenize
 @pytest.mark.parametrize(
     ("side", "lengths"), [("queries", (6, 5)), ("documents", (7, 6))], ids=["queries", "documents"]
 )
-def test_without_truncation_a_long_text_is_named_with_its_length_and_the_limit(tokenizer, side, lengths):
+def test_without_truncation_a_long_text_is_refused(tokenizer, side, lengths):
     tokenize = getattr(ranking_tokenizer(tokenizer, truncation=False), side)
     words = "apple bread cat dog apple bread".split()
     fits = " ".join(words[: lengths[1] - 2])
@@ -155,7 +155,7 @@ def test_without_truncation_a_long_text_is_named_with_its_length_and_the_limit(t
         tokenize(["dog", too_long, fits])
 
 
-def test_without_truncation_a_long_pair_is_named_with_both_texts(tokenizer):
+def test_without_truncation_a_long_pair_is_refused(tokenizer):
     tokens = ranking_tokenizer(tokenizer, truncation=False)
     query, document = "apple bread cat", "dog dog dog dog dog"
     assert [len(ids) for ids in tokens.pairs([query], [document])["input_ids"]] == [11]

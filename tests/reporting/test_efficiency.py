@@ -1,4 +1,4 @@
-"""What rankers cost: the facts that can be counted, the protocol's order, the table."""
+"""Efficiency of rankers: counts, the order of the protocol, memory, the table."""
 
 import mmap
 import os
@@ -19,27 +19,27 @@ def ranker(model, tokenizer) -> kd.Ranker:
     return kd.Ranker(model, tokenizer, batch_size=3)
 
 
-def test_facts_of_a_model_are_counted(ranker):
+def test_efficiency_counts_parameters_and_bytes(ranker):
     results = kd.measure_efficiency({"ours": lambda: ranker}, QUERIES, DOCUMENTS, warm_up=1)
-    facts, model = results["rankers"]["ours"], ranker.model
+    figures, model = results["rankers"]["ours"], ranker.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert (facts["parameters"], facts["model_bytes"]) == (parameters, 4 * parameters)
-    assert isinstance(model, ARCHITECTURES[facts["architecture"]])
-    assert (facts["device"], facts["dtype"], facts["peak_cuda_mb"]) == ("cpu", "float32", None)
+    assert (figures["parameters"], figures["model_bytes"]) == (parameters, 4 * parameters)
+    assert isinstance(model, ARCHITECTURES[figures["architecture"]])
+    assert (figures["device"], figures["dtype"], figures["peak_cuda_mb"]) == ("cpu", "float32", None)
     is_stored = model.config.is_storable
-    assert [facts[name] is not None for name in ("bytes_per_passage", "passages_per_second", "encode_ms")] == [
+    assert [figures[name] is not None for name in ("bytes_per_passage", "passages_per_second", "encode_ms")] == [
         is_stored
     ] * 3
     if is_stored:
         stored = ranker.encode_documents(DOCUMENTS)
-        assert facts["bytes_per_passage"] == 4 * sum(vectors.size for vectors in stored) / len(DOCUMENTS)
-    total = facts["total_ms"]
+        assert figures["bytes_per_passage"] == 4 * sum(vectors.size for vectors in stored) / len(DOCUMENTS)
+    total = figures["total_ms"]
     assert 0 < total["p50"] <= total["p95"] <= total["p99"]
     assert results["protocol"].items() >= {"queries": 3, "warm_up": 1, "candidates": 4}.items()
     assert results["environment"]["torch"] == torch.__version__
 
 
-def test_latencies_are_those_of_the_counted_rounds_by_turns(encoder, tokenizer, monkeypatch):
+def test_efficiency_times_rankers_in_turns_after_warm_up(encoder, tokenizer, monkeypatch):
     calls, seconds = [], iter([(9, 9), (8, 8), (0.001, 0.002), (0, 0.01), (0.003, 0.004), (0, 0.02)])
 
     def timed(ranker, query, documents, stored):
@@ -66,15 +66,15 @@ def test_latencies_are_those_of_the_counted_rounds_by_turns(encoder, tokenizer, 
 
 
 def pages(megabytes: int) -> mmap.mmap:
-    """Memory that is in use for certain: an allocator may give what it still has from before."""
+    """Memory that is certainly in use: an allocator could reuse memory that it already has."""
     block = mmap.mmap(-1, megabytes << 20)
     for place in range(0, len(block), mmap.PAGESIZE):
         block[place] = 1
     return block
 
 
-def test_the_peak_of_memory_is_the_rankers_own(encoder, tokenizer):
-    pages(400).close()  # a peak of earlier
+def test_efficiency_peak_memory_is_the_rankers_own(encoder, tokenizer):
+    pages(400).close()  # an earlier peak
     held = pages(100)  # in use before
 
     def load() -> kd.Ranker:
@@ -89,6 +89,6 @@ def test_the_peak_of_memory_is_the_rankers_own(encoder, tokenizer):
         assert peak > 55
 
 
-def test_nothing_to_measure_is_an_error():
+def test_efficiency_refuses_empty_input():
     with pytest.raises(ValueError, match="needs rankers, queries and documents, got 0, 3 and 4"):
         kd.measure_efficiency({}, QUERIES, DOCUMENTS)

@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what was given, and the page's <svg> is safe to stand beside others in HTML."""
+"""Plots: they draw the given values, and the <svg> of a page is safe beside others in HTML."""
 
 import re
 from xml.etree import ElementTree
@@ -8,7 +8,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from hf_kd_ranking.reporting import plot
 
@@ -31,7 +33,7 @@ def luminance(colour: str) -> float:
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
-def test_points_and_bars_stand_where_the_figures_say():
+def test_latency_plot_draws_points_and_bars():
     figure = plot.latency_plot(points(), "nDCG@10")
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
@@ -47,22 +49,48 @@ def test_points_and_bars_stand_where_the_figures_say():
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["bert_cat", "_dot"]
 
 
-def test_an_arrow_leads_from_control_to_treatment_where_both_have_latencies():
+def test_latency_plot_draws_arrows_between_known_points():
     (axes,) = plot.latency_plot(points(), "RR@10", [(NAMES[1], NAMES[0]), (NAMES[1], "bm25")]).axes
     (arrow,) = [text for text in axes.texts if not text.get_text()]
     assert (arrow.xyann, arrow.xy) == ((12.0, 0.6), (400.0, 0.7))
 
 
-def test_names_do_not_cover_one_another():
-    figure = plot.latency_plot(points(), "RR@10")
+def label_boxes(figure: Figure) -> dict[str, Bbox]:
+    """Return the boxes of the names, without leader lines."""
     figure.draw_without_rendering()
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}  # without leader lines
+    return {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}
+
+
+def test_latency_plot_labels_do_not_overlap():
+    boxes = label_boxes(plot.latency_plot(points(), "RR@10"))
     assert boxes.keys() == set(NAMES)
     assert boxes[NAMES[2]].y0 >= boxes[NAMES[1]].y1 - 1  # the pair that is 0.001 apart, in the same order
-    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
 
 
-def test_lines_hold_their_curves_and_a_log_axis_is_ticked_at_the_points():
+@pytest.mark.parametrize(
+    "latencies",
+    [
+        [(60.0, 2900.0), (2500.0, 3100.0)],  # a bar from the left half to the right edge
+        [(1.0, 1.0), (30.0, 45.0), (900.0, 1000.0)],
+        [(5.0, 5.0)],
+        [(10.0, 11.0)] * 30,
+    ],
+)
+def test_latency_plot_labels_lie_inside_axes(latencies):
+    rankers = []
+    for i, (p50, p95) in enumerate(latencies):
+        value = {"mean": 0.6 + i / 100, "low": 0.5, "high": 1.0}
+        rankers.append(plot.Point(f"{i:02d}" + "WM" * 17, "tk", {"p50": p50, "p95": p95}, value))
+    figure = plot.latency_plot(rankers, "RR@10")
+    boxes = label_boxes(figure)
+    assert len(boxes) == len(rankers)
+    inside = figure.axes[0].bbox
+    for box in boxes.values():
+        assert inside.x0 - 1 <= box.x0 < box.x1 <= inside.x1 + 1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def test_line_plot_draws_curves_and_ticks_at_points():
     curves = {"a": [(10, 0.5), (20, 0.7)], "b": [(10, 0.4), (50, 0.2)]}
     (axes,) = plot.line_plot(curves, plot.line_styles("ab"), "depth", "RR@10", log_x=True).axes
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[10, 0.5], [20, 0.7]], [[10, 0.4], [50, 0.2]]]
@@ -73,20 +101,20 @@ def test_lines_hold_their_curves_and_a_log_axis_is_ticked_at_the_points():
     assert below_zero.axes[0].get_yscale() == "linear"
 
 
-def test_a_name_keeps_its_style_and_more_names_than_colours_differ_by_dashes():
+def test_line_styles_are_distinct_and_stable():
     styles = plot.line_styles([str(i) for i in range(20)])
     assert len(set(styles.values())) == 20
     assert plot.line_styles(["0", "1"]).items() <= styles.items()
 
 
 @pytest.mark.parametrize("page", ["#fcfcfa", "#16181c"])
-def test_colours_have_a_contrast_of_three_to_one_in_light_and_dark(page):
+def test_colours_contrast_with_light_and_dark_page(page):
     for colour in plot.COLOURS:
         low, high = sorted((luminance(colour), luminance(page)))
         assert (high + 0.05) / (low + 0.05) >= 3
 
 
-def test_an_inline_plot_has_its_own_ids_the_pages_ink_and_an_alternative_text():
+def test_inline_svg_has_own_ids_page_ink_and_description():
     figure = plot.latency_plot(points(), "nDCG@10", [(NAMES[1], NAMES[2])])
     svg = plot.inline_svg(figure, "key", "A <title>", 'says "this" & that')
     root = ElementTree.fromstring(svg)
@@ -105,14 +133,14 @@ def test_an_inline_plot_has_its_own_ids_the_pages_ink_and_an_alternative_text():
     assert {f"https://{site}" for site in re.findall(r"https?://([^/\"]+)", svg)} == {"https://www.w3.org"}
 
 
-def test_the_same_plot_is_the_same_file(tmp_path):
+def test_save_plot_is_deterministic(tmp_path):
     for name in ("a.svg", "b.svg"):
         plot.save_plot(plot.latency_plot(points(), "nDCG@10"), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert plot.INK in (tmp_path / "a.svg").read_text()  # a file has no page to take its ink from
 
 
-def test_the_files_suffix_says_its_kind(tmp_path):
+def test_save_plot_chooses_format_by_suffix(tmp_path):
     figure = plot.line_plot({"a": [(1, 2), (2, 3)]}, plot.line_styles("a"), "x", "y")
     plot.save_plot(figure, tmp_path / "plot.png")
     plot.save_plot(figure, tmp_path / "plot.svg")

@@ -1,4 +1,4 @@
-"""The report: its figures are those of measures and tests; none of the data is read as HTML, nothing is loaded."""
+"""The report: its figures equal those of measures and tests, no data is interpreted as HTML, nothing is loaded."""
 
 import json
 import re
@@ -94,8 +94,8 @@ def written(tmp_path_factory) -> tuple[Path, Path]:
     results, output = write_results(folder / "results"), folder / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
-        facts = kd.write_report(results, output, MEASURES, [(NAME, "best")], folder / "plot.svg", title=HOSTILE)
-    assert facts == {"output": str(output), "plot": str(folder / "plot.svg"), "rankers": 3, "queries": 12}
+        written = kd.write_report(results, output, MEASURES, [(NAME, "best")], folder / "plot.svg", title=HOSTILE)
+    assert written == {"output": str(output), "plot": str(folder / "plot.svg"), "rankers": 3, "queries": 12}
     return results, output
 
 
@@ -104,29 +104,29 @@ def page(written) -> Page:
     return Page(written[1])
 
 
-def test_the_table_has_the_measures_of_evaluate_run_best_first(written, page):
+def test_report_table_has_measures_best_ranker_first(written, page):
     results, _ = written
     qrels = kd.read_qrels(results / "qrels.txt")
     runs = {name: kd.read_run(results / "runs" / f"{name}.trec") for name in ("best", NAME, "bm25")}
     means = {name: kd.evaluate_run(run, qrels, MEASURES) for name, run in runs.items()}
     assert page.data["names"] == sorted(means, key=lambda name: -means[name]["nDCG@10"]) == ["best", NAME, "bm25"]
-    for of in means.values():
+    for by_measure in means.values():
         for measure in MEASURES:
-            assert f"{of[measure]:.4f}" in page.text
+            assert f"{by_measure[measure]:.4f}" in page.text
     assert "12.5" in page.text
     assert "4.5" in page.text
 
 
-def test_intervals_are_bootstrapped_over_queries():
+def test_mean_interval_is_bootstrapped_over_queries():
     values = [0.1, 0.9, 0.4, 0.4, 0.75, 0.0]
-    found = mean_interval(values)
+    interval = mean_interval(values)
     rng = np.random.default_rng(7)
     low, high = np.quantile(rng.choice(values, (20_000, 6)).mean(1), (0.025, 0.975))
-    assert found["mean"] == pytest.approx(sum(values) / 6)
-    assert (found["low"], found["high"]) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
+    assert interval["mean"] == pytest.approx(sum(values) / 6)
+    assert (interval["low"], interval["high"]) == (pytest.approx(low, abs=0.02), pytest.approx(high, abs=0.02))
 
 
-def test_pairs_and_marks_are_those_of_compare_runs(written, page):
+def test_report_pairs_and_marks_equal_compare_runs(written, page):
     results, _ = written
     runs = {name: kd.read_run(results / "runs" / f"{name}.trec") for name in ("bm25", NAME, "best")}
     pairs = kd.compare_runs(runs, kd.read_qrels(results / "qrels.txt"), MEASURES)["pairs"]
@@ -143,7 +143,7 @@ def test_pairs_and_marks_are_those_of_compare_runs(written, page):
     assert page.source.count('aria-label="significantly above the control"') == 2  # of the arrow's control, NAME
 
 
-def test_nothing_of_the_data_is_read_as_html_and_nothing_is_loaded(page):
+def test_report_escapes_data_and_loads_nothing(page):
     assert "img" not in page.tags
     assert "i" not in page.tags
     assert page.tags.count("script") == 2
@@ -155,7 +155,7 @@ def test_nothing_of_the_data_is_read_as_html_and_nothing_is_loaded(page):
     assert any(query["text"].startswith(f"find words of {HOSTILE}") for query in page.data["queries"])
 
 
-def test_the_browser_has_each_rankers_passages_with_grades_and_ranks(written, page):
+def test_report_browser_has_passages_grades_and_ranks(written, page):
     results, _ = written
     qrels, best = kd.read_qrels(results / "qrels.txt"), kd.read_run(results / "runs" / "best.trec")
     assert len(page.data["queries"]) == 12
@@ -173,7 +173,7 @@ def test_the_browser_has_each_rankers_passages_with_grades_and_ranks(written, pa
     assert max(lengths) == 600 + len(" ...")
 
 
-def test_what_is_embedded_is_bounded_to_the_queries_that_moved_most(tmp_path):
+def test_report_embeds_only_queries_that_moved_most(tmp_path):
     results = write_results(tmp_path / "results", queries=130, runs=2)
     kd.write_report(results, tmp_path / "report.html", ["RR@10"])
     data = Page(tmp_path / "report.html").data
@@ -190,18 +190,20 @@ def test_what_is_embedded_is_bounded_to_the_queries_that_moved_most(tmp_path):
     assert data["texts"].keys() == shown | {doc for query in data["queries"] for doc, _, _ in query["relevant"]}
 
 
-def test_plots_tell_what_they_show_to_those_who_cannot_see_them(page):
+def test_report_plots_have_text_descriptions(page):
     assert page.tags.count("svg") == 5  # latency; depth by two measures; loss and a held-out measure
     assert re.search(r"best \(.*?\) 0\.\d{4} at 12\.5 ms", page.text)
     assert "best from 1 at 1 to 0.3333 at 3" in page.text  # the loss
     assert "best from 0.5 at 2 to 0.6 at 3" in page.text
 
 
-def test_differences_that_are_all_equal_leave_the_pages_data_readable(tmp_path):
+def test_report_data_has_no_infinity(tmp_path):
     results = write_results(tmp_path / "results", runs=2)
     kd.write_qrels({f"q{i}": {"x": 1} for i in range(12)}, results / "qrels.txt")
     for name, place in (("bm25", 1), (NAME, 0)):
-        rankings = {f"q{i}": sorted([("x", 1.0 - place), ("y", 0.5)], key=lambda of: -of[1]) for i in range(12)}
+        rankings = {
+            f"q{i}": sorted([("x", 1.0 - place), ("y", 0.5)], key=lambda scored: -scored[1]) for i in range(12)
+        }
         kd.write_run(rankings, results / "runs" / f"{name}.trec")
     kd.write_report(results, tmp_path / "report.html", ["RR@10"])
     page = Page(tmp_path / "report.html")
@@ -210,13 +212,13 @@ def test_differences_that_are_all_equal_leave_the_pages_data_readable(tmp_path):
     assert page.data["pairs"][0]["wins"] == 12
 
 
-def test_the_same_results_are_the_same_page(written, tmp_path):
+def test_report_is_deterministic(written, tmp_path):
     results, output = written
     kd.write_report(results, tmp_path / "again.html", MEASURES, [(NAME, "best")], title=HOSTILE)
     assert (tmp_path / "again.html").read_bytes() == output.read_bytes()
 
 
-def test_runs_and_judgments_suffice(tmp_path):
+def test_report_needs_only_runs_and_judgments(tmp_path):
     results = write_results(tmp_path / "results", runs=1)
     for name in ("candidates.trec", "queries.tsv", "collection.tsv", "efficiency.json", "training"):
         path = results / name
@@ -227,19 +229,20 @@ def test_runs_and_judgments_suffice(tmp_path):
     assert "1 ranker on 12 judged queries" in page.text
 
 
-def test_a_run_that_is_no_reranking_has_no_depth_curve_and_the_page_says_why(tmp_path):
+def test_report_says_why_run_has_no_depth_curve(tmp_path):
     results = write_results(tmp_path / "results")
     run = kd.read_run(results / "runs" / "best.trec")
     kd.write_run(run.top(8), results / "runs" / "best.trec")
     kd.write_report(results, tmp_path / "report.html", ["RR@10"])
     page = Page(tmp_path / "report.html")
-    assert "No curve of best: The run lacks 12 of 20 candidates of query 'q0'" in page.text
+    assert "No curve for best: The run lacks 12 of 20 candidates of query 'q0'" in page.text
 
 
-def test_without_matplotlib_the_page_has_the_tables_and_says_so(tmp_path, monkeypatch):
+def test_report_without_matplotlib_has_tables(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "hf_kd_ranking.reporting.plot", raising=False)
-    monkeypatch.delattr(reporting, "plot", raising=False)
+    for name in ("plot", "figures"):
+        monkeypatch.delitem(sys.modules, f"hf_kd_ranking.reporting.{name}", raising=False)
+        monkeypatch.delattr(reporting, name, raising=False)
     results = write_results(tmp_path / "results", runs=2)
     kd.write_report(results, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
@@ -249,7 +252,7 @@ def test_without_matplotlib_the_page_has_the_tables_and_says_so(tmp_path, monkey
         kd.write_report(results, tmp_path / "report.html", plot=tmp_path / "plot.png")
 
 
-def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
+def test_report_refuses_or_leaves_out_missing_queries(tmp_path):
     results = write_results(tmp_path / "results")
     run = kd.read_run(results / "runs" / "best.trec")
     del run["q3"]
@@ -274,7 +277,7 @@ def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
         ({}, {"measures": ["nDC@10"]}, "Unknown measure"),
         ({}, {"plot": "plot.pdf"}, r"\.png or \.svg, got 'plot\.pdf'"),
         ({"efficiency.json": None}, {"plot": "plot.png"}, r"needs latencies of the runs, in .*efficiency\.json"),
-        ({"efficiency.json": "{"}, {}, r"efficiency\.json is no JSON"),
+        ({"efficiency.json": "{"}, {}, r"efficiency\.json is not valid JSON"),
         ({"efficiency.json": "[]"}, {}, r"efficiency\.json must be a JSON object in which 'rankers' is a dict"),
         ({"efficiency.json": '{"rankers": {"best": {}}}'}, {}, "ranker 'best' needs total_ms with p50 and p95"),
         ({"efficiency.json": '{"rankers": {}, "protocol": 1}'}, {}, "'protocol' must be an object"),
@@ -285,7 +288,7 @@ def test_queries_that_a_run_lacks_are_refused_or_left_out(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_an_error_that_names_it(tmp_path, broken, options, message):
+def test_report_names_bad_input(tmp_path, broken, options, message):
     results = write_results(tmp_path / "results", queries=3)
     for name, content in broken.items():
         path = results / name
@@ -317,7 +320,7 @@ def in_browser(path: Path, profile: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_the_page_works_in_a_browser_without_console_messages(written, tmp_path):
+def test_report_works_in_browser_without_messages(written, tmp_path):
     document, console = in_browser(written[1], tmp_path / "profile")
     assert console == []
     assert len(re.findall(r'<button type="button" tabindex="-?\d"', document)) == 12

@@ -1,30 +1,20 @@
-"""Qdrant, embedded: the results of exact search; uploads that are interrupted or killed, and servers that fail."""
+"""Qdrant, embedded: the results of exact search; uploads that are interrupted, and servers that fail."""
 
-import multiprocessing
-import os
-import random
-import time
+import shutil
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.vector_store import VectorStore
 
 qdrant_index = pytest.importorskip("hf_kd_ranking.retrieval.qdrant")
-KILLS = int(os.environ.get("HF_KD_RANKING_KILLS", "3"))
-
-
-@pytest.fixture
-def store(ranker, documents, tmp_path) -> VectorStore:
-    return VectorStore.build(ranker, documents, tmp_path / "store")
+BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 
 
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
-    """Seconds that would have been waited."""
+    """The seconds of all waits, which are skipped."""
     found = []
     monkeypatch.setattr(qdrant_index.time, "sleep", found.append)
     return found
@@ -38,23 +28,21 @@ def assert_same(found, wanted):
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
-def test_results_are_those_of_exact_search(ranker, store, queries, tmp_path):
-    index = kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db", batch_size=7)
-    exact = kd.ColBERTIndex(ranker, store) if store.has_token_vectors else kd.DenseIndex.build(ranker, store)
+def test_qdrant_results_equal_exact_search(ranker, store, queries, tmp_path):
+    index = kd.QdrantIndex.build(store, tmp_path / "db", batch_size=7)
+    exact = (kd.ColBERTIndex if store.has_token_vectors else kd.DenseIndex).build(store)
     assert len(index) == 41
     assert_same(index.search(queries, 41), exact.search(queries, 41))
     only = ["d ü 7", "文書 same as 5"]
     found = index.search({"q": "cat"}, 5, only=only)["q"]
     assert {doc_id for doc_id, _ in found} == set(only)
     index.close()
-    again = kd.QdrantIndex.open(ranker, "docs", path=tmp_path / "db")
+    again = kd.QdrantIndex.open(tmp_path / "db", ranker)
     assert_same(again.search(queries, 100), exact.search(queries, 100))
 
 
-@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_lost_connection_is_retried_and_an_upload_resumed_without_doubling(
-    ranker, store, tmp_path, monkeypatch, waits
-):
+@BERT_DOT
+def test_qdrant_retries_a_lost_connection_and_resumes(ranker, store, queries, tmp_path, monkeypatch, waits):
     real, calls = qdrant_index.QdrantClient.upsert, []
 
     def fail(numbers):
@@ -67,28 +55,26 @@ def test_a_lost_connection_is_retried_and_an_upload_resumed_without_doubling(
         monkeypatch.setattr(qdrant_index.QdrantClient, "upsert", upsert)
 
     fail({2, 3})
-    kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db", batch_size=20).close()
+    kd.QdrantIndex.build(store, tmp_path / "db", batch_size=20).close()
     assert (calls, waits) == ([0, 20, 20, 20, 40], [1, 2])
     calls.clear()
     fail(set(range(2, 99)))
-    with pytest.raises(ConnectionError, match=r"did not answer 6 times \(reset by peer\).*the same call goes on"):
-        kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "other", batch_size=20)
-    monkeypatch.setattr(qdrant_index.QdrantClient, "upsert", real)
-    with pytest.raises(ValueError, match="'docs' has 20 of 41 documents; build it again"):
-        kd.QdrantIndex.open(ranker, "docs", path=copy(tmp_path / "other", tmp_path / "copy"))
+    with pytest.raises(
+        ConnectionError, match=r"did not answer 6 times \(reset by peer\).*the same call resumes there"
+    ):
+        kd.QdrantIndex.build(store, tmp_path / "other", batch_size=20)
+    with pytest.raises(ValueError, match="'documents' has 20 of 41 documents; build it again"):
+        kd.QdrantIndex.open(copy(tmp_path / "other", tmp_path / "copy"), ranker)
     calls.clear()
     fail(set())
-    index = kd.QdrantIndex.build(
-        ranker, store, "docs", path=copy(tmp_path / "other", tmp_path / "copy2"), batch_size=20
-    )
-    assert (calls, len(index)) == ([20, 40], 41)  # the first 20 were there
+    index = kd.QdrantIndex.build(store, copy(tmp_path / "other", tmp_path / "copy2"), batch_size=20)
+    assert (calls, len(index)) == ([20, 40], 41)  # the first 20 were uploaded before
+    assert_same(index.search(queries, 50), kd.DenseIndex.build(store).search(queries, 50))
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(429, 2), (503, 2), (400, 1), (404, 1)])
-@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_an_overloaded_server_is_asked_again_and_a_refusal_is_final(
-    ranker, store, tmp_path, monkeypatch, waits, status, attempts
-):
+@BERT_DOT
+def test_qdrant_asks_an_overloaded_server_again(store, tmp_path, monkeypatch, waits, status, attempts):
     real, calls = qdrant_index.QdrantClient.upsert, []
 
     def upsert(client, name, points, **options):
@@ -99,87 +85,37 @@ def test_an_overloaded_server_is_asked_again_and_a_refusal_is_final(
 
     monkeypatch.setattr(qdrant_index.QdrantClient, "upsert", upsert)
     if attempts == 1:
-        with pytest.raises(ValueError, match="Qdrant refuses the request on 'docs'"):
-            kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")
+        with pytest.raises(ValueError, match="Qdrant refuses the request on 'documents'"):
+            kd.QdrantIndex.build(store, tmp_path / "db")
     else:
-        assert len(kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")) == 41
+        assert len(kd.QdrantIndex.build(store, tmp_path / "db")) == 41
     assert len(calls) == attempts
 
 
 def copy(source: Path, target: Path) -> Path:
-    """Of an embedded database whose client is still there and holds its lock."""
-    for path in source.rglob("*"):
-        if path.is_file() and path.name != ".lock":
-            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            (target / path.relative_to(source)).write_bytes(path.read_bytes())
-    return target
+    """Copy an embedded database whose client is still open and holds its lock."""
+    return Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns(".lock")))
 
 
-@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_what_cannot_be_built_or_opened_is_refused(ranker, store, tmp_path, encoder, tokenizer, waits, monkeypatch):
-    with pytest.raises(ValueError, match="either path="):
-        kd.QdrantIndex.open(ranker, "docs")
+@BERT_DOT
+def test_qdrant_refuses_what_it_cannot_open(ranker, store, make_texts, tmp_path, other_ranker, waits, monkeypatch):
+    with pytest.raises(ValueError, match="either a path"):
+        kd.QdrantIndex.open(ranker=ranker)
+    with pytest.raises(ValueError, match="The ranker that made the vectors"):
+        kd.QdrantIndex.open(tmp_path / "db")
     with pytest.raises(FileNotFoundError, match="no Qdrant collection 'docs'"):
-        kd.QdrantIndex.open(ranker, "docs", path=tmp_path / "empty")
-    index = kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")
+        kd.QdrantIndex.open(tmp_path / "empty", ranker, name="docs")
+    index = kd.QdrantIndex.build(store, tmp_path / "db", name="docs")
     with pytest.raises(ValueError, match="already accessed by another instance"):
-        kd.QdrantIndex.open(ranker, "docs", path=tmp_path / "db")
+        kd.QdrantIndex.open(tmp_path / "db", ranker, name="docs")
     index.close()
-    copy(tmp_path / "db", tmp_path / "copy")
-    other = kd.Ranker(kd.BertDot.from_encoder(encoder, pooling="mean", max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="another model"):
-        kd.QdrantIndex.open(other, "docs", path=tmp_path / "copy")
-    half = VectorStore.build(ranker, kd.TextStore.from_tsv(few(tmp_path)), tmp_path / "few")
-    copy(tmp_path / "db", tmp_path / "copy2")
-    with pytest.raises(ValueError, match=r"is of other documents \(41, here 2\)"):
-        kd.QdrantIndex.build(ranker, half, "docs", path=tmp_path / "copy2")
+        kd.QdrantIndex.open(copy(tmp_path / "db", tmp_path / "copy"), other_ranker, name="docs")
+    few = kd.VectorStore.build(ranker, make_texts(("a", "cat"), ("b", "dog")), tmp_path / "few")
+    with pytest.raises(ValueError, match=r"has other documents \(41, here 2\)"):
+        kd.QdrantIndex.build(few, copy(tmp_path / "db", tmp_path / "copy2"), name="docs")
     monkeypatch.setenv(qdrant_index.API_KEY, "a secret")
     with pytest.raises(ConnectionError, match="did not answer 6 times") as caught:
-        kd.QdrantIndex.open(ranker, "docs", url="http://127.0.0.1:9")
+        kd.QdrantIndex.open(ranker=ranker, url="http://127.0.0.1:9")
     assert waits == [1, 2, 4, 8, 16]
     assert "secret" not in str(caught.value)
-
-
-def few(folder: Path) -> Path:
-    (folder / "few.tsv").write_text("a\tcat\nb\tdog\n")
-    return folder / "few.tsv"
-
-
-@pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_vectors_that_qdrant_cannot_rank_are_refused(ranker, store, tmp_path):
-    with pytest.raises(ValueError, match="not as TK does: use StoredReranker"):
-        kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / "db")
-
-
-def upload(model: Path, store: Path, database: Path) -> None:
-    torch.set_num_threads(1)
-    ranker = kd.Ranker.from_pretrained(model, device="cpu")
-    kd.QdrantIndex.build(ranker, VectorStore.open(store), "docs", path=database, batch_size=2)
-
-
-@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_killed_upload_is_completed_by_the_same_call(ranker, store, queries, tmp_path):
-    ranker.save_pretrained(tmp_path / "model")
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.qdrant"])
-    rng, wanted = random.Random(0), kd.DenseIndex.build(ranker, store).search(queries, 50)
-
-    def run(database: Path, seconds: float) -> float | None:
-        process = fork.Process(target=upload, args=(tmp_path / "model", tmp_path / "store", database))
-        begin = time.monotonic()
-        process.start()
-        process.join(seconds)
-        status = process.exitcode
-        process.kill()
-        process.join()
-        assert status in (None, 0)
-        return None if status is None else time.monotonic() - begin
-
-    run(tmp_path / "first", 60)
-    seconds = run(tmp_path / "second", 60)
-    for kill in range(KILLS):
-        run(tmp_path / f"killed{kill}", rng.uniform(0.3, 1.0) * seconds)
-        index = kd.QdrantIndex.build(ranker, store, "docs", path=tmp_path / f"killed{kill}", batch_size=2)
-        assert len(index) == 41
-        assert_same(index.search(queries, 50), wanted)
-        index.close()

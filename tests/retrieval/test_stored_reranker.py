@@ -1,4 +1,4 @@
-"""Re-ranking from the store is re-ranking from texts."""
+"""Re-ranking from the store equals re-ranking from texts."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def candidates(documents, queries) -> kd.Run:
 
 
 @pytest.mark.parametrize("model", STORING, indirect=True)
-def test_reranking_from_the_store_is_reranking_from_texts(ranker, documents, queries, candidates, tmp_path):
+def test_stored_reranker_ranks_as_texts_do(ranker, documents, queries, candidates, tmp_path):
     kd.StoredReranker.build(ranker, documents, tmp_path / "store", "float32")
     ranker.model.train()  # a store is for use
     found = kd.StoredReranker.open(tmp_path / "store", ranker).rerank(candidates, queries)
@@ -34,7 +34,7 @@ def test_reranking_from_the_store_is_reranking_from_texts(ranker, documents, que
 
 @pytest.mark.parametrize("model", ["prettr", "tk", "colbert"], indirect=True)
 @pytest.mark.parametrize(("storage", "loss"), [("float16", 2e-3), ("int8", 3e-2)])
-def test_smaller_storages_move_scores_little(ranker, documents, queries, tmp_path, storage, loss):
+def test_stored_reranker_small_storages_move_scores_little(ranker, documents, queries, tmp_path, storage, loss):
     stores = [kd.StoredReranker.build(ranker, documents, tmp_path / name, name) for name in ("float32", storage)]
     ids = list(documents.ids())
     wanted, found = (store.score("cat of the river", ids) for store in stores)
@@ -43,9 +43,8 @@ def test_smaller_storages_move_scores_little(ranker, documents, queries, tmp_pat
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_a_document_without_terms_is_scored_as_from_its_text(ranker, tmp_path):
-    (tmp_path / "texts.tsv").write_text("empty\t\nfull\tcat dog\n")
-    documents = kd.TextStore.from_tsv(tmp_path / "texts.tsv")
+def test_stored_reranker_scores_documents_without_tokens(ranker, make_texts, tmp_path):
+    documents = make_texts(("empty", ""), ("full", "cat dog"))
     store = kd.StoredReranker.build(ranker, documents, tmp_path / "store", "float32")
     assert [len(vectors) for vectors in store.store.take([0, 1])] == [0, 2]
     for ids in (["empty", "full"], ["empty"]):
@@ -54,11 +53,11 @@ def test_a_document_without_terms_is_scored_as_from_its_text(ranker, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_unknown_ids_and_other_models_are_refused(ranker, documents, tmp_path, encoder, tokenizer):
+def test_stored_reranker_refuses_unknown_ids_and_other_models(ranker, documents, tmp_path, encoder, tokenizer):
     store = kd.StoredReranker.build(ranker, documents, tmp_path / "store")
     assert len(store) == 41
     with pytest.raises(KeyError, match=r"1 of 2 ids are not among the 41 documents of .*store: 'gone'"):
         store.rerank(kd.Run({"q": [("gone", 1.0), ("d ü 1", 0.5)]}), {"q": "cat"})
-    other = kd.Ranker(kd.TK.from_embeddings(encoder, max_document_length=16), tokenizer)
+    other = kd.Ranker(kd.TK.from_encoder(encoder, max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="another model"):
         kd.StoredReranker.open(tmp_path / "store", other)

@@ -1,6 +1,5 @@
-"""The encoded collection: the ranker's vectors come back, whatever the ids; other models and damage are refused."""
+"""The encoded collection returns the ranker's vectors for any ids; other models and damage are refused."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,9 +7,9 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.artifacts import read_description
 from hf_kd_ranking.retrieval import encode
 from hf_kd_ranking.retrieval.encode import pack
-from hf_kd_ranking.retrieval.vector_store import VectorStore
 
 STORING = ("bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "prettr-compressed", "tk")
 
@@ -19,16 +18,11 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def texts_of(documents):
-    """id -> text, an id that stands twice once."""
-    return dict(documents.items())
-
-
 @pytest.mark.parametrize("model", STORING, indirect=True)
-def test_stored_vectors_are_the_rankers(ranker, documents, tmp_path, monkeypatch):
+def test_store_returns_the_vectors_of_the_ranker(ranker, documents, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "DOCUMENTS_PER_BLOCK", 9)
-    store = VectorStore.build(ranker, documents, tmp_path / "store")
-    texts = texts_of(documents)
+    store = kd.VectorStore.build(ranker, documents, tmp_path / "store")
+    texts = dict(documents.items())
     assert list(store.ids()) == list(texts)
     found, wanted = store.take(np.arange(len(store))), ranker.encode_documents(list(texts.values()))
     assert len(found) == len(store) == 41
@@ -37,7 +31,7 @@ def test_stored_vectors_are_the_rankers(ranker, documents, tmp_path, monkeypatch
         assert mine.dtype == np.float32
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
     assert store.rows_of(["文書 same as 5", "d ü 7", "d ü 99"]).tolist() == [40, 7, -1]
-    again = VectorStore.open(tmp_path / "store", ranker)
+    again = kd.VectorStore.open(tmp_path / "store", ranker)
     pieces = [(start, stop, len(vectors)) for start, stop, vectors in again.chunks(20)]
     assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces[:-1])]
     assert np.array_equal(np.concatenate([vectors for *_, vectors in again.chunks(20)]), again.values)
@@ -46,29 +40,29 @@ def test_stored_vectors_are_the_rankers(ranker, documents, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
 @pytest.mark.parametrize(("storage", "error"), [("float16", 1e-3), ("int8", 0.5 / 127)])
-def test_smaller_storages_lose_no_more_than_their_rounding(ranker, documents, tmp_path, storage, error):
-    whole = VectorStore.build(ranker, documents, tmp_path / "whole")
-    small = VectorStore.build(ranker, documents, tmp_path / "small", storage)
+def test_store_storages_lose_only_their_rounding(ranker, documents, tmp_path, storage, error):
+    whole = kd.VectorStore.build(ranker, documents, tmp_path / "whole")
+    small = kd.VectorStore.build(ranker, documents, tmp_path / "small", storage)
     wanted, found = (np.concatenate(store.take(np.arange(41))) for store in (whole, small))
     assert (np.abs(found - wanted) <= error * np.abs(wanted).max(1, keepdims=True) + 1e-6).all()
     assert not np.array_equal(found, wanted)
     assert small.bytes_per_document < whole.bytes_per_document
 
 
-def test_int8_matches_hand_computed_values():
+def test_pack_int8_matches_hand_computed_values():
     values, scales = pack(np.array([[2.54, -1.27, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32), "int8")
     assert values.tolist() == [[127, -64, 0], [0, 0, 0]]  # -63.5 rounds to the even number
     assert scales.tolist() == pytest.approx([0.02, 0.0])
 
 
-def test_what_float16_cannot_hold_is_refused():
+def test_pack_refuses_what_float16_cannot_hold():
     with pytest.raises(ValueError, match="not finite in float16; store float32"):
         pack(np.array([[1e6, 0.0]], dtype=np.float32), "float16")
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_residual_codes_stay_near_the_vectors_and_take_fewer_bytes(ranker, documents, tmp_path):
-    whole = VectorStore.build(ranker, documents, tmp_path / "whole")
+def test_store_compress_stays_near_the_vectors(ranker, documents, tmp_path):
+    whole = kd.VectorStore.build(ranker, documents, tmp_path / "whole")
     small = whole.compress(tmp_path / "small", "IVF4,SQ8")
     wanted, found = (np.concatenate(store.take(np.arange(41))) for store in (whole, small))
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
@@ -76,60 +70,60 @@ def test_residual_codes_stay_near_the_vectors_and_take_fewer_bytes(ranker, docum
     assert list(small.ids()) == list(whole.ids())
     with pytest.raises(ValueError, match=r"faiss cannot build 'IVF4,XX' over \d+ vectors"):
         whole.compress(tmp_path / "other", "IVF4,XX")
+    with pytest.raises(FileExistsError, match="small exists"):
+        whole.compress(tmp_path / "small", "IVF4,SQ8")
 
 
 # ---- Interruptions and versions -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "tk"], indirect=True)
-@pytest.mark.parametrize("stop_at", [0, 1, 4])
-def test_an_interrupted_encoding_goes_on_and_ends_with_the_same_bytes(
-    ranker, documents, tmp_path, monkeypatch, stop_at
-):
+def test_store_resumes_wherever_it_was_stopped(ranker, documents, tmp_path, monkeypatch, stop_at_write):
+    """Stopped at each write: the description of the work, five blocks, and the description of the store."""
     monkeypatch.setattr(encode, "DOCUMENTS_PER_BLOCK", 9)
-    VectorStore.build(ranker, documents, tmp_path / "whole", "int8")
-    real, calls = encode._encode_block, []
+    names = stop_at_write(0)
+    kd.VectorStore.build(ranker, documents, tmp_path / "whole", "int8")
+    wanted, blocks = files(tmp_path / "whole"), [f"block-{number:06d}.npz" for number in range(5)]
+    assert names == ["artifact.json", *blocks, "artifact.json"]
+    for stop_at in range(1, 8):
+        folder = tmp_path / f"stopped{stop_at}"
+        stop_at_write(stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            kd.VectorStore.build(ranker, documents, folder, "int8")
+        with pytest.raises(FileNotFoundError, match=r"artifact\.json does not exist"):
+            kd.VectorStore.open(folder)
+        names = stop_at_write(0)
+        kd.VectorStore.build(ranker, documents, folder, "int8")
+        assert names == [["artifact.json"], []][stop_at > 1] + blocks[max(stop_at - 2, 0) :] + ["artifact.json"]
+        assert files(folder) == wanted
+        assert not folder.with_name(f"{folder.name}.parts").exists()
 
-    def stop(*arguments):
-        calls.append(1)
-        if len(calls) == stop_at + 1:
-            raise KeyboardInterrupt
-        return real(*arguments)
 
-    monkeypatch.setattr(encode, "_encode_block", stop)
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_store_refuses_unfinished_work_of_other_inputs(ranker, documents, tmp_path, stop_at_write):
+    stop_at_write(2)
     with pytest.raises(KeyboardInterrupt):
-        VectorStore.build(ranker, documents, tmp_path / "stopped", "int8")
-    with pytest.raises(FileNotFoundError, match=r"index\.json does not exist"):
-        VectorStore.open(tmp_path / "stopped")
-    VectorStore.build(ranker, documents, tmp_path / "stopped", "int8")
-    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
-    assert len(calls) == 6  # five blocks, and the one that was stopped
-
-
-@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_unfinished_work_of_other_inputs_is_refused(ranker, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "_encode_block", lambda *_: {}["stop"])
-    with pytest.raises(KeyError):
-        VectorStore.build(ranker, documents, tmp_path / "store")
+        kd.VectorStore.build(ranker, documents, tmp_path / "store")
     with pytest.raises(ValueError, match=r"store.parts holds the unfinished work of another storage; finish that"):
-        VectorStore.build(ranker, documents, tmp_path / "store", "float16")
+        kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16")
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_new_version_takes_the_old_ones_place_only_when_it_is_complete(ranker, documents, tmp_path, monkeypatch):
-    old = VectorStore.build(ranker, documents, tmp_path / "store")
+def test_store_keeps_the_old_version_until_the_new_is_complete(ranker, documents, tmp_path, stop_at_write):
+    old = kd.VectorStore.build(ranker, documents, tmp_path / "store")
     with pytest.raises(FileExistsError, match="store holds other vectors; give another output"):
-        VectorStore.build(ranker, documents, tmp_path / "store", "float16")
-    assert VectorStore.build(ranker, documents, tmp_path / "store").facts == old.facts  # the same once more
+        kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16")
+    names = stop_at_write(3)
+    assert kd.VectorStore.build(ranker, documents, tmp_path / "store").description == old.description
+    assert names == []  # the same call opens what is complete
     before, wanted = files(tmp_path / "store"), old.take(np.arange(41))
-    with monkeypatch.context() as patch:
-        patch.setattr("hf_kd_ranking.data.ids.IdIndex.save_ids", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        with pytest.raises(OSError, match="full"):
-            VectorStore.build(ranker, documents, tmp_path / "store", "float16", overwrite=True)
-    assert files(tmp_path / "store") == before
-    new = VectorStore.build(ranker, documents, tmp_path / "store", "float16", overwrite=True)
-    assert (new.facts["version"], new.values.dtype) == (2, np.float16)
-    assert np.array_equal(old.take(np.arange(41)), wanted)  # a reader keeps what it has open
+    with pytest.raises(KeyboardInterrupt):  # at the description of the new version
+        kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16", overwrite=True)
+    assert (names[-1], files(tmp_path / "store")) == ("artifact.json", before)
+    stop_at_write(0)
+    new = kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16", overwrite=True)
+    assert (new.description["version"], new.values.dtype, new.ranker) == (2, np.float16, ranker)
+    assert np.array_equal(old.take(np.arange(41)), wanted)  # a reader keeps what it has opened
     assert [path.name for path in (tmp_path / "store").glob("v*")] == ["v2"]
 
 
@@ -137,15 +131,15 @@ def test_a_new_version_takes_the_old_ones_place_only_when_it_is_complete(ranker,
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_store_of_another_model_is_refused(ranker, documents, tmp_path, encoder):
-    VectorStore.build(ranker, documents, tmp_path / "store")
+def test_store_refuses_another_model(ranker, documents, tmp_path, encoder):
+    kd.VectorStore.build(ranker, documents, tmp_path / "store")
 
     def reopened(**overrides):
         model = kd.load_ranker(tmp_path / "model", **overrides)
-        return VectorStore.open(tmp_path / "store", kd.Ranker(model, ranker.tokenizer))
+        return kd.VectorStore.open(tmp_path / "store", kd.Ranker(model, ranker.tokenizer))
 
     ranker.save_pretrained(tmp_path / "model")
-    assert len(reopened(max_query_length=9)) == 41  # of the other side
+    assert len(reopened(max_query_length=9)) == 41  # changes no document
     for overrides, message in [
         ({"pooling": "mean"}, "another model: model "),
         ({"max_document_length": 9}, "another model: model "),
@@ -155,16 +149,16 @@ def test_a_store_of_another_model_is_refused(ranker, documents, tmp_path, encode
             reopened(**overrides)
     other = kd.ColBERT.from_encoder(encoder, max_document_length=16, max_query_length=8)
     with pytest.raises(ValueError, match="another model: architecture BERT_Dot there, ColBERT here"):
-        VectorStore.open(tmp_path / "store", kd.Ranker(other, ranker.tokenizer))
+        kd.VectorStore.open(tmp_path / "store", kd.Ranker(other, ranker.tokenizer))
     with torch.no_grad():
         next(ranker.model.parameters())[-1, -1] += 1e-6
     with pytest.raises(ValueError, match="another model: model "):
-        VectorStore.open(tmp_path / "store", ranker)
+        kd.VectorStore.open(tmp_path / "store", ranker)
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_a_damaged_or_truncated_file_is_refused_by_its_name(ranker, documents, tmp_path, damage):
-    VectorStore.build(ranker, documents, tmp_path / "whole", "int8")
+def test_store_names_a_damaged_or_truncated_file(ranker, documents, tmp_path, damage):
+    kd.VectorStore.build(ranker, documents, tmp_path / "whole", "int8")
     names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*")]
     assert len(names) == 8
     for name in names:
@@ -179,21 +173,21 @@ def test_a_damaged_or_truncated_file_is_refused_by_its_name(ranker, documents, t
             else:
                 path.write_bytes(path.read_bytes()[:-1])
             with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*({message})"):
-                VectorStore.open(tmp_path / "bad")
+                kd.VectorStore.open(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("model", ["bert_cat", "prettr-query_length"], indirect=True)
-def test_rankers_whose_documents_need_their_query_are_refused_before_anything_is_written(ranker, documents, tmp_path):
-    with pytest.raises(ValueError, match=r"as one sequence|cannot be encoded alone"):
-        VectorStore.build(ranker, documents, tmp_path / "store")
+def test_store_refuses_rankers_whose_documents_need_the_query(ranker, documents, tmp_path):
+    with pytest.raises(ValueError, match=r"as one sequence|cannot be encoded without"):
+        kd.VectorStore.build(ranker, documents, tmp_path / "store")
     assert not list(tmp_path.glob("store*"))
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_an_unknown_storage_and_another_kind_of_index_are_refused(ranker, documents, tmp_path):
+def test_store_refuses_unknown_storages_and_other_kinds(ranker, documents, tmp_path):
     with pytest.raises(ValueError, match="stored as one of float32, float16, int8, got 'int4'"):
-        VectorStore.build(ranker, documents, tmp_path / "store", "int4")
-    kd.DenseIndex.build(ranker, VectorStore.build(ranker, documents, tmp_path / "store")).save(tmp_path / "dense")
+        kd.VectorStore.build(ranker, documents, tmp_path / "store", "int4")
+    kd.DenseIndex.build(kd.VectorStore.build(ranker, documents, tmp_path / "store"), tmp_path / "dense")
     with pytest.raises(ValueError, match="dense is an index of kind dense, needed vectors"):
-        VectorStore.open(tmp_path / "dense")
-    assert json.loads((tmp_path / "store" / "index.json").read_text())["architecture"] == "BERT_Dot"
+        kd.VectorStore.open(tmp_path / "dense")
+    assert read_description(tmp_path / "store")["architecture"] == "BERT_Dot"

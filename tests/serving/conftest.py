@@ -1,4 +1,4 @@
-"""Small engines to search with."""
+"""Small engines for searching."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ HOSTILE = "apple bread <script>window.ran = 1</script> <img src=x onerror='windo
 
 @pytest.fixture
 def hostile() -> str:
-    """A passage that would run if it were taken for markup."""
+    """A passage that would run if it were read as markup."""
     return HOSTILE
 
 
 @pytest.fixture
 def documents(toy, tmp_path) -> kd.TextStore:
-    """The toy documents, and one that is markup under an id that is."""
+    """The toy documents, and one whose text and id are markup."""
     rows = (toy / "collection.tsv").read_text() + f"<b>41</b>\t{HOSTILE}\n"
     (tmp_path / "documents.tsv").write_text(rows)
     return kd.TextStore.from_tsv(tmp_path / "documents.tsv")

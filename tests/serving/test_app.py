@@ -1,4 +1,4 @@
-"""The application: answers, limits, escaping, headers."""
+"""The application: answers, limits, escaping and headers."""
 
 import asyncio
 import threading
@@ -15,10 +15,11 @@ ABOUT = {"title": "Toy", "documents": 41, "examples": [], "rankers": [{"name": "
 
 
 class Slow:
-    """An engine that searches until it is told to stop, and knows how many searches ran at once."""
+    """An engine that searches until an event is set, and counts how many searches run at once."""
 
     def __init__(self):
-        self.go, self.most, self.running = threading.Event(), 0, 0
+        self.go = threading.Event()
+        self.most = self.running = 0
 
     def search(self, query):
         self.running += 1
@@ -40,7 +41,7 @@ def client(engine, *arguments, **settings):
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_an_answer_is_what_the_engine_finds_and_markup_stays_text(ranker, make_engine, hostile):
+def test_answer_equals_the_engine_and_keeps_markup_as_text(ranker, make_engine, hostile):
     engine = make_engine(a=ranker, b=ranker)
     page = client(engine)
     answer = page.get("/api/search", params={"q": " king \n script "})
@@ -56,7 +57,7 @@ def test_an_answer_is_what_the_engine_finds_and_markup_stays_text(ranker, make_e
     assert page.get("/api/search", params={"q": "<script>\0alert(1)</script>"}).json()["query"].startswith("<script>")
 
 
-def test_the_page_and_its_files_come_with_headers_and_name_no_other_place():
+def test_page_files_have_headers_and_no_foreign_addresses():
     page = client(Quick())
     assert page.get("/api/about").json() == ABOUT | {"characters": 300}
     for path in ("/", "/style.css", "/page.js", "/icon.svg", "/api/about", "/api/search?q=", "/none"):
@@ -64,16 +65,15 @@ def test_the_page_and_its_files_come_with_headers_and_name_no_other_place():
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace(
-            "// ", ""
-        )  # a name of a format
+        allowed = ("http://www.w3.org/2000/svg", "// ")  # the name of a format, and comments
+        text = answer.text
+        for part in allowed:
+            text = text.replace(part, "")
+        assert "//" not in text
     html = page.get("/").text
-    assert (
-        "<style" not in html
-        and "style=" not in html
-        and "<script>" not in html
-        and " on" not in html.split("<body")[0]
-    )
+    for inline in ("<style", "style=", "<script>"):
+        assert inline not in html
+    assert " on" not in html.split("<body")[0]
     assert page.get("/../app.py").status_code == 404
 
 
@@ -81,16 +81,13 @@ def test_the_page_and_its_files_come_with_headers_and_name_no_other_place():
     ("query", "message"),
     [("", "The query is empty"), (" \n", "The query is empty"), ("x" * 301, "has 301 characters, the limit is 300")],
 )
-def test_a_bad_query_is_one_line(query, message):
+def test_bad_query_is_refused_in_one_line(query, message):
     answer = client(Quick()).get("/api/search", params={"q": query})
-    assert (answer.status_code, message in answer.json()["error"], "\n" in answer.json()["error"]) == (
-        400,
-        True,
-        False,
-    )
+    error = answer.json()["error"]
+    assert (answer.status_code, message in error, "\n" in error) == (400, True, False)
 
 
-def test_files_that_do_not_belong_together_are_one_line():
+def test_mismatched_index_is_reported_in_one_line():
     class Torn:
         def search(self, query):
             raise KeyError("doc_id 'd7' is not among the documents of index")
@@ -100,7 +97,7 @@ def test_files_that_do_not_belong_together_are_one_line():
     assert answer.json()["error"].endswith("do not belong together: doc_id 'd7' is not among the documents of index")
 
 
-def test_a_client_has_so_many_queries_a_minute_and_the_next_minute_as_many(monkeypatch):
+def test_queries_per_client_are_limited_every_minute(monkeypatch):
     now = [1_000.0]
     monkeypatch.setattr("hf_kd_ranking.serving.app.time.monotonic", lambda: now[0])
     page = client(Quick(), Limits(per_minute=2), behind_proxy=True)
@@ -114,13 +111,13 @@ def test_a_client_has_so_many_queries_a_minute_and_the_next_minute_as_many(monke
     assert ask("1.1.1.1") == 200
 
 
-def test_without_a_proxy_its_header_is_not_believed():
+def test_proxy_header_is_ignored_without_a_proxy():
     page = client(Quick(), Limits(per_minute=1))
     statuses = [page.get("/api/search?q=a", headers={"X-Forwarded-For": f"{i}.1.1.1"}).status_code for i in range(2)]
     assert statuses == [200, 429]
 
 
-def test_one_search_runs_at_a_time_a_few_wait_and_the_rest_are_refused():
+def test_one_search_runs_a_few_wait_and_the_rest_are_refused():
     engine = Slow()
     app = make_app(SearchPage(engine, ABOUT, Limits(waiting=3)))
 
@@ -140,5 +137,5 @@ def test_one_search_runs_at_a_time_a_few_wait_and_the_rest_are_refused():
     assert (later.status_code, engine.most) == (200, 1)
 
 
-def test_a_server_is_not_reached_under_a_foreign_name():
+def test_foreign_host_name_is_refused():
     assert client(Quick()).get("/api/about", headers={"Host": "evil.example"}).status_code == 400

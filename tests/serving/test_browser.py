@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one: keyboard alone, a phone, and passages that are markup."""
+"""The page in a real browser, if there is one: keyboard only, a phone, and passages with markup."""
 
 import shutil
 import threading
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def address(ranker, make_engine):
-    """Where a server answers, in a thread."""
+    """Address of a server in a thread."""
     rankers = [{"name": "one", "line": "ColBERT"}, {"name": "<i>two</i>", "line": "ColBERT"}]
     about = {"title": "Toy", "documents": 41, "examples": ["cat & dog"], "rankers": rankers}
     engine = make_engine(**{"one": ranker, "<i>two</i>": ranker})
@@ -69,7 +69,7 @@ def press(browser, *keys):
     ActionChains(browser).send_keys(*keys).perform()
 
 
-def test_a_query_by_keyboard_alone_shows_two_rankings_and_markup_as_text(browser, address, hostile):
+def test_keyboard_search_shows_two_rankings_and_markup_as_text(browser, address, hostile):
     browser.get(address)
     WebDriverWait(browser, 20).until(lambda _: texts_of(browser, "#examples li"))
     assert focused(browser) == "query"
@@ -79,12 +79,12 @@ def test_a_query_by_keyboard_alone_shows_two_rankings_and_markup_as_text(browser
     assert browser.title == "script king · Toy"
     assert texts_of(browser, ".column h2") == ["one", "<i>two</i>"]
     assert hostile in texts_of(browser, ".passage")
-    assert "id <b>41</b>" in texts_of(browser, ".facts span")
-    assert texts_of(browser, ".passage script, .passage img, .column i, .facts b") == []
+    assert "id <b>41</b>" in texts_of(browser, ".details span")
+    assert texts_of(browser, ".passage script, .passage img, .column i, .details b") == []
     assert browser.execute_script("return window.ran") is None
     assert texts_of(browser, ".passage mark")
     assert any("query encoding" in text for text in texts_of(browser, ".stages li"))
-    assert any(text.startswith("BM25 #1") for text in texts_of(browser, ".facts span"))
+    assert any(text.startswith("BM25 #1") for text in texts_of(browser, ".details span"))
     assert texts_of(browser, "[role=status]")[0].startswith("Passages: ")
     press(browser, Keys.TAB)
     if focused(browser) == "query":  # the button that empties a search field, in some versions
@@ -99,7 +99,7 @@ def test_a_query_by_keyboard_alone_shows_two_rankings_and_markup_as_text(browser
     assert browser.get_log("browser") == []
 
 
-def test_matched_terms_can_be_read_by_keyboard(browser, address):
+def test_matched_words_can_be_read_by_keyboard(browser, address):
     browser.get(f"{address}/?q=script%20king")
     wait_for_results(browser)
     first = browser.find_element("css selector", ".matches summary")
@@ -113,20 +113,20 @@ def test_matched_terms_can_be_read_by_keyboard(browser, address):
     strengths = []
     for line in shown:
         text, _, rest = line.partition(" for “")
-        term, _, strength = rest.partition("”, ")
-        assert marks[text] == f"“{term}”, strength {strength}"
+        word, _, strength = rest.partition("”, ")
+        assert marks[text] == f"“{word}”, strength {strength}"
         strengths.append(float(strength))
     assert strengths == sorted(strengths, reverse=True)
 
 
-def test_back_and_a_shared_address_show_what_was_searched(browser, address):
+def test_back_button_and_shared_address_repeat_the_search(browser, address):
     browser.get(f"{address}/?q=%3Cimg%20src%3Dx%3E%20apple")
     wait_for_results(browser)
     assert browser.execute_script("return document.getElementById('query').value") == "<img src=x> apple"
     ActionChains(browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
     press(browser, "zzz", Keys.ENTER)
     WebDriverWait(browser, 20).until(lambda _: texts_of(browser, ".none"))
-    assert texts_of(browser, ".none")[0] == "No passage has a word of this query."
+    assert texts_of(browser, ".none")[0] == "No passage contains a word of this query."
     browser.back()
     wait_for_results(browser)
     assert browser.execute_script("return document.getElementById('query').value") == "<img src=x> apple"
@@ -135,7 +135,7 @@ def test_back_and_a_shared_address_show_what_was_searched(browser, address):
     assert texts_of(browser, "[role=alert]") == ["The query is empty; type a few words."]
 
 
-def test_on_a_phone_the_columns_stack_and_nothing_scrolls_sideways(browser, address):
+def test_columns_stack_on_a_phone_without_sideways_scrolling(browser, address):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(f"{address}/?q=apple")

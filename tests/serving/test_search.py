@@ -1,59 +1,62 @@
-"""What a query does: the same scores as everywhere else, with ranks, times and parts."""
+"""The search of a query: the same scores as everywhere else, with ranks, times and parts."""
 
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.base import open_searchable
+from hf_kd_ranking.retrieval.base import open_index
 from hf_kd_ranking.retrieval.fusion import fuse_runs
-from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, RankerSearch, SearchEngine
+from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, RankerSearch, SearchEngine, build_engine
 
 QUERY = "the apple and bread"
 
 
-def test_results_equal_rerank_of_bm25s_candidates(ranker, documents, bm25, make_engine):
+@pytest.fixture
+def store(ranker, documents, tmp_path) -> kd.VectorStore:
+    return kd.VectorStore.build(ranker, documents, tmp_path / "index")
+
+
+def test_search_equals_rerank_of_the_candidates(ranker, documents, bm25, make_engine):
     results = make_engine(a=ranker).search(QUERY)
     candidates = [doc_id for doc_id, _ in bm25.search({"q": QUERY}, 20)["q"]]
-    wanted = ranker.rerank(QUERY, documents[candidates], SHOWN)
+    expected = ranker.rerank(QUERY, documents[candidates], SHOWN)
     (ranking,) = results.rankings
     assert results.candidates == len(candidates) > SHOWN
-    assert [hit.doc_id for hit in ranking.hits] == [candidates[i] for i, _ in wanted]
-    assert [hit.score for hit in ranking.hits] == pytest.approx([score for _, score in wanted], rel=1e-4, abs=1e-4)
-    assert [hit.first_rank for hit in ranking.hits] == [i + 1 for i, _ in wanted]
-    assert ["".join(part.text for part in hit.parts) for hit in ranking.hits] == documents[
-        [hit.doc_id for hit in ranking.hits]
-    ]
+    assert [hit.doc_id for hit in ranking.hits] == [candidates[i] for i, _ in expected]
+    scores = [score for _, score in expected]
+    assert [hit.score for hit in ranking.hits] == pytest.approx(scores, rel=1e-4, abs=1e-4)
+    assert [hit.first_rank for hit in ranking.hits] == [i + 1 for i, _ in expected]
+    texts = documents[[hit.doc_id for hit in ranking.hits]]
+    assert ["".join(part.text for part in hit.parts) for hit in ranking.hits] == texts
     has_marks = any(part.strength for hit in ranking.hits for part in hit.parts)
-    assert has_marks == (ranker.model.config.model_type in ("ColBERT", "TK"))
-    is_apart = ranker.model.config.is_storable
-    stages = ["query encoding", "passage encoding", "scoring"] if is_apart else ["scoring"]
+    assert has_marks == (ranker.model.config.token_similarity is not None)
+    stages = ["scoring"]
+    if ranker.model.config.is_storable:
+        stages = ["query encoding", "passage encoding", "scoring"]
     assert list(ranking.stages_ms) == stages
     assert all(ms > 0 for ms in (results.first_stage_ms, *ranking.stages_ms.values()))
 
 
-def test_bm25s_scores_are_added_where_asked_for(ranker, documents, bm25):
+def test_fused_search_adds_the_scores_of_bm25(ranker, documents, bm25):
     search = RankerSearch(ranker, documents, is_fused=True)
     first = bm25.search({"q": QUERY}, 20)
     ids = [doc_id for doc_id, _ in first["q"]]
     scores = ranker.score(QUERY, documents[ids]).tolist()
     own = kd.Run({"q": sorted(zip(ids, scores, strict=True), key=lambda pair: -pair[1])})
-    wanted = dict(fuse_runs([own, first], "weighted_sum")["q"])
+    expected = dict(fuse_runs([own, first], "weighted_sum")["q"])
     hits = SearchEngine({"a": search}, bm25, k=20).search(QUERY).rankings[0].hits
-    assert [hit.score for hit in hits] == pytest.approx(sorted(wanted.values(), reverse=True)[:SHOWN], abs=1e-4)
-    assert [hit.score for hit in hits] == pytest.approx([wanted[hit.doc_id] for hit in hits], abs=1e-4)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(expected.values(), reverse=True)[:SHOWN], abs=1e-4)
+    assert [hit.score for hit in hits] == pytest.approx([expected[hit.doc_id] for hit in hits], abs=1e-4)
     assert "adds BM25’s scores" in search.describe(20)
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_ranker_that_searches_is_not_fused(ranker, documents, tmp_path):
-    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
-    index = open_searchable(tmp_path / "index", ranker)
-    with pytest.raises(ValueError, match="this ranker searches by itself"):
-        RankerSearch(ranker, documents, store, index, is_fused=True)
+def test_search_of_an_index_is_not_fused(ranker, documents, store):
+    with pytest.raises(ValueError, match="this ranker searches an index"):
+        RankerSearch(ranker, documents, store, open_index(store.folder, ranker), is_fused=True)
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
-def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, make_engine, tmp_path):
-    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
+def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, make_engine, store):
     stored = SearchEngine({"a": RankerSearch(ranker, documents, store)}, bm25, k=20).search(QUERY).rankings[0]
     fresh = make_engine(a=ranker).search(QUERY).rankings[0]
     assert list(stored.stages_ms) == ["query encoding", "reading vectors", "scoring"]
@@ -61,24 +64,22 @@ def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, make_engine, t
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
-def test_an_index_searches_by_itself(ranker, documents, bm25, tmp_path):
-    store = kd.StoredReranker(ranker, kd.VectorStore.build(ranker, documents, tmp_path / "index"))
-    index = open_searchable(tmp_path / "index", ranker)
+def test_index_search_equals_the_index_and_has_first_ranks(ranker, documents, bm25, store):
+    index = open_index(store.folder, ranker)
     search = RankerSearch(ranker, documents, store, index)
-    alone = SearchEngine({"a": search}, None).search("zzz")  # no word of the collection
-    wanted = index.search({"q": "zzz"}, SHOWN)["q"]
-    assert [(hit.doc_id, hit.score) for hit in alone.rankings[0].hits] == wanted
-    assert (alone.candidates, alone.first_stage_ms) == (None, None)
-    assert {hit.first_rank for hit in alone.rankings[0].hits} == {None}
-    beside = SearchEngine({"a": search}, bm25, k=3).search("apple")
-    first = {doc_id: rank for rank, (doc_id, _) in enumerate(bm25.search({"q": "apple"}, 3)["q"], 1)}
-    assert [hit.first_rank for hit in beside.rankings[0].hits] == [
-        first.get(hit.doc_id) for hit in beside.rankings[0].hits
-    ]
+    results = SearchEngine({"a": search}, None).search("zzz")  # not a word of the collection
+    expected = index.search({"q": "zzz"}, SHOWN)["q"]
+    assert [(hit.doc_id, hit.score) for hit in results.rankings[0].hits] == expected
+    assert list(results.rankings[0].stages_ms) == ["query encoding", "search"]
+    assert (results.candidates, results.first_stage_ms) == (None, None)
+    assert {hit.first_rank for hit in results.rankings[0].hits} == {None}
+    hits = SearchEngine({"a": search}, bm25, k=3).search("apple").rankings[0].hits
+    ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(bm25.search({"q": "apple"}, 3)["q"], 1)}
+    assert [hit.first_rank for hit in hits] == [ranks.get(hit.doc_id) for hit in hits]
 
 
 @pytest.mark.parametrize("model", ["bert_cat", "colbert"], indirect=True)
-def test_a_query_without_candidates_has_no_hits(ranker, make_engine):
+def test_query_without_candidates_has_no_hits(ranker, make_engine):
     results = make_engine(a=ranker).search("zzz")
     assert (results.candidates, results.rankings[0].hits, results.rankings[0].stages_ms) == (0, [], {})
 
@@ -93,6 +94,55 @@ def test_long_passages_are_cut(ranker, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
-def test_a_ranker_that_reranks_needs_a_first_stage(ranker, documents):
+def test_reranking_needs_a_first_stage(ranker, documents):
     with pytest.raises(ValueError, match="needs a first stage"):
         SearchEngine({"a": RankerSearch(ranker, documents)}, None)
+
+
+# ---- Building an engine ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rankers(encoder, tokenizer) -> dict[str, kd.Ranker]:
+    """A BERT_DOT and a TK, which cannot search."""
+    settings = {"max_query_length": 8, "max_document_length": 16}
+    dot, tk = kd.load_ranker(encoder, "bert_dot", **settings), kd.load_ranker(encoder, "tk", **settings)
+    return {"dot": kd.Ranker(dot, tokenizer), "tk": kd.Ranker(tk, tokenizer)}
+
+
+@pytest.fixture
+def folders(rankers, documents, tmp_path) -> list:
+    """The indexes of both, in the other order."""
+    for name, ranker in rankers.items():
+        kd.VectorStore.build(ranker, documents, tmp_path / f"{name}-index")
+    return [tmp_path / "tk-index", tmp_path / "dot-index"]
+
+
+def test_engine_gives_each_ranker_its_own_index(rankers, documents, folders, bm25, tmp_path):
+    bm25.save(tmp_path / "bm25")
+    engine = build_engine(rankers, documents, folders, tmp_path / "bm25", k=20)
+    assert [search.store.folder for search in engine.rankers.values()] == folders[::-1]
+    assert [search.index is not None for search in engine.rankers.values()] == [True, False]
+    assert engine.search(QUERY).candidates == len(bm25.search({"q": QUERY}, 20)["q"])
+    engine = build_engine(rankers, documents, folders, rerank=True, fuse=True)
+    assert all(search.index is None and search.is_fused for search in engine.rankers.values())
+    assert build_engine({"dot": rankers["dot"]}, documents, folders[1:]).first_stage is None
+
+
+def test_engine_refuses_foreign_and_second_indexes(rankers, documents, folders):
+    with pytest.raises(ValueError, match=r"tk-index \(TK\) was not built by one of the models \(dot\)"):
+        build_engine({"dot": rankers["dot"]}, documents, folders)
+    with pytest.raises(ValueError, match="or is the second index of one"):
+        build_engine(rankers, documents, [folders[0], folders[0]])
+
+
+def test_engine_gives_settings_to_faiss_indexes_only(rankers, documents, folders):
+    with pytest.raises(ValueError, match="--settings nprobe=4 is for a faiss index that searches"):
+        build_engine(rankers, documents, folders, settings="nprobe=4")
+    with pytest.raises(ValueError, match="--probes 4 is for a ColBERT index that searches"):
+        build_engine(rankers, documents, folders, probes=4)
+    store = kd.VectorStore.open(folders[1], rankers["dot"])
+    kd.DenseIndex.build(store, folders[1] / "dense", factory="IVF2,Flat")
+    for probed, expected in (("nprobe=1", 1), ("nprobe=2", 2)):
+        engine = build_engine(rankers, documents, folders, settings=probed)
+        assert engine.rankers["dot"].index.index.nprobe == expected

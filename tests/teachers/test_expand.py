@@ -53,7 +53,7 @@ LAYOUT = "tab-separated columns (pos_score, neg_score, query_id, pos_id, neg_id)
 # The script skipped, cut or stopped, and left half a file.
 REFUSED = {
     "extra_tabs": "collection.tsv line 1: needed 2 tab-separated columns (id, text), got 4",
-    "duplicate_ids": "collection.tsv: id '5000' stands twice with different texts, in rows 1 and 3",
+    "duplicate_ids": "collection.tsv: id '5000' appears twice with different texts, in rows 1 and 3",
     "score_formats": "scores.tsv line 2: pos_score must be a finite number, got 'nan'",
     "empty_scores": "scores.tsv is empty",
     "empty_collection": "collection.tsv is empty",
@@ -63,7 +63,7 @@ REFUSED = {
     "two_columns": f"scores.tsv line 2: needed 5 {LAYOUT}, got 2",
     "unknown_query_short_line": f"scores.tsv line 2: needed 5 {LAYOUT}, got 4",
     "collection_line_without_tab": "collection.tsv line 2: needed 2 tab-separated columns (id, text), got 1",
-    "bad_utf8": "scores.tsv line 2: byte 0xff at column 1 is no UTF-8",
+    "bad_utf8": "scores.tsv line 2: byte 0xff at column 1 is not UTF-8",
 }
 
 

@@ -1,4 +1,4 @@
-"""What training refuses before any work, and which checkpoint it goes on from."""
+"""Settings that training refuses before any work, and the checkpoint that it resumes."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_unknown_loss_names_the_nearest_and_all_others(tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["0", "-2", "inf", "nan", "big", ""])
-def test_teacher_scale_that_is_no_factor_is_refused(tmp_path, scale):
+def test_teacher_scale_that_is_not_a_factor_is_refused(tmp_path, scale):
     with pytest.raises(ValueError, match=rf"teacher_scale must be a positive number or 'match', got '{scale}'"):
         arguments(tmp_path, teacher_scale=scale)
 
@@ -80,7 +80,7 @@ def test_resume_true_takes_the_last_checkpoint(tmp_path):
     assert arguments(tmp_path, resume_from_checkpoint="true").checkpoint_to_resume() == str(last)
 
 
-def test_resume_true_starts_afresh_where_there_is_no_checkpoint_yet(tmp_path):
+def test_resume_true_starts_afresh_without_a_checkpoint(tmp_path):
     (tmp_path / "log.txt").write_text("begun")
     assert arguments(tmp_path, resume_from_checkpoint="true").checkpoint_to_resume() is None
     assert (tmp_path / "log.txt").is_file()
@@ -92,11 +92,11 @@ def test_resume_from_a_named_checkpoint_takes_it(tmp_path):
     assert arguments(tmp_path, resume_from_checkpoint=str(checkpoint)).checkpoint_to_resume() == str(checkpoint)
 
 
-def test_resume_from_what_is_no_checkpoint_names_the_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"elsewhere is no checkpoint: no trainer_state\.json"):
+def test_resume_from_another_folder_names_the_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"elsewhere is not a checkpoint: it has no trainer_state\.json"):
         arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "elsewhere")).checkpoint_to_resume()
 
 
-def test_resume_true_as_a_boolean_works_as_on_the_command_line(tmp_path):
+def test_resume_true_may_be_a_boolean(tmp_path):
     last = add_checkpoint(tmp_path, 10)
     assert arguments(tmp_path, resume_from_checkpoint=True).checkpoint_to_resume() == str(last)

@@ -1,4 +1,4 @@
-"""What goes wrong while training runs: losses that are no numbers, full disks, SIGTERM, checkpoints of other runs."""
+"""Faults while training runs: losses that are not numbers, full disks, SIGTERM, checkpoints of other runs."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete, mark_complete
+from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete
 
 pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 
@@ -31,14 +31,18 @@ class At(TrainerCallback):
             self.action()
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
-# ---- Losses that are no numbers -------------------------------------------------------------------------------------
+# ---- Losses that are not numbers ------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(model, make_trainer, tmp_path):
+def test_infinite_loss_stops_before_the_weights_change(model, make_trainer, tmp_path):
     # Scores beyond float32's square root: the square of a margin overflows.
     rows = [f"{3e38 if i == 40 else 1}\t0\t{100 + i % 12}\t{i % 40}\t{(i + 7) % 40}\n" for i in range(64)]
     (tmp_path / "rows.tsv").write_text("".join(rows))
@@ -51,7 +55,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(model, make_tr
     assert last_complete(tmp_path / "out") == (str(tmp_path / "out" / f"checkpoint-{step - 1}") if step > 1 else None)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(model, make_trainer, tmp_path):
+def test_nan_weights_are_not_saved(model, make_trainer, tmp_path):
     def spoil() -> None:
         model.bert_model.embeddings.word_embeddings.weight.data[3, 3] = torch.nan
 
@@ -87,22 +91,26 @@ def test_a_full_disk_leaves_the_last_checkpoint_loadable(model, make_trainer, tm
     assert resumed.state.global_step == 24
 
 
-def test_the_last_checkpoint_stays_until_the_next_is_marked_complete(model, make_trainer, tmp_path, monkeypatch):
-    marked = []
+def test_last_checkpoint_stays_until_the_next_is_complete(model, make_trainer, tmp_path, monkeypatch):
+    written = []
 
-    def mark(checkpoint, run) -> None:
-        marked.append(checkpoint.name)
-        if len(marked) == 2:
+    def put_in_place(temporary: Path, path: Path) -> None:
+        written.append(path)
+        if len(written) == 2:
             raise OSError("disk full")
-        mark_complete(checkpoint, run)
+        temporary.replace(path)
 
-    monkeypatch.setattr("hf_kd_ranking.training.trainer.mark_complete", mark)
+    monkeypatch.setattr("hf_kd_ranking.artifacts._put_in_place", put_in_place)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written .* last complete one is .*checkpoint-2\. "):
         make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1).train()
-    assert (marked, checkpoints(tmp_path / "out")) == (["checkpoint-2", "checkpoint-4"], ["checkpoint-2"])
+    assert [str(path.relative_to(tmp_path / "out")) for path in written] == [
+        "checkpoint-2/run.json",
+        "checkpoint-4/run.json",
+    ]
+    assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
 
 
-def test_a_half_written_checkpoint_is_passed_over(model, make_trainer, tmp_path):
+def test_half_written_checkpoint_is_skipped(model, make_trainer, tmp_path):
     make_trainer(model, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=2).train()
     folder = tmp_path / "out"
     assert checkpoints(folder) == ["checkpoint-3", "checkpoint-4"]
@@ -118,7 +126,7 @@ def test_a_half_written_checkpoint_is_passed_over(model, make_trainer, tmp_path)
 # ---- Other runs -----------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(model, make_trainer, encoder, toy, tmp_path):
+def test_checkpoint_of_another_run_is_refused(model, make_trainer, encoder, toy, tmp_path):
     make_trainer(model, max_steps=1, save_strategy="steps", save_steps=1).train()
     rows = kd.load_teacher_scores(toy / "scores.tsv")
     lines = (toy / "scores.tsv").read_text().splitlines(keepends=True)
@@ -132,16 +140,16 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(model, make_tr
         (make_trainer(model, {"train_dataset": rows.select(range(60))}), r"data: .*rows is 64 there and 60 here"),
         (make_trainer(model, {"train_dataset": other_rows}), r"data: content is '\w+' there and '\w+' here"),
     ):
-        with pytest.raises(ValueError, match=rf"checkpoint-1 is of another run \(.*{message}"):
+        with pytest.raises(ValueError, match=rf"checkpoint-1 belongs to another run \(.*{message}"):
             trainer.train(resume_from_checkpoint=True)
 
 
-def test_another_order_of_rows_is_a_warning_and_nothing_else_differs(model, make_trainer, tmp_path):
+def test_another_order_of_rows_is_a_warning(model, make_trainer, tmp_path):
     make_trainer(model, max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.warns(UserWarning, match=r"another order \(seed is 42 there and 7 here\)"):
         make_trainer(model, max_steps=2, seed=7, learning_rate=1e-5).train(resume_from_checkpoint=True)
     (tmp_path / "out" / "checkpoint-1" / RUN_FILE).unlink()
-    with pytest.warns(UserWarning, match="does not say of which run it is"):
+    with pytest.warns(UserWarning, match="does not say to which run it belongs"):
         make_trainer(model, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
 
 
@@ -156,11 +164,11 @@ def test_a_finished_run_resumed_trains_no_further_step(model, make_trainer):
 
 
 def test_resuming_without_a_complete_checkpoint_is_refused(model, make_trainer, tmp_path):
-    with pytest.raises(ValueError, match="out holds no complete checkpoint to go on from; start afresh"):
+    with pytest.raises(ValueError, match="out holds no complete checkpoint to resume; start afresh"):
         make_trainer(model, max_steps=1).train(resume_from_checkpoint=True)
 
 
-def test_a_tokenizer_with_more_special_tokens_than_the_config_resumes_its_run(model, make_trainer, tokenizer):
+def test_tokenizer_with_more_special_tokens_resumes(model, make_trainer, tokenizer):
     other = copy.deepcopy(tokenizer)
     other.bos_token, other.eos_token = "[CLS]", "[SEP]"
     for steps in (1, 2):
@@ -175,7 +183,7 @@ def test_a_tokenizer_with_more_special_tokens_than_the_config_resumes_its_run(mo
 
 def test_sigterm_finishes_the_step_saves_and_stops(model, make_trainer, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    trainer = make_trainer(model, {"callbacks": [At(5, lambda: os.kill(os.getpid(), signal.SIGTERM))]})
+    trainer = make_trainer(model, {"callbacks": [At(5, terminate)]})
     trainer.train()
     assert trainer.termination.is_asked
     assert 5 <= trainer.state.global_step <= 6
@@ -186,17 +194,17 @@ def test_sigterm_finishes_the_step_saves_and_stops(model, make_trainer, tmp_path
     assert (resumed.termination.is_asked, resumed.state.global_step) == (False, 24)
 
 
-def test_the_checkpoint_of_a_sigterm_outlives_a_better_one(model, make_trainer, toy, tmp_path):
+def test_sigterm_checkpoint_outlives_a_better_one(model, make_trainer, toy, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 10}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    callback = At(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    callback = At(7, terminate)
     rows = kd.load_teacher_scores(toy / "scores.tsv")
     trainer = make_trainer(model, {"callbacks": [callback], "eval_dataset": rows}, save_total_limit=1, **settings)
     trainer.train()
     assert last_complete(tmp_path / "out").endswith(f"checkpoint-{trainer.state.global_step}")
 
 
-def test_dataloader_workers_outlive_a_sigterm_to_the_whole_group(model, make_trainer, tmp_path):
+def test_dataloader_workers_survive_sigterm_to_the_group(model, make_trainer, tmp_path):
     child = os.fork()
     if child == 0:  # a process group of its own, which the signal goes to
         os.setsid()
@@ -217,7 +225,7 @@ def test_dataloader_workers_outlive_a_sigterm_to_the_whole_group(model, make_tra
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_job_that_gets_sigterm_says_how_to_go_on_and_claims_no_results(model, toy, encoder, tmp_path, monkeypatch):
+def test_sigterm_of_a_job_leaves_no_results_and_resumes(model, toy, encoder, tmp_path, monkeypatch):
     files = {"teacher_scores": "scores.tsv", "collection": "collection.tsv", "queries": "queries.tsv"}
     job = kd.TrainingJob(str(encoder), "bert_dot", max_query_length=8, max_document_length=16)
     for name, file in files.items():
@@ -226,14 +234,14 @@ def test_a_job_that_gets_sigterm_says_how_to_go_on_and_claims_no_results(model, 
     args = kd.RankingTrainingArguments(str(tmp_path / "out"), per_device_train_batch_size=4, **settings)
     compute_loss, calls = kd.RankingTrainer.compute_loss, []
 
-    def terminate(self, *arguments, **named):
+    def terminate_third(self, *arguments, **named):
         calls.append(1)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            terminate()
         return compute_loss(self, *arguments, **named)
 
-    monkeypatch.setattr(kd.RankingTrainer, "compute_loss", terminate)
-    with pytest.raises(SystemExit, match=r"Stopped by SIGTERM at step 3 .* --resume_from_checkpoint true goes on"):
+    monkeypatch.setattr(kd.RankingTrainer, "compute_loss", terminate_third)
+    with pytest.raises(SystemExit, match=r"Stopped by SIGTERM at step 3 .* --resume_from_checkpoint true resumes"):
         kd.train_ranker(job, args)
     assert not (tmp_path / "out" / "results.json").exists()
     kd.train_ranker(job, args)
@@ -241,7 +249,7 @@ def test_a_job_that_gets_sigterm_says_how_to_go_on_and_claims_no_results(model, 
     assert len(calls) == 16
 
 
-def test_training_outside_the_main_thread_leaves_signals_alone(model, make_trainer):
+def test_training_in_another_thread_leaves_signals_alone(model, make_trainer):
     trainer = make_trainer(model, max_steps=1)
     thread = threading.Thread(target=trainer.train)
     thread.start()

@@ -9,7 +9,7 @@ from torch import Tensor
 import hf_kd_ranking as kd
 from hf_kd_ranking.losses import LOSSES
 
-APART = pytest.mark.parametrize(
+STORABLE = pytest.mark.parametrize(
     "model", ["bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "tk"], indirect=True
 )
 BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
@@ -28,7 +28,7 @@ def all_scores(ranker: kd.Ranker, trainer: kd.RankingTrainer, chosen: list[int])
     """Each query with all documents of the rows, pair by pair; own documents first."""
     rows = [trainer.train_dataset[i] for i in chosen]
     texts = trainer.data_collator
-    documents = texts.documents[[row[name] for row in rows for name in ("pos_id", "neg_id")]]
+    documents = texts.documents[[doc_id for row in rows for doc_id in row["doc_ids"]]]
     scores = []
     for place, row in enumerate(rows):
         own_first = documents[2 * place :] + documents[: 2 * place]
@@ -40,22 +40,22 @@ def loss_of(trainer: kd.RankingTrainer, chosen: list[int]) -> Tensor:
     return trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in chosen]))
 
 
-@APART
+@STORABLE
 @pytest.mark.parametrize("name", ["margin_mse", "kl_div", "mse"])
-def test_the_loss_is_that_of_all_pairs_scored_one_by_one(model, teacher, make_trainer, tokenizer, name):
+def test_in_batch_loss_is_that_of_all_pairs_one_by_one(model, teacher, make_trainer, tokenizer, name):
     loss = f"margin_mse:1,in_batch_{name}:0.75"
     trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss=loss, teacher_scale="0.5")
     student_scores = all_scores(kd.Ranker(model, tokenizer), trainer, CHOSEN)
     teacher_scores = all_scores(teacher, trainer, CHOSEN)
     rows = [trainer.train_dataset[i] for i in CHOSEN]
-    own = torch.tensor([[row["pos_score"], row["neg_score"]] for row in rows])
-    wanted = LOSSES["margin_mse"](student_scores[:, :2], 0.5 * own)
-    wanted += 0.75 * LOSSES[name](student_scores, 0.5 * teacher_scores)
+    own = torch.tensor([row["teacher_scores"] for row in rows])
+    wanted = LOSSES["margin_mse"].function(student_scores[:, :2], 0.5 * own)
+    wanted += 0.75 * LOSSES[name].function(student_scores, 0.5 * teacher_scores)
     assert loss_of(trainer, CHOSEN).item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
-@APART
-def test_info_nce_over_the_batch_leaves_out_other_positives_of_the_query(model, make_trainer, tokenizer, tmp_path):
+@STORABLE
+def test_in_batch_info_nce_leaves_out_other_positives(model, make_trainer, tokenizer, tmp_path):
     # Rows 0 and 1 are of one query, whose positives 1 and 2 stand in columns 0 and 2; column 5 is document 1 again.
     (tmp_path / "rows.tsv").write_text("1\t0\t100\t1\t8\n1\t0\t100\t2\t9\n1\t0\t101\t3\t1\n")
     rows, columns = kd.load_teacher_scores(tmp_path / "rows.tsv"), [[0, 1, 3, 4], [2, 3, 4, 1], [4, 5, 0, 1, 2, 3]]
@@ -69,7 +69,7 @@ def test_info_nce_over_the_batch_leaves_out_other_positives_of_the_query(model, 
 
 
 @BERT_DOT
-def test_losses_over_the_batch_train_and_are_logged_and_the_teacher_stays(teacher, make_trainer, model):
+def test_in_batch_losses_train_and_leave_the_teacher_alone(teacher, make_trainer, model):
     before = copy.deepcopy(teacher.model.state_dict())
     trainer = make_trainer(
         model,
@@ -101,20 +101,37 @@ def test_gradients_reach_documents_through_other_queries(model, make_trainer, te
     ("model", "loss", "with_teacher", "message"),
     [
         ("bert_dot", "in_batch_margin_mse", False, "in_batch_margin_mse needs a live teacher"),
-        ("bert_dot", "margin_mse,in_batch_info_nce", True, "read by losses over the batch alone, and there is none"),
+        ("bert_dot", "margin_mse,in_batch_info_nce", True, "in_batch_teacher is read only by losses over the batch"),
         ("bert_cat", "in_batch_info_nce", False, "The student, a BERT_Cat, reads each document with its query"),
         ("prettr-query_length", "in_batch_info_nce", False, "The student, a PreTTR, reads each document"),
     ],
     indirect=["model"],
 )
-def test_what_cannot_have_a_loss_over_the_batch_is_refused(model, make_trainer, teacher, loss, with_teacher, message):
+def test_in_batch_losses_refuse_students_and_missing_teachers(
+    model, make_trainer, teacher, loss, with_teacher, message
+):
     parts = {"in_batch_teacher": teacher} if with_teacher else {}
     with pytest.raises(ValueError, match=message):
         make_trainer(model, parts, loss=loss)
 
 
 @BERT_DOT
-def test_a_teacher_that_joins_texts_is_refused(model, encoder, make_trainer, tokenizer):
+def test_in_batch_teacher_that_joins_texts_is_refused(model, encoder, make_trainer, tokenizer):
     teacher = kd.Ranker(kd.BertCat.from_encoder(encoder, max_query_length=8, max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="in_batch_teacher, a BERT_Cat, reads each document with its query"):
         make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_margin_mse")
+
+
+@BERT_DOT
+def test_in_batch_losses_refuse_lists_of_different_lengths(model, make_trainer, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"query_id": 100, "doc_ids": [1, 2], "teacher_scores": [1.0, 0.0]}\n'
+        '{"query_id": 101, "doc_ids": [1, 2, 3], "teacher_scores": [1.0, 0.0, 0.0]}\n'
+    )
+    rows = kd.load_teacher_scores(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match="in_batch_info_nce needs lists of one length, and these rows have 2 to 3"):
+        make_trainer(model, {"train_dataset": rows}, loss="in_batch_info_nce")
+    stream = rows.rows.to_iterable_dataset()  # which is not read in advance
+    trainer = make_trainer(model, {"train_dataset": stream}, loss="in_batch_info_nce", max_steps=1)
+    with pytest.raises(ValueError, match="in_batch_info_nce needs lists of one length; cut them"):
+        trainer.train()

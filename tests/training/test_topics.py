@@ -21,7 +21,7 @@ def queries(toy) -> kd.TextStore:
     return kd.TextStore.from_tsv(toy / "queries.tsv")
 
 
-def test_near_queries_share_a_cluster_and_queries_without_rows_have_none(tmp_path):
+def test_near_queries_share_a_cluster(tmp_path):
     texts, lengths = ["a" * 41, "a", "aa", "a" * 40, "a" * 41], []
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -38,11 +38,11 @@ def test_near_queries_share_a_cluster_and_queries_without_rows_have_none(tmp_pat
     assert (labels[0], lengths) == (-1, [1, 2, 40, 41])  # a query of several rows is encoded once
 
 
-def test_each_query_is_in_the_cluster_of_the_nearest_centre(toy, ranker, queries):
+def test_queries_are_in_the_cluster_of_the_nearest_centre(toy, ranker, queries):
     rows = kd.load_teacher_scores(toy / "scores.tsv")
     labels = cluster_queries(ranker, queries, rows, 3, seed=5)
     used = np.flatnonzero(labels >= 0)
-    assert set(queries.ids_of(used)) == {str(i) for i in rows["query_id"]}
+    assert set(queries.ids_of(used)) == {str(i) for i in rows.rows["query_id"]}
     vectors = ranker.encode_queries(queries[queries.ids_of(used)])
     centres = np.stack([vectors[labels[used] == cluster].mean(0) for cluster in range(3)])
     distances = ((vectors[:, None] - centres) ** 2).sum(-1)
@@ -55,20 +55,21 @@ def test_more_clusters_than_queries_are_refused(toy, ranker, queries, clusters):
         cluster_queries(ranker, queries, kd.load_teacher_scores(toy / "scores.tsv"), clusters)
 
 
-def test_margins_and_places_of_rows(tmp_path, toy, queries):
+def test_margins_and_places_of_pairs_and_uneven_lists(tmp_path, toy, queries):
     (tmp_path / "rows.jsonl").write_text(
         '{"query_id": 103, "doc_ids": [1, 2, 3], "teacher_scores": [5.0, 1.0, 2.0]}\n'
-        '{"query_id": 100, "doc_ids": [1, 2, 3], "teacher_scores": [0.0, -1.0, 2.0]}\n'
+        '{"query_id": 100, "doc_ids": [1, 2, 3, 4], "teacher_scores": [0.0, -1.0, 2.0, 3.5]}\n'
     )
     lists, pairs = kd.load_teacher_scores(tmp_path / "rows.jsonl"), kd.load_teacher_scores(toy / "scores.tsv")
-    assert teacher_margins(lists).tolist() == [3.5, -0.5]
+    assert teacher_margins(lists).tolist() == [3.5, -1.5]
     assert rows_of_queries(lists, queries).tolist() == [3, 0]
-    assert teacher_margins(pairs) == pytest.approx([row["pos_score"] - row["neg_score"] for row in pairs])
-    assert rows_of_queries(pairs, queries).tolist() == [row["query_id"] - 100 for row in pairs]
+    scores = pairs.rows["teacher_scores"][:]
+    assert teacher_margins(pairs) == pytest.approx([positive - negative for positive, negative in scores])
+    assert rows_of_queries(pairs, queries).tolist() == [query_id - 100 for query_id in pairs.rows["query_id"]]
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_a_run_reads_batches_on_one_topic(model, make_trainer, monkeypatch):
+def test_training_reads_batches_on_one_topic(model, make_trainer, monkeypatch):
     clusters = np.arange(16) % 3
     trainer = make_trainer(model, {"query_clusters": clusters}, per_device_train_batch_size=4, max_steps=6)
     seen, compute_loss = [], trainer.compute_loss

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.collate import split_batch
+from hf_kd_ranking.data.rows import TeacherRows
+from hf_kd_ranking.losses import LOSSES
 from hf_kd_ranking.training.callbacks import StepStatistics
 
 TWO_MODELS = pytest.mark.parametrize("model", ["bert_cat", "bert_dot-mean-compressed"], indirect=True)
@@ -30,9 +32,8 @@ def margins_of(trainer: kd.RankingTrainer, chosen: Sequence[int]) -> tuple[Tenso
     ranker, texts = kd.Ranker(trainer.model, trainer.processing_class), trainer.data_collator
     student, teacher = [], []
     for row in (trainer.train_dataset[i] for i in chosen):
-        doc_ids = row["doc_ids"] if "doc_ids" in row else [row["pos_id"], row["neg_id"]]
-        teacher_scores = row["teacher_scores"] if "doc_ids" in row else [row["pos_score"], row["neg_score"]]
-        scores = ranker.score(texts.queries[row["query_id"]], texts.documents[doc_ids])
+        teacher_scores = row["teacher_scores"]
+        scores = ranker.score(texts.queries[row["query_id"]], texts.documents[row["doc_ids"]])
         student += [scores[0] - score for score in scores[1:]]
         teacher += [teacher_scores[0] - score for score in teacher_scores[1:]]
     return torch.tensor(np.array(student)), torch.tensor(teacher)
@@ -47,7 +48,7 @@ def logged(trainer: kd.RankingTrainer, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("teacher_scale", ["1", "0.25"])
-def test_loss_of_a_batch_is_margin_mse_by_hand_and_the_batch_stays_as_it_was(student, make_trainer, teacher_scale):
+def test_loss_of_a_batch_is_margin_mse_by_hand(student, make_trainer, teacher_scale):
     trainer = make_trainer(student, teacher_scale=teacher_scale)
     batch = batch_of(trainer, [0, 1, 2, 3, 4])
     before = copy.deepcopy(batch)
@@ -60,7 +61,7 @@ def test_loss_of_a_batch_is_margin_mse_by_hand_and_the_batch_stays_as_it_was(stu
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_batch_takes_one_forward(student, make_trainer, accumulation):
+def test_batch_takes_one_forward_pass(student, make_trainer, accumulation):
     calls = []
     student.register_forward_pre_hook(lambda *_: calls.append(1))
     make_trainer(student, max_steps=3, gradient_accumulation_steps=accumulation).train()
@@ -93,27 +94,27 @@ def test_accumulated_batches_train_as_one_large_batch(student, make_trainer, bat
 
 
 @TWO_MODELS
-def test_several_losses_are_summed_by_their_weights_and_each_is_logged(student, make_trainer):
+def test_several_losses_are_weighted_and_each_is_logged(student, make_trainer):
     trainer = make_trainer(student, loss="margin_mse:2,mse:0.5,ranknet", max_steps=1, learning_rate=0.0)
     trainer.train()
     (line,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     batch = batch_of(trainer, list(trainer.train_sampler)[:8])
-    (batch, targets), losses = split_batch(batch), kd.losses
+    batch, targets = split_batch(batch)
     teacher_scores = targets["teacher_scores"]
     with torch.no_grad():
         scores = student.eval()(**batch).scores
     wanted = {"margin_mse": 2.0, "mse": 0.5, "ranknet": 1.0}
-    wanted = {name: weight * losses.LOSSES[name](scores, teacher_scores).item() for name, weight in wanted.items()}
+    wanted = {name: weight * LOSSES[name].function(scores, teacher_scores).item() for name, weight in wanted.items()}
     assert {name: line[f"loss_{name}"] for name in wanted} == pytest.approx(wanted, rel=1e-4)
     assert line["loss"] == pytest.approx(sum(wanted.values()), rel=1e-4)
 
 
 def test_a_loss_that_needs_lists_is_refused_before_training(model, make_trainer):
-    with pytest.raises(ValueError, match=r"listnet compares lists, and these rows hold 2 documents"):
-        make_trainer(model, loss="listnet")
+    with pytest.raises(ValueError, match=r"kl_div compares lists, and these rows hold 2 documents"):
+        make_trainer(model, loss="kl_div")
 
 
-def test_every_architecture_comes_closer_to_the_teachers_margins(student, make_trainer):
+def test_training_comes_closer_to_the_teachers_margins(student, make_trainer):
     trainer = make_trainer(student, learning_rate=3e-3, teacher_scale="match", num_train_epochs=12)
     trainer.train()
     losses = logged(trainer, "loss")
@@ -135,11 +136,12 @@ def test_lists_of_documents_train_on_every_negative(student, make_trainer, tmp_p
 
 
 @TWO_MODELS
-def test_ranknet_learns_to_put_positives_first_whatever_the_teacher_says(student, make_trainer):
+def test_ranknet_puts_positives_first_without_the_teacher(student, make_trainer):
     ends = []
     for sign in (1, -1):
         trainer = make_trainer(copy.deepcopy(student), loss="ranknet", learning_rate=5e-3, max_steps=24)
-        rows = trainer.train_dataset.map(lambda row, sign=sign: {"pos_score": sign * row["pos_score"]})
+        scores = [[sign * positive, negative] for positive, negative in trainer.train_dataset["teacher_scores"]]
+        rows = trainer.train_dataset.remove_columns("teacher_scores").add_column("teacher_scores", scores)
         trainer.train_dataset = rows
         before, _ = margins_of(trainer, range(64))
         trainer.train()
@@ -147,6 +149,58 @@ def test_ranknet_learns_to_put_positives_first_whatever_the_teacher_says(student
         assert torch.nn.functional.softplus(-after).mean() < 0.8 * torch.nn.functional.softplus(-before).mean()
         ends.append(after)
     assert torch.allclose(*ends, atol=1e-4)
+
+
+@pytest.fixture
+def uneven(tmp_path) -> TeacherRows:
+    """Lists of 2, 4, 3, 2 and 3 documents."""
+    lists = []
+    for i, length in enumerate((2, 4, 3, 2, 3)):
+        scores = [3.0, float(i), -1.0, -2.0]
+        lists.append({"query_id": 100 + i, "doc_ids": [i, 9, 20, 30 + i][:length], "teacher_scores": scores[:length]})
+    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
+    return kd.load_teacher_scores(tmp_path / "uneven.jsonl")
+
+
+def mean_by_row(errors: Tensor, lengths: Sequence[int]) -> float:
+    """The mean over rows of the mean over a row's negatives."""
+    return torch.stack([part.mean() for part in errors.split([length - 1 for length in lengths])]).mean().item()
+
+
+@TWO_MODELS
+def test_uneven_lists_weigh_every_query_alike(student, make_trainer, uneven):
+    trainer = make_trainer(student, {"train_dataset": uneven})
+    student_margins, teacher_margins = margins_of(trainer, range(5))
+    errors = (student_margins - teacher_margins) ** 2
+    loss = trainer.compute_loss(trainer.model.eval(), batch_of(trainer, range(5)))
+    assert loss.item() == pytest.approx(mean_by_row(errors, (2, 4, 3, 2, 3)), rel=1e-4)
+    by_batch = [trainer.compute_loss(trainer.model, batch_of(trainer, rows)).item() for rows in ((0, 1, 2), (3, 4))]
+    assert loss.item() == pytest.approx((3 * by_batch[0] + 2 * by_batch[1]) / 5, rel=1e-4)
+
+
+@TWO_MODELS
+def test_uneven_lists_are_evaluated_by_their_listed_pairs(student, make_trainer, uneven):
+    trainer = make_trainer(
+        student, {"train_dataset": uneven}, per_device_eval_batch_size=2, max_steps=1, learning_rate=0.0
+    )
+    student_margins, teacher_margins = margins_of(trainer, range(5))
+    agreement = ((student_margins > 0) == (teacher_margins > 0)).float().mean().item()
+    metrics = trainer.evaluate(uneven)  # batches of longest lists 4, 3 and 3
+    errors = (student_margins - teacher_margins) ** 2
+    assert metrics["eval_loss"] == pytest.approx(mean_by_row(errors, (2, 4, 3, 2, 3)), rel=1e-4)
+    assert metrics["eval_pairwise_agreement"] == pytest.approx(agreement)
+    trainer.train()
+    assert logged(trainer, "pairwise_agreement") == [pytest.approx(agreement)]
+    assert logged(trainer, "teacher_margin") == [pytest.approx(teacher_margins.mean().item())]
+
+
+@TWO_MODELS
+def test_uneven_lists_give_match_their_listed_margins(student, make_trainer, uneven):
+    trainer = make_trainer(student, {"train_dataset": uneven}, teacher_scale="match", max_steps=1)
+    student_margins, teacher_margins = margins_of(trainer, range(5))
+    trainer.train()
+    wanted = math.sqrt((student_margins**2).mean() / (teacher_margins**2).mean())
+    assert trainer.teacher_scale == pytest.approx(wanted, rel=1e-4)
 
 
 @TWO_MODELS
@@ -159,7 +213,7 @@ def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_match_is_the_ratio_of_spreads_on_the_first_batches_before_training(model, make_trainer):
+def test_match_is_the_ratio_of_spreads_before_training(model, make_trainer):
     trainer = make_trainer(model, teacher_scale="match", per_device_train_batch_size=4, max_steps=2)  # dropout is on
     student_margins, teacher_margins = margins_of(trainer, list(trainer.train_sampler)[: 8 * 4])
     student_spread, teacher_spread = (math.sqrt((m**2).mean()) for m in (student_margins, teacher_margins))
@@ -194,7 +248,7 @@ def test_head_learning_rate_is_for_what_the_ranker_adds(student, make_trainer):
     assert decayed == {name for name in names.values() if not re.search(r"bias$|norm\d?\.weight$", name, re.I)}
 
 
-def test_logged_statistics_are_those_of_the_steps_since_the_last_line(student, make_trainer):
+def test_logged_statistics_are_of_the_steps_since_the_last(student, make_trainer):
     trainer = make_trainer(
         student, max_steps=4, logging_steps=2, per_device_train_batch_size=4, learning_rate=0.0, teacher_scale="0.5"
     )
@@ -219,7 +273,7 @@ def masks_of(batch: dict) -> list[Tensor]:
     return [side["attention_mask"] for side in (batch.get("query", batch), batch.get("document")) if side]
 
 
-def test_tokens_per_second_and_wait_share_are_of_the_time_since_the_last_line(monkeypatch):
+def test_tokens_per_second_counts_from_the_last_line(monkeypatch):
     # Batches came at 101 and 110; log lines at 104 and 112; the second clock starts at 108.
     statistics, clock = StepStatistics(), iter([100.0, 101.0, 104.0, 108.0, 110.0, 112.0])
     monkeypatch.setattr("hf_kd_ranking.training.callbacks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
@@ -245,7 +299,7 @@ def test_the_waits_of_all_batches_of_a_line_are_added(monkeypatch):
     assert (logged["tokens_per_second"], logged["data_wait_share"]) == (1.0, 3 / 10)
 
 
-def test_eval_loss_is_that_of_all_rows_though_the_last_batch_is_smaller(student, make_trainer):
+def test_eval_loss_is_the_mean_over_rows_not_batches(student, make_trainer):
     trainer = make_trainer(student, per_device_eval_batch_size=4, teacher_scale="0.5")
     metrics = trainer.evaluate(trainer.train_dataset.select(range(9)))  # batches of 4, 4 and 1
     student_margins, teacher_margins = margins_of(trainer, range(9))

@@ -1,9 +1,9 @@
 "use strict";
-// Texts reach the page by textContent only: whatever a query or a passage holds, it is shown and never run.
+// Texts are added by textContent only, so that markup in a query or a passage is shown and never run.
 
 const $ = (id) => document.getElementById(id);
 let about = { title: document.title, rankers: [], examples: [] };
-let running = null; // the search in flight, which the next one gives up
+let running = null; // the search that is running, which the next one aborts
 let shown = null; // the query whose results are on the page
 
 function make(tag, properties = {}, ...children) {
@@ -25,12 +25,12 @@ async function ask(path, signal) {
 const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
 const sum = (stages) => stages.reduce((total, [, ms]) => total + ms, 0);
 
-function stagesOf(ranking, results) {
+function allStages(ranking, results) {
   const first = results.first_stage_ms === null ? [] : [["BM25", results.first_stage_ms]];
   return [...first, ...Object.entries(ranking.stages_ms)];
 }
 
-// The slowest ranker's bar is as wide as its column, so that bars side by side compare.
+// The bar of the slowest ranker is as wide as its column, so that bars can be compared.
 function timeBar(stages, slowest) {
   const bar = make("div", { className: "bar", ariaHidden: "true" });
   const list = make("ul", { className: "stages" });
@@ -48,17 +48,17 @@ function passage(parts) {
   const text = make("p", { className: "passage folded" });
   for (const part of parts) {
     const level = Math.ceil(part.strength * 5);
-    text.append(level ? make("mark", { className: `s${level}`, title: `“${part.term}”, strength ${part.strength}` }, part.text) : part.text);
+    text.append(level ? make("mark", { className: `s${level}`, title: `“${part.query_word}”, strength ${part.strength}` }, part.text) : part.text);
   }
   return text;
 }
 
-// What the shading says, in words, for keyboards and touch: the strongest first.
+// The matches in words, for keyboards and touch screens, the strongest first.
 function matches(parts) {
   const found = parts.filter((part) => part.strength > 0).sort((a, b) => b.strength - a.strength);
   if (!found.length) return [];
-  const items = found.map((part) => make("li", {}, `${part.text.trim()} for “${part.term}”, ${part.strength}`));
-  return [make("details", { className: "matches" }, make("summary", {}, "Matched terms"), make("ul", {}, ...items))];
+  const items = found.map((part) => make("li", {}, `${part.text.trim()} for “${part.query_word}”, ${part.strength}`));
+  return [make("details", { className: "matches" }, make("summary", {}, "Matched words"), make("ul", {}, ...items))];
 }
 
 function firstStageRank(hit, rank, results) {
@@ -77,24 +77,24 @@ function elsewhere(hit, column, results) {
 }
 
 function hitItem(hit, rank, column, results) {
-  const facts = make("p", { className: "facts" }, ...firstStageRank(hit, rank, results), ...elsewhere(hit, column, results),
+  const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results), ...elsewhere(hit, column, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
-  const body = make("div", {}, passage(hit.parts), facts, ...matches(hit.parts));
+  const body = make("div", {}, passage(hit.parts), details, ...matches(hit.parts));
   return make("li", { id: `hit-${column}-${rank}`, tabIndex: -1 }, make("span", { className: "rank" }, rank), body);
 }
 
 function column(ranking, place, results) {
-  const slowest = Math.max(...results.rankings.map((other) => sum(stagesOf(other, results))));
+  const slowest = Math.max(...results.rankings.map((other) => sum(allStages(other, results))));
   const name = make("h2", { id: `ranker-${place}` }, ranking.name);
   const line = make("p", {}, about.rankers[place] ? about.rankers[place].line : "");
-  const section = make("section", { className: "column" }, name, line, ...timeBar(stagesOf(ranking, results), slowest));
+  const section = make("section", { className: "column" }, name, line, ...timeBar(allStages(ranking, results), slowest));
   section.setAttribute("aria-labelledby", name.id);
-  if (!ranking.hits.length) section.append(make("p", { className: "none" }, "No passage has a word of this query."));
+  if (!ranking.hits.length) section.append(make("p", { className: "none" }, "No passage contains a word of this query."));
   section.append(make("ol", { className: "hits" }, ...ranking.hits.map((hit, i) => hitItem(hit, i + 1, place, results))));
   return section;
 }
 
-// Long passages are folded; a button, only where something is hidden, unfolds them.
+// Long passages are folded; a button unfolds them where something is hidden.
 function addFolds() {
   for (const text of document.querySelectorAll(".passage.folded")) {
     if (text.scrollHeight <= text.clientHeight + 2) continue;
@@ -113,7 +113,7 @@ function showResults(results) {
   addFolds();
   const counts = results.rankings.map((ranking) => `${ranking.hits.length} by ${ranking.name}`).join(", ");
   const total = sum(results.rankings.flatMap((ranking) => Object.entries(ranking.stages_ms))) + (results.first_stage_ms || 0);
-  $("status").textContent = `Passages: ${counts}. ${milliseconds(total)} in all.`;
+  $("status").textContent = `Passages: ${counts}. ${milliseconds(total)} in total.`;
   $("legend").hidden = !document.querySelector(".passage mark");
   $("intro").hidden = true;
 }
@@ -148,7 +148,7 @@ function showIntro() {
   $("intro").hidden = false;
 }
 
-// The address says what is shown, so that it can be shared and the browser's Back works.
+// The address contains the query, so that it can be shared and the browser's Back button works.
 function followAddress() {
   const query = new URLSearchParams(location.search).get("q");
   document.title = query ? `${query} · ${about.title}` : about.title;

@@ -1,0 +1,107 @@
+"""Figures of the report: effectiveness against latency, by first-stage depth, and during training."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .plot import Point, check_plot_path, inline_svg, latency_plot, line_plot, line_styles, save_plot
+
+__all__ = ["check_plot_path", "line_styles", "page_figures"]
+
+History = list[dict[str, Any]]
+Panel = tuple[Figure, str, list[str]]  # figure, title, and a description of each of its points or lines
+
+
+def page_figures(
+    context: Mapping[str, Any], training: Mapping[str, History], path: str | os.PathLike | None = None
+) -> dict[str, list[dict[str, str]]]:
+    """Return titles and <svg> elements by section of the page.
+
+    Args:
+        context: variables of the template.
+        training: name -> entries of the log of its training.
+        path: file to which the plot against latency is also written; None for none.
+    """
+    panels = {
+        "latency": _latency_panels(context, path),
+        "depth": _depth_panels(context),
+        "training": _training_panels(context, training),
+    }
+    figures = {}
+    for section, of_section in panels.items():
+        figures[section] = []
+        for number, (figure, title, descriptions) in enumerate(of_section):
+            svg = inline_svg(figure, f"{section}-{number}", title, "; ".join(descriptions))
+            figures[section].append({"title": title, "svg": svg})
+    return figures
+
+
+def _latency_panels(context: Mapping[str, Any], path: str | os.PathLike | None) -> list[Panel]:
+    measure = context["measures"][0]
+    points, descriptions = [], []
+    for name, figures in context["efficiency"].items():
+        if figures:
+            value, latency = context["means"][name][measure], figures["total_ms"]
+            point = Point(name, str(figures.get("architecture")), latency, value)
+            points.append(point)
+            descriptions.append(f"{name} ({point.architecture}) {value['mean']:.4f} at {latency['p50']:.3g} ms")
+    if not points:
+        return []
+    figure = latency_plot(points, measure, context["arrows"])
+    if path is not None:
+        save_plot(figure, path)
+    return [(figure, f"{measure} against latency", descriptions)]
+
+
+def _depth_panels(context: Mapping[str, Any]) -> list[Panel]:
+    panels = []
+    if not context["depths"]:
+        return panels
+    for measure in context["measures"]:
+        curves = {}
+        for name, curve in context["depths"].items():
+            curves[name] = [(depth, means[measure]) for depth, means in curve.items()]
+        label = "first-stage depth (log scale)"
+        figure = line_plot(curves, context["styles"], label, measure, log_x=True)
+        panels.append((figure, f"{measure} by first-stage depth", _describe(curves)))
+    return panels
+
+
+def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]) -> list[Panel]:
+    keys = {"loss": "training loss (log scale)"}
+    for entry in chain(*training.values()):
+        for key in entry:
+            if key.startswith("eval_") and "@" in key:
+                keys[key] = f"held-out {key.removeprefix('eval_')}"
+    panels = []
+    for key, label in keys.items():
+        curves = {}
+        for name, history in training.items():
+            curve = _logged(history, key)
+            if curve:
+                curves[name] = curve
+        if curves:
+            figure = line_plot(curves, context["styles"], "step", label, log_y=key == "loss")
+            panels.append((figure, f"{label} by step", _describe(curves)))
+    return panels
+
+
+def _logged(history: History, key: str) -> list[tuple[float, float]]:
+    """Return the first (step, value) of each step, because a training's last evaluation is that of its best step."""
+    points = {}
+    for entry in history:
+        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
+            points.setdefault(entry["step"], entry[key])
+    return sorted(points.items())
+
+
+def _describe(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+    descriptions = []
+    for name, curve in curves.items():
+        (x0, y0), (x1, y1) = curve[0], curve[-1]
+        descriptions.append(f"{name} from {y0:.4g} at {x0:g} to {y1:.4g} at {x1:g}")
+    return descriptions

@@ -1,0 +1,105 @@
+"""Steps run once for the same inputs, resume, and never take files of others."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hf_kd_ranking.distillation.work import Artifact, Workspace, comparable, inputs_digest
+
+
+@pytest.fixture
+def work(tmp_path) -> Workspace:
+    return Workspace(tmp_path / "out")
+
+
+@pytest.fixture
+def calls() -> list[list[str]]:
+    return []
+
+
+@pytest.fixture
+def step(calls):
+    """A step that notes what it finds in its folder, and stops the first time."""
+
+    def make_part(folder: Path, number: int) -> None:
+        calls.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "part").write_text(str(number))
+        if len(calls) == 1:
+            raise OSError("stopped")
+
+    return make_part
+
+
+def test_step_resumes_then_runs_once_then_again_for_other_inputs(work, step, calls):
+    with pytest.raises(OSError, match="stopped"):
+        work.step("a/b", step, 1)
+    first = work.step("a/b", step, 1)
+    assert work.step("a/b", step, 1) == first and work.is_done(first)
+    other = work.step("a/b", step, 2)
+    assert other.digest != first.digest and not work.is_done(first)
+    assert calls == [["artifact.json"], ["artifact.json", "part"], ["artifact.json"]]
+    description = json.loads((work.folder / "a/b/artifact.json").read_text())
+    assert (description["inputs"], description["step"], description["is_complete"]) == ([2], "make_part", True)
+    assert description["seconds"] >= 0
+
+
+def test_step_depends_on_the_digest_of_earlier_steps(work):
+    def write(folder: Path, *inputs) -> None:
+        (folder / "x").touch()
+
+    first, second = work.step("first", write, "one"), work.step("other", write, "two")
+    assert work.locate("next", write, first).digest != work.locate("next", write, second).digest
+    assert work.locate("next", write, first) == work.locate("next", write, work.step("first", write, "one"))
+
+
+def test_step_refuses_a_folder_with_files_of_others(work, step):
+    (work.folder / "mine").mkdir(parents=True)
+    (work.folder / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="contains files that no step wrote"):
+        work.step("mine", step, 1)
+    assert (work.folder / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_claim_keeps_an_output_for_its_collection(work, tmp_path):
+    collection = tmp_path / "collection.tsv"
+    collection.write_text("a\tx\n")
+    work.claim({"collection": collection, "queries": "q"})
+    work.claim({"collection": collection, "queries": "q"})
+    collection.write_text("a\ty\n")
+    with pytest.raises(ValueError, match="was made from another collection; give another output folder"):
+        work.claim({"collection": collection, "queries": "q"})
+
+
+def test_inputs_are_compared_by_content(tmp_path):
+    @dataclass
+    class Settings:
+        rate: float
+        file: Path
+
+    class Store:
+        def fingerprint(self) -> str:
+            return "f"
+
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("one")
+    folder.mkdir()
+    (folder / "part").write_text("one")
+    values = [Settings(0.1, file), {"folder": folder}, (Artifact(file, "d"), Store(), None, "hub/name")]
+    before = [inputs_digest(value) for value in values]
+    assert comparable(values[2]) == ["d", "f", None, "hub/name"]
+    assert comparable(Path("owner/name-of-the-hub")) == "owner/name-of-the-hub"
+    file.write_text("two")
+    (folder / "part").rename(folder / "other")
+    after = [inputs_digest(value) for value in values]
+    assert [one == two for one, two in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_long_inputs_are_described_by_a_digest(work):
+    def write(folder: Path, *inputs) -> None:
+        pass
+
+    work.step("long", write, ["q"] * 1_000, "short")
+    long, short = json.loads((work.folder / "long/artifact.json").read_text())["inputs"]
+    assert len(long) == 64 and short == "short"

@@ -1,0 +1,44 @@
+"""The benchmarks load and explain themselves; the short ones run with tiny sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertModel
+
+import hf_kd_ranking as kd
+
+BENCHMARKS = sorted((Path(__file__).parents[2] / "examples" / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_benchmark_shows_its_help(path, run_example, capsys):
+    if path.name == "retrieval.py":
+        pytest.importorskip("faiss", reason="the extra retrieval is not installed")
+    with pytest.raises(SystemExit) as exit_:
+        run_example(f"benchmarks/{path.name}", "--help")
+    assert exit_.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_architectures_are_compared_with_the_paper(run_example, files, tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)  # reads 230 tokens
+    tokenizer.save_pretrained(tmp_path)
+    options = ["--queries", files["--queries"], "--collection", files["--collection"], "--k", 3, "--rounds", 1]
+    lines = run_example("benchmarks/architectures.py", tmp_path, *options).splitlines()
+    assert set(json.loads(lines[-1])["rankers"]) == {"bert_cat", "prettr", "colbert", "bert_dot", "tk"}
+    assert "bert_cat: 1.0 times faster than BERT_CAT, paper 1.0" in lines
+
+
+def test_storage_of_float32_is_exact(run_example, toy, save_ranker):
+    options = ["--queries", toy / "queries.tsv", "--collection", toy / "collection.tsv"]
+    options += ["--candidates", toy / "candidates.trec", "--qrels", toy / "qrels.txt"]
+    model = save_ranker("bert_dot")
+    rows = json.loads(run_example("benchmarks/storage.py", "--model", model, *options).splitlines()[-1])["storage"]
+    assert [row["storage"] for row in rows] == ["float32", "float16", "int8"]
+    queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
+    candidates, qrels = kd.read_run(toy / "candidates.trec"), kd.read_qrels(toy / "qrels.txt")
+    evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents, ["nDCG@10"])
+    expected = kd.evaluate_run(evaluator.rerank(kd.Ranker.from_pretrained(model)), qrels, ["nDCG@10"])
+    assert rows[0]["nDCG@10"] == pytest.approx(expected["nDCG@10"])
