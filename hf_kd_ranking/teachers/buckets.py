@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.tables import is_plain_integer, plain_integers
 
-# With 40 million rows a bucket holds 300,000 (query, document) pairs of each file.
-BUCKETS = 256
+BUCKETS = 256  # with 40 million rows a bucket holds 300,000 (query, document) pairs of each file
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by it: neighboring ids go to different buckets
 
 
@@ -26,12 +25,12 @@ class BucketFile:
 
     Args:
         path: file to write.
-        dtype: structured type of the entries.
+        dtype: structured type of the entries; one of its fields is `place`.
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.dtype = dtype
         self._path = path
-        self._dtype = dtype
         self._starts: list[np.ndarray] = []  # for each batch (BUCKETS + 1,), where its buckets begin in the file
         self._count = 0
         path.touch()
@@ -39,22 +38,24 @@ class BucketFile:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, entries: np.ndarray, keys: Sequence[np.ndarray]) -> None:
-        """Append entries to the buckets of their keys, int64 arrays of the same length."""
-        buckets = bucket_of(*keys)
+    def add(self, entries: np.ndarray, *keys: str) -> None:
+        """Append entries to the buckets that the fields `keys` give."""
+        mixed = np.zeros(len(entries), dtype=np.uint64)
+        for key in keys:
+            mixed = (mixed ^ entries[key].astype(np.uint64)) * GOLDEN_RATIO
+        buckets = ((mixed >> np.uint64(40)) % np.uint64(BUCKETS)).astype(np.uint16)
         with self._path.open("ab") as file:
             entries[np.argsort(buckets, kind="stable")].tofile(file)
         sizes = np.bincount(buckets, minlength=BUCKETS)
-        self._starts.append(self._count + np.concatenate([[0], np.cumsum(sizes)]))
+        self._starts.append(self._count + np.append(0, np.cumsum(sizes)))
         self._count += len(entries)
 
     def read(self, bucket: int) -> np.ndarray:
         """Read the entries of a bucket, in the order in which they were added."""
-        parts = [np.empty(0, dtype=self._dtype)]
+        parts = [np.empty(0, dtype=self.dtype)]
         for starts in self._starts:
             begin, end = starts[bucket : bucket + 2].tolist()
-            offset = begin * self._dtype.itemsize
-            parts.append(np.fromfile(self._path, self._dtype, end - begin, offset=offset))
+            parts.append(np.fromfile(self._path, self.dtype, end - begin, offset=begin * self.dtype.itemsize))
         return np.concatenate(parts)
 
 
@@ -89,45 +90,32 @@ def id_keys(ids: pa.Array) -> np.ndarray:
     return keys[distinct.indices.to_numpy()]
 
 
-def bucket_of(*keys: np.ndarray) -> np.ndarray:
-    """Return the number of the bucket of each entry, uint16."""
-    mixed = np.zeros(len(keys[0]), dtype=np.uint64)
-    for key in keys:
-        mixed = (mixed ^ key.view(np.uint64)) * GOLDEN_RATIO
-    return ((mixed >> np.uint64(40)) % np.uint64(BUCKETS)).astype(np.uint16)
-
-
 def matched_buckets(
     files: Sequence[BucketFile], keys: Sequence[str], description: str
-) -> Iterator[tuple[list[np.ndarray], list[np.ndarray], int]]:
-    """Match the entries of all files, one bucket after another.
-
-    Args:
-        files: entries of each file.
-        keys: fields of the entries that are their keys.
-        description: title of the progress bar.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Match the entries of all files by the fields `keys`, one bucket after another; empty buckets are left out.
 
     Yields:
-        The entries of each file in one bucket, for each file the numbers of its entries' keys, and how many distinct
-        keys the bucket has. Empty buckets are left out.
+        (files, columns) entries, a column for each distinct key; the last one of a file's entries with this key, and
+        the place -1 where it has none. Then all entries of the first file in this bucket, and their columns.
     """
     for bucket in tqdm(range(BUCKETS), desc=description, unit="bucket"):
         entries = [file.read(bucket) for file in files]
         together = np.concatenate(entries)
         if len(together) == 0:
             continue
-        numbers = number_rows(*(together[key] for key in keys))
-        ends = np.cumsum([len(part) for part in entries])
-        yield entries, np.split(numbers, ends[:-1]), int(numbers.max()) + 1
+        columns = number_rows(*(together[key] for key in keys))
+        matched = np.zeros((len(files), columns.max() + 1), dtype=files[0].dtype)
+        matched["place"] = -1
+        file_numbers = np.repeat(np.arange(len(files)), [len(part) for part in entries])
+        matched[file_numbers, columns] = together
+        yield matched, entries[0], columns[: len(entries[0])]
 
 
 def number_rows(*columns: np.ndarray) -> np.ndarray:
     """Number the distinct rows of some columns from 0, and return the number of each row."""
     order = np.lexsort(columns[::-1])
-    is_new = np.zeros(len(order), dtype=bool)
-    for column in columns:
-        ordered = column[order]
-        is_new[1:] |= ordered[1:] != ordered[:-1]
-    numbers = np.empty(len(order), dtype=np.int64)
-    numbers[order] = np.cumsum(is_new)
+    ordered = np.stack(columns)[:, order]
+    numbers = np.zeros(len(order), dtype=np.int64)
+    numbers[order[1:]] = np.cumsum((ordered[:, 1:] != ordered[:, :-1]).any(0))
     return numbers

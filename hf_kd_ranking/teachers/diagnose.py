@@ -22,7 +22,8 @@ from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
 from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets, number_rows
 
-PERCENTS, BINS = (1, 5, 25, 50, 75, 95, 99), 40
+BINS = 40
+QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99}
 SPEARMAN_ROWS = 1_000_000  # about so many of two files' shared rows give the Spearman correlation, or all
 ROWS_AT_ONCE = 1 << 18  # of a file that is read
 MAX_DOCUMENTS = 1 << 20  # of a list; a place is its row times this, plus the position of the negative
@@ -90,12 +91,8 @@ class _Teacher:
         """Return the ids of query, positive and negative of a place, and the scores of the two."""
         number, position = divmod(place, MAX_DOCUMENTS)
         row = self.rows[number]
-        ids = [row["query_id"], row["doc_ids"][0], row["doc_ids"][position]]
-        return [str(i) for i in ids], [row["teacher_scores"][0], row["teacher_scores"][position]]
-
-    def scale(self, margins: np.ndarray, mean: float) -> np.ndarray:
-        """Return margins minus a mean, in the file's standard deviations."""
-        return (margins - mean) / (self.figures["margins"]["std"] or 1.0)
+        ids = row["query_id"], row["doc_ids"][0], row["doc_ids"][position]
+        return list(map(str, ids)), [row["teacher_scores"][0], row["teacher_scores"][position]]
 
 
 def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
@@ -105,7 +102,7 @@ def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
     with tqdm(total=len(rows), desc=f"Reading {rows.source}", unit="row", unit_scale=True) as progress:
         for start, columns in rows.batches(size=ROWS_AT_ONCE):
             entries = _entries(columns, start)
-            buckets.add(entries, [entries["query"].copy()])
+            buckets.add(entries, "query")
             same_ids += int((entries["positive"] == entries["negative"]).sum())
             scores.append(columns["teacher_scores"].flatten().to_numpy())
             margins.append(entries["margin"].copy())
@@ -115,11 +112,12 @@ def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
     del scores
     figures["margins"] = _distribution(margins)
     margins = np.concatenate(margins)
-    figures["margins"]["negative"] = float((margins < 0).mean())
-    figures["margins"]["zero"] = float((margins == 0).mean())
-    quantiles = np.quantile(margins, np.array(PERCENTS) / 100).tolist()
-    names = [f"{percent}%" for percent in PERCENTS]
-    figures["margins"]["quantiles"] = dict(zip(names, quantiles, strict=True))
+    quantiles = np.quantile(margins, list(QUANTILES.values())).tolist()
+    figures["margins"] |= {
+        "negative": float((margins < 0).mean()),
+        "zero": float((margins == 0).mean()),
+        "quantiles": dict(zip(QUANTILES, quantiles, strict=True)),
+    }
     figures["warnings"] = list(_warnings(figures))
     return _Teacher(rows, buckets, figures)
 
@@ -127,26 +125,26 @@ def _read_teacher(rows: TeacherRows, buckets: BucketFile) -> _Teacher:
 def _entries(columns: dict[str, pa.Array], start: int) -> np.ndarray:
     """Return an entry for each negative of some lists, of which the first is row `start` of the file."""
     lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
-    ends = np.cumsum(lengths)
-    first = ends - lengths  # of each list, among the documents of all
-    is_negative = np.ones(ends[-1], dtype=bool)
-    is_negative[first] = False
-    row = np.repeat(np.arange(len(lengths)), lengths - 1)  # of each negative
+    row = np.repeat(np.arange(len(lengths)), lengths)  # of each document
+    first = (np.cumsum(lengths) - lengths)[row]  # its positive, among the documents of all
+    place = np.arange(len(row))
+    is_negative = place > first
+    row, first, place = row[is_negative], first[is_negative], place[is_negative]
     documents = id_keys(columns["doc_ids"].flatten())
     scores = columns["teacher_scores"].flatten().to_numpy()
     entries = np.empty(len(row), dtype=ENTRY)
     entries["query"] = id_keys(columns["query_id"])[row]
-    entries["positive"] = documents[first][row]
-    entries["negative"] = documents[is_negative]
-    entries["place"] = (start + row) * MAX_DOCUMENTS + np.flatnonzero(is_negative) - first[row]
-    entries["margin"] = scores[first][row] - scores[is_negative]
+    entries["positive"] = documents[first]
+    entries["negative"] = documents[place]
+    entries["place"] = (start + row) * MAX_DOCUMENTS + place - first
+    entries["margin"] = scores[first] - scores[place]
     return entries
 
 
 def _distribution(parts: list[np.ndarray]) -> dict:
     """Return the figures of float32 values, without a copy of all of them in double precision."""
     count = sum(map(len, parts))
-    low, high = float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
+    low, high = float(min(map(np.min, parts))), float(max(map(np.max, parts)))
     mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / count
     margin = 0.0 if low < high else max(0.5, abs(low) / 100)
     edges = np.linspace(low - margin, high + margin, BINS + 1)
@@ -166,10 +164,7 @@ def _warnings(figures: dict) -> Iterator[str]:
     elif scores["min"] == scores["max"]:
         yield f"All scores are {scores['min']:g}: nothing can be learned. Check the teacher, and score again."
     elif scores["min"] >= 0 and scores["max"] <= 1:
-        yield (
-            "All scores are within [0, 1], as after a sigmoid: Margin-MSE would learn tiny margins. Score again with "
-            "raw logits."
-        )
+        yield "All scores are within [0, 1], as after a sigmoid: their margins are tiny. Score again with raw logits."
     if margins["zero"] == 1:
         yield "All margins are zero: a student would learn to score all alike. Check what was scored, and score again."
     elif margins["negative"] > 0.5:
@@ -180,33 +175,15 @@ def _warnings(figures: dict) -> Iterator[str]:
 
 def _count_distinct(teacher: _Teacher) -> dict[str, int]:
     queries = pairs = rows = 0
-    for (entries,), _, count in matched_buckets([teacher.buckets], KEYS, "Counting"):
-        documents = np.concatenate([entries["positive"], entries["negative"]])
-        queries += len(np.unique(entries["query"]))
-        pairs += int(number_rows(np.tile(entries["query"], 2), documents).max()) + 1
-        rows += count
+    for (matched,), _, _ in matched_buckets([teacher.buckets], KEYS, "Counting"):
+        documents = np.concatenate([matched["positive"], matched["negative"]])
+        queries += len(np.unique(matched["query"]))
+        pairs += int(number_rows(np.tile(matched["query"], 2), documents).max()) + 1
+        rows += len(matched)
     return {"queries": queries, "pairs": pairs, "duplicate_rows": len(teacher.buckets) - rows}
 
 
 # ---- Several files --------------------------------------------------------------------------------------------------
-
-
-def _match(teachers: Sequence[_Teacher]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Match the rows of all files, one bucket after another.
-
-    Yields:
-        Keys of the rows' queries (rows,); margins and places (files, rows), NaN and -1 where a file lacks the row.
-    """
-    buckets = [teacher.buckets for teacher in teachers]
-    for entries, numbers, count in matched_buckets(buckets, KEYS, "Comparing"):
-        queries = np.empty(count, dtype=np.int64)
-        margins = np.full((len(teachers), count), np.nan)
-        places = np.full((len(teachers), count), -1)
-        for i, mine in enumerate(numbers):
-            queries[mine] = entries[i]["query"]
-            margins[i, mine] = entries[i]["margin"]  # the last one of repeated rows wins
-            places[i, mine] = entries[i]["place"]
-        yield queries, margins, places
 
 
 def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, examples: int) -> dict:
@@ -217,35 +194,44 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
     worst: list[tuple[float, int, int]] = []  # disagreement, rows, a place in the first file
     random = np.random.default_rng(0)
     share = SPEARMAN_ROWS / min(len(teacher.buckets) for teacher in teachers)
-    for keys, margins, places in _match(teachers):
-        is_shared = (places >= 0).all(0)
-        keys, margins, places = keys[is_shared], margins[:, is_shared], places[0, is_shared]
-        rows += len(keys)
+    means, deviations = _scales(teachers)
+    for matched, _, _ in matched_buckets([teacher.buckets for teacher in teachers], KEYS, "Comparing"):
+        matched = matched[:, (matched["place"] >= 0).all(0)]  # (2, rows)
+        margins = matched["margin"]
+        rows += matched.shape[1]
         same_sign += int((np.sign(margins[0]) == np.sign(margins[1])).sum())
-        samples.append(margins[:, random.random(len(keys)) < share].astype(np.float32))
-        first, second = (
-            teacher.scale(values, teacher.figures["margins"]["mean"])
-            for teacher, values in zip(teachers, margins, strict=True)
-        )
+        samples.append(margins[:, random.random(matched.shape[1]) < share])
+        first, second = (margins.astype(np.float64, order="C") - means) / deviations
         sums += [first.sum(), second.sum(), first @ first, second @ second, first @ second]
-        _, where, number, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+        _, where, number, counts = np.unique(
+            matched["query"][0], return_index=True, return_inverse=True, return_counts=True
+        )
         disagreement = np.bincount(number, np.abs(first - second)) / counts
         top = np.argsort(-disagreement, kind="stable")[:examples]
-        worst.extend(zip(disagreement[top].tolist(), counts[top].tolist(), places[where[top]].tolist(), strict=True))
+        places = matched["place"][0, where[top]]
+        worst.extend(zip(disagreement[top].tolist(), counts[top].tolist(), places.tolist(), strict=True))
         worst = sorted(worst, reverse=True)[:examples]
     shown = []
     for value, count, place in worst:
         query_id = teachers[0].look_up(place)[0][0]
         example = {"query_id": query_id, "rows": count, "disagreement": value}
         shown.append(example | _texts(query=(queries, query_id)))
+    sample = np.concatenate(samples, 1)
     return {
         "files": [teacher.figures["file"] for teacher in teachers],
         "shared_rows": rows,
         "agreement": same_sign / rows if rows else None,
         "pearson": _pearson(sums / max(rows, 1)),
-        **_spearman(np.concatenate(samples, 1)),
+        "spearman": _spearman(sample),
+        "spearman_rows": sample.shape[1],
         "queries": shown,
     }
+
+
+def _scales(teachers: Sequence[_Teacher]) -> np.ndarray:
+    """Return the means and the standard deviations of the files' margins, (2, files, 1)."""
+    margins = [teacher.figures["margins"] for teacher in teachers]
+    return np.array([[[part["mean"]] for part in margins], [[part["std"] or 1.0] for part in margins]])
 
 
 def _pearson(means: np.ndarray) -> float | None:
@@ -257,13 +243,12 @@ def _pearson(means: np.ndarray) -> float | None:
     return float(np.clip((product - a * b) / variances.prod() ** 0.5, -1, 1))
 
 
-def _spearman(sample: np.ndarray) -> dict:
+def _spearman(sample: np.ndarray) -> float | None:
     from scipy.stats import spearmanr  # 0.6 s, and only needed here
 
-    value = None
-    if sample.shape[1] and (sample.min(1) < sample.max(1)).all():
-        value = float(spearmanr(*sample).statistic)
-    return {"spearman": value, "spearman_rows": sample.shape[1]}
+    if not sample.shape[1] or (sample.min(1) == sample.max(1)).any():
+        return None
+    return float(spearmanr(*sample).statistic)
 
 
 def _find_false_negatives(
@@ -272,9 +257,10 @@ def _find_false_negatives(
     """Find the rows on which the teachers prefer the negative most."""
     rows = count = 0
     worst: list[tuple[float, list[int]]] = []  # mean margin, the row's place in each file
-    for _, margins, places in _match(teachers):
-        scaled = [teacher.scale(values, 0.0) for teacher, values in zip(teachers, margins, strict=True)]
-        means = np.nanmean(scaled, 0)
+    deviations = _scales(teachers)[1]
+    for matched, _, _ in matched_buckets([teacher.buckets for teacher in teachers], KEYS, "Comparing"):
+        places = matched["place"]  # (files, rows)
+        means = np.nanmean(np.where(places < 0, np.nan, matched["margin"].astype(np.float64) / deviations), 0)
         negative = int((means < 0).sum())
         rows += len(means)
         count += negative
@@ -300,9 +286,8 @@ def _texts(**ids: tuple[TextStore | None, str]) -> dict[str, str | None]:
     """Return the texts of ids from the stores that are given; None for an id that its store lacks."""
     texts = {}
     for name, (store, id_) in ids.items():
-        if store is None:
-            continue
-        texts[name] = None
-        if id_ in store:
-            texts[name] = store[id_]
+        if store is not None:
+            texts[name] = None
+            if id_ in store:
+                texts[name] = store[id_]
     return texts

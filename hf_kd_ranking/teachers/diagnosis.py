@@ -4,14 +4,14 @@ import base64
 import html
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from ..artifacts import refuse_existing, writing
 
 CELL_WIDTH = 60
 STYLE = "<style>body{font:15px sans-serif}td{border-bottom:1px solid #ccc;padding:.2em .8em}</style>"
-Table = list[list[str]]
+Table = list[Sequence[str]]
 
 
 def diagnosis_text(diagnosis: dict) -> str:
@@ -53,18 +53,22 @@ def diagnosis_html(diagnosis: dict, path: str | os.PathLike) -> None:
 
 def _sections(diagnosis: dict) -> Iterator[tuple[str, list[str], Table]]:
     """Yield titles, sentences, and tables whose first row names the columns."""
-    files = diagnosis["files"]
-    yield "Files", _file_notes(files), _file_table(files)
-    pairs = [f"{a} and {b}" for a, b in combinations(range(1, len(files) + 1), 2)]
-    comparisons = dict(zip(pairs, diagnosis["comparisons"], strict=True))
-    if comparisons:
-        keys = ("shared_rows", "pearson", "spearman", "spearman_rows", "agreement")
-        table = [["files", *keys]]
-        for pair, comparison in comparisons.items():
-            table.append([pair, *(_shown(comparison[key]) for key in keys)])
+    names, warnings, columns = [], [], []
+    for i, figures in enumerate(diagnosis["files"], 1):
+        names.append(f"{i}: {figures['file']}")
+        for warning in figures["warnings"]:
+            warnings.append(f"Warning, file {i}: {warning}")
+        columns.append({"": str(i)} | _shown_figures(figures))
+    yield "Files", names + warnings, list(zip(columns[0], *map(dict.values, columns), strict=True))
+    keys = ("shared_rows", "pearson", "spearman", "spearman_rows", "agreement")
+    table, disagreements = [["files", *keys]], []
+    for (a, b), comparison in zip(combinations(range(1, len(names) + 1), 2), diagnosis["comparisons"], strict=True):
+        table.append([f"{a} and {b}", *(_shown(comparison[key]) for key in keys)])
+        examples = _example_table(comparison["queries"])
+        disagreements.append((f"Queries on which {a} and {b} disagree most", [], examples))
+    if disagreements:
         yield "Margins of two files; agreement is the share of rows with the same sign", [], table
-    for pair, comparison in comparisons.items():
-        yield f"Queries on which {pair} disagree most", [], _example_table(comparison["queries"])
+    yield from disagreements
     negatives = diagnosis["false_negatives"]
     note = (
         f"In {negatives['count']:,} of {negatives['rows']:,} rows ({negatives['share']:.2%}) the negative scores "
@@ -74,25 +78,7 @@ def _sections(diagnosis: dict) -> Iterator[tuple[str, list[str], Table]]:
     yield "Suspected false negatives", [note], _example_table(negatives["examples"])
 
 
-def _file_notes(files: list[dict]) -> list[str]:
-    names, warnings = [], []
-    for i, figures in enumerate(files, 1):
-        names.append(f"{i}: {figures['file']}")
-        for warning in figures["warnings"]:
-            warnings.append(f"Warning, file {i}: {warning}")
-    return names + warnings
-
-
-def _file_table(files: list[dict]) -> Table:
-    rows: dict[str, list[str]] = {"": []}
-    for i, figures in enumerate(files, 1):
-        rows[""].append(str(i))
-        for name, value in _file_figures(figures).items():
-            rows.setdefault(name, []).append(value)
-    return [[name, *values] for name, values in rows.items()]
-
-
-def _file_figures(figures: dict) -> dict[str, str]:
+def _shown_figures(figures: dict) -> dict[str, str]:
     shown = {}
     for name in ("rows", "queries", "pairs", "duplicate_rows", "same_ids"):
         shown[name] = _shown(figures[name])
@@ -107,9 +93,7 @@ def _file_figures(figures: dict) -> dict[str, str]:
 
 
 def _example_table(examples: list[dict]) -> Table:
-    if not examples:
-        return []
-    table = [list(examples[0])]
+    table = [list(example) for example in examples[:1]]
     for example in examples:
         table.append(list(map(_shown, example.values())))
     return table
@@ -119,8 +103,7 @@ def _shown(value: str | float | list | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):  # a positive's and a negative's score for each file
-        pairs = ["-" if pair is None else " / ".join(map(_shown, pair)) for pair in value]
-        return " | ".join(pairs)
+        return " | ".join("-" if pair is None else " / ".join(map(_shown, pair)) for pair in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -6,7 +6,7 @@ crashed, or used a wrong text without saying so, this raises an error.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,7 @@ from ..data.texts import TextStore
 
 # What str.rstrip() removes; Arrow's own trim of white space takes three times as long.
 BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
-# Bytes of the score file that are read at once: 30,000 rows, whose texts are about 20 MB.
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20  # of the score file, read at once: 30,000 rows, whose texts are about 20 MB
 THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -63,10 +62,9 @@ def expand_ids(
         raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
     path = existing_file(scores, "teacher scores")
     refuse_existing(output, overwrite)
-    stores = dict(zip(TRIPLE_COLUMNS, (queries, collection, collection), strict=True))
     counts = Counter(rows=0, skipped=0)
     with writing(output, "wb") as file, ThreadPoolExecutor(THREADS) as pool:
-        blocks = _submit_blocks(pool, path, stores, on_missing)
+        blocks = _submit_blocks(pool, path, (queries, collection, collection), on_missing)
         waiting = list(islice(blocks, THREADS + 1))  # a few blocks before the writer, and no more
         with tqdm(desc="Expanding", unit="row", unit_scale=True) as progress:
             while waiting:
@@ -81,59 +79,41 @@ def expand_ids(
 
 
 def _submit_blocks(
-    pool: ThreadPoolExecutor, path: Path, stores: Mapping[str, TextStore], on_missing: str
+    pool: ThreadPoolExecutor, path: Path, stores: Sequence[TextStore], on_missing: str
 ) -> Iterator[Future]:
     start = 0
-    for batch in read_tsv(path, {name: pa.large_string() for name in PAIR_COLUMNS}, BLOCK_BYTES):
+    for batch in read_tsv(path, dict.fromkeys(PAIR_COLUMNS, pa.large_string()), BLOCK_BYTES):
         yield pool.submit(_expand_block, path, start, batch, stores, on_missing)
         start += len(batch)
 
 
 def _expand_block(
-    path: Path, start: int, batch: pa.RecordBatch, stores: Mapping[str, TextStore], on_missing: str
+    path: Path, start: int, batch: pa.RecordBatch, stores: Sequence[TextStore], on_missing: str
 ) -> tuple[Iterable[bytes], Counter]:
     """Return the lines of a block, whose first row is row `start` of the file, and its counts."""
-    for name in PAIR_COLUMNS[:2]:
-        _check_numbers(path, start, name, batch[name])
-    counts: Counter[str] = Counter()
-    rows = {}
-    is_known = np.ones(len(batch), dtype=bool)
-    first_missing = (len(batch), "")
-    for name, store in stores.items():
-        ids = batch[name]
-        if name == TRIPLE_COLUMNS[-1]:
-            ids = pc.utf8_rtrim(ids, characters=BLANKS)  # as the script does with the last column
-        rows[name] = store.rows_of_array(ids)
-        missing = np.flatnonzero(rows[name] < 0)
-        if len(missing):
-            counts[name] = len(missing)
-            is_known[missing] = False
-            first_missing = min(first_missing, (int(missing[0]), name), key=lambda place: place[0])
-    counts["rows"] = int(is_known.sum())
-    counts["skipped"] = len(batch) - counts["rows"]
-    if counts["skipped"] and on_missing == "error":
-        _raise_missing(path, start, batch, first_missing, stores)
-    if counts["rows"] == 0:
-        return (), counts
-    if counts["skipped"]:
-        batch = batch.filter(pa.array(is_known))
-    columns = [batch[name] for name in PAIR_COLUMNS[:2]]
-    for name, store in stores.items():
-        columns.append(_take_texts(store, rows[name][is_known]))
-    return tsv_lines(columns), counts
-
-
-def _raise_missing(
-    path: Path, start: int, batch: pa.RecordBatch, place: tuple[int, str], stores: Mapping[str, TextStore]
-) -> None:
-    row, name = place
-    id_, store = str(batch[name][row]), stores[name]
-    if name == TRIPLE_COLUMNS[-1]:
-        id_ = id_.rstrip()
-    raise KeyError(
-        f"{path} line {nth_line(path, start + row)}: {name} {id_!r} is not among the {len(store):,} texts of "
-        f"{store.source}; do the files belong to one release? on_missing='skip' leaves such rows out and counts them."
-    )
+    *scores, queries, positives, negatives = batch.columns
+    for name, column in zip(PAIR_COLUMNS, scores, strict=False):
+        _check_numbers(path, start, name, column)
+    # the script, too, removes the blanks at the end of a line
+    ids = queries, positives, pc.utf8_rtrim(negatives, characters=BLANKS)
+    rows = np.stack(list(map(TextStore.rows_of_array, stores, ids)))  # (3, rows) of the block, -1 without a text
+    is_missing = rows < 0
+    is_known = ~is_missing.any(0)
+    if on_missing == "error" and not is_known.all():
+        row, side = np.argwhere(is_missing.T)[0].tolist()
+        raise KeyError(
+            f"{path} line {nth_line(path, start + row)}: {TRIPLE_COLUMNS[side]} {str(ids[side][row])!r} is not among "
+            f"the {len(stores[side]):,} texts of {stores[side].source}; do the files belong to one release? "
+            "on_missing='skip' leaves such rows out and counts them."
+        )
+    counts = Counter(dict(zip(TRIPLE_COLUMNS, is_missing.sum(1).tolist(), strict=True)))
+    counts.update(rows=int(is_known.sum()), skipped=int((~is_known).sum()))
+    if not is_known.all():
+        scores = [column.filter(pa.array(is_known)) for column in scores]
+    lines = ()
+    if is_known.any():
+        lines = tsv_lines([*scores, *map(_take_texts, stores, rows[:, is_known])])
+    return lines, +counts  # without zeros
 
 
 def _take_texts(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
@@ -159,14 +139,12 @@ def _take_texts(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
 def _check_numbers(path: Path, start: int, name: str, column: pa.Array) -> None:
     try:
         numbers = pc.cast(pc.utf8_trim(column, characters=BLANKS), pa.float64())
-        bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(zero_copy_only=False)))
-    except pa.ArrowInvalid:
+        bad = np.flatnonzero(~np.isfinite(numbers.to_numpy()))
+    except pa.ArrowInvalid:  # Python reads more spellings, such as 1_0
         bad = [row for row, text in enumerate(column.to_pylist()) if not _is_number(text)]
     if len(bad):
-        row = int(bad[0])
-        raise ValueError(
-            f"{path} line {nth_line(path, start + row)}: {name} must be a finite number, got {str(column[row])!r}."
-        )
+        line = nth_line(path, start + int(bad[0]))
+        raise ValueError(f"{path} line {line}: {name} must be a finite number, got {str(column[int(bad[0])])!r}.")
 
 
 def _is_number(text: str) -> bool:

@@ -44,39 +44,31 @@ def sample_triples(
     first, last = ranks or (1, None)
     if first < 1 or (last is not None and last < first):
         raise ValueError(f"ranks must be a first and a last rank, from 1, got {ranks}.")
-    query_ids: list[str] = []
-    doc_ids: list[list[str]] = []
+    rows = []
     for query_id, ranking in run.items():
         grades = qrels.get(query_id, {})
         positives = [doc_id for doc_id, grade in grades.items() if grade >= minimum_grade]
         negatives = [doc_id for doc_id, _ in ranking[first - 1 : last] if grades.get(doc_id, 0) <= 0]
         pairs = list(product(positives, negatives))
-        if teacher is not None and pairs:
-            pairs = _without_unjudged_positives(query_id, pairs, teacher, teacher_margin)
+        if teacher is not None:
+            scores = dict(teacher.get(query_id, ()))
+            _check_scored(query_id, pairs, scores)
+            pairs = [(pos, neg) for pos, neg in pairs if scores[neg] <= scores[pos] - teacher_margin]
         rng = random.Random(f"{seed} {query_id}")
         for pair in rng.sample(pairs, min(per_query, len(pairs))):
-            query_ids.append(query_id)
-            doc_ids.append(list(pair))
-    if not doc_ids:
+            rows.append({"query_id": query_id, "doc_ids": list(pair)})
+    if not rows:
         raise ValueError(
             f"No triple: none of the {len(run)} queries of the run has both a document of grade >= {minimum_grade} in "
             "the qrels and another candidate that is left; do run and qrels use the same query ids?"
         )
-    return TeacherRows(datasets.Dataset.from_dict({"query_id": query_ids, "doc_ids": doc_ids}), "the sampled triples")
+    return TeacherRows(datasets.Dataset.from_list(rows), "the sampled triples")
 
 
-def _without_unjudged_positives(
-    query_id: str, pairs: list[tuple[str, str]], teacher: Run, margin: float
-) -> list[tuple[str, str]]:
-    scores = dict(teacher.get(query_id, ()))
+def _check_scored(query_id: str, pairs: list[tuple[str, str]], scores: Mapping[str, float]) -> None:
     missing = [doc_id for doc_id in dict.fromkeys(chain.from_iterable(pairs)) if doc_id not in scores]
     if missing:
         raise KeyError(
             f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({len(missing)} are missing); "
             "score a run that has the positives too."
         )
-    kept = []
-    for positive, negative in pairs:
-        if scores[negative] <= scores[positive] - margin:
-            kept.append((positive, negative))
-    return kept
