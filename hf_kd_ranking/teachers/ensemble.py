@@ -85,7 +85,7 @@ def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
         columns = _parquet_columns(path) if path.suffix == ".parquet" else ROW_TYPES
         if weight and "pos_score" in columns and "neg_score" not in columns:
             raise ValueError(
-                f"{path} holds margins, which belong to rows and not to pairs; give scores, or give it the weight 0."
+                f"{path} holds margins, which belong to a row and not to its pairs; give scores, or the weight 0."
             )
     first = next(_read_batches(paths[0]), None)
     if first is not None and "doc_id" in first.schema.names:

@@ -96,7 +96,7 @@ def _expand_block(
         _check_numbers(path, start, name, column)
     # the script, too, removes the blanks at the end of a line
     ids = queries, positives, pc.utf8_rtrim(negatives, characters=BLANKS)
-    rows = np.stack(list(map(TextStore.rows_of_array, stores, ids)))  # (3, rows) of the block, -1 without a text
+    rows = np.stack([store.rows_of_array(column) for store, column in zip(stores, ids, strict=True)])  # (3, N)
     is_missing = rows < 0
     is_known = ~is_missing.any(0)
     if on_missing == "error" and not is_known.all():

@@ -86,8 +86,9 @@ def load_teacher(
         raise ValueError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
     kind = kind or _recognize(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = Path(name_or_path).name or str(name_or_path)
     if kind == "bi-encoder":
-        return _bi_encoder(name_or_path, similarity, batch_size, dtype, device)
+        return Teacher(name, *_bi_encoder(name_or_path, similarity, batch_size, dtype, device))
     if kind in ARCHITECTURES or kind == "ranker":
         model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype)
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
@@ -100,17 +101,11 @@ def load_teacher(
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         return score_pairs(model, processor, queries, documents, batch_size, description=None)
 
-    settings = (kind, label, instruction, max_length, batch_size, dtype)
-    return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
+    return Teacher(name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, dtype))
 
 
-class LogitScores(nn.Module):
-    """A model of transformers whose scores are computed from its logits, with the interface of a ranker.
-
-    Args:
-        model: the model.
-        compute: function of the model and its inputs that returns (N,) scores.
-    """
+class _LogitScores(nn.Module):
+    """A model of transformers with the interface of a ranker: `compute(model, **inputs)` returns (N,) scores."""
 
     def __init__(self, model: PreTrainedModel, compute: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -119,31 +114,23 @@ class LogitScores(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the model's parameters."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the model's parameters."""
         return self.model.dtype
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
-        """Return `scores` (N,) of pairs (N, L)."""
         return RankingOutput(scores=self._compute(self.model, **inputs).float())
 
 
 @dataclass(frozen=True)
-class PromptProcessor(RankingProcessor):
-    """A processor that makes prompts of a yes-no model; it cuts the document and never the text around it.
-
-    Args:
-        instruction: description of a relevant document.
-    """
+class _PromptProcessor(RankingProcessor):
+    """A processor that makes prompts of a yes-no model; it cuts the document and never the text around it."""
 
     instruction: str = INSTRUCTION
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
-        """Tokenize each query with its document as one prompt."""
         prefix = self.tokenizer(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
         suffix = self.tokenizer(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
         room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
@@ -151,12 +138,8 @@ class PromptProcessor(RankingProcessor):
         for query, document in zip(queries, documents, strict=True):
             bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
         encoding = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)
-        inputs: TokenLists = {"input_ids": [], "attention_mask": []}
-        for body in encoding["input_ids"]:
-            input_ids = [*prefix, *body, *suffix]
-            inputs["input_ids"].append(input_ids)
-            inputs["attention_mask"].append([1] * len(input_ids))
-        return inputs
+        input_ids = [[*prefix, *body, *suffix] for body in encoding["input_ids"]]
+        return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
 
 
 def _recognize(name_or_path: str) -> str:
@@ -186,15 +169,13 @@ def _recognize(name_or_path: str) -> str:
 
 def _classifier(
     name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype
-) -> tuple[LogitScores, RankingProcessor]:
+) -> tuple[_LogitScores, RankingProcessor]:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=dtype, output_loading_info=True
     )
     if info["missing_keys"]:
-        raise ValueError(
-            f"{name_or_path} lacks {', '.join(sorted(info['missing_keys'])[:3])}: without a trained head its scores "
-            "would be random."
-        )
+        lacking = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{name_or_path} lacks {lacking}: without a trained head its scores would be random.")
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if label is None and len(labels) > 1:
         raise ValueError(f"{name_or_path} has {len(labels)} outputs; name the one to score by: {', '.join(labels)}.")
@@ -207,12 +188,12 @@ def _classifier(
     def label_logit(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
         return model(**inputs).logits[:, index]
 
-    return LogitScores(model, label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
+    return _LogitScores(model, label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
 
 
 def _yes_no(
     name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype
-) -> tuple[LogitScores, PromptProcessor]:
+) -> tuple[_LogitScores, _PromptProcessor]:
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -225,7 +206,7 @@ def _yes_no(
     needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
     if needed > limit:
         raise ValueError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
-    processor = PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
+    processor = _PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
     yes, no = answers
 
     def yes_minus_no(model: PreTrainedModel, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
@@ -234,45 +215,32 @@ def _yes_no(
         logits = model(**inputs, logits_to_keep=1).logits[:, -1].float()
         return logits[:, yes] - logits[:, no]
 
-    return LogitScores(model, yes_minus_no), processor
+    return _LogitScores(model, yes_minus_no), processor
 
 
 def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:
-    """Return the shortest of the limits of model, tokenizer and caller."""
     return min(max_positions(config) or max_length, model_max_length, max_length)
 
 
 def _bi_encoder(
     name_or_path: str, similarity: str | None, batch_size: int, dtype: torch.dtype, device: str | torch.device
-) -> Teacher:
+) -> tuple[Callable[[Sequence[str], Sequence[str]], np.ndarray], str]:
+    """Return the function that scores, and the fingerprint."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ValueError(
-            f"{name_or_path} is a sentence-transformers bi-encoder: pip install sentence-transformers."
-        ) from error
+        raise ValueError(f"{name_or_path} is a bi-encoder: pip install sentence-transformers.") from error
     model = SentenceTransformer(name_or_path, device=str(device), model_kwargs={"dtype": dtype})
     similarity = similarity or {"cos_sim": "cosine"}.get(model.similarity_fn_name, model.similarity_fn_name)
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
+    options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
 
     def encode(function: Callable, texts: Sequence[str]) -> np.ndarray:
         distinct, rows = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-        vectors = function(
-            list(distinct),
-            batch_size=batch_size,
-            normalize_embeddings=similarity == "cosine",
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
-        return vectors.astype(np.float32)[rows]
+        return function(list(distinct), **options, convert_to_numpy=True).astype(np.float32)[rows]
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         return (encode(model.encode_query, queries) * encode(model.encode_document, documents)).sum(1)
 
-    settings = ("bi-encoder", similarity, batch_size, dtype)
-    return Teacher(_short_name(name_or_path), score, fingerprint(model, *settings))
-
-
-def _short_name(name_or_path: str) -> str:
-    return Path(name_or_path).name or str(name_or_path)
+    return score, fingerprint(model, "bi-encoder", similarity, batch_size, dtype)

@@ -26,15 +26,8 @@ ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Rows whose (query, document) pairs are to be scored.
-
-    Args:
-        rows: the rows; their scores are not read.
-        queries: query_id -> text.
-        documents: doc_id -> text.
-        is_run: True if the rows are the candidates of a run.
-    """
+class _Pairs:
+    """Rows, or the candidates of a run as rows, whose (query, document) pairs are to be scored."""
 
     rows: TeacherRows
     queries: TextStore
@@ -42,33 +35,27 @@ class Pairs:
     is_run: bool
 
     def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        """Yield columns of ids, and a number for each pair: query row * number of documents + document row.
-
-        The numbers are int64, (pairs,), one list of documents after another.
-
-        Raises:
-            KeyError: naming file, line and id of the first one that has no text.
-        """
+        """Yield columns of ids, and a number for each pair: query row * number of documents + document row."""
         for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
-            query_rows = self._find_texts(self.queries, columns["query_id"], np.arange(start, start + len(lengths)))
-            row_numbers = np.repeat(np.arange(start, start + len(lengths)), lengths)
-            document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), row_numbers)
-            yield columns, np.repeat(query_rows, lengths) * len(self.documents) + document_rows
+            rows = np.arange(len(lengths))
+            row_of_pair = np.repeat(rows, lengths)
+            query_rows = self._find_texts(self.queries, columns["query_id"], start + rows)
+            document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), start + row_of_pair)
+            yield columns, query_rows[row_of_pair] * len(self.documents) + document_rows
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
         found = store.rows_of_array(ids)
-        is_missing = found < 0
-        if is_missing.any():
-            first = int(np.argmax(is_missing))
-            row = int(row_numbers[first])
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            row = int(row_numbers[missing[0]])
             where = self.rows.row_name(row)
             if self.is_run:
                 where = f"{self.rows.source} query {self.rows[row]['query_id']!r}"
             raise KeyError(
-                f"{where}: id {str(ids[first])!r} is not among the {len(store):,} texts of {store.source} "
-                f"({is_missing.sum():,} of the {len(ids):,} ids looked up are not)."
+                f"{where}: id {str(ids[missing[0]])!r} is not among the {len(store):,} texts of {store.source} "
+                f"({len(missing):,} of the {len(ids):,} ids looked up are not)."
             )
         return found
 
@@ -111,13 +98,18 @@ def score_teacher(
         teacher = load_teacher(teacher, device=state.device)
     with state.main_process_first():  # one process builds the table, the others open it
         rows, is_run = _open_source(source)
-    pairs = Pairs(rows, queries, documents, is_run)
+    pairs = _Pairs(rows, queries, documents, is_run)
 
     def prepare(folder: Path) -> dict[str, str | int]:
         return _find_distinct(folder, pairs, teacher, output)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        return {"scores": _score_pairs(teacher, np.asarray(distinct[block]), queries, documents)}
+        query_rows, document_rows = np.divmod(distinct[block], len(documents))
+        query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
+        scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
+        return {"scores": scores}
 
     count = 0
     with work_folder(output, prepare) as folder:
@@ -125,7 +117,8 @@ def score_teacher(
         description = f"Scoring with {teacher.name}"
         parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
         if state.is_main_process:
-            count = _write_output(output, pairs, distinct, parts, folder)
+            scores = np.concatenate([np.load(part)["scores"] for part in parts])
+            count = _write_output(output, pairs, distinct, scores, folder)
     return {"rows": count, "pairs": len(distinct), "resumed": resumed}
 
 
@@ -145,69 +138,49 @@ def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Ru
     return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
 
 
-def _score_pairs(teacher: Teacher, keys: np.ndarray, queries: TextStore, documents: TextStore) -> np.ndarray:
-    query_rows, document_rows = np.divmod(keys, len(documents))
-    query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
-    scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
-    return scores
-
-
-def _find_distinct(folder: Path, pairs: Pairs, teacher: Teacher, output: Path) -> dict[str, str | int]:
+def _find_distinct(folder: Path, pairs: _Pairs, teacher: Teacher, output: Path) -> dict[str, str | int]:
     """Write the distinct pairs into a work folder that lacks them, and return the inputs of the work."""
     takes_lists = pairs.is_run or output.suffix in (".jsonl", ".parquet")
-    keys_path, total = folder / "keys.npy", 0
+    keys_path = folder / "keys.npy"
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
         for columns, keys in pairs.batches():
             if not takes_lists and not pc.all(pc.equal(pc.list_value_length(columns["doc_ids"]), 2)).as_py():
                 raise ValueError(f"{output}: rows of more than two documents do not fit into TSV; give a .jsonl file.")
             keys.tofile(file)
-            total += len(keys)
             digest.update(keys.tobytes())
-    if total == 0:
+    if keys_path.stat().st_size == 0:
         raise ValueError(f"{pairs.rows.source} holds no rows.")
     for store in (pairs.queries, pairs.documents):
         digest.update(store.fingerprint().encode())
     if not (folder / "pairs.npy").is_file():
-        distinct = np.memmap(keys_path, dtype=np.int64, mode="r+", shape=(total,))
+        distinct = np.memmap(keys_path, dtype=np.int64, mode="r+")
         distinct.sort()  # in the mapped file
-        is_first = np.ones(total, dtype=bool)
-        is_first[1:] = distinct[1:] != distinct[:-1]
-        np.save(folder / "pairs.npy", distinct[is_first])
+        np.save(folder / "pairs.npy", distinct[np.append(True, distinct[1:] != distinct[:-1])])
         del distinct
     keys_path.unlink()
     return {"teacher": teacher.fingerprint, "pairs": digest.hexdigest(), "pairs_per_block": PAIRS_PER_BLOCK}
 
 
-def _write_output(output: Path, pairs: Pairs, distinct: np.ndarray, parts: list[Path], folder: Path) -> int:
+def _write_output(output: Path, pairs: _Pairs, distinct: np.ndarray, scores: np.ndarray, folder: Path) -> int:
     """Look up the score of every pair, write the output, and return how many rows it has."""
-    scores = np.concatenate([np.load(part)["scores"] for part in parts])
 
     def scored_batches() -> Iterator[pa.RecordBatch]:
         for columns, keys in pairs.batches():
             values = pa.array(scores[np.searchsorted(distinct, keys)], pa.float32())
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
             lists = pa.ListArray.from_arrays(pa.array(offsets), values)
             yield pa.RecordBatch.from_pydict({**columns, "teacher_scores": lists})
 
-    if pairs.is_run:
-        return _write_run(output, scored_batches())
     table_path = folder / "scored.arrow"
     write_arrow(table_path, scored_batches(), pairs.rows.source)
     rows = TeacherRows(datasets.Dataset.from_file(str(table_path)), pairs.rows.source)
-    write_teacher_scores(rows, output)
-    return len(rows)
-
-
-def _write_run(output: Path, batches: Iterator[pa.RecordBatch]) -> int:
-    run, count = Run(), 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            doc_ids = row["doc_ids"]
-            run |= Run.from_scores([row["query_id"]] * len(doc_ids), doc_ids, row["teacher_scores"])
-            count += len(doc_ids)
+    if not pairs.is_run:
+        write_teacher_scores(rows, output)
+        return len(rows)
+    run = Run()
+    for row in rows.rows:
+        run |= Run.from_scores([row["query_id"]] * len(row["doc_ids"]), row["doc_ids"], row["teacher_scores"])
     write_run(run, output)
-    return count
+    return sum(map(len, run.values()))
