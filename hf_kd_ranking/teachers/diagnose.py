@@ -188,37 +188,35 @@ def _count_distinct(teacher: _Teacher) -> dict[str, int]:
 
 def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, examples: int) -> dict:
     """Correlate the margins of two files, and find the queries on which they disagree most."""
+    first, second = teachers
     rows = same_sign = 0
-    sums = np.zeros(5)
-    samples = []
+    sums, samples = np.zeros(5), []
     worst: list[tuple[float, int, int]] = []  # disagreement, rows, a place in the first file
     random = np.random.default_rng(0)
-    share = SPEARMAN_ROWS / min(len(teacher.buckets) for teacher in teachers)
+    share = SPEARMAN_ROWS / min(len(first.buckets), len(second.buckets))
     means, deviations = _scales(teachers)
-    for matched, _, _ in matched_buckets([teacher.buckets for teacher in teachers], KEYS, "Comparing"):
+    for matched, _, _ in matched_buckets([first.buckets, second.buckets], KEYS, "Comparing"):
         matched = matched[:, (matched["place"] >= 0).all(0)]  # (2, rows)
         margins = matched["margin"]
         rows += matched.shape[1]
         same_sign += int((np.sign(margins[0]) == np.sign(margins[1])).sum())
         samples.append(margins[:, random.random(matched.shape[1]) < share])
-        first, second = (margins.astype(np.float64, order="C") - means) / deviations
-        sums += [first.sum(), second.sum(), first @ first, second @ second, first @ second]
-        _, where, number, counts = np.unique(
-            matched["query"][0], return_index=True, return_inverse=True, return_counts=True
-        )
-        disagreement = np.bincount(number, np.abs(first - second)) / counts
+        a, b = (margins.astype(np.float64, order="C") - means) / deviations
+        sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b]
+        _, where, number, counts = np.unique(matched["query"][0], True, True, True)
+        disagreement = np.bincount(number, np.abs(a - b)) / counts
         top = np.argsort(-disagreement, kind="stable")[:examples]
         places = matched["place"][0, where[top]]
         worst.extend(zip(disagreement[top].tolist(), counts[top].tolist(), places.tolist(), strict=True))
         worst = sorted(worst, reverse=True)[:examples]
     shown = []
     for value, count, place in worst:
-        query_id = teachers[0].look_up(place)[0][0]
+        query_id = first.look_up(place)[0][0]
         example = {"query_id": query_id, "rows": count, "disagreement": value}
         shown.append(example | _texts(query=(queries, query_id)))
     sample = np.concatenate(samples, 1)
     return {
-        "files": [teacher.figures["file"] for teacher in teachers],
+        "files": [first.figures["file"], second.figures["file"]],
         "shared_rows": rows,
         "agreement": same_sign / rows if rows else None,
         "pearson": _pearson(sums / max(rows, 1)),
@@ -231,7 +229,7 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
 def _scales(teachers: Sequence[_Teacher]) -> np.ndarray:
     """Return the means and the standard deviations of the files' margins, (2, files, 1)."""
     margins = [teacher.figures["margins"] for teacher in teachers]
-    return np.array([[[part["mean"]] for part in margins], [[part["std"] or 1.0] for part in margins]])
+    return np.array([(figures["mean"], figures["std"] or 1.0) for figures in margins]).T[:, :, None]
 
 
 def _pearson(means: np.ndarray) -> float | None:

@@ -62,9 +62,17 @@ def expand_ids(
         raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
     path = existing_file(scores, "teacher scores")
     refuse_existing(output, overwrite)
+    stores = queries, collection, collection
     counts = Counter(rows=0, skipped=0)
+
+    def submit_blocks() -> Iterator[Future]:
+        start = 0
+        for batch in read_tsv(path, dict.fromkeys(PAIR_COLUMNS, pa.large_string()), BLOCK_BYTES):
+            yield pool.submit(_expand_block, path, start, batch, stores, on_missing)
+            start += len(batch)
+
     with writing(output, "wb") as file, ThreadPoolExecutor(THREADS) as pool:
-        blocks = _submit_blocks(pool, path, (queries, collection, collection), on_missing)
+        blocks = submit_blocks()
         waiting = list(islice(blocks, THREADS + 1))  # a few blocks before the writer, and no more
         with tqdm(desc="Expanding", unit="row", unit_scale=True) as progress:
             while waiting:
@@ -76,15 +84,6 @@ def expand_ids(
         if counts["rows"] + counts["skipped"] == 0:
             raise ValueError(f"{path} holds no rows.")
     return dict(counts)
-
-
-def _submit_blocks(
-    pool: ThreadPoolExecutor, path: Path, stores: Sequence[TextStore], on_missing: str
-) -> Iterator[Future]:
-    start = 0
-    for batch in read_tsv(path, dict.fromkeys(PAIR_COLUMNS, pa.large_string()), BLOCK_BYTES):
-        yield pool.submit(_expand_block, path, start, batch, stores, on_missing)
-        start += len(batch)
 
 
 def _expand_block(

@@ -66,9 +66,8 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        name_or_path: a folder or a Hub name: one of our rankers, published ones included; a sequence classifier or
-            sentence-transformers CrossEncoder; a sentence-transformers bi-encoder; a causal language model that
-            answers yes or no, as Qwen3-Reranker.
+        name_or_path: a folder or a Hub name of one of our rankers, a sequence classifier or CrossEncoder, a
+            sentence-transformers bi-encoder, or a causal language model that answers yes or no, as Qwen3-Reranker.
         kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
         label: name of the output that is the score, for a classifier with several outputs.
         similarity: "dot" or "cosine", for a bi-encoder; None uses the checkpoint's.
@@ -90,13 +89,13 @@ def load_teacher(
     if kind == "bi-encoder":
         return Teacher(name, *_bi_encoder(name_or_path, similarity, batch_size, dtype, device))
     if kind in ARCHITECTURES or kind == "ranker":
-        model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype)
+        model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype).to(device)
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     elif kind == "classifier":
-        model, processor = _classifier(name_or_path, label, max_length, dtype)
+        model, processor = _classifier(name_or_path, label, max_length, dtype, device)
     else:
-        model, processor = _yes_no(name_or_path, instruction, max_length, dtype)
-    model = model.to(device).eval()
+        model, processor = _yes_no(name_or_path, instruction, max_length, dtype, device)
+    model.eval()
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         return score_pairs(model, processor, queries, documents, batch_size, description=None)
@@ -110,18 +109,11 @@ class _LogitScores(nn.Module):
     def __init__(self, model: PreTrainedModel, compute: Callable[..., Tensor]) -> None:
         super().__init__()
         self.model = model
-        self._compute = compute
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        self.compute = compute
+        self.device, self.dtype = model.device, model.dtype
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
-        return RankingOutput(scores=self._compute(self.model, **inputs).float())
+        return RankingOutput(scores=self.compute(self.model, **inputs).float())
 
 
 @dataclass(frozen=True)
@@ -168,7 +160,7 @@ def _recognize(name_or_path: str) -> str:
 
 
 def _classifier(
-    name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype
+    name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[_LogitScores, RankingProcessor]:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=dtype, output_loading_info=True
@@ -188,11 +180,11 @@ def _classifier(
     def label_logit(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
         return model(**inputs).logits[:, index]
 
-    return _LogitScores(model, label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
+    return _LogitScores(model.to(device), label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
 
 
 def _yes_no(
-    name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype
+    name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[_LogitScores, _PromptProcessor]:
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
@@ -215,7 +207,7 @@ def _yes_no(
         logits = model(**inputs, logits_to_keep=1).logits[:, -1].float()
         return logits[:, yes] - logits[:, no]
 
-    return _LogitScores(model, yes_minus_no), processor
+    return _LogitScores(model.to(device), yes_minus_no), processor
 
 
 def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:

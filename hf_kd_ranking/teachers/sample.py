@@ -52,7 +52,12 @@ def sample_triples(
         pairs = list(product(positives, negatives))
         if teacher is not None:
             scores = dict(teacher.get(query_id, ()))
-            _check_scored(query_id, pairs, scores)
+            missing = sorted(set(chain.from_iterable(pairs)) - scores.keys())
+            if missing:
+                raise KeyError(
+                    f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({len(missing)} are "
+                    "missing); score a run that has the positives too."
+                )
             pairs = [(pos, neg) for pos, neg in pairs if scores[neg] <= scores[pos] - teacher_margin]
         rng = random.Random(f"{seed} {query_id}")
         for pair in rng.sample(pairs, min(per_query, len(pairs))):
@@ -63,12 +68,3 @@ def sample_triples(
             "the qrels and another candidate that is left; do run and qrels use the same query ids?"
         )
     return TeacherRows(datasets.Dataset.from_list(rows), "the sampled triples")
-
-
-def _check_scored(query_id: str, pairs: list[tuple[str, str]], scores: Mapping[str, float]) -> None:
-    missing = [doc_id for doc_id in dict.fromkeys(chain.from_iterable(pairs)) if doc_id not in scores]
-    if missing:
-        raise KeyError(
-            f"The teacher did not score document {missing[0]!r} of query {query_id!r} ({len(missing)} are missing); "
-            "score a run that has the positives too."
-        )
