@@ -203,8 +203,9 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
         samples.append(margins[:, random.random(matched.shape[1]) < share])
         a, b = (margins.astype(np.float64, order="C") - means) / deviations
         sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b]
-        _, where, number, counts = np.unique(matched["query"][0], True, True, True)
-        disagreement = np.bincount(number, np.abs(a - b)) / counts
+        keys, where, number = np.unique(matched["query"][0], return_index=True, return_inverse=True)
+        counts = np.bincount(number, minlength=len(keys))
+        disagreement = np.bincount(number, np.abs(a - b), len(keys)) / counts
         top = np.argsort(-disagreement, kind="stable")[:examples]
         places = matched["place"][0, where[top]]
         worst.extend(zip(disagreement[top].tolist(), counts[top].tolist(), places.tolist(), strict=True))

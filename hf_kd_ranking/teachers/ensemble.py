@@ -180,14 +180,13 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 def _parquet_columns(path: Path) -> dict[str, str]:
     """Return our columns -> those of a Parquet file: rows, the Hub's margins, or the Hub's scores of pairs."""
     names = pa.parquet.read_schema(path).names
-    layouts = [dict(zip(PAIR_COLUMNS, PAIR_COLUMNS, strict=True))]
-    layouts.append(dict(zip((*TRIPLE_COLUMNS, "pos_score"), MARGIN_COLUMNS, strict=True)))
+    layouts = {PAIR_COLUMNS: PAIR_COLUMNS, MARGIN_COLUMNS: (*TRIPLE_COLUMNS, "pos_score")}
     for document in ("doc_id", "passage_id", "corpus_id"):
-        layouts.append({"query_id": "query_id", "doc_id": document, "score": "score"})
-    for layout in layouts:
-        if set(layout.values()) <= set(names):
-            return layout
-    known = "; ".join(", ".join(layout.values()) for layout in layouts[:3])
+        layouts["query_id", document, "score"] = tuple(SCORE_TYPES)
+    for layout, own_names in layouts.items():
+        if set(layout) <= set(names):
+            return dict(zip(own_names, layout, strict=True))
+    known = "; ".join(map(", ".join, layouts))
     raise ValueError(f"{path} has the columns {', '.join(names)}; needed {known}.")
 
 
@@ -224,9 +223,7 @@ def _write(paths: list[Path], output: Path, averages: np.ndarray, on_missing: st
             part = averages[start : start + 2 * len(batch)].reshape(-1, 2)
             is_missing = np.isnan(part["score"])
             if on_missing != "drop" and is_missing.any():
-                row, side = np.argwhere(is_missing)[0].tolist()
-                pair = batch["query_id"][row].as_py(), batch[TRIPLE_COLUMNS[1 + side]][row].as_py()
-                _raise_missing(paths, start // 2 + row, pair, part["is_present"][row, side], averages)
+                _raise_missing(paths, batch, start // 2, part, np.isnan(averages["score"]).sum())
             start += part.size
             is_kept = ~is_missing.any(1)
             part, batch = part[is_kept], batch.filter(pa.array(is_kept))
@@ -239,13 +236,12 @@ def _write(paths: list[Path], output: Path, averages: np.ndarray, on_missing: st
     return counts
 
 
-def _raise_missing(
-    paths: list[Path], row: int, pair: tuple[str, str], is_present: np.ndarray, averages: np.ndarray
-) -> None:
-    lacking = [str(path) for path, has_pair in zip(paths, is_present, strict=True) if not has_pair]
-    where = f"row {row}" if paths[0].suffix == ".parquet" else f"line {nth_line(paths[0], row)}"
+def _raise_missing(paths: list[Path], batch: pa.RecordBatch, start: int, part: np.ndarray, count: int) -> None:
+    row, side = np.argwhere(np.isnan(part["score"]))[0].tolist()
+    query_id, doc_id = batch["query_id"][row], batch[TRIPLE_COLUMNS[1 + side]][row]
+    lacking = [str(path) for path, has in zip(paths, part["is_present"][row, side], strict=True) if not has]
+    where = f"row {start + row}" if paths[0].suffix == ".parquet" else f"line {nth_line(paths[0], start + row)}"
     raise KeyError(
-        f"{paths[0]} {where}: the pair {pair[0]!r} {pair[1]!r} is not in {', '.join(lacking)} "
-        f"({np.isnan(averages['score']).sum():,} scores of the first file lack one); on_missing='average' uses the "
-        "files that have it, 'drop' leaves such rows out."
+        f"{paths[0]} {where}: the pair {str(query_id)!r} {str(doc_id)!r} is not in {', '.join(lacking)} ({count:,} "
+        "scores of the first file lack one); on_missing='average' uses the files that have it, 'drop' skips such rows."
     )

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import PAIR_COLUMNS, TRIPLE_COLUMNS
-from ..data.tables import nth_line, read_tsv, tsv_lines
+from ..data.tables import nth_line, number, read_tsv, tsv_lines
 from ..data.texts import TextStore
 
 # What str.rstrip() removes; Arrow's own trim of white space takes three times as long.
@@ -93,8 +93,7 @@ def _expand_block(
     *scores, queries, positives, negatives = batch.columns
     for name, column in zip(PAIR_COLUMNS, scores, strict=False):
         _check_numbers(path, start, name, column)
-    # the script, too, removes the blanks at the end of a line
-    ids = queries, positives, pc.utf8_rtrim(negatives, characters=BLANKS)
+    ids = queries, positives, pc.utf8_rtrim(negatives, characters=BLANKS)  # as the script does at the end of a line
     rows = np.stack([store.rows_of_array(column) for store, column in zip(stores, ids, strict=True)])  # (3, N)
     is_missing = rows < 0
     is_known = ~is_missing.any(0)
@@ -107,10 +106,9 @@ def _expand_block(
         )
     counts = Counter(dict(zip(TRIPLE_COLUMNS, is_missing.sum(1).tolist(), strict=True)))
     counts.update(rows=int(is_known.sum()), skipped=int((~is_known).sum()))
-    if not is_known.all():
-        scores = [column.filter(pa.array(is_known)) for column in scores]
     lines = ()
     if is_known.any():
+        scores = [column.filter(pa.array(is_known)) for column in scores]
         lines = tsv_lines([*scores, *map(_take_texts, stores, rows[:, is_known])])
     return lines, +counts  # without zeros
 
@@ -129,8 +127,8 @@ def _take_texts(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
         bad = np.flatnonzero(pc.match_substring_regex(texts, "[\t\n\r]"))
         if len(bad):
             raise ValueError(
-                f"{store.source}: the text of id {store.ids_of(rows[bad[:1]])[0]!r} holds a tab or a line break, "
-                "which a row of texts cannot contain; replace them in the source first."
+                f"{store.source}: the text of id {store.ids_of(rows[bad[:1]])[0]!r} holds a tab or a line break; "
+                "replace them in the source."
             )
     return texts
 
@@ -142,8 +140,7 @@ def _check_numbers(path: Path, start: int, name: str, column: pa.Array) -> None:
     except pa.ArrowInvalid:  # Python reads more spellings, such as 1_0
         bad = [row for row, text in enumerate(column.to_pylist()) if not _is_number(text)]
     if len(bad):
-        line = nth_line(path, start + int(bad[0]))
-        raise ValueError(f"{path} line {line}: {name} must be a finite number, got {str(column[int(bad[0])])!r}.")
+        number(path, nth_line(path, start + int(bad[0])), name, str(column[int(bad[0])]), float)
 
 
 def _is_number(text: str) -> bool:
