@@ -25,7 +25,7 @@ class BucketFile:
 
     Args:
         path: file to write.
-        dtype: structured type of the entries; one of its fields is `place`.
+        dtype: structured type of the entries: int64 keys, then `place`, then values.
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
@@ -90,22 +90,22 @@ def id_keys(ids: pa.Array) -> np.ndarray:
     return keys[distinct.indices.to_numpy()]
 
 
-def matched_buckets(
-    files: Sequence[BucketFile], keys: Sequence[str], description: str
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Match the entries of all files by the fields `keys`, one bucket after another; empty buckets are left out.
+def matched_buckets(files: Sequence[BucketFile], description: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Match the entries of all files by their keys, one bucket after another; empty buckets are left out.
 
     Yields:
         (files, columns) entries, a column for each distinct key; the last one of a file's entries with this key, and
         the place -1 where it has none. Then all entries of the first file in this bucket, and their columns.
     """
+    dtype = files[0].dtype
+    keys = dtype.names[: dtype.names.index("place")]
     for bucket in tqdm(range(BUCKETS), desc=description, unit="bucket"):
         entries = [file.read(bucket) for file in files]
         together = np.concatenate(entries)
         if len(together) == 0:
             continue
         columns = number_rows(*(together[key] for key in keys))
-        matched = np.zeros((len(files), columns.max() + 1), dtype=files[0].dtype)
+        matched = np.zeros((len(files), columns.max() + 1), dtype)
         matched["place"] = -1
         file_numbers = np.repeat(np.arange(len(files)), [len(part) for part in entries])
         matched[file_numbers, columns] = together

@@ -28,7 +28,6 @@ SPEARMAN_ROWS = 1_000_000  # about so many of two files' shared rows give the Sp
 ROWS_AT_ONCE = 1 << 18  # of a file that is read
 MAX_DOCUMENTS = 1 << 20  # of a list; a place is its row times this, plus the position of the negative
 # What a bucket stores of a row: keys of its ids, its place in the file, its margin.
-KEYS = ("query", "positive", "negative")
 ENTRY = np.dtype([("query", "i8"), ("positive", "i8"), ("negative", "i8"), ("place", "i8"), ("margin", "f4")])
 
 
@@ -175,7 +174,7 @@ def _warnings(figures: dict) -> Iterator[str]:
 
 def _count_distinct(teacher: _Teacher) -> dict[str, int]:
     queries = pairs = rows = 0
-    for (matched,), _, _ in matched_buckets([teacher.buckets], KEYS, "Counting"):
+    for (matched,), _, _ in matched_buckets([teacher.buckets], "Counting"):
         documents = np.concatenate([matched["positive"], matched["negative"]])
         queries += len(np.unique(matched["query"]))
         pairs += int(number_rows(np.tile(matched["query"], 2), documents).max()) + 1
@@ -195,7 +194,7 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
     random = np.random.default_rng(0)
     share = SPEARMAN_ROWS / min(len(first.buckets), len(second.buckets))
     means, deviations = _scales(teachers)
-    for matched, _, _ in matched_buckets([first.buckets, second.buckets], KEYS, "Comparing"):
+    for matched, _, _ in matched_buckets([first.buckets, second.buckets], "Comparing"):
         matched = matched[:, (matched["place"] >= 0).all(0)]  # (2, rows)
         margins = matched["margin"]
         rows += matched.shape[1]
@@ -203,9 +202,9 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
         samples.append(margins[:, random.random(matched.shape[1]) < share])
         a, b = (margins.astype(np.float64, order="C") - means) / deviations
         sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b]
-        keys, where, number = np.unique(matched["query"][0], return_index=True, return_inverse=True)
-        counts = np.bincount(number, minlength=len(keys))
-        disagreement = np.bincount(number, np.abs(a - b), len(keys)) / counts
+        _, where, number = np.unique(matched["query"][0], return_index=True, return_inverse=True)
+        counts = np.bincount(number)
+        disagreement = np.bincount(number, np.abs(a - b)) / counts
         top = np.argsort(-disagreement, kind="stable")[:examples]
         places = matched["place"][0, where[top]]
         worst.extend(zip(disagreement[top].tolist(), counts[top].tolist(), places.tolist(), strict=True))
@@ -257,7 +256,7 @@ def _find_false_negatives(
     rows = count = 0
     worst: list[tuple[float, list[int]]] = []  # mean margin, the row's place in each file
     deviations = _scales(teachers)[1]
-    for matched, _, _ in matched_buckets([teacher.buckets for teacher in teachers], KEYS, "Comparing"):
+    for matched, _, _ in matched_buckets([teacher.buckets for teacher in teachers], "Comparing"):
         places = matched["place"]  # (files, rows)
         means = np.nanmean(np.where(places < 0, np.nan, matched["margin"].astype(np.float64) / deviations), 0)
         negative = int((means < 0).sum())
@@ -268,13 +267,10 @@ def _find_false_negatives(
         worst = sorted(worst)[:examples]
     shown = []
     for margin, places in worst:
-        scores = []
-        for teacher, place in zip(teachers, places, strict=True):
-            if place < 0:
-                scores.append(None)
-                continue
-            (query_id, pos_id, neg_id), pair = teacher.look_up(place)
-            scores.append(pair)
+        scores = [None] * len(teachers)
+        for i, place in enumerate(places):
+            if place >= 0:
+                (query_id, pos_id, neg_id), scores[i] = teachers[i].look_up(place)
         example = {"query_id": query_id, "pos_id": pos_id, "neg_id": neg_id, "margin": margin, "scores": scores}
         example |= _texts(query=(queries, query_id), positive=(documents, pos_id), negative=(documents, neg_id))
         shown.append(example)

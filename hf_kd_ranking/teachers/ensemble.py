@@ -6,6 +6,7 @@ read and averaged in double precision, because the published averages were.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -60,12 +61,9 @@ def ensemble_teachers(
         KeyError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
     """
     paths = [existing_file(path, "teacher scores") for path in files]
-    if not paths:
-        raise ValueError("An ensemble needs at least one file of teacher rows, got none.")
-    if on_missing not in ("error", "average", "drop"):
-        raise ValueError(f"on_missing must be 'error', 'average' or 'drop', got {on_missing!r}.")
-    combine = _combiner(method, len(paths), weights)
-    _check_layouts(paths, weights or [1.0] * len(paths))
+    _check_settings(len(paths), method, weights, on_missing)
+    weights = weights or [1.0] * len(paths)
+    _check_layouts(paths, weights)
     output = Path(output)
     refuse_existing(output, overwrite)
     with bucket_folder(output.with_name(f"{output.name}.buckets")) as folder:
@@ -76,8 +74,24 @@ def ensemble_teachers(
                 moments.append(_distribute(path, buckets[-1], progress))
         if method != "standardized":
             moments = [(0.0, 1.0)] * len(paths)
+        combine = partial(np.nanmedian, axis=0) if method == "median" else partial(_mean, weights)
         averages = _average(buckets, moments, combine, on_missing != "average", folder / "averages.bin")
         return _write(paths, output, averages, on_missing)
+
+
+def _check_settings(count: int, method: str, weights: Sequence[float] | None, on_missing: str) -> None:
+    if count == 0:
+        raise ValueError("An ensemble needs at least one file of teacher rows, got none.")
+    if on_missing not in ("error", "average", "drop"):
+        raise ValueError(f"on_missing must be 'error', 'average' or 'drop', got {on_missing!r}.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+    if weights is None:
+        return
+    if not (len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < np.inf):
+        raise ValueError(f"Needed one weight of 0 or more for each of the {count} files, got {list(weights)}.")
+    if method == "median":
+        raise ValueError("A median has no weights; use method='mean' or 'standardized'.")
 
 
 def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
@@ -90,28 +104,6 @@ def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
     first = next(_read_batches(paths[0]), None)
     if first is not None and "doc_id" in first.schema.names:
         raise ValueError(f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(PAIR_COLUMNS)}.")
-
-
-def _combiner(method: str, count: int, weights: Sequence[float] | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from (files, pairs) scores, NaN where a file lacks the pair, to (pairs,) averages."""
-    if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
-    if weights is not None and not (len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < np.inf):
-        raise ValueError(f"Needed one weight of 0 or more for each of the {count} files, got {list(weights)}.")
-    if method == "median":
-        if weights is not None:
-            raise ValueError("A median has no weights; use method='mean' or 'standardized'.")
-        return lambda scores: np.nanmedian(scores, 0)
-    factors = np.array(weights or [1.0] * count, dtype=np.float64)
-
-    def mean(scores: np.ndarray) -> np.ndarray:
-        total = np.zeros(scores.shape[1])
-        for factor, values in zip(factors, scores, strict=True):
-            total += factor * np.where(np.isnan(values), 0.0, values)  # in the order of the files, as Python's sum
-        with np.errstate(invalid="ignore"):
-            return total / (factors[:, None] * ~np.isnan(scores)).sum(0)
-
-    return mean
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------
@@ -205,7 +197,7 @@ def _average(
     np.zeros(len(buckets[0]), dtype).tofile(path)
     result = np.memmap(path, dtype, mode="r+")
     means, deviations = np.array(moments).T[:, :, None]  # (files, 1) each
-    for matched, entries, columns in matched_buckets(buckets, ("query", "document"), "Averaging"):
+    for matched, entries, columns in matched_buckets(buckets, "Averaging"):
         is_present = matched["place"] >= 0  # (files, pairs)
         averages = combine(np.where(is_present, (matched["score"] - means) / deviations, np.nan))
         if needs_all:
@@ -213,6 +205,17 @@ def _average(
         result["score"][entries["place"]] = averages[columns]
         result["is_present"][entries["place"]] = is_present.T[columns]
     return result
+
+
+def _mean(weights: Sequence[float], scores: np.ndarray) -> np.ndarray:
+    """Return the weighted means of (files, pairs) scores, which are NaN where a file lacks the pair."""
+    total, divisor = np.zeros((2, scores.shape[1]))
+    for weight, values in zip(weights, scores, strict=True):  # in the order of the files, as Python's sum
+        is_present = ~np.isnan(values)
+        total += weight * np.where(is_present, values, 0.0)
+        divisor += weight * is_present
+    with np.errstate(invalid="ignore"):
+        return total / divisor
 
 
 def _write(paths: list[Path], output: Path, averages: np.ndarray, on_missing: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,15 +97,12 @@ def load_teacher(
     else:
         model, processor = _yes_no(name_or_path, instruction, max_length, dtype, device)
     model.eval()
-
-    def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        return score_pairs(model, processor, queries, documents, batch_size, description=None)
-
+    score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)
     return Teacher(name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, dtype))
 
 
 class _LogitScores(nn.Module):
-    """A model of transformers with the interface of a ranker: `compute(model, **inputs)` returns (N,) scores."""
+    """A model of transformers with the interface of a ranker: `compute(**inputs)` returns (N,) scores."""
 
     def __init__(self, model: PreTrainedModel, compute: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -113,7 +111,7 @@ class _LogitScores(nn.Module):
         self.device, self.dtype = model.device, model.dtype
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
-        return RankingOutput(scores=self.compute(self.model, **inputs).float())
+        return RankingOutput(scores=self.compute(**inputs).float())
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _classifier(
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     index = 0 if label is None else labels.index(label)
 
-    def label_logit(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    def label_logit(**inputs: Tensor) -> Tensor:
         return model(**inputs).logits[:, index]
 
     return _LogitScores(model.to(device), label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
@@ -201,7 +199,7 @@ def _yes_no(
     processor = _PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
     yes, no = answers
 
-    def yes_minus_no(model: PreTrainedModel, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+    def yes_minus_no(attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # padding is on the left
         inputs |= {"attention_mask": attention_mask, "position_ids": positions}
         logits = model(**inputs, logits_to_keep=1).logits[:, -1].float()

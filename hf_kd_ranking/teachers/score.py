@@ -100,9 +100,6 @@ def score_teacher(
         rows, is_run = _open_source(source)
     pairs = _Pairs(rows, queries, documents, is_run)
 
-    def prepare(folder: Path) -> dict[str, str | int]:
-        return _find_distinct(folder, pairs, teacher, output)
-
     def score_block(block: slice) -> dict[str, np.ndarray]:
         query_rows, document_rows = np.divmod(distinct[block], len(documents))
         query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
@@ -112,7 +109,7 @@ def score_teacher(
         return {"scores": scores}
 
     count = 0
-    with work_folder(output, prepare) as folder:
+    with work_folder(output, lambda folder: _find_distinct(folder, pairs, teacher, output)) as folder:
         distinct = np.load(folder / "pairs.npy", mmap_mode="r")
         description = f"Scoring with {teacher.name}"
         parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
