@@ -75,9 +75,6 @@ def diagnose_teachers(
         }
 
 
-# ---- One file -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Teacher:
     """A file: its rows, their entries in buckets, and its figures."""
@@ -180,9 +177,6 @@ def _count_distinct(teacher: _Teacher) -> dict[str, int]:
         pairs += int(number_rows(np.tile(matched["query"], 2), documents).max()) + 1
         rows += len(matched)
     return {"queries": queries, "pairs": pairs, "duplicate_rows": len(teacher.buckets) - rows}
-
-
-# ---- Several files --------------------------------------------------------------------------------------------------
 
 
 def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, examples: int) -> dict:

@@ -22,8 +22,7 @@ from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
 from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets
 
 METHODS = ("mean", "standardized", "median")
-ID_TYPES = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
-ROW_TYPES = dict.fromkeys(PAIR_COLUMNS[:2], pa.float64()) | ID_TYPES
+ROW_TYPES = dict.fromkeys(PAIR_COLUMNS[:2], pa.float64()) | dict.fromkeys(TRIPLE_COLUMNS, pa.string())
 SCORE_TYPES = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float64()}
 # A score of a file: keys of its ids, its place (twice the row, plus 1 for the negative), and the score.
 ENTRY = np.dtype([("query", "i8"), ("document", "i8"), ("place", "i8"), ("score", "f8")])
@@ -106,9 +105,6 @@ def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
         raise ValueError(f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(PAIR_COLUMNS)}.")
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
-
-
 def _distribute(path: Path, buckets: BucketFile, progress: tqdm) -> tuple[float, float]:
     """Distribute the scores of a file over buckets, and return their mean and standard deviation."""
     mean, squares = 0.0, 0.0
@@ -180,9 +176,6 @@ def _parquet_columns(path: Path) -> dict[str, str]:
             return dict(zip(own_names, layout, strict=True))
     known = "; ".join(map(", ".join, layouts))
     raise ValueError(f"{path} has the columns {', '.join(names)}; needed {known}.")
-
-
-# ---- Averaging and writing ------------------------------------------------------------------------------------------
 
 
 def _average(

@@ -369,7 +369,7 @@ def no_room_after(bytes_: int):
 
 
 @pytest.mark.parametrize("verb", ["score", "ensemble", "expand", "triples"])
-def test_a_full_disk_leaves_no_output(monkeypatch, capsys, texts, teachers, toy, tmp_path, verb):
+def test_full_disk_leaves_no_output(monkeypatch, capsys, texts, teachers, toy, tmp_path, verb):
     rows = (toy / "scores.tsv").read_text() * 40
     (tmp_path / "scores.tsv").write_text(rows)
     options = {

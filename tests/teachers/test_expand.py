@@ -272,7 +272,7 @@ def test_existing_output_needs_overwrite(tmp_path):
     assert run_small(tmp_path, overwrite=True) == b"1\t2\tq\tone\ttwo\n"
 
 
-def test_a_failed_overwrite_keeps_the_old_output(tmp_path):
+def test_failed_overwrite_keeps_the_old_output(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n1\t2\t7\t1\t9\n")
     (tmp_path / "out.tsv").write_text("old")
     with pytest.raises(KeyError, match="line 2"):

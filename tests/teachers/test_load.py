@@ -116,7 +116,7 @@ def test_plain_encoder_has_the_kind_that_is_named(encoder, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("kind", [None, "classifier"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokenizer, kind, batch_size):
+def test_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokenizer, kind, batch_size):
     folder = make_classifier(["LABEL_0"])
     wanted = logits_by_hand(folder, tokenizer)[:, 0]
     assert not all(0 <= logit <= 1 for logit in wanted), "the random weights hide a sigmoid"

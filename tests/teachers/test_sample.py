@@ -111,7 +111,7 @@ def test_negatives_above_their_positive_are_left_out(margin, wanted):
     assert {row[1:] for row in rows} == pairs
 
 
-def test_a_margin_that_no_negative_keeps_gives_no_triple():
+def test_margin_that_no_negative_keeps_gives_no_triple():
     with pytest.raises(ValueError, match="No triple"):
         kd.sample_triples(SCORED, JUDGED, teacher=TEACHER, teacher_margin=10)
 
