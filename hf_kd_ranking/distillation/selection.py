@@ -84,8 +84,7 @@ def write_outcome(
         rankings: ranker -> its rankings of the test queries, one per seed.
         searches: student -> its ranking of the whole collection.
         students: "architecture condition" -> the student with the chosen learning rate.
-        judgments: judgments of the test queries.
-        candidates: candidates of the test queries.
+        judgments, candidates: of the test queries.
         timing: costs of the students.
         measure: the measure that decides.
         context: texts and words.

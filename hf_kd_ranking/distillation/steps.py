@@ -88,12 +88,8 @@ def label_triples(
 ) -> None:
     """Write triples with the labels 1 and 0 as scores.
 
-    Args:
-        folder: folder of the step.
-        scores: the user's files of scores: of rows the triples are taken, of runs the documents that all of them have.
-        candidates: documents to sample from if there are no files of scores.
-        judgments: judgments of the training queries.
-        per_query: number of triples that are sampled per query.
+    They are the rows of the user's scores, or are sampled from the documents that all of the user's runs have, or from
+    the candidates otherwise.
     """
     if scores and not is_run(scores[0]):
         _write_labels(load_teacher_scores(scores[0]), folder)
@@ -130,15 +126,7 @@ def _write_rows(triples: TeacherRows, scores: list[list[float]], output: Path) -
 def rank_candidates(
     folder: Path, teacher: Teacher, candidates: Sequence[Artifact], query_ids: Sequence[str], context: Context
 ) -> None:
-    """Write a teacher's ranking of the candidates of some queries.
-
-    Args:
-        folder: folder of the step.
-        teacher: a model; "bm25", for the candidates in their own order; or the file of a run.
-        candidates: candidates of some splits.
-        query_ids: the queries, for a run.
-        context: texts.
-    """
+    """Write a teacher's ranking of the candidates, "bm25" for their own order, or a run's ranking of the queries."""
     output = folder / "run.trec"
     if output.is_file():
         return

@@ -66,6 +66,7 @@ class Recipe:
     def of_job(cls, job: DistillJob, architecture: str, condition: str, is_teacher: bool = False) -> "Recipe":
         """Read the recipe of a training from a job."""
         options, config = job.training_options(architecture, is_teacher)
+        shared = ("batch_size", "bf16", "max_query_length", "max_document_length", "measure")
         return cls(
             architecture,
             condition,
@@ -75,11 +76,7 @@ class Recipe:
             seed=0,
             encoder=Path(job.model_name),
             loss=WITHOUT_TEACHER if condition == NO_TEACHER else job.loss,
-            batch_size=job.batch_size,
-            bf16=job.bf16,
-            max_query_length=job.max_query_length,
-            max_document_length=job.max_document_length,
-            measure=job.measure,
+            **{name: getattr(job, name) for name in shared},
         )
 
 
@@ -97,14 +94,7 @@ def train_student(
 ) -> None:
     """Train a ranker into the folder `ranker`; an interrupted training resumes from its last checkpoint.
 
-    Args:
-        folder: folder of the step.
-        recipe: the training.
-        rate: learning rate, or the step that chose it.
-        scores: teacher rows, or the labels.
-        candidates: candidates of the validation queries.
-        judgments: judgments of the validation queries.
-        context: texts, and words for the card.
+    `rate` is a learning rate or the step that chose it; candidates and judgments are of the validation queries.
     """
     output = folder.resolve() / "ranker"  # a checkpoint remembers the path of the best one
     if not (output / "README.md").is_file():  # training writes it last

@@ -305,7 +305,7 @@ BAD_INPUT = {
     "diagnose: no number": ("diagnose --scores {tmp}/word.tsv", "word.tsv line 1: pos_score must be a finite number"),
     "triples: ranks": (
         f"{TRIPLES} --qrels {{toy}}/qrels.txt --ranks 3 2",
-        "ranks are a first and a last rank from 1 on, got (3, 2)",
+        "ranks must be a first and a last rank, from 1, got (3, 2)",
     ),
     "triples: none": (f"{TRIPLES} --qrels {{toy}}/qrels.txt --minimum-grade 9", "No triple: none of the 4 queries"),
     "triples: qrels": (f"{TRIPLES} --qrels {{tmp}}/short.tsv", "short.tsv line 1: needed 4 columns"),
