@@ -3,8 +3,8 @@
     python examples/loss_ablation.py [--output demo_output] [--architectures bert_dot colbert tk] [--seeds 3]
 
 Distils once per loss in the demo's folder. Every loss has its own learning rate, chosen on the validation queries; the
-control is RankNet on the labels. Prints a Markdown table after hours (27 trainings per loss and three seeds on 2 CPU
-cores take as long as three demos). The same command resumes after an interruption.
+control is RankNet on the labels. Prints a Markdown table; three seeds take hours on 2 CPU
+cores. The same command resumes after an interruption.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 All train the same triples with Margin-MSE and AdamW in float32, batches of 16, queries cut to 30 tokens and passages
 to 200. `limit` is the physical one: forward and backward pass and AdamW of the bare backbone on exactly the real
 tokens, sorted by length, as many per step as 16 triples have; for PreTTR and TK, which run their backbone by
-themselves, it is the ranker on triples sorted by length. The first step of each is not counted. Prints a line per architecture, and as
-its last line one JSON object with the ratios.
+themselves, it is the ranker on triples sorted by length. The first step of each is not counted. Prints a line per
+architecture, and as its last line one JSON object with the ratios.
 """
 
 import argparse
