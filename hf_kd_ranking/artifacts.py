@@ -15,6 +15,7 @@ A folder that was made from known inputs says so in `artifact.json`, see `read_d
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -221,8 +222,8 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
-        for path in folder.glob("v*"):
-            if path != data:
+        for path in folder.iterdir():
+            if path != data and re.fullmatch(r"v\d+", path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
 

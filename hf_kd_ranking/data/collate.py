@@ -68,6 +68,15 @@ class RankingCollator:
             batch["is_listed"] = torch.arange(n) < torch.tensor(lengths).unsqueeze(1)
         return batch
 
+    def describe(self, batch: Mapping[str, Any]) -> str:
+        """Return the ids in a batch: `query: document, document; query: ...`."""
+        rows = batch["rows"]
+        queries = self.queries.ids_of(rows["query"].cpu().numpy())
+        lists = []
+        for query_id, places in zip(queries, rows["document"].cpu().numpy(), strict=True):
+            lists.append(f"{query_id}: {', '.join(self.documents.ids_of(places))}")
+        return "; ".join(lists)
+
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a batch's inputs for the student, and the rest, see `TARGETS`."""

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +130,32 @@ class Estimates:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.job = context.job
-        self.probes = Probes(context)
         self.passages = len(context.documents)
         self.triples = len(context.splits["train"]) * self.job.triples_per_query
         if self.job.brings_rows:
             self.triples = len(load_teacher_scores(self.job.scores[0]))
+        self._probes: dict[str, Any] = {}
 
     def of_step(self, function: Callable[..., object], inputs: Sequence[Any]) -> Estimate:
         """Return the cost of a step; one without a method only moves rows."""
         estimate = getattr(self, f"_{function.__name__}", None)
         return (ROW_SECONDS * self.triples, 0.0, 0.0) if estimate is None else estimate(*inputs)
 
+    def _probe(self, key: str, probe: Callable[..., Any], *arguments: Any) -> Any:
+        if key not in self._probes:
+            self._probes[key] = probe(*arguments, self.context)
+        return self._probes[key]
+
+    def _student(self, recipe: Recipe) -> "Probe":
+        return self._probe(f"{recipe.architecture} {recipe.config}", probe_training, recipe)
+
     def _index_collection(self, context: Context) -> Estimate:
-        return self.probes.bm25[0] * self.passages, 1_000 * self.passages, BM25_BYTES * self.passages
+        seconds, _ = self._probe("bm25", probe_bm25)
+        return seconds * self.passages, 1_000 * self.passages, BM25_BYTES * self.passages
 
     def _find_candidates(self, index: Artifact, texts: Mapping, k: int, positives: Mapping) -> Estimate:
-        seconds = self.probes.bm25[1] * len(texts) * self.passages
-        return seconds, len(texts) * k * LINE_BYTES, BM25_BYTES * self.passages
+        _, seconds = self._probe("bm25", probe_bm25)
+        return seconds * len(texts) * self.passages, len(texts) * k * LINE_BYTES, BM25_BYTES * self.passages
 
     def _rank_candidates(self, teacher: Teacher, candidates: Sequence, query_ids: Sequence, context: Any) -> Estimate:
         return self._score_by(teacher, len(query_ids) * self.job.k)
@@ -159,38 +167,38 @@ class Estimates:
         if self.job.scores or teacher == BM25:
             return pairs * ROW_SECONDS, pairs * LINE_BYTES, 0.0
         if isinstance(teacher, Path):
-            return pairs * self.probes.teacher_pair(str(teacher)), pairs * LINE_BYTES, 0.0
+            seconds = self._probe(f"teacher {teacher}", probe_teacher, str(teacher))
+            return pairs * seconds, pairs * LINE_BYTES, 0.0
         source = name_sources(self.job)[teacher.path.parent.name]  # an architecture that a step of this job trains
-        recipe = Recipe.of_job(self.job, source, NO_TEACHER, is_teacher=True)
-        return self._rank_untrained(recipe, pairs=pairs)
+        return self._rank_untrained(Recipe.of_job(self.job, source, NO_TEACHER, is_teacher=True), pairs=pairs)
 
     def _train_student(self, recipe: Recipe, *inputs: Any) -> Estimate:
-        probe = self.probes.student(recipe)
+        probe = self._student(recipe)
         evaluation = self._rank_untrained(recipe, pairs=len(self.context.splits["dev"]) * self.job.k)[0]
-        seconds = probe.start + self.triples * recipe.epochs * probe.triple + max(recipe.epochs, 1) * evaluation
+        evaluations = 1 + (recipe.epochs if recipe.epochs > 1 else 0)
+        seconds = probe.start + self.triples * recipe.epochs * probe.triple + evaluations * evaluation
         return seconds, probe.model_bytes, probe.memory
 
     def _rank_untrained(self, recipe: Recipe, *inputs: Any, pairs: int | None = None) -> Estimate:
         """Score pairs from text; a passage that is encoded without its query is encoded once."""
         pairs = len(self.context.splits["test"]) * self.job.k if pairs is None else pairs
-        probe = self.probes.student(recipe)
-        passage = probe.passage or 0.0
-        seconds = pairs * max(probe.pair - passage, 0.0) + min(pairs, self.passages) * passage
+        probe = self._student(recipe)
+        seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self.passages) * probe.passage
         return seconds, pairs * LINE_BYTES, probe.memory
 
     def _rank_test(self, student: Artifact, *inputs: Any) -> Estimate:
         return self._rank_untrained(self._recipe(student))
 
     def _search_collection(self, student: Artifact, *inputs: Any) -> Estimate:
-        probe = self.probes.student(self._recipe(student))
+        probe = self._student(self._recipe(student))
         vectors = 2_048 * self.passages  # in memory, about 512 values per passage
-        return self.passages * (probe.passage or probe.pair), 0.0, probe.memory + vectors
+        return self.passages * probe.passage, 0.0, probe.memory + vectors
 
     def _time_students(self, students: Mapping[str, Artifact], *inputs: Any) -> Estimate:
         seconds = 0.0
         for student in students.values():
-            probe = self.probes.student(self._recipe(student))
-            rounds = TIMED_QUERIES + 2 if probe.passage is None else 2
+            probe = self._student(self._recipe(student))
+            rounds = 2 if probe.passage else TIMED_QUERIES + 2
             seconds += rounds * self.job.k * probe.pair
         return seconds, 0.0, 0.0
 
@@ -209,7 +217,7 @@ class Probe:
     Args:
         triple: seconds of training per triple.
         pair: seconds of scoring a pair from text.
-        passage: seconds of encoding a passage; None if that needs the query.
+        passage: seconds of encoding a passage; 0 if that needs the query.
         start: seconds of a training besides its steps.
         model_bytes: size of a checkpoint.
         memory: bytes of the process while it trains.
@@ -217,54 +225,30 @@ class Probe:
 
     triple: float
     pair: float
-    passage: float | None
+    passage: float
     start: float
     model_bytes: int
     memory: float
 
 
-class Probes:
-    """Measurements on texts of a job, each made when it is first asked for.
+def probe_bm25(context: Context) -> tuple[float, float]:
+    """Return the seconds to index a passage, and to compare a query with a passage."""
+    count = min(SAMPLED_PASSAGES, len(context.documents))
+    columns = {"id": np.arange(count).astype(str).tolist(), "text": _some_texts(context.documents, count)}
+    queries = dict(enumerate(_some_texts(context.queries, SAMPLED_QUERIES)))
+    with tempfile.TemporaryDirectory() as folder:
+        store = TextStore.from_dataset(datasets.Dataset.from_dict(columns), folder=folder)
+        start = time.perf_counter()
+        index = BM25Index.build(store)
+        built = time.perf_counter()
+        index.search(queries, min(context.job.k, count))
+        searched = time.perf_counter()
+    return (built - start) / count, (searched - built) / (len(queries) * count)
 
-    Args:
-        context: the job.
-    """
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self._students: dict[str, Probe] = {}
-        self._teachers: dict[str, float] = {}
-
-    @cached_property
-    def bm25(self) -> tuple[float, float]:
-        """Seconds to index a passage, and to compare a query with a passage."""
-        documents = self.context.documents
-        count = min(SAMPLED_PASSAGES, len(documents))
-        columns = {"id": [str(number) for number in range(count)], "text": _some_texts(documents, count)}
-        queries = {str(number): text for number, text in enumerate(_some_texts(self.context.queries, SAMPLED_QUERIES))}
-        with tempfile.TemporaryDirectory() as folder:
-            store = TextStore.from_dataset(datasets.Dataset.from_dict(columns), folder=folder)
-            start = time.perf_counter()
-            index = BM25Index.build(store)
-            built = time.perf_counter()
-            index.search(queries, min(self.context.job.k, count))
-            searched = time.perf_counter()
-        return (built - start) / count, (searched - built) / (len(queries) * count)
-
-    def teacher_pair(self, name: str) -> float:
-        """Return the seconds that a teacher takes per pair."""
-        if name not in self._teachers:
-            teacher = load_teacher(name, device=self.context.device)
-            query, passages = _some_texts(self.context.queries, 1), _some_texts(self.context.documents, SCORED_PAIRS)
-            self._teachers[name] = _seconds(lambda: teacher.score(query * SCORED_PAIRS, passages)) / SCORED_PAIRS
-        return self._teachers[name]
-
-    def student(self, recipe: Recipe) -> Probe:
-        """Return the costs of an architecture with a config."""
-        key = f"{recipe.architecture} {recipe.config}"
-        if key not in self._students:
-            self._students[key] = _probe_training(recipe, self.context)
-        return self._students[key]
+def probe_teacher(name: str, context: Context) -> float:
+    """Return the seconds that a teacher takes per pair."""
+    return _seconds_per_text(load_teacher(name, device=context.device).score, context)
 
 
 class _StepTimes(TrainerCallback):
@@ -275,7 +259,7 @@ class _StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def _probe_training(recipe: Recipe, context: Context) -> Probe:
+def probe_training(recipe: Recipe, context: Context) -> Probe:
     """Train three steps on random pairs, and score and encode some texts."""
     began = time.perf_counter()
     before = peak_mb() * 2**20
@@ -301,12 +285,10 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
         triple = (times.ends[-1] - times.ends[WARM_UP - 1]) / (len(times.ends) - WARM_UP) / batch
         trainer.save_model(_internal_call=True)
         start = time.perf_counter() - began - triple * batch * STEPS
-    ranker = Ranker(model.eval(), tokenizer)
-    query, passages = _some_texts(context.queries, 1), _some_texts(context.documents, SCORED_PAIRS)
-    pair = _seconds(lambda: ranker.score(query * SCORED_PAIRS, passages)) / SCORED_PAIRS
-    passage = None
+    ranker, passage = Ranker(model.eval(), tokenizer), 0.0
+    pair = _seconds_per_text(ranker.score, context)
     if model.config.is_storable:
-        passage = _seconds(lambda: ranker.encode_documents(passages)) / SCORED_PAIRS
+        passage = _seconds_per_text(lambda _, passages: ranker.encode_documents(passages), context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state = 16 * parameters  # weights, gradients and two moments in float32
     activations = max(peak_mb() * 2**20 - before - state, 0) / batch * recipe.batch_size
@@ -335,8 +317,9 @@ def _some_rows(context: Context, count: int) -> TeacherRows:
     return TeacherRows(datasets.Dataset.from_dict(columns))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    call()  # the first call is slower
+def _seconds_per_text(call: Callable[[list[str], list[str]], object], context: Context) -> float:
+    queries, passages = _some_texts(context.queries, SCORED_PAIRS), _some_texts(context.documents, SCORED_PAIRS)
+    call(queries[:1] * SCORED_PAIRS, passages)  # the first call is slower
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    call(queries[:1] * SCORED_PAIRS, passages)
+    return (time.perf_counter() - start) / SCORED_PAIRS

@@ -89,7 +89,7 @@ def label_triples(
     """Write triples with the labels 1 and 0 as scores.
 
     They are the rows of the user's scores, or are sampled from the documents that all of the user's runs have, or from
-    the candidates if there are no scores.
+    the candidates otherwise.
     """
     if scores and not is_run(scores[0]):
         _write_labels(load_teacher_scores(scores[0]), folder)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..artifacts import DESCRIPTION, has_description, read_description
+from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
 from ..data.runs import Run
 from ..inference import PROGRESS_FROM, fingerprint
@@ -45,6 +45,7 @@ class Index(ABC):
     queries_at_once: ClassVar[int] = 256
     ranker: Ranker  # encodes the queries
     ids: IdIndex  # of the rows
+    description: dict[str, Any]  # what the index was built from
 
     @classmethod
     @abstractmethod
@@ -75,6 +76,22 @@ class Index(ABC):
             FileNotFoundError: if there is not an index.
             ValueError: if another model made its vectors, or a file is truncated or damaged.
         """
+
+    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+        """Write an index that is in memory; it, or its new version, appears when it is complete.
+
+        Indexes of ColBERT and Qdrant are saved where they are built.
+
+        Raises:
+            FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
+            OSError: if the disk is full; the old version stays.
+        """
+        refuse_replacing(Path(folder), self.description["kind"], overwrite)
+        with new_version(Path(folder), self.description) as data:
+            self._write(data)
+
+    def _write(self, data: Path) -> None:
+        raise NotImplementedError(f"A {type(self).__name__} is saved where it is built.")
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
         """Return the best k documents of every query; tied documents are in the order of the collection.

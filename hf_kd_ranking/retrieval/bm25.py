@@ -9,11 +9,11 @@ import bm25s
 import pyarrow as pa
 import Stemmer
 
-from ..artifacts import has_description, new_version, open_version
+from ..artifacts import has_description, open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
 from ..ranker import Ranker
-from .base import Index, Ranking, best_of, refuse_replacing
+from .base import Index, Ranking, best_of
 
 TOKENIZATIONS = ("plain", "english")
 
@@ -71,16 +71,9 @@ class BM25Index(Index):
             index.save(folder)
         return index
 
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write the index; it, or its new version, appears when it is complete.
-
-        Raises:
-            FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
-        """
-        refuse_replacing(Path(folder), "bm25", overwrite)
-        with new_version(Path(folder), self.description) as data:
-            self._retriever.save(str(data), show_progress=False)
-            self.ids.save_ids(data)
+    def _write(self, data: Path) -> None:
+        self._retriever.save(str(data), show_progress=False)
+        self.ids.save_ids(data)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "BM25Index":

@@ -12,10 +12,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from ..artifacts import new_version, open_version
+from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
 from ..ranker import Ranker
-from .base import Index, best_of, check_k, check_model, refuse_replacing
+from .base import Index, best_of, check_k, check_model
 from .vector_store import VectorStore, faiss_reason, train_index
 
 QUERIES_AT_ONCE = 256
@@ -64,7 +64,12 @@ class DenseIndex(Index):
         faiss_index = train_index(store, factory, seed)
         for _, _, vectors in store.chunks():
             faiss_index.add(vectors)
-        description = {"kind": "dense", "factory": factory, "vectors": store.description["checksum"]}
+        description = {
+            "kind": "dense",
+            "factory": factory,
+            "vectors": store.description["checksum"],
+            "rows": len(store),
+        }
         for name in ("architecture", "model_dtype", "model", "dimension", "storage"):
             description[name] = store.description[name]
         index = cls(ranker, faiss_index, store, np.zeros(len(store), dtype=bool), description)
@@ -72,21 +77,13 @@ class DenseIndex(Index):
             index.save(folder)
         return index
 
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write the index; it, or its new version, appears when it is complete.
-
-        Raises:
-            FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
-            OSError: if the disk is full; the old version stays.
-        """
-        refuse_replacing(Path(folder), "dense", overwrite)
-        with new_version(Path(folder), self.description | {"rows": len(self.ids)}) as data:
-            try:
-                faiss.write_index(self.index, str(data / "dense.faiss"))
-            except RuntimeError as error:
-                raise OSError(f"{folder}: faiss could not write the index: {faiss_reason(error)}") from None
-            self.ids.save_ids(data)
-            np.save(data / "removed.npy", self.removed)
+    def _write(self, data: Path) -> None:
+        try:
+            faiss.write_index(self.index, str(data / "dense.faiss"))
+        except RuntimeError as error:
+            raise OSError(f"{data}: faiss could not write the index: {faiss_reason(error)}") from None
+        self.ids.save_ids(data)
+        np.save(data / "removed.npy", self.removed)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "DenseIndex":
@@ -121,6 +118,7 @@ class DenseIndex(Index):
             self.index.add(vectors)
         self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
         self.ids = IdIndex.build(self.ids.columns() + store.columns(), self.removed)
+        self.description["rows"] = len(self.ids)
 
     def remove(self, ids: Sequence[Id]) -> None:
         """Leave documents out of all results; their space is free when the index is built again.

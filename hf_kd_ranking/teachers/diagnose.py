@@ -68,12 +68,9 @@ def diagnose_teachers(
         teachers = []
         for i, path in enumerate(paths):
             teachers.append(_read_teacher(load_teacher_scores(path), BucketFile(folder / f"{i}.bin", ENTRY)))
-        comparisons = []
-        for pair in combinations(teachers, 2):
-            comparisons.append(_compare(pair, queries, examples))
         return {
             "files": [teacher.figures | _count_distinct(teacher) for teacher in teachers],
-            "comparisons": comparisons,
+            "comparisons": [_compare(pair, queries, examples) for pair in combinations(teachers, 2)],
             "false_negatives": _find_false_negatives(teachers, queries, documents, examples),
         }
 
@@ -148,7 +145,7 @@ def _entries(columns: dict[str, pa.Array], start: int) -> np.ndarray:
 
 def _distribution(parts: list[np.ndarray]) -> dict:
     """Return the figures of float32 values, without a copy of all of them in double precision."""
-    count = sum(len(part) for part in parts)
+    count = sum(map(len, parts))
     low, high = float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
     mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / count
     margin = 0.0 if low < high else max(0.5, abs(low) / 100)

@@ -75,19 +75,21 @@ def _sections(diagnosis: dict) -> Iterator[tuple[str, list[str], Table]]:
 
 
 def _file_notes(files: list[dict]) -> list[str]:
-    notes = [f"{i}: {figures['file']}" for i, figures in enumerate(files, 1)]
+    names, warnings = [], []
     for i, figures in enumerate(files, 1):
+        names.append(f"{i}: {figures['file']}")
         for warning in figures["warnings"]:
-            notes.append(f"Warning, file {i}: {warning}")
-    return notes
+            warnings.append(f"Warning, file {i}: {warning}")
+    return names + warnings
 
 
 def _file_table(files: list[dict]) -> Table:
-    columns = [_file_figures(figures) for figures in files]
-    table = [["", *(str(i) for i in range(1, len(files) + 1))]]
-    for name in columns[0]:
-        table.append([name, *(column[name] for column in columns)])
-    return table
+    rows: dict[str, list[str]] = {"": []}
+    for i, figures in enumerate(files, 1):
+        rows[""].append(str(i))
+        for name, value in _file_figures(figures).items():
+            rows.setdefault(name, []).append(value)
+    return [[name, *values] for name, values in rows.items()]
 
 
 def _file_figures(figures: dict) -> dict[str, str]:
@@ -105,9 +107,11 @@ def _file_figures(figures: dict) -> dict[str, str]:
 
 
 def _example_table(examples: list[dict]) -> Table:
-    table = [list(example) for example in examples[:1]]
+    if not examples:
+        return []
+    table = [list(examples[0])]
     for example in examples:
-        table.append([_shown(value) for value in example.values()])
+        table.append(list(map(_shown, example.values())))
     return table
 
 

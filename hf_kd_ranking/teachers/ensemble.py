@@ -251,8 +251,7 @@ def _write(
                 counts["incomplete"] += int((part["files"] < len(paths)).sum())
             if len(batch):
                 columns = [pa.array(map(repr, side.tolist()), pa.string()) for side in scores.T]
-                columns.extend(batch[name] for name in TRIPLE_COLUMNS)
-                file.writelines(tsv_lines(columns))
+                file.writelines(tsv_lines([*columns, *batch.select(TRIPLE_COLUMNS).columns]))
             counts["rows"] += len(batch)
     return counts
 

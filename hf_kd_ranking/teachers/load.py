@@ -105,15 +105,17 @@ def load_teacher(
 
 
 class LogitScores(nn.Module):
-    """A model of transformers whose score is computed from its logits, with the interface of a ranker.
+    """A model of transformers whose scores are computed from its logits, with the interface of a ranker.
 
     Args:
         model: the model.
+        compute: function of the model and its inputs that returns (N,) scores.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compute: Callable[..., Tensor]) -> None:
         super().__init__()
         self.model = model
+        self._compute = compute
 
     @property
     def device(self) -> torch.device:
@@ -125,43 +127,9 @@ class LogitScores(nn.Module):
         """Type of the model's parameters."""
         return self.model.dtype
 
-
-class LabelScores(LogitScores):
-    """A sequence classifier whose score is one of its logits.
-
-    Args:
-        model: the classifier.
-        label: index of the logit.
-    """
-
-    def __init__(self, model: PreTrainedModel, label: int) -> None:
-        super().__init__(model)
-        self.label = label
-
     def forward(self, **inputs: Tensor) -> RankingOutput:
         """Return `scores` (N,) of pairs (N, L)."""
-        return RankingOutput(scores=self.model(**inputs).logits[:, self.label].float())
-
-
-class YesNoScores(LogitScores):
-    """A causal language model whose score is the logit of "yes" minus that of "no" as the next token.
-
-    Args:
-        model: the language model.
-        yes: token id of the positive answer.
-        no: token id of the negative answer.
-    """
-
-    def __init__(self, model: PreTrainedModel, yes: int, no: int) -> None:
-        super().__init__(model)
-        self.yes = yes
-        self.no = no
-
-    def forward(self, **inputs: Tensor) -> RankingOutput:
-        """Return `scores` (N,) of prompts (N, L), padded on the left."""
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # padding is on the left
-        logits = self.model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
-        return RankingOutput(scores=logits[:, self.yes] - logits[:, self.no])
+        return RankingOutput(scores=self._compute(self.model, **inputs).float())
 
 
 @dataclass(frozen=True)
@@ -218,7 +186,7 @@ def _recognize(name_or_path: str) -> str:
 
 def _classifier(
     name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype
-) -> tuple[LabelScores, RankingProcessor]:
+) -> tuple[LogitScores, RankingProcessor]:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         name_or_path, dtype=dtype, output_loading_info=True
     )
@@ -235,12 +203,16 @@ def _classifier(
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     index = 0 if label is None else labels.index(label)
-    return LabelScores(model, index), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
+
+    def label_logit(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+        return model(**inputs).logits[:, index]
+
+    return LogitScores(model, label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
 
 
 def _yes_no(
     name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype
-) -> tuple[YesNoScores, PromptProcessor]:
+) -> tuple[LogitScores, PromptProcessor]:
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -254,7 +226,15 @@ def _yes_no(
     if needed > limit:
         raise ValueError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
     processor = PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
-    return YesNoScores(model, *answers), processor
+    yes, no = answers
+
+    def yes_minus_no(model: PreTrainedModel, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # padding is on the left
+        inputs |= {"attention_mask": attention_mask, "position_ids": positions}
+        logits = model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        return logits[:, yes] - logits[:, no]
+
+    return LogitScores(model, yes_minus_no), processor
 
 
 def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:

@@ -1,23 +1,19 @@
 """Loss and pairwise agreement of a student with its teacher on held-out teacher rows."""
 
-from typing import TYPE_CHECKING
-
 import datasets
 import torch
 from torch import Tensor, nn
+from transformers import Trainer
 
 from ..data.collate import split_batch
 from ..losses import listed_margins
 
-if TYPE_CHECKING:
-    from .trainer import RankingTrainer
 
-
-def compare_with_teacher(trainer: "RankingTrainer", rows: datasets.Dataset) -> dict[str, float]:
+def compare_with_teacher(trainer: Trainer, rows: datasets.Dataset) -> dict[str, float]:
     """Return `pairwise_agreement`, the share of pairs that both order alike, and `loss`, on every process.
 
     Args:
-        trainer: its model is the student. Before its `teacher_scale` is matched there is no loss.
+        trainer: a `RankingTrainer`, whose model is the student; it has a loss once its `teacher_scale` is known.
         rows: teacher rows.
     """
     student, teacher, is_listed = _score_rows(trainer, rows)
@@ -33,7 +29,7 @@ def compare_with_teacher(trainer: "RankingTrainer", rows: datasets.Dataset) -> d
 
 
 @torch.no_grad()
-def _score_rows(trainer: "RankingTrainer", rows: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
+def _score_rows(trainer: Trainer, rows: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
     """Return the student's and the teacher's scores of all rows, (N, n), and whether each document is listed."""
     model, accelerator = trainer.model.eval(), trainer.accelerator
     gathered = []

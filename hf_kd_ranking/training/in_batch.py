@@ -6,12 +6,13 @@ The documents are encoded once, in the one forward pass; with several processes 
 Batches whose gradients are accumulated do not see one another's documents.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import Trainer
 
 from ..losses import IN_BATCH, LOSSES
 from ..models import RankerModel, RankingOutput
@@ -42,6 +43,40 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
                 f"would need a forward pass; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
                 "document_position_offset."
             )
+
+
+def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return loss name -> its weighted value for the scores of all documents of the batch.
+
+    Args:
+        trainer: a `RankingTrainer`, with its losses, its student and its live teacher.
+        outputs: the student's.
+        targets: the rest of the batch, see `split_batch`.
+
+    Raises:
+        ValueError: if the lists of the batch differ in length.
+    """
+    losses = {name: weight for name, weight in trainer.losses.items() if name.startswith(IN_BATCH)}
+    if not losses:
+        return {}
+    if "is_listed" in targets:
+        raise ValueError(f"{next(iter(losses))} needs lists of one length; cut them, or leave the loss out.")
+    accelerator, teacher = trainer.accelerator, trainer.in_batch_teacher
+    scores = in_batch_scores(accelerator.unwrap_model(trainer.model), outputs, accelerator)  # (B, N)
+    is_known = known_positives(targets["rows"], accelerator)
+    is_known[:, 0] = False  # the row's own positive stays
+    # A teacher scores every document; labels only would turn another positive into a negative.
+    labelled = scores.masked_fill(is_known, -torch.inf)
+    teacher_scores = torch.zeros_like(scores)
+    if teacher is not None:
+        with torch.no_grad():
+            teacher_scores = in_batch_scores(teacher, teacher(**targets["teacher_inputs"]), accelerator)
+    values = {}
+    for name, weight in losses.items():
+        loss = LOSSES[name.removeprefix(IN_BATCH)]
+        student_scores = scores if loss.needs_teacher else labelled
+        values[name] = weight * loss.function(student_scores, teacher_scores * trainer.teacher_scale)
+    return values
 
 
 def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:

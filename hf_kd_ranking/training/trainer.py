@@ -22,7 +22,7 @@ from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
 from ..hub.publish import publish_ranker
 from ..losses import IN_BATCH, LOSSES, get_losses
-from ..models import RankerModel, RankingOutput, RankingProcessor
+from ..models import RankerModel, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
 from .agreement import compare_with_teacher
@@ -30,7 +30,7 @@ from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
 from .checks import check_data_sets
-from .in_batch import check_in_batch, in_batch_scores, known_positives
+from .in_batch import check_in_batch, in_batch_losses
 from .lora import merge_adapters, with_adapters
 from .topics import rows_of_queries, teacher_margins
 
@@ -190,16 +190,10 @@ class RankingTrainer(Trainer):
         """The parent's step, stopped before the weights change where the loss is not a number."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not loss.isfinite():
-            rows, texts = inputs["rows"], self.data_collator
-            documents = []
-            for places in rows["document"].cpu().numpy():
-                documents.append(", ".join(texts.documents.ids_of(places)))
-            queries = texts.queries.ids_of(rows["query"].cpu().numpy())
-            ids = "; ".join(map(": ".join, zip(queries, documents, strict=True)))
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}; the weights were not changed by it. "
                 "Try a lower learning_rate, bf16 in place of fp16, and look at the teacher's scores (`teacher "
-                f"diagnose`). Its batch has the queries and documents {ids}."
+                f"diagnose`). Its batch has the queries and documents {self.data_collator.describe(inputs)}."
             )
         return loss
 
@@ -219,7 +213,7 @@ class RankingTrainer(Trainer):
         teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
         mask = targets.get("is_listed")
         outputs = model(**features)
-        parts = self.row_losses(outputs.scores, teacher_scores, mask) | self._batch_losses(outputs, targets)
+        parts = self.row_losses(outputs.scores, teacher_scores, mask) | in_batch_losses(self, outputs, targets)
         loss = sum(parts.values())
         if model.training:
             self.statistics.add(features, outputs.scores, teacher_scores, parts, mask)
@@ -235,30 +229,6 @@ class RankingTrainer(Trainer):
         for name, weight in self.losses.items():
             if not name.startswith(IN_BATCH):
                 values[name] = weight * LOSSES[name].function(student_scores, teacher_scores, mask=mask)
-        return values
-
-    def _batch_losses(self, outputs: RankingOutput, targets: dict[str, Any]) -> dict[str, Tensor]:
-        """Return loss name -> its weighted value for the scores of all documents of the batch."""
-        losses = {name: weight for name, weight in self.losses.items() if name.startswith(IN_BATCH)}
-        if not losses:
-            return {}
-        if "is_listed" in targets:
-            raise ValueError(f"{next(iter(losses))} needs lists of one length; cut them, or leave the loss out.")
-        scores = in_batch_scores(self.accelerator.unwrap_model(self.model), outputs, self.accelerator)  # (B, N)
-        is_known = known_positives(targets["rows"], self.accelerator)
-        is_known[:, 0] = False  # the row's own positive stays
-        # A teacher scores every document; labels only would turn another positive into a negative.
-        labelled = scores.masked_fill(is_known, -torch.inf)
-        teacher_scores = torch.zeros_like(scores)
-        if self.in_batch_teacher is not None:
-            with torch.no_grad():
-                outputs = self.in_batch_teacher(**targets["teacher_inputs"])
-                teacher_scores = in_batch_scores(self.in_batch_teacher, outputs, self.accelerator)
-        values = {}
-        for name, weight in losses.items():
-            loss = LOSSES[name.removeprefix(IN_BATCH)]
-            student_scores = scores if loss.needs_teacher else labelled
-            values[name] = weight * loss.function(student_scores, teacher_scores * self.teacher_scale)
         return values
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
@@ -339,11 +309,13 @@ class RankingTrainer(Trainer):
             return optimizer
         in_head = {id(parameter) for parameter in self.model.head_parameters()}
         for group in list(optimizer.param_groups):
-            head = [parameter for parameter in group["params"] if id(parameter) in in_head]
+            encoder, head = [], []
+            for parameter in group["params"]:
+                side = head if id(parameter) in in_head else encoder
+                side.append(parameter)
             if head:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in in_head]
-                settings = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group(settings | {"params": head, "lr": self.args.head_learning_rate})
+                group["params"] = encoder
+                optimizer.add_param_group({**group, "params": head, "lr": self.args.head_learning_rate})
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -407,9 +379,9 @@ class RankingTrainer(Trainer):
         return publish_ranker(self.args.output_dir, self.hub_model_id, **options)["address"]
 
     def _training_rows(self) -> int:
-        if isinstance(self.train_dataset, datasets.IterableDataset):  # it has no length: the rows of all steps
-            return self.state.global_step * self.get_total_train_batch_size(self.args)
-        return 0 if self.train_dataset is None else len(self.train_dataset)
+        if isinstance(self.train_dataset, datasets.Dataset):
+            return len(self.train_dataset)
+        return self.state.global_step * self.get_total_train_batch_size(self.args)  # of a stream, or 0
 
 
 def _as_rows(dataset: TeacherRows | datasets.Dataset | datasets.IterableDataset | None) -> TeacherRows | None:

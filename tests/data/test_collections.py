@@ -39,7 +39,7 @@ def caches(private_cache, monkeypatch, tmp_path):
     monkeypatch.setenv(collections.DATA_FOLDER, str(tmp_path))
 
 
-def test_a_folder_of_beir_by_path_and_by_its_name_in_the_data_folder(tmp_path):
+def test_beir_folder_opens_by_path_and_by_name(tmp_path):
     write_beir(tmp_path / "ours")
     for name in (str(tmp_path / "ours"), "ours"):
         collection = kd.load_collection(name)
@@ -91,7 +91,7 @@ def test_the_hubs_form_with_and_without_grades(tmp_path, monkeypatch, has_grades
     assert collection.qrels == (QRELS if has_grades else {q: dict.fromkeys(of, 1) for q, of in QRELS.items()})
 
 
-def test_of_several_splits_on_the_hub_the_one_asked_for_is_read(monkeypatch):
+def test_hub_split_is_the_one_asked_for(monkeypatch):
     rows = {"query-id": ["q1"], "corpus-id": ["d2"], "score": [3]}
     splits = datasets.DatasetDict(dev=datasets.Dataset.from_dict(rows), train=datasets.Dataset.from_dict(rows))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: splits)
@@ -111,7 +111,7 @@ class Text(NamedTuple):
         return self.text
 
 
-def test_ir_datasets_records_under_its_names_and_the_short_ones(monkeypatch):
+def test_ir_datasets_opens_by_its_names_and_short_ones(monkeypatch):
     module, opened = ModuleType("ir_datasets"), []
 
     def load(name):

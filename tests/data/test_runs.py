@@ -24,7 +24,7 @@ def written(tmp_path, content: str | bytes):
 # ---- Round trips ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_reads_back_with_its_order_its_ids_and_every_bit_of_its_scores(tmp_path):
+def test_run_reads_back_bit_by_bit(tmp_path):
     run = kd.Run({"q2": list(zip(IDS, SCORES, strict=True)), "q/ü": [("7130104", 1.0)], "q1": [("d", -2.5)]})
     kd.write_run(run, tmp_path / "run.trec")
     again = kd.read_run(tmp_path / "run.trec")
@@ -57,7 +57,7 @@ def test_scores_give_the_order_and_ties_keep_that_of_the_file(tmp_path):
     assert [doc_id for doc_id, _ in kd.read_run(path)["q"]] == ["c", "z", "b", "a"]
 
 
-def test_crlf_blank_lines_tabs_and_a_byte_order_mark_are_read_over(tmp_path):
+def test_crlf_blank_lines_tabs_and_byte_order_mark_are_read(tmp_path):
     path = written(tmp_path, "\ufeffq\tQ0\td\t1\t2.5\tt\r\n\r\nq Q0  e 2 1 t".encode())
     assert kd.read_run(path) == {"q": [("d", 2.5), ("e", 1.0)]}
 
@@ -130,7 +130,7 @@ def test_the_same_judgment_twice_is_no_contradiction(tmp_path):
 
 
 @pytest.mark.parametrize(("read", "what"), [(kd.read_run, "run"), (kd.read_qrels, "qrels")])
-def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(tmp_path, read, what):
+def test_missing_files_folders_and_empty_files_are_refused(tmp_path, read, what):
     with pytest.raises(FileNotFoundError, match=re.escape(f"The {what} file {tmp_path / 'no'} does not exist")):
         read(tmp_path / "no")
     with pytest.raises(FileNotFoundError, match=re.escape(f"The {what} file {tmp_path} is a folder, not a file")):
@@ -144,7 +144,7 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(tmp_path, read
 
 
 @pytest.mark.parametrize("name", ["a b", "a\tb", "a\nb", "a\u00a0b", "a\u2028b", " a", ""])
-def test_names_with_white_space_are_refused_wherever_they_stand_and_no_file_appears(tmp_path, name):
+def test_names_with_white_space_are_refused_before_writing(tmp_path, name):
     path = tmp_path / "out.txt"
     writers = [
         lambda: kd.write_run({name: [("d", 1.0)]}, path),
@@ -170,7 +170,7 @@ class _Interrupted(dict):
     [(kd.write_run, {"q": [("d", 1.0)]}), (kd.write_qrels, {"q": {"d": 1}})],
     ids=["run", "qrels"],
 )
-def test_an_interrupted_writer_leaves_the_old_file_and_nothing_else(tmp_path, write, content):
+def test_interrupted_writer_leaves_only_the_old_file(tmp_path, write, content):
     path = tmp_path / "out.txt"
     path.write_text("old\n")
     with pytest.raises(KeyboardInterrupt):
@@ -230,7 +230,7 @@ def test_k_keeps_the_first_k_and_what_ties_with_the_last(tmp_path):
         kd.read_run(path, 0)
 
 
-def test_ranks_that_contradict_scores_are_warned_of_once_with_the_line(tmp_path, caplog):
+def test_ranks_that_contradict_scores_are_warned_of_once(tmp_path, caplog):
     run = kd.read_run(written(tmp_path, "q Q0 a 1 1 t\nq Q0 b 2 3 t\n\nq Q0 c 3 2 t\n"))
     assert [doc_id for doc_id, _ in run["q"]] == ["b", "c", "a"]
     assert len(caplog.records) == 1
@@ -250,13 +250,13 @@ def test_an_id_with_white_space_is_refused_whichever_it_is(tmp_path, space):
 # ---- Runs in memory -------------------------------------------------------------------------------------
 
 
-def test_top_keeps_the_first_k_of_every_query_and_leaves_the_run_alone():
+def test_top_keeps_the_first_k_of_every_query():
     run = kd.Run({"q": [("a", 3.0), ("b", 2.0), ("c", 1.0)], "r": [("a", 1.0)]})
     assert run.top(2) == {"q": [("a", 3.0), ("b", 2.0)], "r": [("a", 1.0)]}
     assert len(run["q"]) == 3
 
 
-def test_from_scores_groups_by_query_sorts_by_falling_score_and_keeps_ties_in_the_order_given():
+def test_from_scores_groups_sorts_and_keeps_the_order_of_ties():
     run = kd.Run.from_scores([7, 8, 7, 7, 7], [1, 2, 3, 4, 5], np.array([0.5, 1, 2, 0.5, 2], dtype=np.float32))
     assert run == {"7": [("3", 2.0), ("5", 2.0), ("1", 0.5), ("4", 0.5)], "8": [("2", 1.0)]}
 

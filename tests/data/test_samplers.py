@@ -63,7 +63,7 @@ def test_the_global_random_state_is_neither_read_nor_moved():
 
 
 @pytest.mark.parametrize("done", [0, 3, 9])
-def test_a_resumed_epoch_goes_on_with_the_batches_that_were_left(done):
+def test_resumed_epoch_continues_with_the_batches_left(done):
     def batches() -> DataLoader:
         sampler = ShuffledSampler(range(40), seed=42, chunk_size=16)
         sampler.set_epoch(2)
@@ -110,7 +110,7 @@ def test_a_cluster_with_too_few_queries_is_filled_up_from_the_next():
         assert sizes == [0, 10, 20]
 
 
-def test_rows_are_balanced_over_the_margins_and_not_over_their_number():
+def test_rows_are_balanced_over_the_margins():
     drawn = np.concatenate([topic_order(epoch=epoch).flatten() for epoch in range(20)])  # 6,000 rows
     # Ten bins of width 1: three rows share the first, 9.0 and 10.0 the last (its upper edge included).
     assert np.bincount(drawn % 5) / len(drawn) == pytest.approx([1 / 6] * 3 + [1 / 4] * 2, abs=0.03)
@@ -133,7 +133,7 @@ def test_a_query_with_one_margin_has_one_bin():
     assert {frozenset(batch) for _ in range(50) for batch in [list(sampler)]} <= {frozenset({0, 2}), frozenset({1, 2})}
 
 
-def test_topic_batches_depend_on_seed_and_epoch_and_come_again_after_a_resume():
+def test_topic_batches_depend_on_seed_and_epoch():
     orders = {topic_order(seed=seed, epoch=epoch).tobytes() for seed in (1, 10) for epoch in range(3)}
     assert len(orders) == 6
     sampler = TopicBalancedSampler(QUERIES, MARGINS, CLUSTERS, 10, 42)

@@ -54,7 +54,7 @@ def build(tmp_path, form: str, ids: list[str], texts: list[str]) -> kd.TextStore
 
 @pytest.mark.parametrize("form", ["tsv", "jsonl", "dataset"])
 @WITH_EVERY_KIND_OF_ID
-def test_every_text_comes_back_as_written_in_the_order_of_the_source(tmp_path, form, ids):
+def test_texts_come_back_as_written_in_source_order(tmp_path, form, ids):
     store = build(tmp_path, form, ids, TEXTS)
     assert list(store.items()) == list(zip(ids, TEXTS, strict=True))
     assert list(store.ids()) == ids
@@ -94,7 +94,7 @@ def test_integer_ids_are_looked_up_by_either_spelling(tmp_path, kind, integer):
         assert store[7] == store["7"] == TEXTS[4]  # not that of "007", " 7" or "+7"
 
 
-def test_ids_that_are_the_rows_need_no_index_and_others_have_one(tmp_path):
+def test_ids_that_are_the_rows_need_no_index(tmp_path):
     assert not list(build(tmp_path, "tsv", ["0", "1", "2"], TEXTS[:3]).folder.glob("keys.npy"))
     assert list(build(tmp_path, "tsv", ["0", "2", "1"], TEXTS[1:4]).folder.glob("keys.npy"))
 
@@ -105,12 +105,12 @@ def test_a_title_is_put_before_its_text(tmp_path):
     assert list(store.items()) == [("a", "T x"), ("b", "y"), ("3", " z")]
 
 
-def test_crlf_blank_lines_and_a_byte_order_mark_are_read_over(tmp_path):
+def test_crlf_blank_lines_and_byte_order_mark_are_read(tmp_path):
     store = kd.TextStore.from_tsv(tsv(tmp_path, "\ufeff0\ta\r", "\r", "1\tb\r"))
     assert list(store.items()) == [("0", "a"), ("1", "b")]
 
 
-def test_from_file_tells_a_folder_json_lines_and_tsv_apart(tmp_path):
+def test_from_file_opens_folders_json_lines_and_tsv(tmp_path):
     store = kd.TextStore.from_file(tsv(tmp_path, "0\ta"))
     assert kd.TextStore.from_file(store.folder)["0"] == "a"
     assert kd.TextStore.from_file(tsv(tmp_path, '{"id": 5, "text": "b"}', name="t.jsonl"))[5] == "b"
@@ -183,7 +183,7 @@ def test_missing_ids_are_counted_and_the_first_three_named(tmp_path, ids, missin
         (['["_id", "text"]'], " line 1: needed a JSON object, got list"),
     ],
 )
-def test_bad_texts_are_refused_with_file_and_line_and_no_store_is_left(tmp_path, lines, message):
+def test_bad_texts_are_refused_and_leave_no_store(tmp_path, lines, message):
     path = tsv(tmp_path, *lines, name="t.jsonl" if "{" in lines[0] or "[" in lines[0] else "t.tsv")
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path}{message}')}"):
         kd.TextStore.from_file(path)
@@ -191,7 +191,7 @@ def test_bad_texts_are_refused_with_file_and_line_and_no_store_is_left(tmp_path,
 
 
 @pytest.mark.parametrize("ids", [["0", "1", "1"], ["a", "b", "b"]])
-def test_an_id_that_stands_twice_with_one_text_is_no_contradiction(tmp_path, ids):
+def test_id_twice_with_one_text_is_allowed(tmp_path, ids):
     store = build(tmp_path, "tsv", ids, ["x", "y", "y"])
     assert store[ids] == ["x", "y", "y"]
     assert store.rows_of(ids).tolist() == [0, 1, 1]
@@ -204,14 +204,14 @@ def test_bad_utf8_is_named_by_file_and_line(tmp_path):
         kd.TextStore.from_tsv(path)
 
 
-def test_a_data_set_without_the_columns_and_a_folder_without_a_store_are_refused(tmp_path):
+def test_missing_columns_and_stores_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has the columns docno, text, not id; name them by id_column"):
         kd.TextStore.from_dataset(datasets.Dataset.from_dict({"docno": [1], "text": ["a"]}), tmp_path / "store")
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "store"))):
         kd.TextStore.open(tmp_path / "store")
 
 
-def test_an_interrupted_build_leaves_nothing_behind_and_can_be_repeated(tmp_path, monkeypatch):
+def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     path = tsv(tmp_path, "a\tx")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # texts.bin is complete by now
@@ -220,7 +220,7 @@ def test_an_interrupted_build_leaves_nothing_behind_and_can_be_repeated(tmp_path
     assert kd.TextStore.from_tsv(path, tmp_path / "stores" / "mine")["a"] == "x"
 
 
-def test_a_store_is_built_into_an_empty_folder_but_not_among_other_files(tmp_path):
+def test_store_is_not_built_among_other_files(tmp_path):
     path, folder = tsv(tmp_path, "0\tx"), tmp_path / "mine"
     folder.mkdir()
     (folder / "notes").write_text("")
@@ -245,7 +245,7 @@ def test_dataloader_workers_give_the_same_texts(tmp_path, method):
     assert list(loader) == [TEXTS[:3], TEXTS[3:6], TEXTS[6:]]
 
 
-def test_what_a_compressed_file_holds_is_told_by_its_name(tmp_path):
+def test_compressed_files_are_read_by_their_names(tmp_path):
     path = tmp_path / "corpus.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"_id": "a", "text": "x"}).encode()))
     assert list(kd.TextStore.from_file(path).items()) == [("a", "x")]

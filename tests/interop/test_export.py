@@ -13,22 +13,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_MAPPING,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DistilBertConfig, ElectraConfig
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.interop.export import FORMATS, largest_difference
 from hf_kd_ranking.interop.onnx import OnnxRanker
-from hf_kd_ranking.models import ARCHITECTURES, register_ranker
-from hf_kd_ranking.models.encoder import EncoderRanker, EncoderRankerConfig
-from hf_kd_ranking.models.scoring import dot_product
 
 rng = random.Random(0)
 WORDS = "apple bread cat dog earth fire glass house what is a the of unheard".split()
@@ -234,55 +223,29 @@ def test_export_names_what_a_layout_cannot_express(architecture, config, format,
     assert not (tmp_path / "out").exists()
 
 
-class SixthConfig(EncoderRankerConfig):
-    """An architecture that no layout is made for: the dot product of first tokens."""
-
-    model_type = "Sixth"
-    similarity = "dot"
-
-
-class Sixth(EncoderRanker):
-    config_class = SixthConfig
-    _auto_class = None  # its code is not saved
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.post_init()
-
-    def encode(self, inputs, side):
-        return self.encode_first(inputs).view(*inputs["input_ids"].shape[:-1], -1), None
-
-    def score_vectors(self, query, document, query_mask=None, document_mask=None):
-        return dot_product(query, document)
-
-
 @pytest.fixture
-def sixth(encoder, tokenizer, tmp_path, monkeypatch) -> Path:
-    """Folder of a registered ranker of a sixth architecture."""
-    monkeypatch.setattr(kd.models.loading, "ARCHITECTURES", dict(ARCHITECTURES))
-    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", dict(CONFIG_MAPPING._extra_content))
-    monkeypatch.setattr(MODEL_MAPPING, "_extra_content", dict(MODEL_MAPPING._extra_content))
-    register_ranker("sixth", Sixth)
-    torch.manual_seed(1)
-    kd.Ranker(Sixth.from_encoder(encoder, layers=[0], **SETTINGS), tokenizer).save_pretrained(tmp_path / "ranker")
+def new_ranker(toy_architecture, encoder, tokenizer, tmp_path) -> Path:
+    """Folder of a ranker whose architecture no layout is made for."""
+    model = kd.load_ranker(encoder, "toy", max_query_length=8, max_document_length=16)
+    kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "ranker")
     return tmp_path / "ranker"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("similarity", "output"), [("dot", "vectors"), ("layers", "scores")])
-def test_new_architecture_exports_to_onnx_by_its_similarity(similarity, output, sixth, tmp_path, monkeypatch):
-    monkeypatch.setattr(SixthConfig, "similarity", similarity)
-    kd.export_ranker(sixth, "onnx", tmp_path / "out")
+def test_new_architecture_exports_to_onnx(similarity, output, toy_architecture, new_ranker, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_architecture.config_class, "similarity", similarity)
+    kd.export_ranker(new_ranker, "onnx", tmp_path / "out")
     graph = OnnxRanker(tmp_path / "out", threads=1)
     assert [node.name for node in graph.session.get_outputs()] == [output]
-    assert_equal_scores(sixth, graph.score(QUERIES, DOCUMENTS))
+    assert_equal_scores(new_ranker, graph.score(QUERIES, DOCUMENTS))
 
 
-def test_new_architecture_is_refused_by_the_layouts_of_others(sixth, tmp_path):
+def test_new_architecture_is_refused_by_the_layouts_of_others(new_ranker, tmp_path):
     for name, layout in FORMATS.items():
         if layout.model_class is not None:
-            with pytest.raises(ValueError, match="model_type=Sixth: this layout is for "):
-                kd.export_ranker(sixth, name, tmp_path / "out")
+            with pytest.raises(ValueError, match="model_type=Toy: this layout is for "):
+                kd.export_ranker(new_ranker, name, tmp_path / "out")
 
 
 def test_export_override_removes_query_masks(ranker_folder, tmp_path):

@@ -1,14 +1,14 @@
-"""Input of the teacher tools that must not go wrong in silence."""
+"""Input that the teacher tools must refuse, or must not change without saying so."""
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from test_adapters import DOCUMENTS, QUERIES, close, llama, make_classifier, score, yes_minus_no  # noqa: F401
+from test_load import DOCUMENTS, QUERIES, close, llama, make_classifier, score, yes_minus_no  # noqa: F401
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.rows import has_only_margins, write_teacher_scores
+from hf_kd_ranking.data.rows import TeacherRows, write_teacher_scores
 from hf_kd_ranking.teachers.load import Teacher, load_teacher
 
 ZEROS = Teacher("zeros", lambda queries, _: np.zeros(len(queries), dtype=np.float32), "f")
@@ -25,7 +25,7 @@ def ensemble(tmp_path, *files, **options):
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
-def test_parquet_scores_that_are_no_numbers_are_refused(tmp_path, bad):
+def test_parquet_scores_must_be_finite_numbers(tmp_path, bad):
     columns = {"pos_score": [bad, 1.0], "neg_score": [1.0, 2.0], "query_id": [1, 1]}
     columns |= {"pos_id": [5, 8], "neg_id": [6, 7]}
     with pytest.raises(ValueError, match=r"n\.parquet row 0: pos_score"):
@@ -35,13 +35,13 @@ def test_parquet_scores_that_are_no_numbers_are_refused(tmp_path, bad):
 def test_small_scores_survive_jsonl(tmp_path):
     scores = [[1e-12, 0.000123456789]]
     rows = datasets.Dataset.from_dict({"query_id": [7], "doc_ids": [[1, 2]], "teacher_scores": scores})
-    write_teacher_scores(rows, tmp_path / "l.jsonl")
+    write_teacher_scores(TeacherRows(rows), tmp_path / "l.jsonl")
     assert kd.load_teacher_scores(tmp_path / "l.jsonl")[0]["teacher_scores"] == [
         float(np.float32(value)) for value in (1e-12, 0.000123456789)
     ]
 
 
-def test_a_padded_prompt_has_the_positions_of_an_unpadded_one(tokenizer, tmp_path):
+def test_padded_prompt_has_the_positions_of_an_unpadded_one(tokenizer, tmp_path):
     torch.manual_seed(0)
     words = llama(tokenizer)[0]
     config = GPT2Config(vocab_size=len(words), n_embd=16, n_layer=2, n_head=2, n_positions=512, initializer_range=0.5)
@@ -51,7 +51,7 @@ def test_a_padded_prompt_has_the_positions_of_an_unpadded_one(tokenizer, tmp_pat
     assert score(tmp_path, kind="yes-no", batch_size=4) == close(wanted)
 
 
-def test_the_fingerprint_changes_with_the_dtype(make_classifier):  # noqa: F811
+def test_fingerprint_changes_with_the_dtype(make_classifier):  # noqa: F811
     from transformers import BertForSequenceClassification
 
     folder = make_classifier(["L"])
@@ -60,19 +60,19 @@ def test_the_fingerprint_changes_with_the_dtype(make_classifier):  # noqa: F811
     assert len(found) == 2
 
 
-def test_a_missing_folder_is_not_found(tmp_path):
+def test_missing_folder_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         load_teacher(str(tmp_path / "none"))
 
 
-def test_a_length_without_room_for_the_prompt_is_refused(tokenizer, tmp_path):
+def test_length_without_room_for_the_prompt_is_refused(tokenizer, tmp_path):
     for part in llama(tokenizer):
         part.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="max_length"):
         score(tmp_path, max_length=20)
 
 
-def test_a_file_of_blank_lines_holds_no_rows(tmp_path):
+def test_file_of_blank_lines_holds_no_rows(tmp_path):
     for name in ("s.tsv", "c.tsv"):
         (tmp_path / name).write_text("0\ta\n" if name == "c.tsv" else "\n\n")
     store = kd.TextStore.from_file(tmp_path / "c.tsv")
@@ -108,7 +108,7 @@ def test_nothing_to_score_is_refused(tmp_path, source):
         kd.score_teacher(ZEROS, source, store, store, tmp_path / "out.tsv")
 
 
-def test_an_unknown_id_of_a_run_file_is_named_with_file_and_line(tmp_path):
+def test_unknown_id_of_a_run_file_is_named_with_file(tmp_path):
     (tmp_path / "c.tsv").write_text("a\tx\nb\ty\n")
     (tmp_path / "r.trec").write_text("a Q0 b 1 1.0 t\na Q0 zz 2 0.5 t\n")
     store = kd.TextStore.from_file(tmp_path / "c.tsv")
@@ -119,7 +119,7 @@ def test_an_unknown_id_of_a_run_file_is_named_with_file_and_line(tmp_path):
 def test_written_margins_are_still_marked(tmp_path):
     margins = {"query_id": [1], "positive_id": [5], "negative_id": [6], "score": [3.0]}
     write_teacher_scores(kd.load_teacher_scores(datasets.Dataset.from_dict(margins)), tmp_path / "m.parquet")
-    assert has_only_margins(kd.load_teacher_scores(tmp_path / "m.parquet"))
+    assert kd.load_teacher_scores(tmp_path / "m.parquet").has_only_margins
 
 
 def test_expand_refuses_an_unknown_on_missing(tmp_path):

@@ -1,20 +1,16 @@
-"""Averages by hand and the authors' own (golden/teacher_files); what a file lacks; runs that are cut off."""
+"""Averages computed by hand and by the authors (golden/teacher_files); missing pairs; interruptions."""
 
 import gzip
 import json
-import random
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.teachers import buckets as external
-from hf_kd_ranking.teachers import ensemble
+from hf_kd_ranking.teachers import buckets, ensemble
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "teacher_files" / "cases.json"
 FILES = json.loads(GOLDEN.read_text(encoding="utf-8"))["ensemble"]
@@ -39,8 +35,8 @@ def write_rows(path: Path, scores: dict[tuple[str, str], float], rows=ROWS) -> P
 
 @pytest.fixture(autouse=True)
 def few_buckets(monkeypatch) -> None:
-    """256 files for each teacher would take most of the time."""
-    monkeypatch.setattr(external, "BUCKETS", 4)
+    """Most of 256 buckets would be empty."""
+    monkeypatch.setattr(buckets, "BUCKETS", 4)
 
 
 @pytest.fixture
@@ -70,11 +66,11 @@ def close(rows: list[tuple]) -> list[tuple]:
 # ---- Averages -------------------------------------------------------------------------------------------------------
 
 
-def test_the_mean_of_three_teachers_has_the_bytes_of_the_authors(tmp_path, monkeypatch):
+def test_mean_equals_the_bytes_of_the_authors(tmp_path, monkeypatch):
     for name, text in FILES.items():
         (tmp_path / f"{name}.tsv").write_text(text, encoding="utf-8")
     files = [tmp_path / f"teacher{i}.tsv" for i in range(3)]
-    monkeypatch.setattr(external, "BUCKETS", 256)
+    monkeypatch.setattr(buckets, "BUCKETS", 256)
     # The third file lacks pairs: the authors average what there is.
     counts = kd.ensemble_teachers(files, tmp_path / "ids.tsv", on_missing="average")
     assert (tmp_path / "ids.tsv").read_text(encoding="utf-8") == FILES["expected_ensemble_ids"]
@@ -84,35 +80,35 @@ def test_the_mean_of_three_teachers_has_the_bytes_of_the_authors(tmp_path, monke
     assert (tmp_path / "text.tsv").read_text(encoding="utf-8") == FILES["expected_ensemble_text"]
 
 
-def test_a_mean_is_over_the_pair_whatever_the_order_of_the_rows(files):
+def test_mean_does_not_depend_on_row_order(files):
     assert run(files) == by_hand(lambda *pair: sum(SCORES[name][pair] for name in SCORES) / 3)
 
 
-def test_a_file_alone_comes_out_as_it_is(files):
+def test_one_file_is_written_as_it_is(files):
     assert run(files[:1]) == by_hand(lambda *pair: SCORES["first"][pair])
     assert (files[0].parent / "out.tsv").read_bytes() == files[0].read_bytes()
 
 
-def test_a_weighted_mean_is_divided_by_the_sum_of_the_weights(files):
+def test_weighted_mean_is_divided_by_sum_of_weights(files):
     def average(*pair):
         return (2 * SCORES["first"][pair] + 0.5 * SCORES["second"][pair] + 0 * SCORES["third"][pair]) / 2.5
 
     assert run(files, weights=[2, 0.5, 0]) == close(by_hand(average))
 
 
-def test_the_median_is_that_of_the_files(files):
+def test_median_is_over_the_files(files):
     assert run(files, method="median") == by_hand(
         lambda *pair: statistics.median(SCORES[name][pair] for name in SCORES)
     )
 
 
 @pytest.mark.parametrize("weights", [None, [1, 3, 0.5]])
-def test_standardized_scores_are_counted_in_standard_deviations_from_the_mean_of_their_file(files, weights):
+def test_standardized_scores_use_moments_of_their_file(files, weights):
     # Of the file: a pair that stands in two rows counts twice.
     seen = [(q, d) for q, *docs in ROWS for d in docs]
-    facts = {name: [SCORES[name][pair] for pair in seen] for name in SCORES}
-    mean = {name: statistics.fmean(values) for name, values in facts.items()}
-    std = {name: statistics.pstdev(values) for name, values in facts.items()}
+    scores_of = {name: [SCORES[name][pair] for pair in seen] for name in SCORES}
+    mean = {name: statistics.fmean(values) for name, values in scores_of.items()}
+    std = {name: statistics.pstdev(values) for name, values in scores_of.items()}
 
     def average(*pair):
         parts = [(SCORES[name][pair] - mean[name]) / std[name] for name in SCORES]
@@ -122,12 +118,12 @@ def test_standardized_scores_are_counted_in_standard_deviations_from_the_mean_of
     assert run(files, method="standardized", weights=weights) == close(by_hand(average))
 
 
-def test_constant_scores_are_0_after_standardizing(tmp_path):
+def test_standardized_constant_scores_are_0(tmp_path):
     path = write_rows(tmp_path / "same.tsv", dict.fromkeys(PAIRS, 7.25))
     assert run([path], method="standardized") == by_hand(lambda *pair: 0.0)
 
 
-def test_a_mean_and_a_deviation_far_from_0_keep_their_digits(tmp_path, monkeypatch):
+def test_moments_far_from_0_keep_their_digits(tmp_path, monkeypatch):
     far = {pair: 1e8 + score for pair, score in SCORES["first"].items()}
     monkeypatch.setattr(ensemble, "read_tsv", lambda path, types, size: READ_TSV(path, types, 40))  # several blocks
     (one, *_), (other, *_) = (
@@ -140,17 +136,17 @@ def test_a_mean_and_a_deviation_far_from_0_keep_their_digits(tmp_path, monkeypat
 READ_TSV = ensemble.read_tsv
 
 
-def test_the_last_score_of_a_repeated_pair_counts(tmp_path):
+def test_last_score_of_a_repeated_pair_is_used(tmp_path):
     rows = ["1\t10\tq\ta\tb\n", "2\t20\tq\ta\tc\n", "3\t30\tq\ta\tb\n", "4\t1\tother\ta\tb\n"]
     (tmp_path / "rows.tsv").write_text("".join(rows))
     assert [row[:2] for row in run([tmp_path / "rows.tsv"])] == [(3, 30), (3, 20), (3, 30), (4, 1)]
 
 
-@pytest.mark.parametrize("buckets", [1, 3, 300])
+@pytest.mark.parametrize("count", [1, 3, 300])
 @pytest.mark.parametrize("options", [{}, {"method": "standardized"}, {"method": "median"}])
-def test_the_number_of_buckets_changes_nothing(files, monkeypatch, buckets, options):
+def test_result_does_not_depend_on_number_of_buckets(files, monkeypatch, count, options):
     wanted = run(files, **options)
-    monkeypatch.setattr(external, "BUCKETS", buckets)
+    monkeypatch.setattr(buckets, "BUCKETS", count)
     assert run(files, **options) == wanted
 
 
@@ -161,7 +157,7 @@ def test_ids_are_matched_as_they_are_written(tmp_path):
     assert run([tmp_path / "one.tsv", tmp_path / "two.tsv"]) == wanted
 
 
-def test_ids_that_only_join_to_the_same_text_are_two_pairs(tmp_path):
+def test_ids_that_join_to_one_text_are_two_pairs(tmp_path):
     (tmp_path / "one.tsv").write_text("1\t2\ta b\tc\td\n3\t4\ta\tb c\td\n")
     assert [row[:2] for row in run([tmp_path / "one.tsv"])] == [(1, 2), (3, 4)]
 
@@ -183,20 +179,20 @@ def write_parquet(path: Path, columns: dict[str, list]) -> Path:
 TABLE = {"pos_score": [1.5, 2.5], "neg_score": [0.5, -1.0], "query_id": [7, 8], "pos_id": [1, 2], "neg_id": [3, 4]}
 
 
-def test_rows_with_weight_0_and_pairs_with_weight_1_make_rows_of_the_scores_of_the_pairs(files, tmp_path):
+def test_rows_of_weight_0_take_the_scores_of_pairs(files, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", SCORES["third"] | {("q9", "more"): 5.0})
     assert run([files[0], pairs], weights=[0, 1]) == by_hand(lambda *pair: SCORES["third"][pair])
 
 
 @pytest.mark.parametrize("name", ["doc_id", "passage_id", "corpus_id"])
-def test_pairs_in_parquet_are_read_under_each_of_their_names(files, tmp_path, name):
+def test_pairs_in_parquet_have_several_names(files, tmp_path, name):
     queries, docs = zip(*PAIRS, strict=True)
     columns = {"score": list(SCORES["second"].values()), name: list(docs), "query_id": list(queries), "note": [0] * 6}
     path = write_parquet(tmp_path / "pairs.parquet", columns)
     assert run([files[0], path], weights=[0, 1]) == by_hand(lambda *pair: SCORES["second"][pair])
 
 
-def test_rows_in_parquet_equal_the_same_rows_in_tsv(tmp_path):
+def test_parquet_equals_tsv(tmp_path):
     parquet = write_parquet(tmp_path / "rows.parquet", TABLE)
     (tmp_path / "rows.tsv").write_text("-1\t3\t8\t2\t4\n0.5\t1.5\t7\t1\t3\n")
     wanted = [(1.0, 1.0, "7", "1", "3"), (0.75, 1.0, "8", "2", "4")]
@@ -204,7 +200,7 @@ def test_rows_in_parquet_equal_the_same_rows_in_tsv(tmp_path):
     assert run([tmp_path / "rows.tsv", parquet]) == wanted[::-1]
 
 
-def test_margins_give_rows_but_no_scores_of_pairs(tmp_path):
+def test_margins_give_rows_but_no_scores(tmp_path):
     columns = {"query_id": ["q", "r"], "positive_id": ["a", "c"], "negative_id": ["b", "d"], "score": [3.5, -1.0]}
     files = [write_parquet(tmp_path / "margins.parquet", columns)]
     files.append(tmp_path / "rows.tsv")
@@ -220,7 +216,7 @@ def test_compressed_files_are_read(files):
     assert run([files[0], path]) == run(files[:2])
 
 
-# ---- What a file lacks ----------------------------------------------------------------------------------------------
+# ---- Missing pairs --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,7 +227,7 @@ def incomplete(files) -> list[Path]:
     return files
 
 
-def test_a_missing_pair_is_named_with_file_line_and_how_many_there_are(incomplete):
+def test_missing_pair_is_named_with_line_and_count(incomplete):
     text = incomplete[0].read_text(encoding="utf-8").splitlines(keepends=True)
     incomplete[0].write_text("\n" + "".join(text[:2]) + "\n" + "".join(text[2:]), encoding="utf-8")
     with pytest.raises(KeyError) as error:
@@ -243,14 +239,14 @@ def test_a_missing_pair_is_named_with_file_line_and_how_many_there_are(incomplet
     assert not (incomplete[0].parent / "out.tsv").exists()
 
 
-def test_every_file_that_lacks_the_pair_is_named(incomplete):
+def test_missing_pair_names_all_files_that_lack_it(incomplete):
     for path in incomplete[1:]:
         write_rows(path, SCORES["second"], ROWS[:1])
     with pytest.raises(KeyError, match=re.escape(f"'q1' 'c' is not in {incomplete[1]}, {incomplete[2]} (5 scores")):
         run(incomplete)
 
 
-def test_a_missing_pair_of_parquet_rows_is_named_by_its_row(tmp_path):
+def test_missing_pair_of_parquet_is_named_by_row(tmp_path):
     parquet = write_parquet(tmp_path / "rows.parquet", TABLE)
     (tmp_path / "rows.tsv").write_text("1\t2\t7\t1\t3\n1\t2\t8\t2\t5\n")
     with pytest.raises(
@@ -259,7 +255,7 @@ def test_a_missing_pair_of_parquet_rows_is_named_by_its_row(tmp_path):
         run([parquet, tmp_path / "rows.tsv"])
 
 
-def test_average_takes_the_files_that_have_the_pair(incomplete):
+def test_average_uses_files_that_have_the_pair(incomplete):
     def average(query, doc):
         names = ["first", *(["third"] if doc != "文書 1" else [])] if query == "q 2" else SCORES
         return sum(SCORES[name][query, doc] for name in names) / len(names)
@@ -269,19 +265,19 @@ def test_average_takes_the_files_that_have_the_pair(incomplete):
     assert counts == {"rows": 4, "dropped": 0, "incomplete": 4}
 
 
-def test_a_weighted_average_divides_by_the_weights_of_the_files_that_have_the_pair(incomplete):
+def test_weighted_average_uses_weights_of_present_files(incomplete):
     rows = run(incomplete, weights=[1, 5, 3], on_missing="average")
     assert rows[3][0] == SCORES["first"]["q 2", "文書 1"]
     assert rows[2][0] == pytest.approx((SCORES["first"]["q 2", "d/ü"] + 3 * SCORES["third"]["q 2", "d/ü"]) / 4)
 
 
-def test_a_pair_that_only_files_of_weight_0_have_has_no_average(incomplete):
+def test_pair_only_in_files_of_weight_0_is_missing(incomplete):
     with pytest.raises(KeyError, match=re.escape(f"line 3: the pair 'q 2' 'd/ü' is not in {incomplete[1]} (4 scores")):
         run(incomplete, weights=[0, 1, 0], on_missing="average")
 
 
 @pytest.mark.parametrize("method", ["mean", "median"])
-def test_drop_leaves_out_the_rows_with_a_pair_that_a_file_lacks(incomplete, method):
+def test_drop_leaves_out_incomplete_rows(incomplete, method):
     rows = run(incomplete, method=method, on_missing="drop")
     assert [row[2:] for row in rows] == ROWS[:2]
     counts = kd.ensemble_teachers(incomplete, incomplete[0].with_name("other.tsv"), method, on_missing="drop")
@@ -289,14 +285,14 @@ def test_drop_leaves_out_the_rows_with_a_pair_that_a_file_lacks(incomplete, meth
 
 
 @pytest.mark.parametrize("doc", ["a", "c"])
-def test_a_row_is_dropped_if_either_of_its_pairs_is_missing(tmp_path, doc):
+def test_drop_needs_both_pairs_of_a_row(tmp_path, doc):
     rows = write_rows(tmp_path / "rows.tsv", SCORES["first"], ROWS[1:2])
     pairs = write_pairs(tmp_path / "pairs.tsv", {("q1", doc): 1.0})
     counts = kd.ensemble_teachers([rows, pairs], tmp_path / "out.tsv", on_missing="drop")
     assert (counts, (tmp_path / "out.tsv").read_bytes()) == ({"rows": 0, "dropped": 1, "incomplete": 0}, b"")
 
 
-def test_pairs_that_the_first_file_lacks_are_no_matter(files):
+def test_pairs_missing_in_the_first_file_are_ignored(files):
     write_rows(files[0], SCORES["first"], ROWS[:2])
     assert [row[2:] for row in run(files)] == ROWS[:2]
 
@@ -309,12 +305,12 @@ BAD_SETTINGS = {
     "negative": ({"weights": [1, -1, 1]}, "one weight of 0 or more for each of the 3 files, got [1, -1, 1]"),
     "zeros": ({"weights": [0, 0, 0]}, "one weight of 0 or more for each of the 3 files, got [0, 0, 0]"),
     "median with weights": ({"method": "median", "weights": [1, 1, 1]}, "A median has no weights"),
-    "on_missing": ({"on_missing": "skip"}, "on_missing is 'error', 'average' or 'drop', got 'skip'"),
+    "on_missing": ({"on_missing": "skip"}, "on_missing must be 'error', 'average' or 'drop', got 'skip'"),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
-def test_a_setting_that_is_none_is_refused(files, options, message):
+def test_invalid_setting_is_refused(files, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         run(files, **options)
     assert sorted(files[0].parent.iterdir()) == sorted(files)
@@ -332,14 +328,14 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_malformed_row_is_named_by_file_and_line_and_nothing_is_left(files, content, message):
+def test_malformed_row_is_named_by_line(files, content, message):
     files[1].write_bytes(content)
     with pytest.raises(ValueError, match=f"^{re.escape(f'{files[1]} {message}')}"):
         run(files)
     assert sorted(files[0].parent.iterdir()) == sorted(files)
 
 
-def test_missing_and_empty_files_are_told_apart(files, tmp_path):
+def test_missing_and_empty_files_have_their_messages(files, tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'none.tsv'} does not exist")):
         run([files[0], tmp_path / "none.tsv"])
     files[2].write_text("")
@@ -347,19 +343,19 @@ def test_missing_and_empty_files_are_told_apart(files, tmp_path):
         run(files)
 
 
-def test_the_first_file_must_hold_rows(files, tmp_path):
+def test_first_file_of_pairs_is_refused(files, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.tsv", SCORES["first"])
     with pytest.raises(ValueError, match=re.escape(f"{pairs} holds pairs; the first file gives the rows and needs")):
         run([pairs, files[0]])
 
 
-def test_parquet_with_other_columns_names_those_it_has(files, tmp_path):
+def test_parquet_with_other_columns_is_refused(files, tmp_path):
     path = write_parquet(tmp_path / "odd.parquet", {"query": [1], "score": [2.0]})
     with pytest.raises(ValueError, match=re.escape(f"{path} has the columns query, score; needed pos_score")):
         run([files[0], path])
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(files, tmp_path):
+def test_existing_output_needs_overwrite(files, tmp_path):
     (tmp_path / "out.tsv").write_text("old")
     with pytest.raises(FileExistsError, match=re.escape(f"{tmp_path / 'out.tsv'} exists")):
         kd.ensemble_teachers(files, tmp_path / "out.tsv")
@@ -368,81 +364,33 @@ def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(files, tmp_pa
     assert (tmp_path / "out.tsv").read_text() != "old"
 
 
-# ---- Cut off --------------------------------------------------------------------------------------------------------
+# ---- Interruptions --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["_distribute", "_average", "_write", "tsv_lines"])
-def test_an_interrupted_run_leaves_no_output_and_no_folder(files, monkeypatch, step):
-    wanted, calls, original = run(files), [], getattr(ensemble, step)
+STEPS = ("teachers.ensemble._distribute", "teachers.buckets.BucketFile.read", "artifacts._put_in_place")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_interruption_leaves_no_output_and_no_folder(files, monkeypatch, step):
+    wanted = run(files)
     output = files[0].parent / "out.tsv"
     output.unlink()
 
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 3 or step in ("_write", "tsv_lines"):
-            raise KeyboardInterrupt
-        return original(*args)
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ensemble, step, interrupted)
+        patch.setattr(f"hf_kd_ranking.{step}", interrupt)
         run(files)
     assert sorted(output.parent.iterdir()) == sorted(files)
     assert run(files) == wanted
 
 
-KILLED = """
-import os, random, signal, sys, time
-from hf_kd_ranking.teachers import buckets as external, ensemble
-
-*files, output = sys.argv[1:]
-ensemble.bucket_of.__globals__["BUCKETS"] = 8
-
-
-def start():
-    child = os.fork()  # which spares each run the imports
-    if child == 0:
-        try:
-            ensemble.ensemble_teachers(files, output)
-        finally:
-            os._exit(0)
-    return child
-
-
-began = time.perf_counter()
-os.waitpid(start(), 0)
-needed = time.perf_counter() - began
-with open(output, "rb") as file:
-    wanted = file.read()
-os.unlink(output)
-killed, rng = 0, random.Random(0)
-for _ in range(100):
-    if killed == 6:
-        break
-    child = start()
-    time.sleep(needed * rng.random())
-    os.kill(child, signal.SIGKILL)
-    is_killed = os.waitpid(child, 0)[1] == signal.SIGKILL
-    killed += is_killed
-    needed *= 1 if is_killed else 0.9  # the first run was slower, or the machine was busier
-    if os.path.exists(output):
-        with open(output, "rb") as file:
-            assert file.read() == wanted, "half a file under the name of the output"
-        os.unlink(output)
-os.waitpid(start(), 0)
-print(killed)
-"""
-
-
-def test_a_run_killed_at_any_moment_leaves_no_half_file_and_the_next_gives_the_same(tmp_path):
-    rng = random.Random(0)
-    rows = [(f"q{rng.randrange(500)}", *(f"d{i}" for i in rng.sample(range(3000), 2))) for _ in range(5000)]
-    pairs = {(query, doc): rng.gauss(0, 5) for query, *docs in rows for doc in docs}
-    files = [write_rows(tmp_path / "one.tsv", pairs, rows), write_rows(tmp_path / "two.tsv", pairs, rows[::-1])]
-    wanted = kd.ensemble_teachers(files, tmp_path / "wanted.tsv")
-    (tmp_path / "run.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "run.py", *files, tmp_path / "out.tsv"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert int(result.stdout) == 6, "the runs had ended before they were killed"
-    assert (tmp_path / "out.tsv").read_bytes() == (tmp_path / "wanted.tsv").read_bytes()
-    assert wanted["rows"] == 5000
+def test_buckets_of_a_killed_run_are_not_used(files):
+    wanted = run(files)
+    folder = files[0].parent / "out.tsv.buckets"
+    folder.mkdir()
+    for name in ("0.bin", "averages.bin"):
+        (folder / name).write_bytes(b"\0" * 64)
+    assert run(files) == wanted
+    assert not folder.exists()

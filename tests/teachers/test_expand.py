@@ -108,7 +108,7 @@ def test_every_golden_case_is_tested():
 
 
 @pytest.mark.parametrize("name", AS_THE_SCRIPT)
-def test_output_and_counts_are_those_of_the_script(tmp_path, name):
+def test_output_and_counts_equal_the_script(tmp_path, name):
     counts = run(write_case(name, tmp_path), on_missing="skip")
     assert (tmp_path / "out.tsv").read_bytes() == expected(name)
     printed = dict(line.split("\t") for line in (CASES["plain"] | CASES[name])["stdout"].splitlines())
@@ -118,7 +118,7 @@ def test_output_and_counts_are_those_of_the_script(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", AS_THE_SCRIPT)
-def test_ids_without_a_text_are_an_error_unless_they_are_to_be_skipped(tmp_path, name):
+def test_ids_without_a_text_are_an_error_or_skipped(tmp_path, name):
     folder = write_case(name, tmp_path)
     if name not in LACKING:
         assert run(folder)["skipped"] == 0
@@ -129,14 +129,14 @@ def test_ids_without_a_text_are_an_error_unless_they_are_to_be_skipped(tmp_path,
 
 
 @pytest.mark.parametrize("name", READ_OVER)
-def test_a_byte_order_mark_and_blank_lines_are_read_over(tmp_path, name):
+def test_byte_order_mark_and_blank_lines_are_ignored(tmp_path, name):
     counts = run(write_case(name, tmp_path))
     assert (tmp_path / "out.tsv").read_bytes() == READ_OVER[name]
     assert counts == {"rows": READ_OVER[name].count(b"\n"), "skipped": 0}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_script_cut_skipped_or_took_silently_names_file_and_line_and_leaves_nothing(tmp_path, name):
+def test_what_the_script_mishandled_is_refused(tmp_path, name):
     folder = write_case(name, tmp_path)
     with pytest.raises(ValueError, match=re.escape(f"{folder}/{REFUSED[name]}")):
         run(folder, on_missing="skip")
@@ -147,7 +147,7 @@ def test_what_the_script_cut_skipped_or_took_silently_names_file_and_line_and_le
 
 
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "zst", "lz4"])
-def test_a_compressed_score_file_gives_the_same_bytes(tmp_path, suffix):
+def test_compressed_scores_give_the_same_bytes(tmp_path, suffix):
     folder = write_case("missing_ids", tmp_path)
     data, path = (folder / "scores.tsv").read_bytes(), folder / f"scores.tsv.{suffix}"
     if suffix == "gz":
@@ -177,7 +177,7 @@ def test_texts_from_json_lines_give_the_same_bytes(tmp_path):
     assert (folder / "out.tsv").read_bytes() == expected("plain")
 
 
-def test_many_small_blocks_give_the_bytes_of_one_and_name_the_same_line(tmp_path, monkeypatch):
+def test_small_blocks_give_the_same_bytes_and_lines(tmp_path, monkeypatch):
     folder = write_case("plain", tmp_path)
     lines = (folder / "scores.tsv").read_text().splitlines()
     (folder / "scores.tsv").write_text("".join(f"{line}\n" for line in lines * 5) + "1\t2\t1000\t5000\t404\n")
@@ -200,7 +200,7 @@ def test_ids_are_compared_as_they_are_written(tmp_path, ids):
     assert run_small(tmp_path) == b"1\t2\tq\tone\ttwo\n3\t4\tq\ttwo\tone\n"
 
 
-def test_scores_pass_through_as_they_are_spelled(tmp_path):
+def test_scores_keep_their_spelling(tmp_path):
     spelled = ["-0", "+1.50", "1e-3", "1E5", ".5", "5.", " 3 ", "0.1000000000000000055511151231257827", "1_0"]
     small(tmp_path, "".join(f"{score}\t{score}\t7\t1\t2\n" for score in spelled))
     assert [line.split("\t")[:2] for line in run_small(tmp_path).decode().splitlines()] == [[s, s] for s in spelled]
@@ -210,25 +210,25 @@ def test_scores_pass_through_as_they_are_spelled(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a\tb", "a\nb", "a\r\nb", "\ta"])
-def test_a_text_with_a_tab_or_a_line_break_is_refused_with_its_id(tmp_path, text):
+def test_text_with_a_tab_or_a_line_break_is_refused(tmp_path, text):
     small(tmp_path, "1\t2\t7\t1\t1\n1\t2\t7\t1\t2\n", {"1": "one", "2": text})
     with pytest.raises(ValueError, match=r"collection\.jsonl: the text of id '2' holds a tab or a line break"):
         run_small(tmp_path)
     assert not (tmp_path / "out.tsv").exists()
 
 
-def test_a_tab_or_a_line_break_at_the_end_goes_with_the_blanks(tmp_path):
+def test_tab_or_line_break_at_the_end_is_removed(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n", {"1": "one\t\n", "2": "t\u00a0wo\u3000\x1c\n"})
     assert run_small(tmp_path) == b"1\t2\tq\tone\tt\xc2\xa0wo\n"
 
 
 @pytest.mark.parametrize("blank", [" ", "\x1f", "\u00a0", "\u3000", "\u2028", "\x85"])
-def test_one_blank_of_any_kind_goes_from_the_end_and_stays_elsewhere(tmp_path, blank):
+def test_blanks_are_removed_only_at_the_end(tmp_path, blank):
     small(tmp_path, "1\t2\t7\t1\t2\n", {"1": f"one{blank}", "2": f"{blank}t{blank}wo"})
     assert run_small(tmp_path) == f"1\t2\tq\tone\t{blank}t{blank}wo\n".encode()
 
 
-def test_texts_that_are_all_empty_stay_empty_fields(tmp_path):
+def test_empty_texts_are_empty_fields(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n", {"1": "", "2": ""})
     assert run_small(tmp_path) == b"1\t2\tq\t\t\n"
 
@@ -242,7 +242,7 @@ def test_trailing_blanks_are_those_of_python(tmp_path):
 
 @pytest.mark.parametrize("score", ["", "abc", "1,5", "nan", "-inf", "1e400", "0x10", "1 2"])
 @pytest.mark.parametrize("column", [0, 1])
-def test_what_is_no_finite_number_is_named_by_file_line_and_column(tmp_path, score, column):
+def test_score_that_is_not_finite_is_named_by_line(tmp_path, score, column):
     fields = ["1", "2", "7", "1", "2"]
     fields[column] = score
     small(tmp_path, "\n1\t2\t7\t1\t2\n\n" + "\t".join(fields) + "\n")
@@ -254,7 +254,7 @@ def test_what_is_no_finite_number_is_named_by_file_line_and_column(tmp_path, sco
     assert not (tmp_path / "out.tsv").exists()
 
 
-def test_the_first_row_with_a_missing_id_is_named_whichever_column_it_is(tmp_path):
+def test_first_row_with_a_missing_id_is_named(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n1\t2\t7\t1\t9\n1\t2\t8\t1\t2\n")
     with pytest.raises(KeyError) as error:
         run_small(tmp_path)
@@ -263,7 +263,7 @@ def test_the_first_row_with_a_missing_id_is_named_whichever_column_it_is(tmp_pat
     )
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(tmp_path):
+def test_existing_output_needs_overwrite(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n")
     (tmp_path / "out.tsv").write_text("old")
     with pytest.raises(FileExistsError, match=re.escape(f"{tmp_path / 'out.tsv'} exists; give another output, or")):
@@ -281,7 +281,7 @@ def test_a_failed_overwrite_keeps_the_old_output(tmp_path):
     assert not list(tmp_path.glob("out.tsv.*"))
 
 
-def test_an_output_in_no_folder_and_missing_scores_are_refused(tmp_path):
+def test_missing_output_folder_and_scores_are_refused(tmp_path):
     small(tmp_path, "1\t2\t7\t1\t2\n")
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'no'}, the folder of the output out.tsv")):
         run_small(tmp_path, "no/out.tsv")

@@ -89,7 +89,7 @@ def logits_by_hand(folder, tokenizer) -> np.ndarray:
 # ---- Our rankers ----------------------------------------------------------------------------------------------------
 
 
-def test_a_ranker_is_told_by_its_checkpoint_and_scores_as_it_does(model, tokenizer, tmp_path):
+def test_ranker_is_recognized_and_scores_the_same(model, tokenizer, tmp_path):
     ranker = kd.Ranker(model, tokenizer)
     ranker.save_pretrained(tmp_path / "mine")
     teacher = load_teacher(str(tmp_path / "mine"), batch_size=2, device="cpu")
@@ -102,7 +102,7 @@ def test_a_ranker_is_told_by_its_checkpoint_and_scores_as_it_does(model, tokeniz
     np.testing.assert_array_equal(score(tmp_path / "mine", kind=kind, batch_size=2), scores)
 
 
-def test_a_plain_encoder_is_the_ranker_that_it_is_said_to_be(encoder, tokenizer, tmp_path):
+def test_plain_encoder_has_the_kind_that_is_named(encoder, tokenizer, tmp_path):
     torch.manual_seed(4)
     BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **SIZES)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -124,7 +124,7 @@ def test_a_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokeniz
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_of_several_outputs_the_named_one_is_the_score_without_a_softmax(make_classifier, tokenizer, label):
+def test_label_names_the_output_that_is_the_score(make_classifier, tokenizer, label):
     folder = make_classifier(LABELS)
     assert score(folder, label=label) == close(logits_by_hand(folder, tokenizer)[:, LABELS.index(label)])
 
@@ -178,7 +178,7 @@ def cross_encoder(make_classifier, tmp_path):
     return tmp_path / "cross"
 
 
-def test_a_cross_encoder_gives_its_raw_logit_and_not_the_sigmoid(cross_encoder, tokenizer):
+def test_cross_encoder_scores_are_raw_logits(cross_encoder, tokenizer):
     from sentence_transformers import CrossEncoder
 
     wanted = logits_by_hand(cross_encoder, tokenizer)[:, 0]
@@ -216,7 +216,7 @@ def vectors_by_hand(model, prompt: str = "") -> tuple[np.ndarray, np.ndarray]:
         ("cosine", "dot", False),
     ],
 )
-def test_a_bi_encoder_scores_by_dot_or_cosine_as_saved_or_as_given(make_bi_encoder, saved, given, is_cosine):
+def test_bi_encoder_uses_saved_or_given_similarity(make_bi_encoder, saved, given, is_cosine):
     folder, model = make_bi_encoder(similarity_fn_name=saved)
     queries, documents = vectors_by_hand(model)
     if is_cosine:
@@ -224,14 +224,14 @@ def test_a_bi_encoder_scores_by_dot_or_cosine_as_saved_or_as_given(make_bi_encod
     assert score(folder, similarity=given, batch_size=2) == close((queries * documents).sum(1))
 
 
-def test_a_bi_encoder_puts_its_prompt_before_queries_alone(make_bi_encoder):
+def test_bi_encoder_puts_its_prompt_before_queries(make_bi_encoder):
     folder, model = make_bi_encoder(prompts={"query": "what is ", "document": ""}, similarity_fn_name="dot")
     queries, documents = vectors_by_hand(model, "what is ")
     assert score(folder) == close((queries * documents).sum(1))
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
-def test_a_distance_is_no_score(make_bi_encoder, similarity):
+def test_bi_encoder_with_a_distance_is_refused(make_bi_encoder, similarity):
     folder, _ = make_bi_encoder(similarity_fn_name=similarity)
     with pytest.raises(ValueError, match=f"scores by 'dot' or 'cosine', got '{similarity}'"):
         load_teacher(str(folder))
@@ -292,13 +292,13 @@ def yes_minus_no(folder: Path, query: str, document: str, instruction: str = INS
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])  # 4: shorter prompts are padded on the left
-def test_a_language_model_scores_yes_minus_no_at_the_last_position(language_model, batch_size):
+def test_language_model_scores_yes_minus_no(language_model, batch_size):
     wanted = [yes_minus_no(language_model, *pair) for pair in zip(QUERIES, DOCUMENTS, strict=True)]
     assert np.std(wanted) > 0.1, "scores too alike to tell a change"
     assert score(language_model, batch_size=batch_size) == close(wanted)
 
 
-def test_a_long_document_is_cut_and_the_frame_stays(language_model):
+def test_long_document_is_cut_within_its_prompt(language_model):
     document, tokenizer = " ".join(["king", "moon", "jam"] * 100), AutoTokenizer.from_pretrained(language_model)
     frame = sum(len(tokenizer(part)["input_ids"]) for part in (YES_NO_PREFIX, YES_NO_SUFFIX))
     room = len(
@@ -311,12 +311,12 @@ def test_a_long_document_is_cut_and_the_frame_stays(language_model):
     assert scores != close([yes_minus_no(language_model, "a", document, room=room + 1)])
 
 
-def test_an_instruction_replaces_the_usual_one(language_model):
+def test_instruction_replaces_the_default(language_model):
     wanted = [yes_minus_no(language_model, *pair, "find the moon") for pair in zip(QUERIES, DOCUMENTS, strict=True)]
     assert score(language_model, instruction="find the moon") == close(wanted)
 
 
-def test_a_language_model_without_the_words_yes_and_no_is_no_teacher(tokenizer, tmp_path):
+def test_language_model_without_yes_and_no_is_refused(tokenizer, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LM_SIZES)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no single tokens 'yes' and 'no'"):
@@ -326,7 +326,7 @@ def test_a_language_model_without_the_words_yes_and_no_is_no_teacher(tokenizer, 
 # ---- Fingerprints and errors ----------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_changes_with_a_weight_and_a_setting_and_not_otherwise(make_classifier):
+def test_fingerprint_depends_on_weights_and_settings(make_classifier):
     folder = make_classifier(LABELS)
 
     def fingerprint(**options) -> str:
@@ -347,7 +347,7 @@ def test_the_fingerprint_changes_with_a_weight_and_a_setting_and_not_otherwise(m
     assert fingerprint() not in found
 
 
-def test_the_fingerprint_of_a_bi_encoder_changes_with_similarity_and_weights(make_bi_encoder):
+def test_fingerprint_of_a_bi_encoder(make_bi_encoder):
     folder, model = make_bi_encoder(similarity_fn_name="dot")
     found = [load_teacher(str(folder), similarity=name).fingerprint for name in (None, "dot", "cosine")]
     assert found[0] == found[1] != found[2]
@@ -357,29 +357,29 @@ def test_the_fingerprint_of_a_bi_encoder_changes_with_similarity_and_weights(mak
     assert load_teacher(str(folder)).fingerprint not in found
 
 
-def test_a_kind_that_is_none_is_refused(encoder):
+def test_unknown_kind_is_refused(encoder):
     with pytest.raises(ValueError, match="Unknown kind of teacher 'oracle'; choose one of bert_cat, bert_dot,"):
         load_teacher(str(encoder), "oracle")
 
 
-def test_of_a_plain_encoder_the_kind_must_be_said(encoder):
+def test_plain_encoder_needs_a_kind(encoder):
     with pytest.raises(ValueError, match=r"is a bert of class BertModel, which gives no score by .* kind=bert_"):
         load_teacher(str(encoder))
 
 
 @pytest.mark.parametrize("kind", [None, "bert_cat"])
-def test_a_folder_without_a_model_is_named(tmp_path, kind):
+def test_folder_without_a_model_is_named(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
         load_teacher(str(tmp_path), kind)
 
 
-def test_a_file_of_word_vectors_is_no_teacher(tmp_path):
+def test_file_of_word_vectors_is_refused(tmp_path):
     (tmp_path / "glove.txt").write_text("moon 1 2\nbread 3 4\n")
     with pytest.raises(FileNotFoundError, match=r"No teacher '.*glove.txt'"):
         load_teacher(str(tmp_path / "glove.txt"))
 
 
-def test_a_ranker_of_another_kind_is_refused(encoder, tokenizer, tmp_path):
+def test_ranker_of_another_kind_is_refused(encoder, tokenizer, tmp_path):
     kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_document_length=16), tokenizer).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a BERT_Dot checkpoint, not 'colbert'"):
         load_teacher(str(tmp_path), "colbert")

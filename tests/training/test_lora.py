@@ -19,9 +19,7 @@ def changed(one: torch.nn.Module, other: torch.nn.Module) -> set[str]:
     return {name for name, weight in one.state_dict().items() if not torch.equal(weight, other[name])}
 
 
-def test_the_output_is_a_whole_ranker_and_its_adapters_give_the_same_scores(
-    encoder_model, make_trainer, tokenizer, tmp_path
-):
+def test_output_is_a_whole_ranker_that_scores_as_its_adapters(encoder_model, make_trainer, tokenizer, tmp_path):
     base = copy.deepcopy(encoder_model)
     trainer = make_trainer(encoder_model, **SETTINGS)
     trainable, everything = trainer.model.get_nb_trainable_parameters()
@@ -42,7 +40,7 @@ def test_the_output_is_a_whole_ranker_and_its_adapters_give_the_same_scores(
 
 
 @pytest.mark.parametrize("model", ["colbert", "bert_cat"], indirect=True)
-def test_checkpoints_hold_adapters_only_and_a_resumed_run_equals_an_uninterrupted_one(model, make_trainer, tmp_path):
+def test_checkpoints_hold_only_adapters_and_resume(model, make_trainer, tmp_path):
     settings = SETTINGS | {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "head_learning_rate": 3e-2}
     start, again = copy.deepcopy(model), copy.deepcopy(model)
     whole = make_trainer(model, **settings)

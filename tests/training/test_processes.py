@@ -13,7 +13,7 @@ from torch import Tensor
 import hf_kd_ranking as kd
 
 pytestmark = pytest.mark.slow
-# Eight rows a step on both. Accumulated are those of one run alone: a loss over the batch, or a batch on one topic,
+# Eight rows per step on both. Only one run accumulates: a loss over the batch, or a batch on one topic,
 # would be another one. Candidates are 21 pairs: one process scores them in two batches, the other in three.
 # accelerate takes FSDP for GPUs only, so the script makes it believe in it; torch shards on the CPU as well.
 SCRIPT = """
@@ -172,7 +172,7 @@ def test_both_processes_get_the_same_metrics(runs, way):
 
 
 @pytest.mark.parametrize("run_name", RUNS["fsdp"])
-def test_a_checkpoint_trained_with_fsdp_ships_the_code_and_config_of_one_process(runs, run_name):
+def test_fsdp_checkpoint_has_the_files_and_config_of_one(runs, run_name):
     one, fsdp = (runs / output / run_name for output in ("one", "fsdp"))
     assert sorted(path.name for path in fsdp.iterdir()) == sorted(path.name for path in one.iterdir())
     assert json.loads((fsdp / "config.json").read_text()) == json.loads((one / "config.json").read_text())

@@ -179,7 +179,7 @@ def test_uneven_lists_weigh_every_query_alike(student, make_trainer, uneven):
 
 
 @TWO_MODELS
-def test_uneven_lists_are_evaluated_and_logged_by_their_listed_pairs(student, make_trainer, uneven):
+def test_uneven_lists_are_evaluated_by_their_listed_pairs(student, make_trainer, uneven):
     trainer = make_trainer(
         student, {"train_dataset": uneven}, per_device_eval_batch_size=2, max_steps=1, learning_rate=0.0
     )

@@ -1,0 +1,68 @@
+"""`train_ranker`: what it evaluates and writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.evaluation.rerank import rerank_run
+from hf_kd_ranking.training.job import json_option
+
+
+@pytest.fixture
+def job(encoder, toy) -> kd.TrainingJob:
+    return kd.TrainingJob(
+        str(encoder),
+        "bert_dot",
+        max_query_length=8,
+        max_document_length=16,
+        teacher_scores=str(toy / "scores.tsv"),
+        collection=str(toy / "collection.tsv"),
+        queries=str(toy / "queries.tsv"),
+        candidates=str(toy / "candidates.trec"),
+        qrels=str(toy / "qrels.txt"),
+    )
+
+
+def arguments(folder: Path, **settings) -> kd.RankingTrainingArguments:
+    return kd.RankingTrainingArguments(str(folder / "out"), max_steps=2, use_cpu=True, disable_tqdm=True, **settings)
+
+
+@pytest.mark.parametrize("is_measured_before", [True, False])
+def test_job_evaluates_once_after_training(job, tmp_path, monkeypatch, is_measured_before):
+    calls, rerank = [], kd.RerankingEvaluator.rerank
+    monkeypatch.setattr(
+        kd.RerankingEvaluator, "rerank", lambda self, ranker: (calls.append(1), rerank(self, ranker))[1]
+    )
+    results = kd.train_ranker(job, arguments(tmp_path), is_measured_before, command=["train.py", "--max_steps", "2"])
+    assert len(calls) == 1 + is_measured_before
+    assert set(results) == {"first_stage", "tests", "before", "after", "training", "job"}
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert bool(results["before"]) == is_measured_before
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["command"] == ["train.py", "--max_steps", "2"]
+    assert manifest["results"]["after"]["RR@10"] == results["after"]["eval_RR@10"]
+
+
+def test_job_writes_the_run_of_the_saved_weights(job, tmp_path):
+    results = kd.train_ranker(
+        job, arguments(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    )
+    ranker = kd.Ranker.from_pretrained(tmp_path / "out")
+    texts = kd.TextStore.from_file(job.queries), kd.TextStore.from_file(job.collection)
+    wanted = rerank_run(ranker, kd.read_run(job.candidates), *texts)
+    run = kd.read_run(tmp_path / "out" / "runs" / "held_out.trec")
+    for query_id, ranking in run.items():
+        assert dict(ranking) == pytest.approx(dict(wanted[query_id]), rel=1e-4)
+    measured = kd.evaluate_run(run, kd.read_qrels(job.qrels), job.measures)
+    assert measured == pytest.approx({name: results["after"][f"eval_{name}"] for name in measured})
+
+
+def test_json_option_takes_objects_only():
+    assert json_option("x", None) == {}
+    assert json_option("x", {"a": 1}) == json_option("x", '{"a": 1}') == {"a": 1}
+    with pytest.raises(ValueError, match="--x is not valid JSON"):
+        json_option("x", "{a")
+    with pytest.raises(ValueError, match=r"--x must be a JSON object, got '\[1\]'"):
+        json_option("x", "[1]")
