@@ -1,4 +1,4 @@
-"""What holds for every verb: spelling of options, option files, results as JSON, and errors as one line."""
+"""Properties of every verb: spelling of options, option files, results as JSON, and errors as one line."""
 
 import json
 import os
