@@ -7,10 +7,7 @@ Only the runs and the judgments are required in the folder:
     queries.tsv           texts of the queries, and
     collection.tsv        texts of the passages: for the browser of queries
     candidates.trec       the first stage, for depth curves
-    efficiency.json       the output of `hf-kd-ranking benchmark`, for the plot against latency:
-                          {"environment": {...}, "protocol": {...}, "rankers": {NAME: {"architecture": ...,
-                          "parameters": ..., "model_bytes": ..., "bytes_per_passage": ..., "encode_ms": {...},
-                          "score_ms": {...}, "total_ms": {"p50": ..., "p95": ..., "p99": ...}, ...}}}
+    efficiency.json       the result of `measure_efficiency` (`hf-kd-ranking benchmark`), for the plot against latency
     training/NAME.json    the trainer_state.json of a ranker's training, for loss curves
 """
 
@@ -20,8 +17,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
+from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,10 +30,15 @@ from ..data.runs import Run, read_qrels, read_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve
-from ..evaluation.significance import RESAMPLES, compare_values, shared_queries
+from ..evaluation.significance import compare_values, mean_interval, shared_queries
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = dict(qrels="qrels.txt", queries="queries.tsv", collection="collection.tsv", candidates="candidates.trec")
+FILES = {
+    "qrels": ("qrels.txt", read_qrels),
+    "queries": ("queries.tsv", TextStore.from_file),
+    "collection": ("collection.tsv", TextStore.from_file),
+    "candidates": ("candidates.trec", read_run),
+}
 ALPHA = 0.05
 PAIR_KEYS = ("control", "treatment", "measure", "difference", "p_corrected", "wins", "ties", "losses")
 # Limits of the browser of queries, so that the page stays small.
@@ -53,9 +55,9 @@ class Results:
     """The content of a folder of results; what is missing is empty or None."""
 
     runs: dict[str, Run]
-    qrels: dict[str, dict[str, int]]
     efficiency: dict[str, dict[str, Any]]
     training: dict[str, list[dict[str, Any]]]
+    qrels: dict[str, dict[str, int]]
     queries: TextStore | None = None
     collection: TextStore | None = None
     candidates: Run | None = None
@@ -94,14 +96,17 @@ def write_report(
     """
     refuse_existing(output, overwrite=True)
     try:
-        from . import figures  # needs matplotlib, which is an extra and slow to import
+        from . import figures  # need matplotlib, which is an extra and slow to import
+        from . import plot as plots
     except ImportError as error:
         if plot is not None:
             raise ValueError("A plot needs matplotlib; install it (extra [report]).") from error
         figures = None
+    written = {"output": str(output)}
     if plot is not None:
-        figures.check_plot_path(plot)
-    content = read_results(results, files or {})
+        plots.check_plot_path(plot)
+        written["plot"] = str(plot)
+    content = _read_results(Path(results), files or {})
     unknown = set().union(*arrows) - content.runs.keys()
     if unknown:
         raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(content.runs)}.")
@@ -110,49 +115,36 @@ def write_report(
     judged = {name: run.keys() & content.qrels.keys() for name, run in content.runs.items()}
     shared = shared_queries(judged, content.qrels, intersect)
     content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
-    context = _context(content, list(dict.fromkeys(measures)), arrows)
-    context["title"] = title
-    context["figures"] = None
+    context = _context(content, list(dict.fromkeys(measures)), arrows) | {"title": title, "figures": None}
     if figures is not None:
-        context["styles"] = figures.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
+        context["styles"] = plots.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
         context["figures"] = figures.page_figures(context, content.training, plot)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["figure"] = _format_figure
     with writing(output) as file:
         file.write(environment.get_template("report.html.j2").render(context))
-    written = {"output": str(output)}
-    if plot is not None:
-        written["plot"] = str(plot)
     return written | {"rankers": len(content.runs), "queries": len(content.qrels)}
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
-def read_results(folder: str | os.PathLike, files: Mapping[str, str | os.PathLike]) -> Results:
-    """Read a folder of results, see the module; arguments and errors as `write_report`."""
-    folder = Path(folder)
+def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> Results:
     run_paths = sorted((folder / "runs").glob("*.trec"))
     if not run_paths:
         raise FileNotFoundError(f"{folder / 'runs'} holds no NAME.trec; put the TREC run of each ranker there.")
-    paths = {}
-    for kind, name in FILES.items():
+    inputs = {}
+    for kind, (name, read) in FILES.items():
         path = Path(files.get(kind, folder / name))
-        if kind in files or path.exists():
-            paths[kind] = path
-    content = Results(
-        qrels=read_qrels(paths.get("qrels", folder / FILES["qrels"])),
-        efficiency=_read_efficiency(folder / "efficiency.json"),
-        training={path.stem: _read_training(path) for path in sorted((folder / "training").glob("*.json"))},
-        runs={path.stem: read_run(path) for path in tqdm(run_paths, desc="Reading", unit="run")},
-    )
-    if "queries" in paths:
-        content.queries = TextStore.from_file(paths["queries"])
-    if "collection" in paths:
-        content.collection = TextStore.from_file(paths["collection"])
-    if "candidates" in paths:
-        content.candidates = read_run(paths["candidates"])
-    return content
+        if kind in files or kind == "qrels" or path.exists():
+            inputs[kind] = read(path)
+    runs, training = {}, {}
+    efficiency = _read_efficiency(folder / "efficiency.json")
+    for path in sorted((folder / "training").glob("*.json")):
+        training[path.stem] = _read_training(path)
+    for path in tqdm(run_paths, desc="Reading", unit="run"):
+        runs[path.stem] = read_run(path)
+    return Results(runs, efficiency, training, **inputs)
 
 
 def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
@@ -196,29 +188,31 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
 
 def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the variables of the template except the plots; rankers by descending mean of the first measure."""
-    values = {}
+    values, means = {}, {}
     for name, run in tqdm(content.runs.items(), desc="Measuring", unit="run"):
         values[name] = evaluate_queries(run, content.qrels, measures)
-    names = sorted(values, key=lambda name: -fmean(values[name][measures[0]].values()))
-    comparison = {"pairs": []}
-    if len(names) > 1:  # weakest first, so that most differences are gains
-        comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
-    means, efficiency = {}, {}
-    for name in names:
-        efficiency[name] = content.efficiency["rankers"].get(name, {})
         means[name] = {measure: mean_interval([*values[name][measure].values()]) for measure in measures}
-    depths, depth_notes = _depth_curves(content, names, measures)
+    names = sorted(values, key=lambda name: -means[name][measures[0]]["mean"])
+    # Weakest first, so that most differences are gains.
+    comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
+    measured = content.efficiency["rankers"]
     data = {"names": names, "measures": measures, "marks": _marks(names, measures, comparison["pairs"]), "pairs": []}
     for pair in comparison["pairs"]:
         data["pairs"].append({key: pair[key] for key in PAIR_KEYS})
-    data |= _browser(content, values, names, measures)
+    depths, depth_notes = {}, {}  # the notes say why a ranker has no curve
+    if content.candidates is not None:
+        for name in tqdm(names, desc="Depth curves", unit="run"):
+            try:
+                depths[name] = depth_curve(content.runs[name], content.candidates, content.qrels, measures)
+            except KeyError as error:
+                depth_notes[name] = error.args[0]
     return {
         "names": names,
         "measures": measures,
         "means": means,
-        "efficiency": efficiency,
-        "not_measured": [name for name in names if not efficiency[name]],
-        "not_ranked": sorted(content.efficiency["rankers"].keys() - content.runs.keys()),
+        "efficiency": {name: measured.get(name, {}) for name in names},
+        "not_measured": [name for name in names if name not in measured],
+        "not_ranked": sorted(measured.keys() - content.runs.keys()),
         "control": names.index(arrows[0][0]) if arrows else len(names) - 1,
         "queries": len(content.qrels),
         "comparison": comparison,
@@ -228,17 +222,8 @@ def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, 
         "training": list(content.training),
         "arrows": arrows,
         "alpha": ALPHA,
-        "data": data,
+        "data": data | _browser(content, values, names, measures),
     }
-
-
-def mean_interval(values: list[float]) -> dict[str, float]:
-    """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
-    from scipy.stats import bootstrap  # takes 0.6 s
-
-    resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=42)
-    low, high = resampled.confidence_interval
-    return {"mean": fmean(values), "low": float(low), "high": float(high)}
 
 
 def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -> list[list[list[int]]]:
@@ -253,19 +238,6 @@ def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -
     return marks.tolist()
 
 
-def _depth_curves(content: Results, names: list[str], measures: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """Return the depth curves, and for the other rankers the reasons why they have none."""
-    curves, notes = {}, {}
-    if content.candidates is None:
-        return curves, notes
-    for name in tqdm(names, desc="Depth curves", unit="run"):
-        try:
-            curves[name] = depth_curve(content.runs[name], content.candidates, content.qrels, measures)
-        except KeyError as error:
-            notes[name] = error.args[0]
-    return curves, notes
-
-
 def _browser(content: Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
     """Return the queries on which the rankers differ most, and the texts of the passages that are shown for them."""
     query_ids = list(content.qrels)
@@ -277,9 +249,8 @@ def _browser(content: Results, values: Values, names: list[str], measures: list[
     for row in np.argsort(-spreads, kind="stable")[:MOVED_QUERIES]:
         query = _query_details(content, values, names, query_ids[row])
         queries.append(query)
-        for passages in (query["relevant"], *query["top"]):
-            for doc_id, *_ in passages:
-                texts[doc_id] = _text(content.collection, doc_id)
+        for doc_id, *_ in chain(query["relevant"], *query["top"]):
+            texts[doc_id] = _text(content.collection, doc_id)
     return {"queries": queries, "texts": texts}
 
 
