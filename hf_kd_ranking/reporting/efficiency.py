@@ -47,11 +47,10 @@ def measure_efficiency(
         warm_up: number of rounds before, with the first queries, that are not counted.
 
     Returns:
-        `environment`, `protocol` and `rankers`: name -> `architecture`, `device`, `dtype`, `parameters`,
-        `model_bytes`, `bytes_per_passage` (None where nothing is stored), `encode_ms` (None where the query is not
-        encoded without the document), `score_ms` and `total_ms` ({"p50", "p95", "p99", "mean"}),
-        `passages_per_second` (encoding in advance; None where nothing is stored), `pairs_per_second` (scoring from
-        text), `peak_process_mb` (more than the process had before) and `peak_cuda_mb` (None on other devices).
+        `environment`, `protocol` and `rankers`: name -> `architecture`, `device`, `dtype`, `batch_size`, `parameters`,
+        `model_bytes`, `score_ms` and `total_ms` ({"p50", "p95", "p99", "mean"}), `pairs_per_second` (from text),
+        `peak_process_mb` (more than the process had before), `peak_cuda_mb` (None on other devices), and, None where
+        nothing is stored, `bytes_per_passage`, `encode_ms` (of the query) and `passages_per_second` (encoding).
 
     Raises:
         ValueError: if rankers, queries or documents are empty.
@@ -97,7 +96,7 @@ def _load_and_measure(
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": ranker.batch_size,
         "parameters": model.num_parameters(),
-        "model_bytes": sum(parameter.nbytes for parameter in model.parameters()),
+        "model_bytes": model.get_memory_footprint(return_buffers=False),
         "bytes_per_passage": None,
         "passages_per_second": None,
     }
@@ -179,10 +178,7 @@ def efficiency_text(results: Mapping[str, Any]) -> str:
         values += [figures["bytes_per_passage"], figures["model_bytes"] / 1e6]
         cells = [name, figures["architecture"]]
         for value in (*values, figures["peak_process_mb"], figures["peak_cuda_mb"]):
-            if value is None:
-                cells.append("-")
-            else:
-                cells.append(f"{value:,.{int(value < 1000)}f}")
+            cells.append("-" if value is None else f"{value:,.{int(value < 1000)}f}")
         lines.append(f"| {' | '.join(cells)} |")
     settings = results["protocol"] | results["environment"]
     return "\n".join([*lines, "", "; ".join(f"{name} {value}" for name, value in settings.items())])

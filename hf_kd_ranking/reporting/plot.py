@@ -63,10 +63,9 @@ def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[s
     """
     figure = Figure(figsize=(6.6, 4.2), dpi=72, layout="constrained")  # 72: a pixel is a point
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(point.architecture for point in points))
-    handles, places = {}, {}
+    kinds, handles, places = {}, {}, {}
     for name, architecture, latency, value in points:
-        kind = kinds.index(architecture)
+        kind = kinds.setdefault(architecture, len(kinds))
         x, y = places[name] = (latency["p50"], value["mean"])
         x_bar = [[0], [max(0, latency["p95"] - x)]]
         y_bar = [[max(0, y - value["low"])], [max(0, value["high"] - y)]]
@@ -95,14 +94,9 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Figure:
-    """Plot curves without a legend, which the page has.
+    """Plot curves (name -> [(x, y)]) in styles (name -> colour, line style), without a legend, which the page has.
 
-    Args:
-        curves: name -> [(x, y)].
-        styles: name -> colour and line style.
-        x_label, y_label: labels of the axes.
-        log_x: True for a logarithmic axis, with ticks at the points of the curves.
-        log_y: True for a logarithmic axis if all values are positive.
+    `log_x` puts ticks at the points of the curves; `log_y` has no effect where values are not positive.
     """
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.subplots()
@@ -193,18 +187,17 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
         taken.append((x - 5, bar_end, y))
     for y, x, bar_end, name in sorted(rows, key=itemgetter(0)):
         is_right = inside.x1 - bar_end >= x - inside.x0
-        start, side = (bar_end, "left") if is_right else (x, "right")
+        start, side, gap = (bar_end, "left", 5) if is_right else (x, "right", -8)
         line = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "relpos": (not is_right, 0.5)}
         text = {"ha": side, "va": "center", "fontsize": 9, "arrowprops": line}
         label = axes.annotate(name, (start, y), (0, 0), "figure points", "offset points", **text)
         label.set_in_layout(False)  # the axes would give way to it
         width = Text.get_window_extent(label).width  # without the line
-        left = start + 5 if is_right else start - 8 - width
-        left = max(inside.x0, min(left, inside.x1 - width))
+        overhang = width * (not is_right)  # the part of the text to the left of its anchor
+        left = max(inside.x0, min(start + gap - overhang, inside.x1 - width))
         move = _free_move((left, left + width, y), taken, inside)
         taken.append((left, left + width, y + move))
-        anchor = left if is_right else left + width
-        label.set_position((anchor - start, move))
+        label.set_position((left + overhang - start, move))
         label.arrow_patch.set_visible(move != 0)
 
 

@@ -7,7 +7,7 @@ Only the runs and the judgments are required in the folder:
     queries.tsv           texts of the queries, and
     collection.tsv        texts of the passages: for the browser of queries
     candidates.trec       the first stage, for depth curves
-    efficiency.json       the result of `measure_efficiency` (`hf-kd-ranking benchmark`), for the plot against latency
+    efficiency.json       result of `measure_efficiency`, for the plot against latency
     training/NAME.json    the trainer_state.json of a ranker's training, for loss curves
 """
 
@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import chain
@@ -51,7 +52,7 @@ Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # ranker -> measure ->
 
 
 @dataclass
-class Results:
+class _Results:
     """The content of a folder of results; what is missing is empty or None."""
 
     runs: dict[str, Run]
@@ -77,22 +78,22 @@ def write_report(
 
     Args:
         results: folder of results, see the module.
-        output: the HTML file; an existing file is replaced.
+        output: the HTML file, which may exist.
         measures: in ir_measures' notation; the first orders the rankers and is plotted against latency.
         arrows: (control, treatment) pairs of names, drawn in the plot. The marks in the table compare with the first
             control, or without arrows with the weakest ranker.
         plot: file to which the plot against latency is also written, .png or .svg.
         title: title of the page.
-        intersect: True leaves out queries for which a run has no results, where the runs differ; False refuses that.
+        intersect: True leaves out queries that a run does not have; False refuses runs with different queries.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
 
     Returns:
         `output`, `plot` if it was given, and the numbers of `rankers` and `queries`.
 
     Raises:
-        FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
-        ValueError: if the runs have results for different queries, a file is malformed, an arrow has an unknown name,
-            there are fewer than two judged queries, or a plot is wanted without latencies or matplotlib.
+        FileNotFoundError: if there are no runs, or a file that is given or required does not exist.
+        ValueError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
+            a plot without latencies or matplotlib.
     """
     refuse_existing(output, overwrite=True)
     try:
@@ -126,10 +127,7 @@ def write_report(
     return written | {"rankers": len(content.runs), "queries": len(content.qrels)}
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
-
-
-def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> Results:
+def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> _Results:
     run_paths = sorted((folder / "runs").glob("*.trec"))
     if not run_paths:
         raise FileNotFoundError(f"{folder / 'runs'} holds no NAME.trec; put the TREC run of each ranker there.")
@@ -144,7 +142,7 @@ def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> Resul
         training[path.stem] = _read_training(path)
     for path in tqdm(run_paths, desc="Reading", unit="run"):
         runs[path.stem] = read_run(path)
-    return Results(runs, efficiency, training, **inputs)
+    return _Results(runs, efficiency, training, **inputs)
 
 
 def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
@@ -152,11 +150,10 @@ def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
         return {"rankers": {}, "environment": {}, "protocol": {}}
     content = _read_object(path, "rankers", dict)
     for name, figures in content["rankers"].items():
-        try:
-            total = figures["total_ms"]
-            is_valid = 0 < total["p50"] < math.inf and 0 < total["p95"] < math.inf
-        except (KeyError, TypeError):
-            is_valid = False
+        is_valid = False
+        with suppress(KeyError, TypeError):
+            p50, p95 = figures["total_ms"]["p50"], figures["total_ms"]["p95"]
+            is_valid = 0 < p50 < math.inf and 0 < p95 < math.inf
         if not is_valid:
             raise ValueError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {figures!r}.")
     for section in ("environment", "protocol"):
@@ -183,10 +180,7 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     return content
 
 
-# ---- Tables and the browser of queries ------------------------------------------------------------------------------
-
-
-def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the variables of the template except the plots; rankers by descending mean of the first measure."""
     values, means = {}, {}
     for name, run in tqdm(content.runs.items(), desc="Measuring", unit="run"):
@@ -231,14 +225,12 @@ def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -
     marks = np.zeros((len(names), len(names), len(measures)), dtype=int)
     for pair in pairs:
         if pair["p_corrected"] < ALPHA:
-            control, treatment = names.index(pair["control"]), names.index(pair["treatment"])
-            measure, sign = measures.index(pair["measure"]), np.sign(pair["difference"])
-            marks[control, treatment, measure] = sign
-            marks[treatment, control, measure] = -sign
-    return marks.tolist()
+            place = names.index(pair["control"]), names.index(pair["treatment"]), measures.index(pair["measure"])
+            marks[place] = np.sign(pair["difference"])
+    return (marks - marks.swapaxes(0, 1)).tolist()
 
 
-def _browser(content: Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
+def _browser(content: _Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
     """Return the queries on which the rankers differ most, and the texts of the passages that are shown for them."""
     query_ids = list(content.qrels)
     spreads = np.zeros(len(query_ids))
@@ -254,7 +246,7 @@ def _browser(content: Results, values: Values, names: list[str], measures: list[
     return {"queries": queries, "texts": texts}
 
 
-def _query_details(content: Results, values: Values, names: list[str], query_id: str) -> dict[str, Any]:
+def _query_details(content: _Results, values: Values, names: list[str], query_id: str) -> dict[str, Any]:
     grades = content.qrels[query_id]
     query = {"id": query_id, "text": _text(content.queries, query_id), "values": [], "top": [], "relevant": []}
     ranks = []
@@ -273,13 +265,10 @@ def _text(store: TextStore | None, id_: str) -> str | None:
     if store is None or id_ not in store:
         return None
     text = store[id_]
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]} ..."
-    return text
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
 
 
 def _format_figure(value: Any) -> str:
-    """Format numbers with three digits and thousands separators, and leave text as it is."""
     if value is None or isinstance(value, Undefined):
         return "–"
     if isinstance(value, float) and value < 1000:
