@@ -42,17 +42,15 @@ def evaluate_queries(run: Run, qrels: Mapping[str, Mapping[str, int]], measure: 
     """Compute a measure for each query that the training code evaluates: query_id -> value.
 
     Args:
-        run: query_id -> [(doc_id, score)], best first.
-        qrels: query_id -> {doc_id: grade}.
+        run, qrels: as `evaluation.metrics.evaluate_run`; the order of the run counts, not its scores.
         measure: RR, R, AP or nDCG of ir_measures, with a cutoff and, except for nDCG, the lowest relevant grade.
 
     Raises:
         ValueError: for another measure, or if no query has both a ranking and a relevant document.
     """
     if measure.NAME not in MEASURES or "cutoff" not in measure.params:
-        raise ValueError(
-            f"The matchmaker dialect has {', '.join(MEASURES)}, each with a cutoff (AP(rel=2)@1000); got {measure}."
-        )
+        needed = f"{', '.join(MEASURES)}, each with a cutoff (AP(rel=2)@1000)"
+        raise ValueError(f"The matchmaker dialect has {needed}; got {measure}.")
     cutoff, lowest_grade = measure.params["cutoff"], measure.params.get("rel", 1)
     values = {}
     for query_id, ranking in run.items():

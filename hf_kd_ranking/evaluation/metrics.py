@@ -53,10 +53,9 @@ def evaluate_queries(
         raise ValueError(f"The dialect of measures is one of {', '.join(DIALECTS)}, got {dialect!r}.")
     query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
-        raise ValueError(
-            f"Run ({len(run)} queries, first {next(iter(run), None)!r}) and qrels ({len(qrels)} queries, first "
-            f"{next(iter(qrels), None)!r}) have no query in common; are they of one data set?"
-        )
+        of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
+        of_qrels = f"{len(qrels)} queries, first {next(iter(qrels), None)!r}"
+        raise ValueError(f"Run ({of_run}) and qrels ({of_qrels}) have no query in common; are they of one data set?")
     parsed = parse_measures(measures)
     if dialect == "matchmaker":
         return {name: matchmaker.evaluate_queries(run, qrels, measure) for name, measure in parsed.items()}

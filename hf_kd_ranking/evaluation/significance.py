@@ -72,10 +72,7 @@ def compare_runs(
 def compare_values(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], correction: str = "holm", moved: int = 5, seed: int = 42
 ) -> dict[str, Any]:
-    """Compare all pairs of rankers by values from `evaluate_queries`, of the same queries and measures for all.
-
-    `values` is name -> measure -> query_id -> value; the other arguments and the result are as `compare_runs`.
-    """
+    """Compare all pairs as `compare_runs`, by `values` of the same queries: name -> measure -> query_id -> value."""
     means = dict(zip(values, map(mean_values, values.values()), strict=True))
     first, pairs = next(iter(values.values())), []
     for measure in first:
@@ -116,8 +113,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
     lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
     for name, means in result["means"].items():
         lines.append(f"| {name} | {' | '.join(map('{:.4f}'.format, means.values()))} |")
-    header = PAIRS_HEADER.format_map(result)
-    lines += ["", header, "|---" * (header.count("|") - 1) + "|"]
+    lines += ["", PAIRS_HEADER.format_map(result), "|---" * PAIR_ROW.count(" |") + "|"]
     for pair in result["pairs"]:
         lines.append(PAIR_ROW.format_map(pair))
     return "\n".join(lines)
@@ -148,9 +144,7 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
         counts = f"{len(treatment)} and {len(control)}, of which {len(treatment.keys() & control.keys())} in common"
         raise ValueError(f"A paired test needs the same queries on both sides, at least two; got {counts}.")
     differences = [value - control[query_id] for query_id, value in treatment.items()]
-    p_value = 1.0
-    if any(differences):
-        p_value = float(ttest_1samp(differences, 0).pvalue)
+    p_value = float(ttest_1samp(differences, 0).pvalue) if any(differences) else 1.0
     return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
 
 
@@ -158,8 +152,7 @@ def mean_interval(values: Sequence[float], seed: int = 42) -> dict[str, float]:
     """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
     from scipy.stats import bootstrap
 
-    resampled = bootstrap((values,), np.mean, method="percentile", rng=seed, **RESAMPLING)
-    low, high = resampled.confidence_interval
+    low, high = bootstrap((values,), np.mean, method="percentile", rng=seed, **RESAMPLING).confidence_interval
     return {"mean": fmean(values), "low": float(low), "high": float(high)}
 
 

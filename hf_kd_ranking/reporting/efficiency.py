@@ -13,6 +13,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..inference import score_stored
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
+Stored = Sequence[np.ndarray] | None  # encoded documents; None where a ranker cannot store them
 MEBIBYTE = 2**20
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -55,15 +57,14 @@ def measure_efficiency(
     Raises:
         ValueError: if rankers, queries or documents are empty.
     """
-    counts = len(rankers), len(queries), len(documents)
-    if 0 in counts:
-        raise ValueError("Measuring needs rankers, queries and documents, got {}, {} and {}.".format(*counts))
+    if not rankers or not queries or not documents:
+        counts = f"{len(rankers)}, {len(queries)} and {len(documents)}"
+        raise ValueError(f"Measuring needs rankers, queries and documents, got {counts}.")
     results, loaded = {}, {}
     for name, load in rankers.items():
         ranker, stored, results[name] = _load_and_measure(load, queries[0], documents)
         loaded[name] = (ranker, stored, [])
-    rounds = [*(queries * warm_up)[:warm_up], *queries]
-    for query in tqdm(rounds, desc="Timing", unit="query"):
+    for query in tqdm([*(queries * warm_up)[:warm_up], *queries], desc="Timing", unit="query"):
         for ranker, stored, seconds in loaded.values():
             seconds.append(_time_query(ranker, query, documents, stored))
     for name, (_, stored, seconds) in loaded.items():
@@ -76,10 +77,8 @@ def measure_efficiency(
     return {"environment": environment(), "protocol": protocol, "rankers": results}
 
 
-def _load_and_measure(
-    load: Callable[[], Ranker], query: str, documents: Sequence[str]
-) -> tuple[Ranker, Sequence[np.ndarray] | None, dict[str, Any]]:
-    """Return a ranker, its stored documents (None where it cannot store them), and the figures measured once."""
+def _load_and_measure(load: Callable[[], Ranker], query: str, documents: Sequence[str]) -> tuple[Ranker, Stored, dict]:
+    """Return a ranker, its stored documents, and the figures that are measured once."""
     before = 0.0  # where the peak of memory cannot be reset, it is that of the whole process
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -114,9 +113,7 @@ def _load_and_measure(
     return ranker, stored, figures
 
 
-def _time_query(
-    ranker: Ranker, query: str, documents: Sequence[str], stored: Sequence[np.ndarray] | None
-) -> tuple[float, float]:
+def _time_query(ranker: Ranker, query: str, documents: Sequence[str], stored: Stored) -> tuple[float, float]:
     """Return the seconds of encoding and of scoring."""
     start = time.perf_counter()
     if stored is None:
@@ -142,18 +139,15 @@ def peak_mb() -> float:
 
 
 def _status_mb(name: str) -> float:
-    _, _, rest = STATUS.read_text().partition(f"{name}:")
-    return int(rest.split()[0]) / 1024
+    return int(STATUS.read_text().partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def environment() -> dict[str, Any]:
     """Return the versions and the machine, as far as they affect the figures."""
-    versions = {}
-    for name in ("hf_kd_ranking", "torch", "transformers", "numpy"):
-        try:
+    versions = dict.fromkeys(("hf_kd_ranking", "torch", "transformers", "numpy"), "not installed")
+    for name in versions:
+        with suppress(PackageNotFoundError):  # a checkout that is only on the path
             versions[name] = version(name)
-        except PackageNotFoundError:  # a checkout that is only on the path
-            versions[name] = "not installed"
     processor = platform.processor()
     if CPU.is_file():
         processor = CPU.read_text().partition("model name\t: ")[2].partition("\n")[0] or processor
@@ -175,9 +169,9 @@ def efficiency_text(results: Mapping[str, Any]) -> str:
         total, encode = figures["total_ms"], figures["encode_ms"] or {}
         values = [total["p50"], total["p95"], total["p99"], encode.get("p50"), figures["score_ms"]["p50"]]
         values += [slowest / total["p50"], figures["passages_per_second"], figures["pairs_per_second"]]
-        values += [figures["bytes_per_passage"], figures["model_bytes"] / 1e6]
+        values += [figures["bytes_per_passage"], figures["model_bytes"] / 1e6, figures["peak_process_mb"]]
         cells = [name, figures["architecture"]]
-        for value in (*values, figures["peak_process_mb"], figures["peak_cuda_mb"]):
+        for value in [*values, figures["peak_cuda_mb"]]:
             cells.append("-" if value is None else f"{value:,.{int(value < 1000)}f}")
         lines.append(f"| {' | '.join(cells)} |")
     settings = results["protocol"] | results["environment"]

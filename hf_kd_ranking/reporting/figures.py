@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plot import Point, inline_svg, latency_plot, line_plot, save_plot
+from .plot import Curves, Point, inline_svg, latency_plot, line_plot, save_plot
 
 History = list[dict[str, Any]]
 Panel = tuple[Figure, str, list[str]]  # figure, title, and a description of each of its points or lines
@@ -19,10 +19,7 @@ def page_figures(
 ) -> dict[str, list[dict[str, str]]]:
     """Return titles and <svg> elements by section of the page.
 
-    Args:
-        context: variables of the template.
-        training: name -> entries of the log of its training.
-        path: file to which the plot against latency is also written, or None.
+    `context` is for the template, `training` has logs by name; the plot against latency is also written to `path`.
     """
     panels = {"latency": _latency_panels(context, path), "depth": _depth_panels(context)}
     panels["training"] = _training_panels(context, training)
@@ -86,7 +83,7 @@ def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]
     return panels
 
 
-def _describe(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+def _describe(curves: Curves) -> list[str]:
     descriptions = []
     for name, curve in curves.items():
         (x0, y0), (x1, y1) = curve[0], curve[-1]

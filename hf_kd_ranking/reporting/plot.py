@@ -42,6 +42,8 @@ SETTINGS = {
     "text.parse_math": False,  # the name of a ranker may contain dollars
 }
 SVG = "http://www.w3.org/2000/svg"
+Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> [(x, y)]
+Styles = Mapping[str, tuple[str, str]]  # name -> colour, line style
 Line = tuple[float, float, float]  # x0, x1, y of a label or a bar, in points
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
@@ -87,14 +89,9 @@ def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[s
 
 @matplotlib.rc_context(SETTINGS)
 def line_plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    styles: Mapping[str, tuple[str, str]],
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
+    curves: Curves, styles: Styles, x_label: str, y_label: str, log_x: bool = False, log_y: bool = False
 ) -> Figure:
-    """Plot curves (name -> [(x, y)]) in styles (name -> colour, line style), without a legend, which the page has.
+    """Plot curves without a legend, which the page has.
 
     `log_x` puts ticks at the points of the curves; `log_y` has no effect where values are not positive.
     """
@@ -119,7 +116,7 @@ def line_plot(
     return figure
 
 
-def line_styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+def line_styles(names: Sequence[str]) -> Styles:
     """Return a colour and a line style for each name."""
     return {name: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, name in enumerate(names)}
 
@@ -135,9 +132,8 @@ def check_plot_path(path: str | Path) -> None:
 def save_plot(figure: Figure, path: str | Path) -> None:
     """Write a plot as PNG or SVG, by the suffix of the file; errors as `check_plot_path`."""
     check_plot_path(path)
-    kind = Path(path).suffix.removeprefix(".")
     with writing(path, "wb") as file:
-        figure.savefig(file, format=kind, dpi=200, metadata=NO_METADATA if kind == "svg" else None)
+        figure.savefig(file, format=Path(path).suffix.removeprefix("."), dpi=200, metadata=NO_METADATA)
 
 
 @matplotlib.rc_context(SETTINGS)

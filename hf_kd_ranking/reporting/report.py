@@ -33,7 +33,6 @@ from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve
 from ..evaluation.significance import compare_values, mean_interval, shared_queries
 
-TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
     "qrels": ("qrels.txt", read_qrels),
     "queries": ("queries.tsv", TextStore.from_file),
@@ -120,7 +119,8 @@ def write_report(
     if figures is not None:
         context["styles"] = plots.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
         context["figures"] = figures.page_figures(context, content.training, plot)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True)
     environment.filters["figure"] = _format_figure
     with writing(output) as file:
         file.write(environment.get_template("report.html.j2").render(context))
@@ -136,10 +136,12 @@ def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> _Resu
         path = Path(files.get(kind, folder / name))
         if kind in files or kind == "qrels" or path.exists():
             inputs[kind] = read(path)
-    runs, training = {}, {}
-    efficiency = _read_efficiency(folder / "efficiency.json")
+    runs, training, efficiency = {}, {}, _read_efficiency(folder / "efficiency.json")
     for path in sorted((folder / "training").glob("*.json")):
-        training[path.stem] = _read_training(path)
+        history = training[path.stem] = _read_object(path, "log_history", list)["log_history"]
+        for entry in history:
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
     for path in tqdm(run_paths, desc="Reading", unit="run"):
         runs[path.stem] = read_run(path)
     return _Results(runs, efficiency, training, **inputs)
@@ -162,14 +164,6 @@ def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _read_training(path: Path) -> list[dict[str, Any]]:
-    history = _read_object(path, "log_history", list)["log_history"]
-    for entry in history:
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-            raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
-    return history
-
-
 def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     try:
         content = json.loads(existing_file(path, "results").read_text(encoding="utf-8"))
@@ -190,9 +184,14 @@ def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str,
     # Weakest first, so that most differences are gains.
     comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
     measured = content.efficiency["rankers"]
-    data = {"names": names, "measures": measures, "marks": _marks(names, measures, comparison["pairs"]), "pairs": []}
+    pairs, marks = [], np.zeros((len(names), len(names), len(measures)), dtype=int)
     for pair in comparison["pairs"]:
-        data["pairs"].append({key: pair[key] for key in PAIR_KEYS})
+        pairs.append({key: pair[key] for key in PAIR_KEYS})
+        if pair["p_corrected"] < ALPHA:
+            place = names.index(pair["control"]), names.index(pair["treatment"]), measures.index(pair["measure"])
+            marks[place] = np.sign(pair["difference"])
+    # By control, ranker and measure: 1 for significantly above the control, -1 below, else 0.
+    data = {"names": names, "measures": measures, "marks": (marks - marks.swapaxes(0, 1)).tolist(), "pairs": pairs}
     depths, depth_notes = {}, {}  # the notes say why a ranker has no curve
     if content.candidates is not None:
         for name in tqdm(names, desc="Depth curves", unit="run"):
@@ -205,7 +204,7 @@ def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str,
         "measures": measures,
         "means": means,
         "efficiency": {name: measured.get(name, {}) for name in names},
-        "not_measured": [name for name in names if name not in measured],
+        "not_measured": sorted(set(names) - measured.keys(), key=names.index),
         "not_ranked": sorted(measured.keys() - content.runs.keys()),
         "control": names.index(arrows[0][0]) if arrows else len(names) - 1,
         "queries": len(content.qrels),
@@ -218,16 +217,6 @@ def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str,
         "alpha": ALPHA,
         "data": data | _browser(content, values, names, measures),
     }
-
-
-def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -> list[list[list[int]]]:
-    """Return by control, ranker and measure: 1 for significantly above the control, -1 below, else 0."""
-    marks = np.zeros((len(names), len(names), len(measures)), dtype=int)
-    for pair in pairs:
-        if pair["p_corrected"] < ALPHA:
-            place = names.index(pair["control"]), names.index(pair["treatment"]), measures.index(pair["measure"])
-            marks[place] = np.sign(pair["difference"])
-    return (marks - marks.swapaxes(0, 1)).tolist()
 
 
 def _browser(content: _Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
@@ -265,7 +254,9 @@ def _text(store: TextStore | None, id_: str) -> str | None:
     if store is None or id_ not in store:
         return None
     text = store[id_]
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
+    if len(text) > SHOWN_CHARACTERS:
+        text = f"{text[:SHOWN_CHARACTERS]} ..."
+    return text
 
 
 def _format_figure(value: Any) -> str:
