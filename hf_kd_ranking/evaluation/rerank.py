@@ -12,10 +12,7 @@ DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
-    """Return the candidates in the order of a ranker; ties keep the order of the first stage.
-
-    A query or document without a text raises a KeyError, a run without candidates a ValueError.
-    """
+    """Return the candidates, at least one, in the order of a ranker; ties keep the order of the first stage."""
     query_ids, doc_ids = [], []
     for query_id, ranking in candidates.items():
         for doc_id, _ in ranking:
@@ -88,7 +85,6 @@ class RerankingEvaluator:
 
     def __post_init__(self) -> None:
         evaluate_run(self.candidates, self.qrels, self.measures)  # raises before any model runs
-        self.measures = tuple(self.measures)
         judged = Run()
         for query_id, ranking in self.candidates.items():
             if query_id in self.qrels:

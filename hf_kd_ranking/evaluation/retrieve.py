@@ -46,7 +46,6 @@ class RetrievalEvaluator:
         if not (self.documents.rows_of(judged) >= 0).any():
             raise ValueError(f"None of the {len(judged):,} judged documents is in {self.documents.source}.")
         parse_measures(self.measures)  # raises before any model runs
-        self.measures = tuple(self.measures)
         self.texts = self.queries[list(self.qrels)]
 
     def retrieve(self, ranker: Ranker) -> Run:

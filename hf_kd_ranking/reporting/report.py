@@ -90,7 +90,7 @@ def write_report(
         `output`, `plot` if it was given, and the numbers of `rankers` and `queries`.
 
     Raises:
-        FileNotFoundError: if there are no runs, or a file that is given or required does not exist.
+        FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
         ValueError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
             a plot without latencies or matplotlib.
     """
