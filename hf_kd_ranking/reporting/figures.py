@@ -23,8 +23,9 @@ def page_figures(
     """
     panels = {"latency": _latency_panels(context, path), "depth": _depth_panels(context)}
     panels["training"] = _training_panels(context, training)
-    figures = {section: [] for section in panels}
+    figures = {}
     for section in panels:
+        figures[section] = []
         for number, (figure, title, descriptions) in enumerate(panels[section]):
             svg = inline_svg(figure, f"{section}-{number}", title, "; ".join(descriptions))
             figures[section].append({"title": title, "svg": svg})
