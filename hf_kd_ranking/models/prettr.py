@@ -1,7 +1,6 @@
 """PreTTR: an encoder that reads query and document separately in its lower layers and jointly in its upper ones.
 
-Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2. The score is linear in
-the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` are stored in advance.
+Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2.
 """
 
 import os
@@ -13,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from .base import RankingOutput, Side, check_positions, check_same_queries
+from .base import RankingOutput, Side, check_positions
 from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 
 
@@ -22,13 +21,11 @@ class PreTTRConfig(EncoderRankerConfig):
     """Configuration of PreTTR.
 
     Args:
-        join_layer_idx: number of layers that read the sides separately. With 0 the model is a plain encoder of both
-            texts; with all layers separate the score does not depend on the document.
+        join_layer_idx: number of layers that read the sides separately.
         document_position_offset: position of a document's first token. With an int, stored document states serve every
             query; None takes the length of the longest query. "query_length" is the position after the query's last
             attended token: the scores of the published checkpoints, one pair at a time. "query_width" is the padded
             width of the query batch, so that a score depends on its batch: the scores of the authors' batched code.
-        query_augmentation: [MASK] tokens added after a query's [SEP].
         compression_dim: size to which document states are compressed for storage; None for no compression.
 
     Raises:
@@ -37,9 +34,8 @@ class PreTTRConfig(EncoderRankerConfig):
 
     model_type = "PreTTR"
     summary = (
-        "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together "
-        "in its upper ones; the score is linear in the [CLS] vector. The document's lower states are stored "
-        "in advance."
+        "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together in its "
+        "upper ones; the score is linear in the [CLS] vector. The document's lower states are stored in advance."
     )
     vectors_per_text = "per_token"
     similarity = "layers"
@@ -55,7 +51,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
-        """Compare the fields with one another and with the encoder."""
+        """As in `RankerConfig`; also compares the fields with the encoder."""
         encoder, depth = self.encoder_config.model_type, self.encoder_config.num_hidden_layers
         if encoder not in LAYERS:
             raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
@@ -113,7 +109,6 @@ class PreTTR(EncoderRanker):
         Raises:
             ValueError: if a document is given without its query and its positions depend on the query.
         """
-        check_same_queries(query, document)
         if document is not None:
             document = {**document, "position_offset": self._document_offset(query, document)}
         return super().forward(query, document)
@@ -159,9 +154,7 @@ class PreTTR(EncoderRanker):
             return states
 
         def run(states: Tensor, mask: Tensor) -> Tensor:
-            mask = create_bidirectional_mask(
-                config=self.bert_model.config, inputs_embeds=states, attention_mask=mask.long()
-            )
+            mask = create_bidirectional_mask(self.bert_model.config, states, mask.long())
             for layer in layers:
                 states = layer(states, mask)
             return states
@@ -176,9 +169,8 @@ class PreTTR(EncoderRanker):
             offsets = ids.new_full((ids.shape[0],), last)
         elif query is None:
             raise ValueError(
-                f"The document positions of this PreTTR follow the query (document_position_offset={offset!r}), so "
-                "documents cannot be encoded without their query; load it with an int, for example "
-                f"document_position_offset={self.config.max_query_length + self.config.query_augmentation}."
+                f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
+                f"an int, for example ={self.config.max_query_length + self.config.query_augmentation}."
             )
         else:
             last = query["input_ids"].shape[1]

@@ -33,7 +33,7 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
                 raise ValueError(f"{path} line {number}: a word that came before ({quoted}).")
             if not word or not size:
                 raise ValueError(
-                    f"{path} line {number}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...)."
+                    f"{path} line {number}: {len(fields) - 1} values where others have {size} ({quoted})."
                 )
             try:
                 values.extend(map(float, fields[-size:]))
