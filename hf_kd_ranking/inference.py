@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
-# Texts tokenised, and so sorted by length, at once. Bounds memory: all query vectors of a block of pairs are held, up to
-# 0.1 MB each with one vector per token.
+# Texts tokenised, and so sorted by length, at once. Bounds memory: all query vectors of a block of pairs are held, up
+# to 0.1 MB each with one vector per token.
 BLOCK_SIZE = 4_096
 PROGRESS_FROM = 2_000  # texts; less work is so short that it needs no progress bar
 

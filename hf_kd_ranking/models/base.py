@@ -58,8 +58,7 @@ class RankerConfig(PreTrainedConfig):
     * `joins_texts`: True if query and document are read as one sequence.
     * `vectors_per_text`: "none"; "one", (D,); "per_token", (L, D); "sparse", one weight per word of the vocabulary.
     * `similarity`: how the vectors of a query and a document are compared: "dot", the dot product; "max_sim", the sum
-      over query tokens of the largest dot product; "layers", by layers of the model, which no index can search by;
-      None without vectors.
+      over query tokens of the largest dot product; "layers", by layers of the model; None without vectors.
     * `token_similarity`: how a query token matches a document token, "dot" or "cosine", if a user can be shown that.
     * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
     * `is_searchable`: True if an index of the stored vectors can search a whole collection.
@@ -102,7 +101,7 @@ class RankerConfig(PreTrainedConfig):
 
     @property
     def is_searchable(self) -> bool:
-        """True if an index of the stored vectors can search a whole collection."""
+        """As above."""
         return self.is_storable and self.similarity in ("dot", "max_sim")
 
     @property
@@ -153,18 +152,16 @@ class RankerConfig(PreTrainedConfig):
 class RankerModel(PreTrainedModel):
     """Base class of the rankers: scores from the vectors of both sides; loads strictly; saves its code.
 
-    An architecture defines `from_encoder`, and `encode` and `score_vectors` if it encodes the sides separately. One
-    file with its config and model, and a call of `register_ranker`, are all that a new architecture needs.
+    An architecture is one file with its config and model, and a call of `register_ranker`. It defines `from_encoder`,
+    and `encode` and `score_vectors` if it encodes the sides separately.
     """
 
     config_class = RankerConfig
     supports_gradient_checkpointing = True
-    # The Auto classes that return the architecture; written into saved configs, so that checkpoints work with
-    # trust_remote_code=True on machines without this package.
+    # Auto classes, written into saved configs: checkpoints work with trust_remote_code=True without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
-    # Set to False if processes share the weights of a layer (FSDP, ZeRO): they wait for one another in each forward
-    # pass of the layer, so that all must make the same number of passes.
+    # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True
 
     @classmethod

@@ -201,22 +201,20 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 def _keep_layers(encoder: PreTrainedModel, layers: Sequence[int]) -> None:
     """Keep some of an encoder's layers, in the order given, and change its config accordingly."""
-    config, depth, stacks = encoder.config, encoder.config.num_hidden_layers, []
-    for parent in encoder.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth:
-                stacks.append((parent, name))
+    config, depth = encoder.config, encoder.config.num_hidden_layers
+    stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(stacks) != 1:
         raise ValueError(f"{config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
     if not layers or min(layers) < 0 or max(layers) >= depth:
         raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
-    parent, name = stacks[0]
-    stack = getattr(parent, name)
+    stack = stacks[0]
     for place, index in enumerate(layers):
         if dict(stack[place].named_parameters()).keys() != dict(stack[index].named_parameters()).keys():
             problem = f"Layer {index} of {config.model_type} has other weights than layer {place}"
             raise ValueError(f"{problem}: keep layer {place} in its place, got {list(layers)}.")
-    setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
+    kept = [stack[index] for index in layers]
+    del stack[:]
+    stack.extend(kept)
     for field in ("layer_types", "mlp_layer_types"):  # one entry per layer, in the configs that have them
         types = getattr(config, field, None)
         if types is not None:

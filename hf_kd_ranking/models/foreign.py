@@ -73,7 +73,15 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     fields |= _read_lengths(name_or_path, config, settings, model_class)
     model = model_class.from_encoder(name_or_path, **(fields | overrides))
     if dense is not None:
-        _load_dense(name_or_path, dense["path"], model)
+        file, quiet = f"{dense['path']}/model.safetensors", {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(name_or_path, file, **quiet)
+        if path is None:
+            raise ValueError(f"{name_or_path} has no {file}; convert the weights, pickles are not read.")
+        weights = load_state_dict_from_file(path)
+        with torch.no_grad():
+            model.compressor.weight.copy_(weights["linear.weight"])
+            model.compressor.bias.copy_(weights.get("linear.bias", torch.zeros(())))
+        check_finite(model, name_or_path)
     return model
 
 
@@ -98,7 +106,6 @@ def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[st
 
 
 def _check_order(name: str, chain: dict[str, dict[str, Any]], known: list[str]) -> None:
-    """Refuse modules other than the known ones in their order; only the first two are needed."""
     found = list(chain)
     if found[:2] != known[:2] or found != [module for module in known if module in chain]:
         raise _refusal(name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two optional)")
@@ -176,17 +183,6 @@ def _read_lengths(
         length = encoder.get(field) or settings.get(field) or longest
         lengths[f"max_{field}"] = min(length, positions)
     return lengths
-
-
-def _load_dense(name: str, folder: str, model: BertDot | ColBERT) -> None:
-    path = cached_file(name, "model.safetensors", subfolder=folder, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        raise ValueError(f"{name} has no {folder}/model.safetensors; convert the weights, pickles are not read.")
-    weights = load_state_dict_from_file(path)
-    with torch.no_grad():
-        model.compressor.weight.copy_(weights["linear.weight"])
-        model.compressor.bias.copy_(weights.get("linear.bias", torch.zeros(())))
-    check_finite(model, name)
 
 
 def _read_classifier(

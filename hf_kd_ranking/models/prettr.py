@@ -27,9 +27,6 @@ class PreTTRConfig(EncoderRankerConfig):
             attended token: the scores of the published checkpoints, one pair at a time. "query_width" is the padded
             width of the query batch, so that a score depends on its batch: the scores of the authors' batched code.
         compression_dim: size to which document states are compressed for storage; None for no compression.
-
-    Raises:
-        ValueError: if the encoder cannot be split, or the layer or the positions are out of its range.
     """
 
     model_type = "PreTTR"
@@ -62,7 +59,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
-        """Return the lengths of query and document, and the position where the document, without [CLS], ends."""
+        """As in `RankerConfig`, and the position where the document, without [CLS], ends."""
         start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
@@ -119,12 +116,11 @@ class PreTTR(EncoderRanker):
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
         flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
         mask = flat.pop("attention_mask")
-        positions = torch.arange(shape[-1], device=mask.device) + first_position(self.config.encoder_config)  # (L,)
+        positions = torch.arange(shape[-1], device=mask.device)[None] + first_position(self.config.encoder_config)
         if side == "document":
             positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
         else:
             check_positions(shape[-1], self.config.max_positions, "A query")
-            positions = positions.unsqueeze(0)
         states = self.bert_model.embeddings(**flat, position_ids=positions)  # (N, L, H)
         states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx))
         if side == "document" and self.config.compression_dim is not None:
@@ -164,20 +160,16 @@ class PreTTR(EncoderRanker):
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
         """Return the position of each document's first token, (N,); checked against the encoder's positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
-        if self.config.is_storable:
-            last = offset
-            offsets = ids.new_full((ids.shape[0],), last)
-        elif query is None:
+        if query is None and not self.config.is_storable:
             raise ValueError(
                 f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
                 f"an int, for example ={self.config.max_query_length + self.config.query_augmentation}."
             )
-        else:
-            last = query["input_ids"].shape[1]
-            offsets = ids.new_full((ids.shape[0],), last)
-            if offset == "query_length":
-                places = torch.arange(1, last + 1, device=ids.device)
-                offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
+        last = offset if self.config.is_storable else query["input_ids"].shape[1]
+        offsets = ids.new_full((ids.shape[0],), last)
+        if offset == "query_length":
+            places = torch.arange(1, last + 1, device=ids.device)
+            offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
         check_positions(last + ids.shape[-1] - 1, self.config.max_positions, "A document after its query")
         return _per_document(offsets, ids.shape[:-1])
 

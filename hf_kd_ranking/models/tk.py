@@ -53,9 +53,6 @@ class TKConfig(RankerConfig):
         mixes_embeddings: True adds the plain embedding to its contextualised form, with a learned weight.
         kernel_mu: centres of the kernels, cosines.
         kernel_sigma: their widths.
-
-    Raises:
-        ValueError: if the sizes do not fit together.
     """
 
     model_type = "TK"
@@ -88,7 +85,7 @@ class TKConfig(RankerConfig):
             raise ValueError(f"num_attention_heads must divide hidden_size, got {sizes}.")
         centres, widths = len(self.kernel_mu), len(self.kernel_sigma)
         if centres != widths:
-            raise ValueError(f"Each kernel has a centre and a width, got {centres} kernel_mu, {widths} kernel_sigma.")
+            raise ValueError(f"A kernel has a centre and a width, got {centres} kernel_mu and {widths} kernel_sigma.")
         super().check()
 
     @property
@@ -132,13 +129,10 @@ class TK(RankerModel):
         self.post_init()
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
-        """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens.
-
-        Without an `attention_mask` ids above 0 are tokens, as published; unknown words count.
-        """
+        """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens."""
         ids = inputs["input_ids"].flatten(0, -2)  # (N, L)
         check_positions(ids.shape[1], self.config.max_positions, f"A {side}")
-        mask = ids > 0
+        mask = ids > 0  # as published; unknown words count
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].flatten(0, -2).bool()
         embeddings = self.word_embeddings(ids)  # (N, L, H)
@@ -147,8 +141,7 @@ class TK(RankerModel):
         states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
-        shape = inputs["input_ids"].shape
-        return states.reshape(*shape, -1), mask.view(shape)
+        return states.reshape(*inputs["input_ids"].shape, -1), mask.view(inputs["input_ids"].shape)
 
     def _contextualize(self, states: Tensor, mask: Tensor) -> Tensor:
         # A text without words attends to its padding, which no score counts: a softmax over nothing is NaN in ONNX.
@@ -166,14 +159,13 @@ class TK(RankerModel):
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the kernels' scales and weights; the paper trains them ten times as fast as the rest."""
+        """As in `RankerModel`; the paper trains them ten times as fast as the rest."""
         return [self.kernel_alpha_scaler, self.kernel_bin_weights.weight]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.kernel_bin_weights:
+        if module is self.kernel_bin_weights:  # all other layers keep torch's own initialisation
             init.uniform_(module.weight, -0.014, 0.014)  # the authors'; logarithms of counts are large
-        # All other layers keep torch's own initialisation.
 
     @classmethod
     def from_encoder(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":

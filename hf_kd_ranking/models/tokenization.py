@@ -15,13 +15,11 @@ TokenLists = dict[str, list[list[int]]]
 
 @dataclass(frozen=True)
 class RankingProcessor:
-    """Turns texts into the inputs of a ranker: a tokenizer with the ranker's lengths and prefixes.
+    """Turns texts into the inputs of a ranker: a tokenizer with fields of its `RankerConfig`.
 
     Args:
         tokenizer: the tokenizer of the ranker's encoder.
         truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
-
-    The other fields are those of `RankerConfig`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -100,7 +98,12 @@ class RankingProcessor:
             settings |= {"truncation": True, "max_length": max_length}
         tokens = dict(self.tokenizer(*texts, **settings))
         if not self.truncation:
-            _refuse_long(tokens["input_ids"], texts, max_length)
+            lengths = [len(row) for row in tokens["input_ids"]]
+            count = max(lengths, default=0)
+            if count > max_length:
+                row = lengths.index(count)
+                problem = f"Text {row} has {count} tokens, the limit is {max_length}, and truncation is off"
+                raise ValueError(f"{problem} ({' / '.join(side[row][:60] for side in texts)!r}).")
         if not self.adds_special_tokens:
             # A text without words is one padding token that nothing attends to, so that no input has length zero.
             for name, rows in tokens.items():
@@ -111,13 +114,3 @@ class RankingProcessor:
 
 def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
     return [prefix + text for text in texts]
-
-
-def _refuse_long(ids: list[list[int]], texts: tuple[Sequence[str], ...], max_length: int) -> None:
-    longest = max(range(len(ids)), key=lambda row: len(ids[row]), default=None)
-    if longest is not None and len(ids[longest]) > max_length:
-        quoted = " / ".join(side[longest][:60] for side in texts)
-        count = len(ids[longest])
-        raise ValueError(
-            f"Text {longest} has {count} tokens, the limit is {max_length}, and truncation is off ({quoted!r})."
-        )
