@@ -61,7 +61,6 @@ class RankerConfig(PreTrainedConfig):
       over query tokens of the largest dot product; "layers", by layers of the model; None without vectors.
     * `token_similarity`: how a query token matches a document token, "dot" or "cosine", if a user can be shown that.
     * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
-    * `is_searchable`: True if an index of the stored vectors can search a whole collection.
     * `adds_special_tokens`: True for texts between [CLS] and [SEP].
     * `query_augmentation`: number of [MASK] tokens after a query; a field of the architectures that have them.
 
@@ -101,7 +100,7 @@ class RankerConfig(PreTrainedConfig):
 
     @property
     def is_searchable(self) -> bool:
-        """As above."""
+        """True if an index of the stored vectors can search a whole collection."""
         return self.is_storable and self.similarity in ("dot", "max_sim")
 
     @property
@@ -122,8 +121,10 @@ class RankerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
         for name, length in self.sequence_lengths().items():
             if self.max_positions is not None and length > self.max_positions:
-                encoder = self.get_text_config().model_type
-                raise ValueError(f"{name} is {length} tokens, the {encoder} has positions for {self.max_positions}.")
+                raise ValueError(
+                    f"{name} is {length} tokens, but the encoder ({self.get_text_config().model_type}) has positions "
+                    f"for {self.max_positions}; lower the lengths or take another encoder."
+                )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RankerConfig":

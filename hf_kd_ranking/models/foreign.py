@@ -68,7 +68,7 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     if dense is not None:
         activation = dense.get("activation_function", "Tanh").rpartition(".")[2]
         if activation != "Identity" or dense.get("use_residual"):
-            raise _refusal(name_or_path, f"its Dense module is not linear ({activation}, or with a residual)")
+            raise _refusal(name_or_path, f"its Dense module is not linear ({activation}) or adds its input")
         fields["compression_dim"] = dense["out_features"]
     fields |= _read_lengths(name_or_path, config, settings, model_class)
     model = model_class.from_encoder(name_or_path, **(fields | overrides))

@@ -163,7 +163,7 @@ class PreTTR(EncoderRanker):
         if query is None and not self.config.is_storable:
             raise ValueError(
                 f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
-                f"an int, for example ={self.config.max_query_length + self.config.query_augmentation}."
+                f"an int, for example document_position_offset={self.config.max_query_length + self.config.query_augmentation}."
             )
         last = offset if self.config.is_storable else query["input_ids"].shape[1]
         offsets = ids.new_full((ids.shape[0],), last)
