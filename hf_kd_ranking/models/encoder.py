@@ -56,7 +56,7 @@ class EncoderRankerConfig(RankerConfig):
 
     @property
     def max_positions(self) -> int | None:
-        """As in `RankerConfig`."""
+        """See `RankerConfig`."""
         return max_positions(self.encoder_config)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

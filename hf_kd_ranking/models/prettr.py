@@ -48,7 +48,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
-        """As in `RankerConfig`; also compares the fields with the encoder."""
+        """See `RankerConfig`; also compares the fields with the encoder."""
         encoder, depth = self.encoder_config.model_type, self.encoder_config.num_hidden_layers
         if encoder not in LAYERS:
             raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
@@ -59,7 +59,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
-        """As in `RankerConfig`, and the position where the document, without [CLS], ends."""
+        """Return also, see `RankerConfig`, the position where the document, without [CLS], ends."""
         start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
@@ -163,7 +163,8 @@ class PreTTR(EncoderRanker):
         if query is None and not self.config.is_storable:
             raise ValueError(
                 f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
-                f"an int, for example document_position_offset={self.config.max_query_length + self.config.query_augmentation}."
+                "an int, for example document_position_offset="
+                f"{self.config.max_query_length + self.config.query_augmentation}."
             )
         last = offset if self.config.is_storable else query["input_ids"].shape[1]
         offsets = ids.new_full((ids.shape[0],), last)

@@ -90,7 +90,7 @@ class TKConfig(RankerConfig):
 
     @property
     def max_positions(self) -> int:
-        """As in `RankerConfig`."""
+        """See `RankerConfig`."""
         return self.max_position_embeddings
 
 
@@ -159,7 +159,7 @@ class TK(RankerModel):
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """As in `RankerModel`; the paper trains them ten times as fast as the rest."""
+        """See `RankerModel`; the paper trains them ten times as fast as the rest."""
         return [self.kernel_alpha_scaler, self.kernel_bin_weights.weight]
 
     @torch.no_grad()
