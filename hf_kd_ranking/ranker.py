@@ -85,7 +85,7 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, an encoder, or a file of word vectors.
 
     That of a file lower-cases texts, splits them at spaces and punctuation, and has the ids that `TK.from_encoder`
-    gives the file's words. A FileNotFoundError says that there is no tokenizer.
+    gives the file's words. Raises FileNotFoundError if the tokenizer does not exist.
     """
     if Path(name_or_path).is_file():
         words, _ = read_word_vectors(name_or_path)

@@ -59,7 +59,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
-        """Return also, see `RankerConfig`, the position where the document, without [CLS], ends."""
+        """See `RankerConfig`; adds the position where the document, without [CLS], ends."""
         start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
