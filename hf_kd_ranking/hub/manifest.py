@@ -41,8 +41,8 @@ def write_manifest(
     results: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | None],
     command: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Write how the checkpoint in a folder was made, with the digests of its weights; return what was written.
+) -> None:
+    """Write how the checkpoint in a folder was made, with the digests of its weights.
 
     Local paths are cut to their last part, because the manifest is published.
 
@@ -61,9 +61,7 @@ def write_manifest(
         if path is not None:
             path = Path(path)
             digests[name] = {"name": path.name, "sha256": file_digest(path) if path.is_file() else None}
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        versions[library] = version(library)
+    versions = {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}
     manifest = {
         "loss": arguments["loss"],
         "teacher": arguments["teacher_name"],
@@ -78,16 +76,10 @@ def write_manifest(
         "weights": _weight_digests(folder),
     }
     save_manifest(folder, manifest)
-    return manifest
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read the manifest of a checkpoint.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it was written for other weights than the folder contains.
-    """
+    """Read a manifest; FileNotFoundError if there is none, ValueError if it belongs to other weights."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; training writes it (train_ranker, RankingTrainer).")
@@ -103,7 +95,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest."""
+    """Write a manifest as it is."""
     write_json(Path(folder) / FILE, manifest)
 
 

@@ -121,10 +121,10 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
     processor = RankingProcessor.from_config(tokenizer, config)
     # Two pairs of different lengths: an axis of size 1 would be taken for a constant.
     inputs = _graph_inputs(config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"]))
+    has_sides = "input_ids" not in inputs
     axes = []
     for name in inputs:
-        side = "" if "input_ids" in inputs else f"{name.partition('_')[0]}_"
-        axes.append({0: "batch", 1: f"{side}length"})
+        axes.append({0: "batch", 1: f"{name.partition('_')[0]}_length" if has_sides else "length"})
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
