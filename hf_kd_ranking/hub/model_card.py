@@ -78,7 +78,7 @@ def write_model_card(
         KeyError: see `write_card`.
     """
     manifest = read_manifest(folder)
-    output = Path(folder if output is None else output)
+    output = Path(output or folder)
     config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
