@@ -17,11 +17,7 @@ DOCUMENTS_PER_BLOCK = 1_024
 
 
 def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert vectors to the dtype that they are stored in.
-
-    Args:
-        vectors: (T, D) float32.
-        storage: one of `STORAGES`.
+    """Convert vectors, (T, D) float32, to one of `STORAGES`.
 
     Returns:
         (T, D), and for int8 the factor of each vector, (T,) float32: its largest value / 127.
@@ -51,21 +47,15 @@ def encode_blocks(ranker: Ranker, documents: TextStore, rows: np.ndarray, work: 
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
         texts = documents.texts.take(pa.array(rows[block])).to_pylist()
-        return _encode_block(ranker, texts, storage)
+        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
+        arrays = {}
+        if isinstance(vectors, list):  # (L, D) each
+            arrays["lengths"] = np.array([len(tokens) for tokens in vectors])
+            vectors = np.concatenate(vectors)
+        arrays["vectors"], scales = pack(vectors, storage)
+        if scales is not None:
+            arrays["scales"] = scales
+        return arrays
 
     blocks, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
     return blocks
-
-
-def _encode_block(ranker: Ranker, texts: list[str], storage: str) -> dict[str, np.ndarray]:
-    vectors = encode_texts(
-        ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None
-    )  # (N, D), or N of (L, D)
-    arrays = {}
-    if isinstance(vectors, list):
-        arrays["lengths"] = np.array([len(tokens) for tokens in vectors])
-        vectors = np.concatenate(vectors)
-    arrays["vectors"], scales = pack(vectors, storage)
-    if scales is not None:
-        arrays["scales"] = scales
-    return arrays

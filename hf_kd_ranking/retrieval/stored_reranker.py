@@ -20,7 +20,7 @@ QUERIES_AT_ONCE = 256
 
 
 class StoredReranker:
-    """A ranker with the stored vectors of its documents; make one with `build` or `open`.
+    """A ranker with the stored vectors of its documents.
 
     Args:
         store: the vectors of any architecture that stores them; it knows its ranker, which encodes the queries.
@@ -37,26 +37,12 @@ class StoredReranker:
         self.store = store
 
     @classmethod
-    def build(
-        cls, ranker: Ranker, documents: TextStore, folder: str | os.PathLike, storage: str = "float16"
-    ) -> "StoredReranker":
-        """Encode a collection, see `VectorStore.build`."""
-        return cls(VectorStore.build(ranker, documents, folder, storage))
-
-    @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
         """Open an encoded collection, see `VectorStore.open`."""
         return cls(VectorStore.open(folder, ranker, is_verified))
 
-    def __len__(self) -> int:
-        return len(self.store)
-
     def score(self, query: str, doc_ids: Sequence[Id]) -> np.ndarray:
-        """Return the scores of documents for a query, (N,) float32.
-
-        Raises:
-            KeyError: naming ids that are not in the store.
-        """
+        """Return the scores of documents for a query, (N,) float32; a KeyError names ids that are not in the store."""
         return self._score(self.ranker.encode_queries([query])[0], doc_ids)
 
     def rerank(self, candidates: Run, queries: TextStore | Mapping[str, str]) -> Run:

@@ -7,6 +7,7 @@ codec, `codec.faiss`.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -21,19 +22,14 @@ from ..ranker import Ranker
 from . import encode
 from .base import check_model, model_identity, refuse_replacing
 
+Chunk = tuple[int, np.ndarray, np.ndarray]  # first row, number of vectors per document (n,), vectors (T, D) float32
 # Vectors converted to float32 at once: 200 MB of 768 dimensions.
 CHUNK_SIZE = 65_536
 TRAINING_VECTORS = 262_144
 
 
 class VectorStore(IdIndex):
-    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`.
-
-    Args:
-        folder: the folder that `build` wrote.
-        ranker: the ranker that made the vectors; None for reading them only.
-        is_verified: False skips the comparison of checksums, for which every file is read.
-    """
+    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`."""
 
     def __init__(self, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> None:
         self.folder = Path(folder)
@@ -79,15 +75,20 @@ class VectorStore(IdIndex):
         (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
         description = {**model_identity(ranker), "kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
         description["collection"] = documents.fingerprint()
-        if not _is_complete(folder, description, overwrite):
+        is_complete = has_description(folder) and description.items() <= read_description(folder).items()
+        if overwrite or not is_complete:
+            refuse_replacing(folder, "vectors", overwrite)
             _write_store(ranker, documents, folder, description)
-        store = cls(folder, is_verified=False)
-        store.ranker = ranker
-        return store
+        return cls(folder, ranker, is_verified=False)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
-        """Open a store; arguments as the class has them.
+        """Open a store.
+
+        Args:
+            folder: the folder that `build` wrote.
+            ranker: the ranker that made the vectors; None for reading them only.
+            is_verified: False skips the comparison of checksums, for which every file is read.
 
         Raises:
             FileNotFoundError: if there is not a store.
@@ -98,9 +99,7 @@ class VectorStore(IdIndex):
             check_model(store.description, ranker, store.folder)
         return store
 
-    def compress(
-        self, folder: str | os.PathLike, factory: str, seed: int = 0, overwrite: bool = False
-    ) -> "VectorStore":
+    def compress(self, folder: str | os.PathLike, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
         """Write the same vectors as codes of a faiss codec, which every look-up decodes.
 
         Args:
@@ -108,10 +107,10 @@ class VectorStore(IdIndex):
             factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits per value for the
                 residual (as in ColBERTv2), "PQ64" 64 bytes per vector.
             seed: seed of the choice of vectors that the codec is trained on.
-            overwrite: True replaces an existing store.
+            overwrite: as of `build`.
 
         Raises:
-            FileExistsError: if the folder contains a store and `overwrite` is False, or other files.
+            FileExistsError: as `build`.
             ValueError: if faiss cannot build the codec.
         """
         codec = train_index(self, factory, seed)
@@ -133,7 +132,7 @@ class VectorStore(IdIndex):
 
     @property
     def has_token_vectors(self) -> bool:
-        """True where every token has a vector."""
+        """Whether every token has a vector."""
         return self.offsets is not None
 
     @property
@@ -148,18 +147,14 @@ class VectorStore(IdIndex):
             return self._unpack(np.asarray(rows))
         return [self._unpack(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
 
-    def chunks(self, size: int = CHUNK_SIZE) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield all vectors in order: first row, row after the last, and about `size` vectors, (T, D) float32."""
+    def chunks(self, size: int = CHUNK_SIZE) -> Iterator[Chunk]:
+        """Yield about `size` vectors at once, in order."""
+        offsets = np.arange(len(self) + 1) if self.offsets is None else self.offsets
         start = 0
         while start < len(self):
-            stop = start + size
-            if self.offsets is not None:
-                stop = int(np.searchsorted(self.offsets, self.offsets[start] + size, side="right")) - 1
-            stop = min(max(stop, start + 1), len(self))
-            first, last = start, stop
-            if self.offsets is not None:
-                first, last = self.offsets[[start, stop]].tolist()
-            yield start, stop, self._unpack(slice(first, last))
+            stop = int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1
+            stop = max(stop, start + 1)
+            yield start, np.diff(offsets[start : stop + 1]), self._unpack(slice(offsets[start], offsets[stop]))
             start = stop
 
     def _unpack(self, chosen: slice | np.ndarray) -> np.ndarray:
@@ -172,18 +167,6 @@ class VectorStore(IdIndex):
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------
-
-
-def _is_complete(folder: Path, description: dict, overwrite: bool) -> bool:
-    """Return whether a folder contains these vectors; refuse to replace what must be kept."""
-    if has_description(folder) and not overwrite:
-        if description.items() <= read_description(folder).items():
-            return True
-        raise FileExistsError(
-            f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
-        )
-    refuse_replacing(folder, "vectors", overwrite)
-    return False
 
 
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
@@ -199,20 +182,18 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
 def _write_blocks(blocks: Sequence[Path], data: Path, documents: int, dimension: int) -> None:
     """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
-    lengths, scales = [np.zeros(1, dtype=np.int64)], []
+    collected = {"lengths": [], "scales": []}
     for path in blocks:
         with np.load(path) as block:
-            if "lengths" in block:
-                lengths.append(block["lengths"])
-            if "scales" in block:
-                scales.append(block["scales"])
+            for name in collected.keys() & block.keys():
+                collected[name].append(block[name])
     count = documents
-    if len(lengths) > 1:
-        offsets = np.cumsum(np.concatenate(lengths))
+    if collected["lengths"]:
+        offsets = np.cumsum(np.concatenate([[0], *collected["lengths"]]))
         count = int(offsets[-1])
         np.save(data / "offsets.npy", offsets)
-    if scales:
-        np.save(data / "scales.npy", np.concatenate(scales))
+    if collected["scales"]:
+        np.save(data / "scales.npy", np.concatenate(collected["scales"]))
     _write_vectors(data / "vectors.npy", (np.load(path)["vectors"] for path in blocks), (count, dimension))
 
 
@@ -240,16 +221,18 @@ def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
     Raises:
         ValueError: if faiss does not know the factory, or it needs more vectors.
     """
-    try:
+    with faiss_errors(f"faiss cannot build {factory!r} over {len(store.values):,} vectors"):
         index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(store.sample(TRAINING_VECTORS, seed))
-    except RuntimeError as error:
-        reason = faiss_reason(error)
-        raise ValueError(f"faiss cannot build {factory!r} over {len(store.values):,} vectors: {reason}.") from None
     return index
 
 
-def faiss_reason(error: RuntimeError) -> str:
-    """Return the message of faiss without the line of its source that it names first."""
-    return str(error).strip().splitlines()[-1].rpartition(": ")[2]
+@contextmanager
+def faiss_errors(message: str, error_type: type[Exception] = ValueError) -> Iterator[None]:
+    """Add a message to the errors of faiss, and leave out the line of its source that they name first."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition(": ")[2]
+        raise error_type(f"{message}: {reason}") from None
