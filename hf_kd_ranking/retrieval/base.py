@@ -1,14 +1,5 @@
-"""The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains.
+"""The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains."""
 
-| index | built from | searches with |
-| --- | --- | --- |
-| `BM25Index` | a `TextStore` | the words of the query |
-| `DenseIndex` | a `VectorStore` | rankers with one vector per text, compared by dot product |
-| `ColBERTIndex` | a `VectorStore` | rankers with one vector per token, compared by MaxSim |
-| `QdrantIndex` | a `VectorStore` | both kinds of rankers |
-"""
-
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -35,11 +26,11 @@ OTHER_FIELDS = {"encoder_config", "initializer_range", *(field.name for field in
 class Index:
     """A collection that can be searched; make one with `build` or `open`.
 
-    `build(source, folder=None, **settings)` indexes a `TextStore` (BM25) or a `VectorStore`, which knows its ranker, in
-    memory or, where a folder is given that does not contain anything, also on disk. `open(folder, ranker=None,
-    is_verified=True)` maps a saved index and needs the ranker that made the vectors. It raises FileNotFoundError if
-    there is not an index, and ValueError if another model made its vectors, or a file is truncated or damaged (unless
-    is_verified is False, which skips the comparison of checksums, for which every file is read).
+    `build(source, folder=None, **settings)` indexes a `TextStore` (BM25) or a `VectorStore` that knows its ranker, in
+    memory, or also on disk if a folder is given. `open(folder, ranker=None, is_verified=True)` maps a saved index for
+    the ranker that made its vectors. It raises FileNotFoundError if there is not an index, and ValueError if another
+    model made its vectors, or a file is truncated or damaged; for the latter every file is read, unless `is_verified`
+    is False.
     """
 
     compares: ClassVar[Sequence[tuple[str, str]]] = ()  # the keys of `INDEX_NAMES` that it can search; none for texts
@@ -48,7 +39,7 @@ class Index:
     ids: IdIndex  # of the rows
     description: dict[str, Any]  # what the index was built from
 
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write a BM25 or dense index; it, or its new version, appears when it is complete.
 
         Raises:
@@ -102,14 +93,14 @@ class Index:
         if not config.is_searchable or (vectors, similarity) not in cls.compares:
             other = INDEX_NAMES.get((vectors, similarity), "StoredReranker (--candidates)")
             raise ValueError(
-                f"{cls.__name__} cannot search the vectors in {folder} ({config.model_type}: vectors per text {vectors}, "
-                f"similarity {similarity}); use {other}."
+                f"{cls.__name__} cannot search the vectors in {folder} ({config.model_type}: vectors per text "
+                f"{vectors}, similarity {similarity}); use {other}."
             )
         return ranker
 
 
 def open_index(
-    folder: str | os.PathLike,
+    folder: str | Path,
     ranker: Ranker | None = None,
     exact: bool = False,
     settings: str | None = None,
@@ -202,7 +193,7 @@ def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], fo
 
 
 def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
-    """Refuse, by a FileExistsError, to write an index over other files, another kind of index, or without `overwrite`."""
+    """Refuse, by a FileExistsError, to write over other files or kinds, or to replace an index without `overwrite`."""
     if has_description(folder):
         if not overwrite or read_description(folder)["kind"] != kind:
             raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a {kind} index.")

@@ -1,6 +1,5 @@
 """BM25 by bm25s: the first stage whose candidates the rankers re-rank."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ class BM25Index(Index):
     def build(
         cls,
         documents: TextStore,
-        folder: str | os.PathLike | None = None,
+        folder: str | Path | None = None,
         *,
         k1: float = 0.9,
         b: float = 0.4,
@@ -71,7 +70,7 @@ class BM25Index(Index):
         self.ids.save_ids(data)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: None = None, is_verified: bool = True) -> "BM25Index":
+    def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
         """Open a saved index, see `Index`.
 
         Raises:

@@ -4,8 +4,8 @@ A stored document costs no encoding: PreTTR runs only the layers after the join,
 their products.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class StoredReranker:
         self.store = store
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
+    def open(cls, folder: str | Path, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
         """Open an encoded collection, see `VectorStore.open`."""
         return cls(VectorStore.open(folder, ranker, is_verified))
 

@@ -5,7 +5,6 @@ a vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T
 codec, `codec.faiss`.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ TRAINING_VECTORS = 262_144
 class VectorStore(IdIndex):
     """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`."""
 
-    def __init__(self, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> None:
+    def __init__(self, folder: str | Path, ranker: Ranker | None = None, is_verified: bool = True) -> None:
         self.folder = Path(folder)
         self.ranker = ranker
         self.description, data = open_version(self.folder, "vectors", is_verified)
@@ -42,13 +41,15 @@ class VectorStore(IdIndex):
         codec = data / "codec.faiss"
         self._codec = faiss.read_index(str(codec)) if codec.is_file() else None
         super().__init__(self.description["documents"], *open_ids(data))
+        if ranker is not None:
+            check_model(self.description, ranker, self.folder)
 
     @classmethod
     def build(
         cls,
         ranker: Ranker,
         documents: TextStore,
-        folder: str | os.PathLike,
+        folder: str | Path,
         storage: str = "float32",
         overwrite: bool = False,
     ) -> "VectorStore":
@@ -66,8 +67,7 @@ class VectorStore(IdIndex):
 
         Raises:
             FileExistsError: if the folder contains other vectors and `overwrite` is False, or other files.
-            ValueError: if the ranker cannot encode documents without the query, a work folder belongs to other inputs,
-                or a value does not fit the storage.
+            ValueError: if documents need the query, unfinished work has other inputs, or a value exceeds the storage.
         """
         folder = Path(folder)
         if storage not in encode.STORAGES:
@@ -82,24 +82,11 @@ class VectorStore(IdIndex):
         return cls(folder, ranker, is_verified=False)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
-        """Open a store.
+    def open(cls, folder: str | Path, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
+        """Open a store, see `Index`; without a ranker its vectors can only be read."""
+        return cls(folder, ranker, is_verified)
 
-        Args:
-            folder: the folder that `build` wrote.
-            ranker: the ranker that made the vectors; None for reading them only.
-            is_verified: False skips the comparison of checksums, for which every file is read.
-
-        Raises:
-            FileNotFoundError: if there is not a store.
-            ValueError: if another model made it, or a file is truncated or damaged.
-        """
-        store = cls(folder, ranker, is_verified)
-        if ranker is not None:
-            check_model(store.description, ranker, store.folder)
-        return store
-
-    def compress(self, folder: str | os.PathLike, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
+    def compress(self, folder: str | Path, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
         """Write the same vectors as codes of a faiss codec, which every look-up decodes.
 
         Args:
@@ -107,17 +94,17 @@ class VectorStore(IdIndex):
             factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits per value for the
                 residual (as in ColBERTv2), "PQ64" 64 bytes per vector.
             seed: seed of the choice of vectors that the codec is trained on.
-            overwrite: as of `build`.
+            overwrite: True replaces an existing store.
 
         Raises:
-            FileExistsError: as `build`.
+            FileExistsError: as of `build`.
             ValueError: if faiss cannot build the codec.
         """
         codec = train_index(self, factory, seed)
         codes = (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
         refuse_replacing(Path(folder), "vectors", overwrite)
         with new_version(Path(folder), self.description | {"storage": factory}) as data:
-            _write_vectors(data / "vectors.npy", codes, (len(self.values), codec.sa_code_size()))
+            _write_vectors(data, codes, "uint8", (len(self.values), codec.sa_code_size()))
             faiss.write_index(codec, str(data / "codec.faiss"))
             if self.offsets is not None:
                 np.save(data / "offsets.npy", self.offsets)
@@ -134,6 +121,12 @@ class VectorStore(IdIndex):
     def has_token_vectors(self) -> bool:
         """Whether every token has a vector."""
         return self.offsets is not None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The vectors and their model, for the description of an index."""
+        names = ("architecture", "model_dtype", "model")
+        return {name: self.description[name] for name in names} | {"vectors": self.description["checksum"]}
 
     @property
     def bytes_per_document(self) -> float:
@@ -175,36 +168,36 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
     with work_folder(folder, lambda _: inputs) as work:
         blocks = encode.encode_blocks(ranker, documents, rows, work, description["storage"])
         if processes().is_main_process:
-            with new_version(folder, description | {"documents": len(rows)}) as data:
-                _write_blocks(blocks, data, len(rows), description["dimension"])
+            description = description | {"documents": len(rows)}
+            with new_version(folder, description) as data:
+                _write_blocks(blocks, data, description)
                 IdIndex.build(documents.columns(rows)).save_ids(data)
 
 
-def _write_blocks(blocks: Sequence[Path], data: Path, documents: int, dimension: int) -> None:
+def _write_blocks(blocks: Sequence[Path], data: Path, description: dict) -> None:
     """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
     collected = {"lengths": [], "scales": []}
     for path in blocks:
         with np.load(path) as block:
             for name in collected.keys() & block.keys():
                 collected[name].append(block[name])
-    count = documents
+    count = description["documents"]
     if collected["lengths"]:
         offsets = np.cumsum(np.concatenate([[0], *collected["lengths"]]))
         count = int(offsets[-1])
         np.save(data / "offsets.npy", offsets)
     if collected["scales"]:
         np.save(data / "scales.npy", np.concatenate(collected["scales"]))
-    _write_vectors(data / "vectors.npy", (np.load(path)["vectors"] for path in blocks), (count, dimension))
+    vectors = (np.load(path)["vectors"] for path in blocks)
+    _write_vectors(data, vectors, description["storage"], (count, description["dimension"]))
 
 
-def _write_vectors(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
-    """Write arrays of one dtype one after another as one array; not mapped, so that a full disk is an error."""
-    with path.open("wb") as file:
-        for number, array in enumerate(arrays):
-            if number == 0:
-                descr = np.lib.format.dtype_to_descr(array.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: tuple[int, int]) -> None:
+    """Write arrays one after another as one array; not mapped, so that a full disk is an error."""
+    with (data / "vectors.npy").open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for array in arrays:
             file.write(np.ascontiguousarray(array).data)
 
 
@@ -218,8 +211,7 @@ def _load_optional(path: Path) -> np.ndarray | None:
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
     """Return an empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
 
-    Raises:
-        ValueError: if faiss does not know the factory, or it needs more vectors.
+    A ValueError says if faiss does not know the factory, or if it needs more vectors.
     """
     with faiss_errors(f"faiss cannot build {factory!r} over {len(store.values):,} vectors"):
         index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
