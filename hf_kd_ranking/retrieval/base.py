@@ -17,6 +17,7 @@ from ..models import RankerConfig
 from ..ranker import Ranker
 
 Ranking = list[tuple[str, float]]
+Results = list[tuple[np.ndarray, np.ndarray]]  # of each query: scores, descending, and rows
 # (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
 INDEX_NAMES = {("one", "dot"): "DenseIndex", ("per_token", "max_sim"): "ColBERTIndex"}
 # Config fields that change no vector of a document; fields of the query side are recognised by their names.
@@ -77,7 +78,7 @@ class Index:
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
         return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
 
-    def _with_ids(self, results: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Ranking]:
+    def _with_ids(self, results: Results) -> list[Ranking]:
         rankings = []
         for scores, rows in results:
             rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))

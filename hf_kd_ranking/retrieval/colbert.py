@@ -15,7 +15,7 @@ from ..artifacts import new_version, open_version
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .base import Index, best_of, check_k, check_vectors
+from .base import Index, Results, best_of, check_k, check_vectors
 from .vector_store import TRAINING_VECTORS, Chunk, VectorStore, faiss_errors
 
 
@@ -81,8 +81,8 @@ class ColBERTIndex(Index):
 
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the scores, descending, and the rows of the best k documents for the token vectors of every query.
+    ) -> Results:
+        """Return the scores and rows of the best k documents for the token vectors of every query.
 
         Args:
             queries: (Lq, D) float32 each.
@@ -147,10 +147,8 @@ class ColBERTIndex(Index):
                 np.save(data / f"{name}.npy", vars(self)[name])
 
 
-def search_tokens(
-    queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the scores, descending, and the rows of the best k documents for every query, by exact MaxSim.
+def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> Results:
+    """Return the scores and rows of the best k documents for every query, by exact MaxSim.
 
     The products of one query with one chunk are in memory at once.
 

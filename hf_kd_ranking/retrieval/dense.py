@@ -14,7 +14,7 @@ import numpy as np
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
 from ..ranker import Ranker
-from .base import Index, best_of, check_k, check_model
+from .base import Index, Results, best_of, check_k, check_model
 from .vector_store import VectorStore, faiss_errors, train_index
 
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
@@ -122,10 +122,8 @@ class DenseIndex(Index):
         with faiss_errors(f"{self.description['factory']} does not have the setting {settings!r}"):
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
 
-    def search_vectors(
-        self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the scores, descending, and the rows of the best k documents for every query vector.
+    def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> Results:
+        """Return the scores and rows of the best k documents for every query vector.
 
         Args:
             queries: (Q, D) float32.
@@ -147,10 +145,8 @@ class DenseIndex(Index):
         return search_index(self.index, queries, k, None if allowed.all() else allowed)
 
 
-def search_index(
-    index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the scores, descending, and the rows of the best k of N vectors for every query; exact for flat indexes.
+def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Results:
+    """Return the scores and rows of the best k of N vectors for every query; exact for flat indexes.
 
     Args:
         index: for inner products.
@@ -178,7 +174,7 @@ def search_index(
 
 def _search_exact(
     index: faiss.IndexFlat, queries: np.ndarray, k: int, available: int, parameters: faiss.SearchParameters | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> Results:
     """Ask for more than k until the last one is clearly below rank k, then score all of them again."""
     vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
     wanted = min(k + 16, available)

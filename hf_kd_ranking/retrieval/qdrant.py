@@ -1,7 +1,6 @@
-"""Search beyond one machine: vectors of documents or of their tokens in Qdrant, embedded, on a server or on a cluster.
+"""Vectors of documents, or of their tokens, in Qdrant: embedded, on a server or on a cluster.
 
-An embedded collection (`path`) is searched by brute force in one process: for tests and small collections. The key of
-a server (`url`) is read from the environment variable QDRANT_API_KEY and from nowhere else.
+The key of a server is read from the environment variable QDRANT_API_KEY and from nowhere else.
 """
 
 import logging
@@ -32,7 +31,8 @@ class QdrantIndex(Index):
     """A collection in Qdrant; make one with `build` or `open`.
 
     Options of `search`: `only`, the ids of the documents that may be returned, None for all; `exact`, True makes a
-    server compare every document, None leaves it to the server. An embedded collection always compares every document.
+    server compare every document, None leaves it to the server. An embedded collection always compares every document
+    in one process: it is for tests and small collections.
     """
 
     compares = tuple(INDEX_NAMES)

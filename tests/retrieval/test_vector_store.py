@@ -8,8 +8,8 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_description
-from hf_kd_ranking.retrieval import encode
-from hf_kd_ranking.retrieval.encode import pack
+from hf_kd_ranking.retrieval import vector_store
+from hf_kd_ranking.retrieval.vector_store import pack
 
 STORING = ("bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "prettr-compressed", "tk")
 
@@ -20,7 +20,7 @@ def files(folder):
 
 @pytest.mark.parametrize("model", STORING, indirect=True)
 def test_store_returns_the_vectors_of_the_ranker(ranker, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "DOCUMENTS_PER_BLOCK", 9)
+    monkeypatch.setattr(vector_store, "DOCUMENTS_PER_BLOCK", 9)
     store = kd.VectorStore.build(ranker, documents, tmp_path / "store")
     texts = dict(documents.items())
     assert list(store.ids()) == list(texts)
@@ -82,7 +82,7 @@ def test_store_compress_stays_near_the_vectors(ranker, documents, tmp_path):
 @pytest.mark.parametrize("model", ["bert_dot", "tk"], indirect=True)
 def test_store_resumes_wherever_it_was_stopped(ranker, documents, tmp_path, monkeypatch, stop_at_write):
     """Stopped at each write: the description of the work, five blocks, and the description of the store."""
-    monkeypatch.setattr(encode, "DOCUMENTS_PER_BLOCK", 9)
+    monkeypatch.setattr(vector_store, "DOCUMENTS_PER_BLOCK", 9)
     names = stop_at_write(0)
     kd.VectorStore.build(ranker, documents, tmp_path / "whole", "int8")
     wanted, blocks = files(tmp_path / "whole"), [f"block-{number:06d}.npz" for number in range(5)]
