@@ -17,7 +17,7 @@ from ..models import RankerConfig
 from ..ranker import Ranker
 
 Ranking = list[tuple[str, float]]
-Results = list[tuple[np.ndarray, np.ndarray]]  # of each query: scores, descending, and rows
+Result = tuple[np.ndarray, np.ndarray]  # of a query: scores, descending, and rows
 # (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
 INDEX_NAMES = {("one", "dot"): "DenseIndex", ("per_token", "max_sim"): "ColBERTIndex"}
 # Config fields that change no vector of a document; fields of the query side are recognised by their names.
@@ -28,10 +28,9 @@ class Index:
     """A collection that can be searched; make one with `build` or `open`.
 
     `build(source, folder=None, **settings)` indexes a `TextStore` (BM25) or a `VectorStore` that knows its ranker, in
-    memory, or also on disk if a folder is given. `open(folder, ranker=None, is_verified=True)` maps a saved index for
-    the ranker that made its vectors. It raises FileNotFoundError if there is not an index, and ValueError if another
-    model made its vectors, or a file is truncated or damaged; for the latter every file is read, unless `is_verified`
-    is False.
+    memory, or also in a new folder. `open(folder, ranker=None, is_verified=True)` maps a saved index for the ranker
+    that made its vectors. It raises FileNotFoundError if there is not an index, and ValueError if another model made
+    its vectors, or a file is truncated or damaged; for the latter every file is read, unless `is_verified` is False.
     """
 
     compares: ClassVar[Sequence[tuple[str, str]]] = ()  # the keys of `INDEX_NAMES` that it can search; none for texts
@@ -78,7 +77,7 @@ class Index:
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
         return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
 
-    def _with_ids(self, results: Results) -> list[Ranking]:
+    def _with_ids(self, results: Sequence[Result]) -> list[Ranking]:
         rankings = []
         for scores, rows in results:
             rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
@@ -211,7 +210,7 @@ def check_k(k: int) -> None:
         raise ValueError(f"k must be at least 1, got {k}.")
 
 
-def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> Result:
     """Return the k highest scores, descending, and their rows; ties by row, rows of -1 (faiss' padding) left out."""
     scores, rows = scores[rows >= 0], rows[rows >= 0]
     order = np.lexsort((rows, -scores))[:k]

@@ -38,11 +38,9 @@ class BM25Index(Index):
         b: float = 0.4,
         tokenization: str = "plain",
     ) -> "BM25Index":
-        """Index the texts of a store.
+        """Index the texts of a store, see `Index`.
 
         Args:
-            documents: the collection.
-            folder: a new folder, see `save`; None keeps the index in memory.
             k1: saturation of term frequencies; the default is common for the passages of MS MARCO, as is that of `b`.
             b: normalisation by document length, 0 to 1.
             tokenization: "plain" keeps words (runs of letters and digits) in lower case; "english" also drops stop
@@ -71,11 +69,7 @@ class BM25Index(Index):
 
     @classmethod
     def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
-        """Open a saved index, see `Index`.
-
-        Raises:
-            ValueError: also if it has the layout of an earlier release, or a ranker is given.
-        """
+        """Open a saved index, see `Index`; those of earlier releases are refused by a ValueError."""
         folder = Path(folder)
         if ranker is not None:
             raise ValueError("BM25 searches without a ranker; open it with the folder only.")

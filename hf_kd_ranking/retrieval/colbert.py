@@ -15,7 +15,7 @@ from ..artifacts import new_version, open_version
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .base import Index, Results, best_of, check_k, check_vectors
+from .base import Index, Result, best_of, check_k, check_vectors
 from .vector_store import TRAINING_VECTORS, Chunk, VectorStore, faiss_errors
 
 
@@ -41,10 +41,9 @@ class ColBERTIndex(Index):
     def build(
         cls, store: VectorStore, folder: str | Path | None = None, *, centroids: int | None = None, seed: int = 0
     ) -> "ColBERTIndex":
-        """Index the vectors of a store.
+        """Index the vectors of a store, see `Index`.
 
         Args:
-            store: the vectors; it knows its ranker.
             folder: None, or the folder of the store, where the centroids are saved.
             centroids: number of centroids; 0 chooses 4 * sqrt(vectors), at most a 39th of the vectors trained on; None
                 searches exactly only.
@@ -62,11 +61,7 @@ class ColBERTIndex(Index):
 
     @classmethod
     def open(cls, folder: str | Path, ranker: Ranker, is_verified: bool = True) -> "ColBERTIndex":
-        """Open a store and the centroids inside, if there are any; see `Index`.
-
-        Raises:
-            ValueError: also if the centroids belong to an earlier version of the vectors.
-        """
+        """Open a store and the centroids inside, if there are any, which must belong to its vectors; see `Index`."""
         index = cls(VectorStore.open(folder, ranker, is_verified))
         inside = index.store.folder / "centroids"
         if inside.is_dir():
@@ -81,7 +76,7 @@ class ColBERTIndex(Index):
 
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
-    ) -> Results:
+    ) -> list[Result]:
         """Return the scores and rows of the best k documents for the token vectors of every query.
 
         Args:
@@ -101,9 +96,7 @@ class ColBERTIndex(Index):
             raise ValueError(f"{self.store.folder} has no centroids to probe; build the index with centroids.")
         return [self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in queries]
 
-    def _search_candidates(
-        self, query: np.ndarray, k: int, probes: int, candidates: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search_candidates(self, query: np.ndarray, k: int, probes: int, candidates: int) -> Result:
         products = query @ self.centroids.T  # (Lq, C)
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
@@ -147,7 +140,7 @@ class ColBERTIndex(Index):
                 np.save(data / f"{name}.npy", vars(self)[name])
 
 
-def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> Results:
+def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> list[Result]:
     """Return the scores and rows of the best k documents for every query, by exact MaxSim.
 
     The products of one query with one chunk are in memory at once.

@@ -14,7 +14,7 @@ import numpy as np
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
 from ..ranker import Ranker
-from .base import Index, Results, best_of, check_k, check_model
+from .base import Index, Result, best_of, check_k, check_model
 from .vector_store import VectorStore, faiss_errors, train_index
 
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
@@ -43,11 +43,9 @@ class DenseIndex(Index):
     def build(
         cls, store: VectorStore, folder: str | Path | None = None, *, factory: str = "Flat", seed: int = 0
     ) -> "DenseIndex":
-        """Index the vectors of a store.
+        """Index the vectors of a store, see `Index`.
 
         Args:
-            store: the vectors; it knows its ranker.
-            folder: a new folder, see `save`; None keeps the index in memory.
             factory: in faiss' notation: "Flat" (exact), "HNSW32", "IVF1024,Flat", "IVF4096,PQ64".
             seed: seed of the choice of vectors that quantisers are trained on.
 
@@ -92,11 +90,10 @@ class DenseIndex(Index):
         """
         check_model(store.description, self.ranker, store.folder)
         new_ids = list(store.ids())
-        is_known = self.ids.rows_of(new_ids) >= 0
-        if is_known.any():
-            first = new_ids[int(np.flatnonzero(is_known)[0])]
-            count = f"{is_known.sum()} of the {len(new_ids):,} ids of {store.folder}"
-            raise ValueError(f"{count} are in the index already, {first!r} first; remove them before.")
+        known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
+        if len(known):
+            count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
+            raise ValueError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
         self.index = faiss.deserialize_index(faiss.serialize_index(self.index))  # what is mapped cannot grow
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
@@ -105,24 +102,18 @@ class DenseIndex(Index):
         self.description["rows"] = len(self.ids)
 
     def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents out of all results; their space is free when the index is built again.
-
-        A KeyError names ids that are not in the index.
-        """
+        """Leave documents out of all results; their space is free when the index is built again."""
         rows = self.ids.rows_of_known(ids, "documents of the index")
         self.removed = self.removed.copy()
         self.removed[rows] = True
         self.ids = IdIndex.build(self.ids.columns(), self.removed)
 
     def tune(self, settings: str) -> None:
-        """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128".
-
-        A ValueError says if the index does not have the setting.
-        """
+        """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128"."""
         with faiss_errors(f"{self.description['factory']} does not have the setting {settings!r}"):
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
 
-    def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> Results:
+    def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> list[Result]:
         """Return the scores and rows of the best k documents for every query vector.
 
         Args:
@@ -145,7 +136,7 @@ class DenseIndex(Index):
         return search_index(self.index, queries, k, None if allowed.all() else allowed)
 
 
-def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Results:
+def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[Result]:
     """Return the scores and rows of the best k of N vectors for every query; exact for flat indexes.
 
     Args:
@@ -174,7 +165,7 @@ def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.nd
 
 def _search_exact(
     index: faiss.IndexFlat, queries: np.ndarray, k: int, available: int, parameters: faiss.SearchParameters | None
-) -> Results:
+) -> list[Result]:
     """Ask for more than k until the last one is clearly below rank k, then score all of them again."""
     vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
     wanted = min(k + 16, available)

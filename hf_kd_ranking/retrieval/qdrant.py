@@ -73,7 +73,7 @@ class QdrantIndex(Index):
         """
         index = cls(cls.check_ranker(store.ranker, store.folder), _connect(path, url), name)
         description = {"documents": len(store)} | store.identity
-        if not index._exists():
+        if index._description() is None:
             parameters = models.VectorParams(size=store.dimension, distance=models.Distance.DOT, **(vectors or {}))
             if store.has_token_vectors:
                 comparator = models.MultiVectorComparator.MAX_SIM
@@ -107,9 +107,9 @@ class QdrantIndex(Index):
         if ranker is None:
             raise ValueError(f"The ranker that made the vectors in the Qdrant collection {name!r} is needed.")
         index = cls(ranker, _connect(path, url), name)
-        if not index._exists():
-            raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
         description = index._description()
+        if description is None:
+            raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
         if "model" not in description:
             raise ValueError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
         check_model(description, ranker, Path(name))
@@ -145,10 +145,10 @@ class QdrantIndex(Index):
             rankings.append([(ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
         return rankings
 
-    def _exists(self) -> bool:
-        return self._ask(self.client.collection_exists, self.name)
-
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any] | None:
+        """Return what the collection was built from; None if it does not exist."""
+        if not self._ask(self.client.collection_exists, self.name):
+            return None
         return self._ask(self.client.get_collection, self.name).config.metadata or {}
 
     def _upload(self, store: VectorStore, batch_size: int) -> None:

@@ -20,14 +20,7 @@ QUERIES_AT_ONCE = 256
 
 
 class StoredReranker:
-    """A ranker with the stored vectors of its documents.
-
-    Args:
-        store: the vectors of any architecture that stores them; it knows its ranker, which encodes the queries.
-
-    Raises:
-        ValueError: if the store was opened without its ranker.
-    """
+    """A ranker, of any architecture that stores vectors, with a store that knows it; it encodes the queries."""
 
     def __init__(self, store: VectorStore) -> None:
         if store.ranker is None:

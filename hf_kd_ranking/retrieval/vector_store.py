@@ -163,9 +163,6 @@ class VectorStore(IdIndex):
         return vectors * self.scales[chosen][:, None]
 
 
-# ---- Writing --------------------------------------------------------------------------------------------------------
-
-
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
     """Encode in blocks, which survive an interruption and are shared among the processes of a job, and join them."""
     rows = documents.distinct_rows()
@@ -193,13 +190,9 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
 
 def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert vectors, (T, D) float32, to one of `STORAGES`.
+    """Convert vectors, (T, D) float32, to one of `STORAGES`; a ValueError says if a value does not fit.
 
-    Returns:
-        (T, D), and for int8 the factor of each vector, (T,) float32: its largest value / 127.
-
-    Raises:
-        ValueError: if a value is not finite, or too large for float16.
+    For int8 the factor of each vector, (T,) float32, is returned as well: its largest value / 127.
     """
     scales = None
     if storage == "int8":
@@ -242,9 +235,6 @@ def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: 
 
 def _load_optional(path: Path) -> np.ndarray | None:
     return np.load(path, mmap_mode="r") if path.is_file() else None
-
-
-# ---- faiss ----------------------------------------------------------------------------------------------------------
 
 
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
