@@ -40,7 +40,7 @@ class Index:
     description: dict[str, Any]  # what the index was built from
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write a BM25 or dense index; it, or its new version, appears when it is complete.
+        """Write a BM25 or dense index, which appears, or replaces the old version, when it is complete.
 
         Raises:
             FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
@@ -59,7 +59,7 @@ class Index:
         Args:
             queries: query_id -> text.
             k: documents per query; all if the index has fewer.
-            **options: see each index.
+            **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
             ValueError: if k is not positive.
@@ -92,10 +92,8 @@ class Index:
         vectors, similarity = config.vectors_per_text, config.similarity
         if not config.is_searchable or (vectors, similarity) not in cls.compares:
             other = INDEX_NAMES.get((vectors, similarity), "StoredReranker (--candidates)")
-            raise ValueError(
-                f"{cls.__name__} cannot search the vectors in {folder} ({config.model_type}: vectors per text "
-                f"{vectors}, similarity {similarity}); use {other}."
-            )
+            form = f"{config.model_type}: vectors per text {vectors}, similarity {similarity}"
+            raise ValueError(f"{cls.__name__} cannot search the vectors in {folder} ({form}); use {other}.")
         return ranker
 
 
@@ -180,10 +178,8 @@ def check_model(description: Mapping[str, Any], ranker: Ranker, folder: Path) ->
     """Refuse, by a ValueError with the first difference, a ranker that did not make the vectors of a folder."""
     for name, value in model_identity(ranker).items():
         if description[name] != value:
-            raise ValueError(
-                f"{folder} was built by another model: {name.replace('_', ' ')} {description[name]} there, {value} "
-                "here; open it with that model, or build it again."
-            )
+            there = f"{name.replace('_', ' ')} {description[name]} there, {value} here"
+            raise ValueError(f"{folder} was built by another model: {there}; open it with that, or build it again.")
 
 
 def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], folder: Path) -> None:

@@ -20,10 +20,7 @@ from .vector_store import TRAINING_VECTORS, Chunk, VectorStore, faiss_errors
 
 
 class ColBERTIndex(Index):
-    """MaxSim search over a vector store in any storage; make one with `build` or `open`.
-
-    Options of `search`: see `search_vectors`.
-    """
+    """MaxSim search over a vector store in any storage; make one with `build` or `open`."""
 
     compares = (("per_token", "max_sim"),)
     queries_at_once = 16

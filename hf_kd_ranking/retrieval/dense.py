@@ -4,9 +4,8 @@ Exact results are those of brute force to the last rank: scores are inner produc
 float32, tied documents are in the order of the collection.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -23,21 +22,18 @@ ROUNDING = 4e-6
 
 
 class DenseIndex(Index):
-    """A faiss index of one vector per document; make one with `build` or `open`.
-
-    Options of `search`: see `search_vectors`.
-    """
+    """A faiss index of one vector per document; make one with `build` or `open`."""
 
     compares = (("one", "dot"),)
 
     def __init__(
-        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: Mapping[str, Any]
+        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: dict
     ) -> None:
         self.ranker = ranker
         self.index = index  # for inner products
         self.ids = ids
         self.removed = removed  # (N,) True at rows that are not returned any more
-        self.description = dict(description)
+        self.description = description
 
     @classmethod
     def build(

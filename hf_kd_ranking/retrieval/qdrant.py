@@ -81,9 +81,9 @@ class QdrantIndex(Index):
             index._ask(index.client.create_collection, name, parameters, metadata=description, **settings)
         uploaded = index._description()
         for key in changed_names(uploaded, description):
+            values = f"{uploaded.get(key)}, here {description[key]}"
             raise ValueError(
-                f"The Qdrant collection {name!r} has other {key} ({uploaded.get(key)}, here {description[key]}); give "
-                "another name, or delete it first."
+                f"Qdrant collection {name!r} has other {key} ({values}); give another name, or delete it."
             )
         index._upload(store, batch_size)
         return index
@@ -113,10 +113,9 @@ class QdrantIndex(Index):
         if "model" not in description:
             raise ValueError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
         check_model(description, ranker, Path(name))
-        count = len(index)
-        if count < description["documents"]:
-            incomplete = f"has {count:,} of {description['documents']:,} documents"
-            raise ValueError(f"The Qdrant collection {name!r} {incomplete}; build it again, which resumes.")
+        if len(index) < description["documents"]:
+            counts = f"{len(index):,} of {description['documents']:,} documents"
+            raise ValueError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
         return index
 
     def __len__(self) -> int:
@@ -182,8 +181,7 @@ class QdrantIndex(Index):
                 problem = _line(error)
             logger.warning("Qdrant did not answer (%s), attempt %d of %d", problem, attempt + 1, ATTEMPTS)
         raise ConnectionError(
-            f"Qdrant did not answer {ATTEMPTS} times ({problem}); check that the server runs. What is uploaded stays, "
-            "and the same call resumes there."
+            f"Qdrant did not answer {ATTEMPTS} times ({problem}); when the server runs, the same call resumes there."
         )
 
 
