@@ -189,10 +189,9 @@ def write_strings(path: Path, arrays: Iterable[pa.Array]) -> int:
             array = array.cast(pa.large_string())
             _, offsets, data = array.buffers()
             offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-            if len(array):
-                lengths.append(np.diff(offsets))
-                if offsets[-1] > offsets[0]:
-                    file.write(data[offsets[0] : offsets[-1]])
+            lengths.append(np.diff(offsets))
+            if len(array) and offsets[-1] > offsets[0]:
+                file.write(data[offsets[0] : offsets[-1]])
         file.write(b"\n")  # an empty file cannot be mapped
     offsets = np.cumsum(np.concatenate(lengths))
     np.save(path.with_suffix(".offsets.npy"), offsets)

@@ -58,8 +58,7 @@ class Pairs:
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
-        is_integer = pa.types.is_integer(ids.type)
-        found = store.rows_of(ids.to_numpy()) if is_integer else store.rows_of_array(ids)
+        found = store.rows_of_array(ids)
         is_missing = found < 0
         if is_missing.any():
             first = int(np.argmax(is_missing))

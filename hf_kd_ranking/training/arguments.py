@@ -93,7 +93,7 @@ class RankingTrainingArguments(TrainingArguments):
     def checkpoint_to_resume(self) -> str | None:
         """Check the output folder before any work, and return the checkpoint to resume, or None for a fresh start.
 
-        `--resume_from_checkpoint true` takes the last complete checkpoint of the folder, and starts afresh if there is
+        `--resume-from-checkpoint true` takes the last complete checkpoint of the folder, and starts afresh if there is
         none yet; with `--overwrite` earlier checkpoints are removed.
 
         Raises:
@@ -116,7 +116,7 @@ class RankingTrainingArguments(TrainingArguments):
     def _clear(self, folder: Path) -> None:
         if not self.overwrite:
             raise FileExistsError(
-                f"The output folder {folder} is not empty; give another one, --resume_from_checkpoint true to resume, "
+                f"The output folder {folder} is not empty; give another one, --resume-from-checkpoint true to resume, "
                 "or --overwrite to train into it."
             )
         for checkpoint in folder.glob("checkpoint-*"):

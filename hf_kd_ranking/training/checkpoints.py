@@ -55,7 +55,7 @@ def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
             f"The checkpoint {checkpoint} could not be written ({reason}) and was removed; the last complete one is "
-            f"{last_complete(checkpoint.parent)}. Free some space, then resume with --resume_from_checkpoint true."
+            f"{last_complete(checkpoint.parent)}. Free some space, then resume with --resume-from-checkpoint true."
         ) from error
 
 

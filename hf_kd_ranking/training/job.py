@@ -167,7 +167,7 @@ def train_ranker(
     if trainer.termination.is_asked:
         raise SystemExit(
             f"Stopped by SIGTERM at step {trainer.state.global_step:,} with a checkpoint in {args.output_dir}; the "
-            "same command with --resume_from_checkpoint true resumes."
+            "same command with --resume-from-checkpoint true resumes."
         )
     run = None
     if evaluator is not None:

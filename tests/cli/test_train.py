@@ -152,7 +152,7 @@ BAD_INPUT = {
         break_file(QUERIES, b"100\tfine\n101\t\xff\n"),
         "broken.tsv line 2: byte 0xff at column 5 is not UTF-8",
     ),
-    "output not empty": (fill_output, "is not empty; give another one, --resume_from_checkpoint true"),
+    "output not empty": (fill_output, "is not empty; give another one, --resume-from-checkpoint true"),
     "no model": (empty_model, "is not a model folder: it has no config.json"),
     "architecture": (set_option("--architecture", "bert_dto"), "choose one of bert_cat, bert_dot"),
     "length": (set_option("--max_document_length", "65"), "max_document_length is 65 tokens, but the encoder"),

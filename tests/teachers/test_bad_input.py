@@ -1,12 +1,9 @@
 """Input that the teacher tools must refuse, or must not change without saying so."""
 
-import json
-
 import datasets
 import numpy as np
 import pytest
 import torch
-from hf_kd_ranking.data.flag_embedding import convert_flag_embedding
 from test_load import DOCUMENTS, QUERIES, close, llama, make_classifier, score, yes_minus_no  # noqa: F401
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -117,23 +114,6 @@ def test_unknown_id_of_a_run_file_is_named_with_file(tmp_path):
     store = kd.TextStore.from_file(tmp_path / "c.tsv")
     with pytest.raises(KeyError, match=r"r\.trec"):
         kd.score_teacher(ZEROS, tmp_path / "r.trec", store, store, tmp_path / "out.trec")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pos_scores": None},
-        {"pos": "a", "pos_scores": [1]},
-        {"pos": [None]},
-        {"query": 5},
-        {"neg_scores": [float("nan")]},
-    ],
-)
-def test_flag_embedding_lines_of_other_types_are_named(tmp_path, change):
-    row = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1], "neg_scores": [2]} | change
-    (tmp_path / "f.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match="line 1"):
-        convert_flag_embedding(tmp_path / "f.jsonl", tmp_path / "new")
 
 
 def test_written_margins_are_still_marked(tmp_path):

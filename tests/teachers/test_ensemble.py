@@ -323,7 +323,7 @@ BAD_FILES = {
     "no number": (b"1\t2\tq1\ta\tb\n\n1\thigh\tq1\ta\tb\n", "line 3: neg_score must be a finite number, got 'high'"),
     "NaN": (b"nan\t2\tq1\ta\tb\n", "line 1: pos_score must be a finite number, got 'nan'"),
     "score of a pair": (b"q1\ta\tinf\n", "line 1: score must be a finite number, got 'inf'"),
-    "bad UTF-8": (b"1\t2\tq\xff\ta\tb\n", "line 1: byte 0xff at column 6 is no UTF-8"),
+    "bad UTF-8": (b"1\t2\tq\xff\ta\tb\n", "line 1: byte 0xff at column 6 is not UTF-8"),
 }
 
 

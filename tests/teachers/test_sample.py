@@ -87,8 +87,8 @@ def test_ranks_without_an_unjudged_document_give_no_triple():
 
 
 @pytest.mark.parametrize("ranks", [(0, 5), (-1, 5), (5, 4)])
-def test_ranks_that_are_none_are_refused(ranks):
-    with pytest.raises(ValueError, match=re.escape(f"a first and a last rank from 1 on, got {ranks}")):
+def test_invalid_ranks_are_refused(ranks):
+    with pytest.raises(ValueError, match=re.escape(f"ranks must be a first and a last rank, from 1, got {ranks}")):
         negatives(ranks=ranks)
 
 

@@ -61,7 +61,7 @@ def test_an_empty_or_missing_folder_is_a_fresh_start(tmp_path, resume):
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     checkpoint = add_checkpoint(tmp_path, 10)
-    with pytest.raises(FileExistsError, match=r"is not empty.*--resume_from_checkpoint true.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"is not empty.*--resume-from-checkpoint true.*--overwrite"):
         arguments(tmp_path).checkpoint_to_resume()
     assert (checkpoint / "trainer_state.json").is_file()
 

@@ -241,7 +241,7 @@ def test_sigterm_of_a_job_leaves_no_results_and_resumes(model, toy, encoder, tmp
         return compute_loss(self, *arguments, **named)
 
     monkeypatch.setattr(kd.RankingTrainer, "compute_loss", terminate_third)
-    with pytest.raises(SystemExit, match=r"Stopped by SIGTERM at step 3 .* --resume_from_checkpoint true resumes"):
+    with pytest.raises(SystemExit, match=r"Stopped by SIGTERM at step 3 .* --resume-from-checkpoint true resumes"):
         kd.train_ranker(job, args)
     assert not (tmp_path / "out" / "results.json").exists()
     kd.train_ranker(job, args)

@@ -35,7 +35,7 @@ def test_near_queries_share_a_cluster(tmp_path):
     labels = cluster_queries(ranker, queries, rows, 2)
     assert labels.dtype == np.int32
     assert labels[1] == labels[2] != labels[3] == labels[4]
-    assert (labels[0], lengths) == (-1, [1, 2, 40, 41])  # a query of several rows is encoded once
+    assert (labels[0], lengths) == (-1, [1, 2, 40, 41])  # a query with two rows is encoded once
 
 
 def test_queries_are_in_the_cluster_of_the_nearest_centre(toy, ranker, queries):
@@ -50,7 +50,7 @@ def test_queries_are_in_the_cluster_of_the_nearest_centre(toy, ranker, queries):
 
 
 @pytest.mark.parametrize("clusters", [0, 13])
-def test_more_clusters_than_queries_are_refused(toy, ranker, queries, clusters):
+def test_clusters_beyond_the_queries_are_refused(toy, ranker, queries, clusters):
     with pytest.raises(ValueError, match=f"query_clusters must be 1 to 12, the queries of the rows; got {clusters}"):
         cluster_queries(ranker, queries, kd.load_teacher_scores(toy / "scores.tsv"), clusters)
 
