@@ -192,7 +192,8 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
     """Refuse, by a FileExistsError, to write over other files or kinds, or to replace an index without `overwrite`."""
     if has_description(folder):
         if not overwrite or read_description(folder)["kind"] != kind:
-            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a {kind} index.")
+            replace = f"--overwrite (overwrite=True) to replace a {kind} index"
+            raise FileExistsError(f"{folder} exists; give a new folder, or {replace}.")
     elif folder.exists():
         for path in folder.iterdir():
             # A process that is killed while it writes the first version leaves such names.

@@ -113,7 +113,7 @@ def test_store_refuses_unfinished_work_of_other_inputs(ranker, documents, tmp_pa
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 def test_store_keeps_the_old_version_until_the_new_is_complete(ranker, documents, tmp_path, stop_at_write):
     old = kd.VectorStore.build(ranker, documents, tmp_path / "store")
-    with pytest.raises(FileExistsError, match="store exists; give a new folder, or overwrite=True"):
+    with pytest.raises(FileExistsError, match="store exists; give a new folder, or --overwrite"):
         kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16")
     names = stop_at_write(3)
     assert kd.VectorStore.build(ranker, documents, tmp_path / "store").description == old.description
