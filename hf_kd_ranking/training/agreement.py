@@ -13,7 +13,7 @@ def compare_with_teacher(trainer: Trainer, rows: datasets.Dataset) -> dict[str, 
     """Return `pairwise_agreement`, the share of pairs that both order alike, and `loss`, on every process.
 
     Args:
-        trainer: a `RankingTrainer`; its model is the student. Without a matched `teacher_scale` the loss is left out.
+        trainer: a `RankingTrainer`, whose model is the student; it has a loss once its `teacher_scale` is known.
         rows: teacher rows.
     """
     student, teacher, is_listed = _score_rows(trainer, rows)
