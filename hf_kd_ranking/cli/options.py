@@ -1,7 +1,7 @@
 """Options that several verbs share, and how their values are read and their results printed."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from ..data.collections import READERS, RankingCollection, load_collection
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
+Result = dict[str, Any] | tuple[dict[str, Any], str]  # what a verb returns: for programs, and the text for people
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
@@ -49,16 +50,11 @@ Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result a
 
 
 def open_collection(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
-    """Return the collection that a verb's options name.
+    """Return the data set that a verb's options name, or its files, which replace those of the data set.
 
     Args:
-        dataset: name of a collection, see `load_collection`; None if all files are given.
-        split: split of the data set.
-        **files: the files that the verb has as options: `queries`, `documents`, `qrels`, `candidates`; a file that is
-            given replaces that of the data set.
-
-    Raises:
-        ValueError: if there is no data set and a file is missing.
+        **files: the files that the verb has as options: `queries`, `documents`, `qrels`, `candidates`; None if not
+            given, which only `candidates` may be without a data set.
     """
     readers, missing = {}, []
     for name, path in files.items():
@@ -87,9 +83,6 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
     Args:
         values: each PATH or NAME=PATH.
         description: plural noun of the paths, for the message.
-
-    Raises:
-        ValueError: if two paths have the same name.
     """
     paths = {}
     for value in values:
@@ -105,11 +98,7 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype named by `--dtype`.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """Return the dtype named by `--dtype`."""
     if name not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]
@@ -120,23 +109,18 @@ def run_tag(model: str) -> str:
     return Path(model).resolve().name.replace(" ", "_")
 
 
-def print_result(result: Any, as_json: bool, as_text: Callable[[Any], str] | None = None) -> None:
-    """Print the result of a verb.
-
-    Args:
-        result: what the verb returns to programs.
-        as_json: True prints it as one line of JSON.
-        as_text: what formats it for people; None is one line of names and values.
-    """
+def print_result(result: Result | None, as_json: bool) -> None:
+    """Print the result of a verb as one line of JSON, or its text; without a text, one line of names and values."""
+    if result is None:
+        return
+    text = None
+    if isinstance(result, tuple):
+        result, text = result
     if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        typer.echo((as_text or _as_line)(result))
-
-
-def _as_line(result: dict[str, Any]) -> str:
-    values = []
-    for name, value in result.items():
-        text = format(value, ",") if isinstance(value, int) else str(value)
-        values.append(f"{name} {text}")
-    return ", ".join(values)
+        text = json.dumps(result)
+    elif text is None:
+        values = []
+        for name, value in result.items():
+            values.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+        text = ", ".join(values)
+    typer.echo(text)

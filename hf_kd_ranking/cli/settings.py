@@ -5,10 +5,9 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
-from enum import Enum
+from enum import EnumMeta
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -40,7 +39,7 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     dtypes = ["fp32"] + [name for name in ("bf16", "fp16") if name in options]
     if len(dtypes) > 1:
         help_text = f"Precision of training: {', '.join(dtypes)}; wins over --{' and --'.join(dtypes[1:])}."
-        options["dtype"] = _keyword("dtype", str | None, typer.Option(help=help_text))
+        options["dtype"] = _keyword("dtype", str, typer.Option(help=help_text))
 
     def _decorate(verb: Callable) -> Callable:
         parameters = inspect.signature(verb).parameters.values()
@@ -76,8 +75,7 @@ def parse_settings(
         An object of each class, and whether `--json` was given.
 
     Raises:
-        ValueError: if an option file, or an object, refuses a value.
-        FileNotFoundError: if the option file does not exist.
+        ValueError, FileNotFoundError: if an option file, or an object, refuses a value, or the file does not exist.
         UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
 
@@ -100,32 +98,26 @@ def _make(settings: type, values: dict[str, Any]) -> Any:
 
 def _field_options(settings: type) -> dict[str, inspect.Parameter]:
     """Return options for the fields that a command line can set, the class's own before inherited ones."""
-    own, inherited = {}, {}
-    hints = get_type_hints(settings)
-    for field in fields(settings):
+    options = {}
+    hints, own = get_type_hints(settings), inspect.get_annotations(settings)
+    for field in sorted(fields(settings), key=lambda field: field.name not in own):
         kind = _value_type(field, hints[field.name])
-        if not field.init or kind is None:
-            continue
-        if field.name in inspect.get_annotations(settings):
-            own[field.name] = _field_option(field, kind)
-        else:
-            inherited[field.name] = _field_option(field, kind)
-    return own | inherited
+        if field.init and kind is not None:
+            options[field.name] = _field_option(field, kind)
+    return options
 
 
 def _value_type(field: Field, hint: Any) -> Any:
     """Return the type of a field on the command line: str, int, float, bool or a list; None if it has none."""
     if field.metadata.get("const") is True:
         return bool
-    members = [hint]
-    if get_origin(hint) in (Union, UnionType):
-        members = get_args(hint)
+    members = get_args(hint | None)
     if str in members:  # among them dictionaries, as JSON
         return str
     for member in members:
-        if member in (bool, int, float) or member in (list[str], list[int], list[float]):
+        if member in (bool, int, float, list[str], list[int], list[float]):
             return member
-        if inspect.isclass(member) and issubclass(member, Enum):
+        if isinstance(member, EnumMeta):
             return str
     return None
 
@@ -145,9 +137,9 @@ def _field_option(field: Field, kind: Any) -> inspect.Parameter:
         return _keyword(field.name, kind, typer.Option(*names, help=help_text), inspect.Parameter.empty)
     if default is not None and default is not False and default != "":
         help_text += f" [default: {default}]"
-    return _keyword(field.name, kind | None, typer.Option(*names, help=help_text))
+    return _keyword(field.name, kind, typer.Option(*names, help=help_text))
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
-    annotation = Annotated[kind, option]
+    annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
