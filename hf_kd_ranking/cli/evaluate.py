@@ -8,15 +8,8 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import Run, read_run, write_run
+from ..evaluation import metrics
 from ..evaluation.matchmaker import read_ranking
-from ..evaluation.metrics import (
-    DEFAULT_MEASURES,
-    DIALECTS,
-    check_same_collection,
-    deepest,
-    evaluate_queries,
-    mean_values,
-)
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..processes import processes
@@ -65,24 +58,26 @@ def evaluate(
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    measure: options.Measures = DEFAULT_MEASURES,
-    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(DIALECTS)}.")] = "trec_eval",
+    measure: options.Measures = metrics.DEFAULT_MEASURES,
+    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(metrics.DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
 ) -> options.Result:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     results, lines = {}, []
     for name, ranking in _RunFiles(run, measure, dialect).items():
-        values = evaluate_queries(ranking, judgments, measure, dialect)
-        check_same_collection(ranking, judgments)
-        figures = mean_values(values)
+        values = metrics.evaluate_queries(ranking, judgments, measure, dialect)
+        metrics.check_same_collection(ranking, judgments)
+        figures = metrics.mean_values(values)
         figures["queries"] = len(next(iter(values.values())))
         figures["without_results"] = len(judgments.keys() - ranking.keys())
         lines.append(f"{name}: " + ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items()))
         results[name] = figures
         if per_query:
             figures["per_query"] = values
-    return results, json.dumps(results) if per_query else "\n".join(lines)
+    if per_query:
+        return results, json.dumps(results)
+    return results, "\n".join(lines)
 
 
 def compare(
@@ -90,7 +85,7 @@ def compare(
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    measure: options.Measures = DEFAULT_MEASURES,
+    measure: options.Measures = metrics.DEFAULT_MEASURES,
     correction: Annotated[str, typer.Option(help=f"Correction over all pairs: {', '.join(CORRECTIONS)}.")] = "holm",
     intersect: Annotated[bool, typer.Option(help="Compare only the queries that all runs have.")] = False,
 ) -> options.Result:
@@ -105,7 +100,7 @@ class _RunFiles(UserDict[str, Run]):
 
     def __init__(self, runs: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
         super().__init__(options.named_paths(runs, "runs"))
-        self.k = deepest(measures)
+        self.k = metrics.deepest(measures)
         self.is_in_file_order = dialect == "matchmaker"
 
     def __getitem__(self, name: str) -> Run:

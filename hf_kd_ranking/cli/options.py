@@ -19,9 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
 FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
 Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
-Architecture = Annotated[
-    str | None, typer.Option(help=f"Architecture on a plain encoder: {', '.join(ARCHITECTURES)}.")
-]
+Architecture = Annotated[str | None, typer.Option(help=f"Architecture on an encoder: {', '.join(ARCHITECTURES)}.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of texts or pairs per forward pass.")]
 Dtype = Annotated[str, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}.")]
 # Optional in verbs that give them the default None: those take --dataset as well.
@@ -29,9 +27,7 @@ Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL,
 Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
 Candidates = Annotated[Path | None, typer.Option(help="Candidates of each query: a TREC run.")]
 Qrels = Annotated[Path | None, typer.Option(help="Judgments: TREC qrels.")]
-Dataset = Annotated[
-    str | None, typer.Option(help="Collection with all files: a folder, trec-dl-2019, beir/scifact/test.")
-]
+Dataset = Annotated[str | None, typer.Option(help="All files: a folder, trec-dl-2019, beir/scifact/test, ...")]
 Split = Annotated[str, typer.Option(help="Split of the data set.")]
 Scores = Annotated[Path, typer.Option(help="Teacher rows: TSV, JSONL or Parquet.")]
 ScoreFiles = Annotated[list[Path], typer.Option("--scores", help="Files of teacher rows.")]
@@ -78,12 +74,7 @@ def load_ranker(
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
-    """Return paths by name; the name of a path without one is its last part without the suffix.
-
-    Args:
-        values: each PATH or NAME=PATH.
-        description: plural noun of the paths, for the message.
-    """
+    """Return the paths of values PATH or NAME=PATH by name, which is by default that of the file or folder."""
     paths = {}
     for value in values:
         name, path = "", value

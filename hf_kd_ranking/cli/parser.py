@@ -101,13 +101,7 @@ def add_verb(app: typer.Typer, verb: Callable) -> None:
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> Any:
-    """Run a verb of a group, or the only verb of it, and return what its function returns.
-
-    Args:
-        app: the group.
-        arguments: the command line without the program.
-        program: name of the program in help and messages.
-    """
+    """Run a verb of a group, or the only verb of it; `program` is the name in help and messages."""
     command = typer.main.get_command(app)
     with command.make_context(program, list(arguments)) as context:
         return command.invoke(context)
@@ -209,7 +203,9 @@ def _exit(error: Exception, status: int) -> None:
     if isinstance(error, KeyError) and error.args:
         message = str(error.args[0])  # str() of a KeyError is its argument in quotes
     if isinstance(error, UsageError):
-        command = error.ctx.command_path if error.ctx else "hf-kd-ranking"
+        command = "hf-kd-ranking"
+        if error.ctx:
+            command = error.ctx.command_path
         message = f"{error.format_message()} (all options: {command} --help)"
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -29,8 +29,10 @@ def push(
     plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
     lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
     verb = "would go to" if dry_run else "went to"
-    kind = "private repository" if private else "repository"
-    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {kind} {repository}")
+    target = f"repository {repository}"
+    if private:
+        target = f"private {target}"
+    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {target}")
     if plan["address"] is not None:
         lines.append(plan["address"])
     return plan, "\n".join(lines)

@@ -28,10 +28,8 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     """Give a verb the fields of dataclasses as options.
 
     The verb is called with an object of each class, made from the options that were given, and with its own
-    keyword-only parameters. Fields with `bf16` or `fp16` as their name can be set by `--dtype` as well.
-
-    Args:
-        *classes: dataclasses whose fields have a `help`, and may have `aliases`, in their metadata.
+    keyword-only parameters. The metadata of a field has its `help`, and may have `aliases`. Fields with `bf16` or
+    `fp16` as their name can be set by `--dtype` as well.
     """
     options = {}
     for settings in classes:
@@ -61,21 +59,11 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     return _decorate
 
 
-def parse_settings(
-    classes: Sequence[type], arguments: Sequence[str], program: str | None = None
-) -> tuple[list[Any], bool]:
-    """Parse arguments whose options are the fields of dataclasses, `--config` and `--json`.
-
-    Args:
-        classes: the dataclasses, see `with_settings`.
-        arguments: options and values, without the program.
-        program: name of the program in help and messages; None is that of the process.
-
-    Returns:
-        An object of each class, and whether `--json` was given.
+def parse_settings(classes: Sequence[type], arguments: Sequence[str]) -> tuple[list[Any], bool]:
+    """Return an object of each dataclass, see `with_settings`, and whether `--json` was given.
 
     Raises:
-        ValueError, FileNotFoundError: if an option file, or an object, refuses a value, or the file does not exist.
+        ValueError, FileNotFoundError: if `--config` or an object refuses a value, or the file does not exist.
         UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
 
@@ -85,7 +73,7 @@ def parse_settings(
 
     app = make_app()
     add_verb(app, _parse)
-    return run_app(app, arguments, program or Path(sys.argv[0]).name)
+    return run_app(app, arguments, Path(sys.argv[0]).name)
 
 
 def _make(settings: type, values: dict[str, Any]) -> Any:

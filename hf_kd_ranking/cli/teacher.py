@@ -45,7 +45,13 @@ def score(
     if (triples is None) == (candidates is None):
         raise ValueError("Give either --triples or --candidates.")
     suffix = "tsv" if candidates is None else "trec"
-    outputs = _score_outputs(model, output, suffix)
+    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
+    if len(model) == 1:
+        outputs = {model[0]: output}
+    elif len(set(outputs.values())) < len(model):
+        raise ValueError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
+    else:
+        output.mkdir(exist_ok=True)
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
@@ -62,19 +68,10 @@ def score(
             print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
     if state.is_main_process and as_json:
-        whole = {"output": str(output), "teachers": results}
-        print_result(whole if len(model) > 1 else results[0], as_json)
-
-
-def _score_outputs(models: list[str], output: Path, suffix: str) -> dict[str, Path]:
-    """Return the file of each teacher's scores."""
-    if len(models) == 1:
-        return {models[0]: output}
-    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in models}
-    if len(set(outputs.values())) < len(models):
-        raise ValueError(f"Two models would write the same file, as their last names are equal: {', '.join(models)}.")
-    output.mkdir(exist_ok=True)
-    return outputs
+        result = {"output": str(output), "teachers": results}
+        if len(model) == 1:
+            (result,) = results
+        print_result(result, as_json)
 
 
 def ensemble(

@@ -20,9 +20,7 @@ def train(job: TrainingJob, args: RankingTrainingArguments) -> Result | None:
     return measures, json.dumps(measures, indent=2)
 
 
-def parse_job(
-    arguments: Sequence[str], program: str | None = None
-) -> tuple[TrainingJob, RankingTrainingArguments, bool]:
+def parse_job(arguments: Sequence[str]) -> tuple[TrainingJob, RankingTrainingArguments, bool]:
     """Return what is trained, how, and whether `--json` was given, see `parse_settings`."""
-    (job, args), as_json = parse_settings((TrainingJob, RankingTrainingArguments), arguments, program)
+    (job, args), as_json = parse_settings((TrainingJob, RankingTrainingArguments), arguments)
     return job, args, as_json
