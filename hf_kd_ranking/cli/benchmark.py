@@ -35,7 +35,7 @@ def benchmark(
     options.torch_dtype(dtype)  # refused before the first ranker is loaded
     rankers = {}
     for name, path in options.named_paths(model, "rankers").items():
-        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device)
+        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
     results = measure_efficiency(rankers, _drawn(data.queries, rounds), _drawn(data.documents, k), warm_up)
     if output is not None:

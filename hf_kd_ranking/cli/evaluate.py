@@ -36,7 +36,7 @@ def rerank(
     state = processes()
     is_distributed = state.num_processes > 1
     device = state.device if is_distributed else None
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, device, is_distributed)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=device, is_distributed=is_distributed)
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates

@@ -46,11 +46,10 @@ Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result a
 
 
 def open_collection(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
-    """Return the data set that a verb's options name, or its files, which replace those of the data set.
+    """Return the data set that a verb's options name, with the files that are given (not None) in place of its own.
 
-    Args:
-        **files: the files that the verb has as options: `queries`, `documents`, `qrels`, `candidates`; None if not
-            given, which only `candidates` may be without a data set.
+    The verb names those of `queries`, `documents`, `qrels` and `candidates` that are its options; without a data set,
+    only `candidates` may be None.
     """
     readers, missing = {}, []
     for name, path in files.items():
@@ -65,12 +64,9 @@ def open_collection(dataset: str | None, split: str, **files: Path | None) -> Ra
     return RankingCollection("files", readers)
 
 
-def load_ranker(
-    model: str, architecture: str | None, batch_size: int, dtype: str, device: Any = None, is_distributed: bool = False
-) -> Ranker:
+def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
     """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`."""
-    settings = {"batch_size": batch_size, "dtype": torch_dtype(dtype), "is_distributed": is_distributed}
-    return Ranker.from_pretrained(model, architecture, device, **settings)
+    return Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=torch_dtype(dtype), **settings)
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:

@@ -45,12 +45,12 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, state.device)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=state.device)
     config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
-        raise ValueError(f"--factory needs one vector per text, as BERT_DOT has; got {config.model_type}.")
+        raise ValueError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
     if centroids is not None and config.similarity != "max_sim":
-        raise ValueError(f"--centroids needs a ranker that compares by MaxSim, ColBERT; got {config.model_type}.")
+        raise ValueError(f"--centroids is for a ranker that compares by MaxSim (ColBERT), got {config.model_type}.")
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
@@ -85,7 +85,7 @@ def search(
     """Search a collection, or re-rank candidates from stored vectors, and write a run."""
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
-        raise ValueError("--candidates need --model, without --exact, --settings and --probes.")
+        raise ValueError("--candidates are re-ranked from the vectors of --model, without --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, queries=queries)
     ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:

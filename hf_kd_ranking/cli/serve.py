@@ -11,7 +11,6 @@ from .. import __version__
 from ..artifacts import refuse_existing
 from ..data.texts import TextStore
 from . import options
-from .options import print_result
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1"]
@@ -72,12 +71,12 @@ def serve(
         repeated |= {"--rerank": rerank, "--fuse": fuse}
         arguments = [f"{name}={value}" for name, value in repeated.items() if value is not None]
         write_space(space, engine, about, arguments, __version__)
-        print_result({"space": str(space), "documents": len(documents)}, as_json)
+        options.print_result({"space": str(space), "documents": len(documents)}, as_json)
         return
     hosts = LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"]
     app = make_app(SearchPage(engine, about, behind_proxy=proxy), hosts)
     address = f"http://{host}:{listener.getsockname()[1]}"
-    print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
+    options.print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
     config = uvicorn.Config(
         app, log_level="warning", proxy_headers=False, server_header=False, limit_concurrency=100, timeout_keep_alive=5
     )

@@ -21,7 +21,6 @@ from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
 from ..teachers.sample import sample_triples
 from ..teachers.score import score_teacher
 from . import options
-from .options import print_result
 from .parser import add_verb, make_app
 
 
@@ -65,13 +64,13 @@ def score(
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
         if state.is_main_process and not as_json:
-            print_result(results[-1], as_json=False)
+            options.print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
     if state.is_main_process and as_json:
         result = {"output": str(output), "teachers": results}
         if len(model) == 1:
             (result,) = results
-        print_result(result, as_json)
+        options.print_result(result, as_json)
 
 
 def ensemble(
