@@ -85,7 +85,7 @@ def search(
     """Search a collection, or re-rank candidates from stored vectors, and write a run."""
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
-        raise ValueError("--candidates are re-ranked from the vectors of --model, without --exact, --settings, --probes.")
+        raise ValueError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, queries=queries)
     ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:

@@ -71,15 +71,12 @@ def serve(
         repeated |= {"--rerank": rerank, "--fuse": fuse}
         arguments = [f"{name}={value}" for name, value in repeated.items() if value is not None]
         write_space(space, engine, about, arguments, __version__)
-        options.print_result({"space": str(space), "documents": len(documents)}, as_json)
-        return
-    hosts = LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"]
-    app = make_app(SearchPage(engine, about, behind_proxy=proxy), hosts)
+        return options.print_result({"space": str(space), "documents": len(documents)}, as_json)
+    app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])
     address = f"http://{host}:{listener.getsockname()[1]}"
     options.print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
-    config = uvicorn.Config(
-        app, log_level="warning", proxy_headers=False, server_header=False, limit_concurrency=100, timeout_keep_alive=5
-    )
+    headers = {"proxy_headers": False, "server_header": False}
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=100, timeout_keep_alive=5, **headers)
     uvicorn.Server(config).run(sockets=[listener])
 
 
