@@ -28,20 +28,19 @@ def benchmark(
     dtype: options.Dtype = "fp32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one if not given.")] = None,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Measure latency, throughput, memory and storage of rankers in turn."""
     if output is not None:
         refuse_existing(output, overwrite)
     options.torch_dtype(dtype)  # refused before the first ranker is loaded
     rankers = {}
     for name, path in options.named_paths(model, "rankers").items():
-        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device)
+        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
     results = measure_efficiency(rankers, _drawn(data.queries, rounds), _drawn(data.documents, k), warm_up)
     if output is not None:
         write_json(output, results)
-    options.print_result(results, as_json, efficiency_text)
+    return results, efficiency_text(results)
 
 
 def _drawn(store: TextStore, count: int) -> list[str]:

@@ -1,23 +1,43 @@
-"""`hf-kd-ranking distill`: the best ranker within a latency budget, from a collection, queries and a teacher."""
+"""`hf-kd-ranking distill | demo`: the best ranker within a latency budget, on your collection or on docstrings."""
 
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..distillation.job import DistillJob
-from .options import Json, print_result
+from .options import Json, Result, print_result
 from .settings import with_settings
 
 PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory of every stage, and stop.")]
 
 
 @with_settings(DistillJob)
-def distill(job: DistillJob, *, plan_only: PlanOnly = False, as_json: Json = False) -> None:
+def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
     """Distil a slow ranker into fast ones and choose the best within a budget."""
     from ..distillation import pipeline  # here, so that other verbs do not load it
     from ..distillation.costs import plan_text
     from ..distillation.selection import outcome_text
 
     typer.echo(plan_text(pipeline.make_plan(job)), err=not plan_only)
-    if not plan_only:
-        print_result(pipeline.distill(job), as_json, lambda outcome: outcome_text(outcome, job))
+    if plan_only:
+        return None
+    outcome = pipeline.distill(job)
+    return outcome, outcome_text(outcome, job)
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of all stages; a second run resumes.")] = Path("demo_output"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds of each student.")] = 1,
+    is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all five architectures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Distil BERT_DOT and ColBERT from a BERT_CAT and a bi-encoder, on the docstrings of the installed packages."""
+    from ..demo.experiment import run_demo
+
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # it prints its plan and its outcome
+        outcome = run_demo(output, seeds, is_complete)
+    if as_json:
+        print_result(outcome, as_json)

@@ -1,29 +1,19 @@
 """`hf-kd-ranking rerank | evaluate | compare`: from a ranker to a run, to measures, to tests between runs."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+import json
+from collections import UserDict
+from typing import Annotated
 
 import typer
 
 from ..artifacts import refuse_existing
-from ..data.collections import RankingCollection
 from ..data.runs import Run, read_run, write_run
+from ..evaluation import metrics
 from ..evaluation.matchmaker import read_ranking
-from ..evaluation.metrics import (
-    DEFAULT_MEASURES,
-    DIALECTS,
-    check_same_collection,
-    deepest,
-    evaluate_queries,
-    mean_values,
-)
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..processes import processes
 from . import options
-from .options import print_result
-
-BM25_DEPTH = 100
 
 
 def rerank(
@@ -39,31 +29,28 @@ def rerank(
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result | None:
     """Re-rank candidates, or those of BM25; `accelerate launch -m hf_kd_ranking rerank` shares the work."""
     refuse_existing(output, overwrite)
     data = options.open_collection(dataset, split, queries=queries, documents=collection, candidates=candidates)
     state = processes()
     is_distributed = state.num_processes > 1
     device = state.device if is_distributed else None
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, device, is_distributed)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=device, is_distributed=is_distributed)
     with state.main_process_first():  # it builds the stores
-        first_stage = data.candidates or _search_bm25(data, k or BM25_DEPTH)
         stores = data.queries, data.documents
+        first_stage = data.candidates
+        if not first_stage:
+            from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
+
+            first_stage = BM25Index.build(data.documents).search(data.judged_queries(), k or 100)
     if k is not None:
         first_stage = first_stage.top(k)
     run = rerank_run(ranker, first_stage, *stores)
-    if state.is_main_process:
-        write_run(run, output, tag=options.run_tag(model))
-        pairs = sum(len(ranking) for ranking in run.values())
-        print_result({"output": str(output), "queries": len(run), "pairs": pairs}, as_json)
-
-
-def _search_bm25(data: RankingCollection, k: int) -> Run:
-    from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
-
-    return BM25Index.build(data.documents).search(data.judged_queries(), k)
+    if not state.is_main_process:
+        return None
+    write_run(run, output, tag=options.run_tag(model))
+    return {"output": str(output), "queries": len(run), "pairs": sum(len(ranking) for ranking in run.values())}
 
 
 def evaluate(
@@ -71,31 +58,26 @@ def evaluate(
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    measure: options.Measures = DEFAULT_MEASURES,
-    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(DIALECTS)}.")] = "trec_eval",
+    measure: options.Measures = metrics.DEFAULT_MEASURES,
+    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(metrics.DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
-    results = {}
+    results, lines = {}, []
     for name, ranking in _RunFiles(run, measure, dialect).items():
-        values = evaluate_queries(ranking, judgments, measure, dialect)
-        check_same_collection(ranking, judgments)
-        results[name] = mean_values(values)
-        results[name]["queries"] = len(next(iter(values.values())))
-        results[name]["without_results"] = len(judgments.keys() - ranking.keys())
+        values = metrics.evaluate_queries(ranking, judgments, measure, dialect)
+        metrics.check_same_collection(ranking, judgments)
+        figures = metrics.mean_values(values)
+        figures["queries"] = len(next(iter(values.values())))
+        figures["without_results"] = len(judgments.keys() - ranking.keys())
+        lines.append(f"{name}: " + ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items()))
+        results[name] = figures
         if per_query:
-            results[name]["per_query"] = values
-    print_result(results, as_json or per_query, _results_text)
-
-
-def _results_text(results: dict[str, dict[str, Any]]) -> str:
-    lines = []
-    for name, figures in results.items():
-        values = ", ".join(f"{measure} {value:.4g}" for measure, value in figures.items())
-        lines.append(f"{name}: {values}")
-    return "\n".join(lines)
+            figures["per_query"] = values
+    if per_query:
+        return results, json.dumps(results)
+    return results, "\n".join(lines)
 
 
 def compare(
@@ -103,32 +85,25 @@ def compare(
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
-    measure: options.Measures = DEFAULT_MEASURES,
+    measure: options.Measures = metrics.DEFAULT_MEASURES,
     correction: Annotated[str, typer.Option(help=f"Correction over all pairs: {', '.join(CORRECTIONS)}.")] = "holm",
     intersect: Annotated[bool, typer.Option(help="Compare only the queries that all runs have.")] = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     result = compare_runs(_RunFiles(run, measure), judgments, measure, correction, intersect)
-    print_result(result, as_json, comparison_text)
+    return result, comparison_text(result)
 
 
-class _RunFiles(Mapping[str, Run]):
+class _RunFiles(UserDict[str, Run]):
     """Runs by name, each read when it is asked for and no deeper than the measures look."""
 
     def __init__(self, runs: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
-        self.k = deepest(measures)
+        super().__init__(options.named_paths(runs, "runs"))
+        self.k = metrics.deepest(measures)
         self.is_in_file_order = dialect == "matchmaker"
-        self.paths = options.named_paths(runs, "runs")
 
     def __getitem__(self, name: str) -> Run:
         if self.is_in_file_order:
-            return read_ranking(self.paths[name])
-        return read_run(self.paths[name], self.k)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
+            return read_ranking(self.data[name])
+        return read_run(self.data[name], self.k)

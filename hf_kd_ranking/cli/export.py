@@ -14,7 +14,6 @@ def export(
     output: options.Output,
     architecture: options.Architecture = None,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
-    options.print_result(export_ranker(model, to, output, architecture, overwrite), as_json)
+    return export_ranker(model, to, output, architecture, overwrite)

@@ -1,7 +1,7 @@
 """Options that several verbs share, and how their values are read and their results printed."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +13,13 @@ from ..data.collections import READERS, RankingCollection, load_collection
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
+Result = dict[str, Any] | tuple[dict[str, Any], str]  # what a verb returns: for programs, and the text for people
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
 FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
 Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
-Architecture = Annotated[
-    str | None, typer.Option(help=f"Architecture on a plain encoder: {', '.join(ARCHITECTURES)}.")
-]
+Architecture = Annotated[str | None, typer.Option(help=f"Architecture on an encoder: {', '.join(ARCHITECTURES)}.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of texts or pairs per forward pass.")]
 Dtype = Annotated[str, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}.")]
 # Optional in verbs that give them the default None: those take --dataset as well.
@@ -28,9 +27,7 @@ Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL,
 Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
 Candidates = Annotated[Path | None, typer.Option(help="Candidates of each query: a TREC run.")]
 Qrels = Annotated[Path | None, typer.Option(help="Judgments: TREC qrels.")]
-Dataset = Annotated[
-    str | None, typer.Option(help="Collection with all files: a folder, trec-dl-2019, beir/scifact/test.")
-]
+Dataset = Annotated[str | None, typer.Option(help="All files: a folder, trec-dl-2019, beir/scifact/test, ...")]
 Split = Annotated[str, typer.Option(help="Split of the data set.")]
 Scores = Annotated[Path, typer.Option(help="Teacher rows: TSV, JSONL or Parquet.")]
 ScoreFiles = Annotated[list[Path], typer.Option("--scores", help="Files of teacher rows.")]
@@ -49,16 +46,10 @@ Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result a
 
 
 def open_collection(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
-    """Return the collection that a verb's options name.
+    """Return the data set that a verb's options name, with the files that are given (not None) in place of its own.
 
-    Args:
-        dataset: name of a collection, see `load_collection`; None if all files are given.
-        split: split of the data set.
-        **files: the files that the verb has as options: `queries`, `documents`, `qrels`, `candidates`; a file that is
-            given replaces that of the data set.
-
-    Raises:
-        ValueError: if there is no data set and a file is missing.
+    The verb names those of `queries`, `documents`, `qrels` and `candidates` that are its options; without a data set,
+    only `candidates` may be None.
     """
     readers, missing = {}, []
     for name, path in files.items():
@@ -73,24 +64,13 @@ def open_collection(dataset: str | None, split: str, **files: Path | None) -> Ra
     return RankingCollection("files", readers)
 
 
-def load_ranker(
-    model: str, architecture: str | None, batch_size: int, dtype: str, device: Any = None, is_distributed: bool = False
-) -> Ranker:
+def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
     """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`."""
-    settings = {"batch_size": batch_size, "dtype": torch_dtype(dtype), "is_distributed": is_distributed}
-    return Ranker.from_pretrained(model, architecture, device, **settings)
+    return Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=torch_dtype(dtype), **settings)
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
-    """Return paths by name; the name of a path without one is its last part without the suffix.
-
-    Args:
-        values: each PATH or NAME=PATH.
-        description: plural noun of the paths, for the message.
-
-    Raises:
-        ValueError: if two paths have the same name.
-    """
+    """Return the paths of values PATH or NAME=PATH by name, which is by default that of the file or folder."""
     paths = {}
     for value in values:
         name, path = "", value
@@ -105,11 +85,7 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype named by `--dtype`.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """Return the dtype named by `--dtype`."""
     if name not in DTYPES:
         raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]
@@ -120,23 +96,18 @@ def run_tag(model: str) -> str:
     return Path(model).resolve().name.replace(" ", "_")
 
 
-def print_result(result: Any, as_json: bool, as_text: Callable[[Any], str] | None = None) -> None:
-    """Print the result of a verb.
-
-    Args:
-        result: what the verb returns to programs.
-        as_json: True prints it as one line of JSON.
-        as_text: what formats it for people; None is one line of names and values.
-    """
+def print_result(result: Result | None, as_json: bool) -> None:
+    """Print the result of a verb as one line of JSON, or its text; without a text, one line of names and values."""
+    if result is None:
+        return
+    text = None
+    if isinstance(result, tuple):
+        result, text = result
     if as_json:
-        typer.echo(json.dumps(result))
-    else:
-        typer.echo((as_text or _as_line)(result))
-
-
-def _as_line(result: dict[str, Any]) -> str:
-    values = []
-    for name, value in result.items():
-        text = format(value, ",") if isinstance(value, int) else str(value)
-        values.append(f"{name} {text}")
-    return ", ".join(values)
+        text = json.dumps(result)
+    elif text is None:
+        values = []
+        for name, value in result.items():
+            values.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+        text = ", ".join(values)
+    typer.echo(text)

@@ -1,13 +1,12 @@
 """The parser of every verb: spelling of options, option files, and errors as one line."""
 
-import functools
 import inspect
 import json
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +17,13 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
+from .options import Json, print_result
+
 UsageError: type[Exception] = typer.BadParameter.__base__  # click's; recent versions of typer contain a copy of click
 # What the package raises about its input; other exceptions are failures and keep their traceback.
 BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 OPTION = re.compile("-[^.0-9]")  # and not a negative number
-
-
-# ---- Verbs ----------------------------------------------------------------------------------------------------------
 
 
 class Command(TyperCommand):
@@ -36,12 +34,35 @@ class Command(TyperCommand):
     """
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Parse the arguments after the verb."""
+        """Write the arguments as click reads them: dashes, an option before each value, flags without values."""
         options = {}
         for option in self.params:
             if option.param_type_name == "option":
                 options.update(dict.fromkeys([*option.opts, *option.secondary_opts], option))
-        return super().parse_args(ctx, _spell_out(args, options))
+        rest, result = deque(args), []
+        while rest and rest[0] != "--":
+            argument = rest.popleft()
+            name, equals, value = argument.partition("=")
+            if name.startswith("--"):
+                name = name.replace("_", "-")
+            option = options.get(name)
+            if option is None or (equals and not option.is_flag):
+                result.append(name + equals + value)
+            elif option.is_flag:
+                if not equals:
+                    value = rest.popleft() if rest and rest[0].lower() in TRUE + FALSE else "true"
+                if value.lower() not in TRUE + FALSE:
+                    raise ValueError(f"{name} is a flag: it takes true, false or nothing, got {value!r}.")
+                is_on = (value.lower() in TRUE) == (name in option.opts)
+                result.append(option.opts[0] if is_on else option.secondary_opts[0])
+            elif not rest or OPTION.match(rest[0]):
+                raise ValueError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
+            elif option.multiple:
+                while rest and not OPTION.match(rest[0]):
+                    result.append(f"{name}={rest.popleft()}")
+            else:
+                result.append(name)  # its values follow as they are
+        return super().parse_args(ctx, [*result, *rest])
 
 
 class Group(TyperGroup):
@@ -61,71 +82,29 @@ def make_app(description: str | None = None) -> typer.Typer:
 
 
 def add_verb(app: typer.Typer, verb: Callable) -> None:
-    """Add a function to a group under its name; its options are its parameters and `--config`."""
+    """Add a function to a group under its name; its options are its parameters, `--json` and `--config`.
 
-    @functools.wraps(verb)
-    def _run(config: Path | None = None, **options: Any) -> Any:
-        return verb(**options)
-
+    What it returns is printed, see `print_result`. A function with the parameter `as_json` prints by itself.
+    """
     signature = inspect.signature(verb)
-    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
-    _run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])
-    app.command(verb.__name__, cls=Command)(_run)
+    prints_itself = "as_json" in signature.parameters
+
+    def _run(*, as_json: Json = False, config: Config = None, **options: Any) -> Any:
+        if prints_itself:
+            return verb(**options, as_json=as_json)
+        return print_result(verb(**options), as_json)
+
+    *added, _ = inspect.signature(_run).parameters.items()
+    parameters = dict(signature.parameters) | dict(added)
+    _run.__signature__ = signature.replace(parameters=parameters.values())
+    app.command(verb.__name__, cls=Command, help=verb.__doc__)(_run)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str], program: str) -> Any:
-    """Run a verb of a group, or the only verb of it, and return what its function returns.
-
-    Args:
-        app: the group.
-        arguments: the command line without the program.
-        program: name of the program in help and messages.
-    """
+    """Run a verb of a group, or the only verb of it; `program` is the name in help and messages."""
     command = typer.main.get_command(app)
     with command.make_context(program, list(arguments)) as context:
         return command.invoke(context)
-
-
-# ---- Spelling -------------------------------------------------------------------------------------------------------
-
-
-def _spell_out(arguments: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Rewrite arguments as click reads them: dashes in names, an option before each value, flags without values."""
-    rest, result = deque(arguments), []
-    while rest:
-        argument = rest.popleft()
-        if argument == "--":
-            return [*result, argument, *rest]
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-        option = options.get(name)
-        if option is None or (equals and not option.is_flag):
-            result.append(name + equals + value)
-        elif option.is_flag:
-            if not equals:
-                value = rest.popleft() if rest and rest[0].lower() in TRUE + FALSE else "true"
-            result.append(_flag(name, value, option))
-        elif not rest or OPTION.match(rest[0]):
-            raise ValueError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
-        elif option.multiple:
-            while rest and not OPTION.match(rest[0]):
-                result.append(f"{name}={rest.popleft()}")
-        else:
-            result.append(name)
-            for _ in range(min(option.nargs, len(rest))):
-                result.append(rest.popleft())
-    return result
-
-
-def _flag(name: str, value: str, option: Any) -> str:
-    if value.lower() not in TRUE + FALSE:
-        raise ValueError(f"{name} is a flag: it takes true, false or nothing, got {value!r}.")
-    is_on = (value.lower() in TRUE) == (name in option.opts)
-    return option.opts[0] if is_on else option.secondary_opts[0]
-
-
-# ---- Option files ---------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,19 +121,9 @@ _Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][
 
 
 def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Let an option file give the options that the command line does not give."""
-    if path is not None:
-        known = {}
-        for parameter in context.command.params:
-            for name in (parameter.name, *parameter.opts):
-                known[name.lstrip("-").replace("-", "_")] = parameter
-        del known["config"]
-        context.default_map = _read_option_file(path, known)
-    return path
-
-
-def _read_option_file(path: Path, known: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Return the values in a file as a command line has them; null leaves an option at its default."""
+    """Let an option file give the options that the command line does not give, in the form of a command line."""
+    if path is None:
+        return None
     if not path.is_file():
         raise FileNotFoundError(f"The config file {path} does not exist.")
     try:
@@ -163,38 +132,40 @@ def _read_option_file(path: Path, known: Mapping[str, Any]) -> dict[str, str | l
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map options to values, got a {type(content).__name__}.")
+    known = {}
+    for parameter in context.command.params:
+        for name in (parameter.name, *parameter.opts):
+            known[name.lstrip("-").replace("-", "_")] = parameter
+    del known["config"]
     unknown = [str(name) for name in content if str(name).replace("-", "_") not in known]
     if unknown:
         raise ValueError(f"{path} has options that this verb does not have: {', '.join(sorted(unknown))}.")
-    values = {}
+    context.default_map = {}
     for name, value in content.items():
         parameter = known[name.replace("-", "_")]
-        if parameter.name in values:
+        if parameter.name in context.default_map:
             raise ValueError(f"{path} has {name} twice, under two of its names.")
-        if value is not None:
-            values[parameter.name] = _file_value(f"{path}: {name}", value, parameter)
-    return values
+        if value is not None:  # null leaves an option at its default
+            context.default_map[parameter.name] = _as_words(f"{path}: {name}", value, parameter)
+    return path
 
 
-def _file_value(name: str, value: Any, parameter: Any) -> str | list[str]:
+def _as_words(name: str, value: Any, parameter: Any) -> str | list[str]:
     values = value if isinstance(value, list) else [value]
-    texts = [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in values]
-    if not texts:
+    words = [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in values]
+    if not words:
         raise ValueError(f"{name} has an empty list; leave it out, or give at least one value.")
     if parameter.multiple or parameter.nargs != 1:
-        return texts
+        return words
     if isinstance(value, list):
         raise ValueError(f"{name} takes one value, got a list.")
-    return texts[0]
+    return words[0]
 
 
 Config = Annotated[
     Path | None,
     typer.Option(callback=_take_defaults, is_eager=True, help="YAML file of these options; the command line wins."),
 ]
-
-
-# ---- Errors ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -232,7 +203,9 @@ def _exit(error: Exception, status: int) -> None:
     if isinstance(error, KeyError) and error.args:
         message = str(error.args[0])  # str() of a KeyError is its argument in quotes
     if isinstance(error, UsageError):
-        command = error.ctx.command_path if error.ctx else "hf-kd-ranking"
+        command = "hf-kd-ranking"
+        if error.ctx:
+            command = error.ctx.command_path
         message = f"{error.format_message()} (all options: {command} --help)"
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,24 +20,19 @@ def push(
     private: options.Private = False,
     overwrite: Annotated[bool, typer.Option(help="Commit onto a repository that exists.")] = False,
     dry_run: Annotated[bool, typer.Option(help="List the files; publish nothing and change nothing.")] = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Publish a ranker: weights, tokenizer, code, card, results, manifest and runs in one commit."""
     figures = None
     if efficiency is not None:
         measured = existing_file(efficiency, "efficiency").read_text(encoding="utf-8")
         figures = select_efficiency(json.loads(measured), name or model.name)
-
-    def _as_text(plan: dict[str, Any]) -> str:
-        lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
-        verb = "went to"
-        if dry_run:
-            verb = "would go to"
-        kind = "private repository" if private else "repository"
-        lines.append(f"{plan['bytes']:>13,}  bytes {verb} {kind} {repository}")
-        if plan["address"] is not None:
-            lines.append(plan["address"])
-        return "\n".join(lines)
-
     plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
-    options.print_result(plan, as_json, _as_text)
+    lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
+    verb = "would go to" if dry_run else "went to"
+    target = f"repository {repository}"
+    if private:
+        target = f"private {target}"
+    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {target}")
+    if plan["address"] is not None:
+        lines.append(plan["address"])
+    return plan, "\n".join(lines)

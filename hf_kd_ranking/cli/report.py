@@ -24,8 +24,7 @@ def report(
     candidates: options.Candidates = None,
     intersect: Annotated[bool, typer.Option(help="Leave out queries that a run does not have.")] = False,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Write tables, tests, plots and single queries of rankers as one HTML file that loads nothing.
 
     Judgments, texts and candidates that are not given are those in the folder of results.
@@ -39,10 +38,6 @@ def report(
         if not equals:
             raise ValueError(f"--arrow is CONTROL=TREATMENT, got {pair!r}.")
         arrows.append((control, treatment))
-    files = {}
-    given = {"qrels": qrels, "queries": queries, "collection": collection, "candidates": candidates}
-    for kind, path in given.items():
-        if path is not None:
-            files[kind] = path
-    result = write_report(results, output, measure, arrows, plot, title, intersect, files)
-    options.print_result(result, as_json)
+    files = {"qrels": qrels, "queries": queries, "collection": collection, "candidates": candidates}
+    given = {kind: path for kind, path in files.items() if path is not None}
+    return write_report(results, output, measure, arrows, plot, title, intersect, given)

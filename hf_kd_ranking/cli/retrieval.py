@@ -7,11 +7,9 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
-from ..models import RankerConfig
 from ..processes import processes
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
-from .options import print_result
 
 
 def index(
@@ -27,8 +25,7 @@ def index(
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result | None:
     """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
     data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
@@ -40,38 +37,31 @@ def index(
             raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
         refuse_existing(output, overwrite)
         BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
-        print_result({"output": str(output), "documents": len(data.documents)}, as_json)
-        return
+        return {"output": str(output), "documents": len(data.documents)}
 
     from ..retrieval.vector_store import VectorStore
 
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, state.device)
-    _check_index_options(ranker.model.config, factory, centroids)
-    store = VectorStore.build(ranker, documents, output, storage, overwrite)
-    if state.is_main_process:
-        if factory is not None:
-            from ..retrieval.dense import DenseIndex
-
-            DenseIndex.build(store, factory=factory).save(output / "dense", overwrite)
-        if centroids is not None:
-            from ..retrieval.colbert import ColBERTIndex
-
-            ColBERTIndex.build(store, centroids=centroids)
-        result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
-        print_result(result, as_json)
-
-
-def _check_index_options(config: RankerConfig, factory: str | None, centroids: int | None) -> None:
-    """Refuse options of an index that the ranker's vectors cannot have."""
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=state.device)
+    config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
-        raise ValueError(
-            f"--factory is for a ranker with one vector per text, such as BERT_DOT; got {config.model_type}."
-        )
+        raise ValueError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
     if centroids is not None and config.similarity != "max_sim":
-        raise ValueError(f"--centroids is for a ranker that compares by MaxSim, ColBERT; got {config.model_type}.")
+        raise ValueError(f"--centroids is for a ranker that compares by MaxSim (ColBERT), got {config.model_type}.")
+    store = VectorStore.build(ranker, documents, output, storage, overwrite)
+    if not state.is_main_process:
+        return None
+    if factory is not None:
+        from ..retrieval.dense import DenseIndex
+
+        DenseIndex.build(store, factory=factory).save(output / "dense", overwrite)
+    if centroids is not None:
+        from ..retrieval.colbert import ColBERTIndex
+
+        ColBERTIndex.build(store, centroids=centroids)
+    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
 
 
 def search(
@@ -90,14 +80,11 @@ def search(
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Search a collection, or re-rank candidates from stored vectors, and write a run."""
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
-        raise ValueError(
-            "--candidates are re-ranked from the vectors of --model; leave --exact, --settings and --probes out."
-        )
+        raise ValueError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, queries=queries)
     ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:
@@ -107,11 +94,10 @@ def search(
     else:
         from ..retrieval.base import open_index
 
-        texts = data.judged_queries()
-        run = open_index(index, ranker, exact, settings, probes).search(texts, k)
+        run = open_index(index, ranker, exact, settings, probes).search(data.judged_queries(), k)
     write_run(run, output, tag=options.run_tag(model or "bm25"))
     documents = sum(len(ranking) for ranking in run.values())
-    print_result({"output": str(output), "queries": len(run), "documents": documents}, as_json)
+    return {"output": str(output), "queries": len(run), "documents": documents}
 
 
 def fuse(
@@ -121,11 +107,9 @@ def fuse(
     weights: options.Weights = None,
     k: options.K = 1_000,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Fuse runs of the same queries (hybrid search)."""
     refuse_existing(output, overwrite)
-    runs = [read_run(path) for path in run]
-    fused = fuse_runs(runs, method, weights).top(k)
+    fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)
-    print_result({"output": str(output), "queries": len(fused)}, as_json)
+    return {"output": str(output), "queries": len(fused)}

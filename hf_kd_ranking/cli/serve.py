@@ -1,10 +1,9 @@
 """`hf-kd-ranking serve`: a page to search with one ranker, or with two side by side."""
 
 import socket
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,13 +11,9 @@ from .. import __version__
 from ..artifacts import refuse_existing
 from ..data.texts import TextStore
 from . import options
-from .options import print_result
-
-if TYPE_CHECKING:
-    from ..serving.search import SearchEngine
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
-LOCAL_HOSTS = ("localhost", "127.0.0.1")
+LOCAL_HOSTS = ["localhost", "127.0.0.1"]
 
 
 def serve(
@@ -63,46 +58,34 @@ def serve(
     rankers = {}
     for name, path in options.named_paths(model, "rankers").items():
         rankers[name] = options.load_ranker(path, architecture, batch_size, dtype)
+    can_search = len(index) == len(rankers) and all(each.model.config.is_searchable for each in rankers.values())
+    if candidates is None and (rerank or not can_search):
+        typer.echo(f"building a BM25 index of {len(documents):,} documents (--candidates takes a saved one)", err=True)
     engine = build_engine(rankers, documents, index, candidates, rerank, fuse, k, settings, probes)
     _, first_text = next(documents.items())
     engine.search(" ".join(first_text.split()[:8]))  # warms up, and fails if parts do not belong together
-    about = _describe(engine, title, len(documents), queries)
+    lines = [{"name": name, "line": search.describe(k)} for name, search in engine.rankers.items()]
+    about = {"title": title, "documents": len(documents), "examples": _examples(queries), "rankers": lines}
     if space is not None:
-        search_options = {"--k": k, "--settings": settings, "--probes": probes}
-        search_options.update({"--batch-size": batch_size, "--dtype": dtype, "--rerank": rerank, "--fuse": fuse})
-        write_space(space, engine, about, _as_arguments(search_options), __version__)
-        print_result({"space": str(space), "documents": len(documents)}, as_json)
-        return
-    hosts = ["*"]
-    if host in LOCAL_HOSTS:
-        hosts = list(LOCAL_HOSTS)
-    app = make_app(SearchPage(engine, about, behind_proxy=proxy), hosts)
+        repeated = {"--k": k, "--settings": settings, "--probes": probes, "--batch-size": batch_size, "--dtype": dtype}
+        repeated |= {"--rerank": rerank, "--fuse": fuse}
+        arguments = [f"{name}={value}" for name, value in repeated.items() if value is not None]
+        write_space(space, engine, about, arguments, __version__)
+        return options.print_result({"space": str(space), "documents": len(documents)}, as_json)
+    app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])
     address = f"http://{host}:{listener.getsockname()[1]}"
-    print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
-    config = uvicorn.Config(
-        app, log_level="warning", proxy_headers=False, server_header=False, limit_concurrency=100, timeout_keep_alive=5
-    )
+    options.print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)
+    headers = {"proxy_headers": False, "server_header": False}
+    config = uvicorn.Config(app, log_level="warning", limit_concurrency=100, timeout_keep_alive=5, **headers)
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _describe(engine: "SearchEngine", title: str, documents: int, queries: Path | None) -> dict[str, Any]:
-    """Return what the page shows, see `SearchPage`."""
-    examples: Iterator[str] = iter(())
-    if queries is not None:
-        examples = (text for _, text in TextStore.from_file(queries).items() if len(text) <= LONGEST_EXAMPLE)
-    rankers = [{"name": name, "line": search.describe(engine.k)} for name, search in engine.rankers.items()]
-    return {"title": title, "documents": documents, "examples": [*islice(examples, EXAMPLES)], "rankers": rankers}
-
-
-def _as_arguments(values: dict[str, Any]) -> list[str]:
-    """Return options as a command line has them, without those that are None or False."""
-    arguments = []
-    for name, value in values.items():
-        if value is True:
-            arguments.append(name)
-        elif value is not None and value is not False:
-            arguments += [name, str(value)]
-    return arguments
+def _examples(queries: Path | None) -> list[str]:
+    """Return the first short queries of a file."""
+    if queries is None:
+        return []
+    texts = TextStore.from_file(queries).items()
+    return list(islice((text for _, text in texts if len(text) <= LONGEST_EXAMPLE), EXAMPLES))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -110,6 +93,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise ValueError(
-            f"Cannot listen at {host}, port {port}: {error.strerror}; another --port may be free (0 takes one)."
-        ) from None
+        message = f"Cannot listen at {host}, port {port}: {error.strerror}; --port 0 takes a free one."
+        raise ValueError(message) from None

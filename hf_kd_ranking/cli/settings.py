@@ -5,10 +5,9 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
-from enum import Enum
+from enum import EnumMeta
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -29,10 +28,8 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     """Give a verb the fields of dataclasses as options.
 
     The verb is called with an object of each class, made from the options that were given, and with its own
-    keyword-only parameters. Fields with `bf16` or `fp16` as their name can be set by `--dtype` as well.
-
-    Args:
-        *classes: dataclasses whose fields have a `help`, and may have `aliases`, in their metadata.
+    keyword-only parameters. The metadata of a field has its `help`, and may have `aliases`. Fields with `bf16` or
+    `fp16` as their name can be set by `--dtype` as well.
     """
     options = {}
     for settings in classes:
@@ -40,7 +37,7 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     dtypes = ["fp32"] + [name for name in ("bf16", "fp16") if name in options]
     if len(dtypes) > 1:
         help_text = f"Precision of training: {', '.join(dtypes)}; wins over --{' and --'.join(dtypes[1:])}."
-        options["dtype"] = _keyword("dtype", str | None, typer.Option(help=help_text))
+        options["dtype"] = _keyword("dtype", str, typer.Option(help=help_text))
 
     def _decorate(verb: Callable) -> Callable:
         parameters = inspect.signature(verb).parameters.values()
@@ -62,22 +59,11 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
     return _decorate
 
 
-def parse_settings(
-    classes: Sequence[type], arguments: Sequence[str], program: str | None = None
-) -> tuple[list[Any], bool]:
-    """Parse arguments whose options are the fields of dataclasses, `--config` and `--json`.
-
-    Args:
-        classes: the dataclasses, see `with_settings`.
-        arguments: options and values, without the program.
-        program: name of the program in help and messages; None is that of the process.
-
-    Returns:
-        An object of each class, and whether `--json` was given.
+def parse_settings(classes: Sequence[type], arguments: Sequence[str]) -> tuple[list[Any], bool]:
+    """Return an object of each dataclass, see `with_settings`, and whether `--json` was given.
 
     Raises:
-        ValueError: if an option file, or an object, refuses a value.
-        FileNotFoundError: if the option file does not exist.
+        ValueError, FileNotFoundError: if `--config` or an object refuses a value, or the file does not exist.
         UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
 
@@ -87,7 +73,7 @@ def parse_settings(
 
     app = make_app()
     add_verb(app, _parse)
-    return run_app(app, arguments, program or Path(sys.argv[0]).name)
+    return run_app(app, arguments, Path(sys.argv[0]).name)
 
 
 def _make(settings: type, values: dict[str, Any]) -> Any:
@@ -100,32 +86,26 @@ def _make(settings: type, values: dict[str, Any]) -> Any:
 
 def _field_options(settings: type) -> dict[str, inspect.Parameter]:
     """Return options for the fields that a command line can set, the class's own before inherited ones."""
-    own, inherited = {}, {}
-    hints = get_type_hints(settings)
-    for field in fields(settings):
+    options = {}
+    hints, own = get_type_hints(settings), inspect.get_annotations(settings)
+    for field in sorted(fields(settings), key=lambda field: field.name not in own):
         kind = _value_type(field, hints[field.name])
-        if not field.init or kind is None:
-            continue
-        if field.name in inspect.get_annotations(settings):
-            own[field.name] = _field_option(field, kind)
-        else:
-            inherited[field.name] = _field_option(field, kind)
-    return own | inherited
+        if field.init and kind is not None:
+            options[field.name] = _field_option(field, kind)
+    return options
 
 
 def _value_type(field: Field, hint: Any) -> Any:
     """Return the type of a field on the command line: str, int, float, bool or a list; None if it has none."""
     if field.metadata.get("const") is True:
         return bool
-    members = [hint]
-    if get_origin(hint) in (Union, UnionType):
-        members = get_args(hint)
+    members = get_args(hint | None)
     if str in members:  # among them dictionaries, as JSON
         return str
     for member in members:
-        if member in (bool, int, float) or member in (list[str], list[int], list[float]):
+        if member in (bool, int, float, list[str], list[int], list[float]):
             return member
-        if inspect.isclass(member) and issubclass(member, Enum):
+        if isinstance(member, EnumMeta):
             return str
     return None
 
@@ -145,9 +125,9 @@ def _field_option(field: Field, kind: Any) -> inspect.Parameter:
         return _keyword(field.name, kind, typer.Option(*names, help=help_text), inspect.Parameter.empty)
     if default is not None and default is not False and default != "":
         help_text += f" [default: {default}]"
-    return _keyword(field.name, kind | None, typer.Option(*names, help=help_text))
+    return _keyword(field.name, kind, typer.Option(*names, help=help_text))
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
-    annotation = Annotated[kind, option]
+    annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -21,7 +21,6 @@ from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
 from ..teachers.sample import sample_triples
 from ..teachers.score import score_teacher
 from . import options
-from .options import print_result
 from .parser import add_verb, make_app
 
 
@@ -45,7 +44,13 @@ def score(
     if (triples is None) == (candidates is None):
         raise ValueError("Give either --triples or --candidates.")
     suffix = "tsv" if candidates is None else "trec"
-    outputs = _score_outputs(model, output, suffix)
+    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
+    if len(model) == 1:
+        outputs = {model[0]: output}
+    elif len(set(outputs.values())) < len(model):
+        raise ValueError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
+    else:
+        output.mkdir(exist_ok=True)
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
@@ -59,24 +64,13 @@ def score(
         counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
         if state.is_main_process and not as_json:
-            print_result(results[-1], as_json=False)
+            options.print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
     if state.is_main_process and as_json:
-        whole = {"output": str(output), "teachers": results}
-        print_result(whole if len(model) > 1 else results[0], as_json)
-
-
-def _score_outputs(models: list[str], output: Path, suffix: str) -> dict[str, Path]:
-    """Return the file of each teacher's scores."""
-    if len(models) == 1:
-        return {models[0]: output}
-    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in models}
-    if len(set(outputs.values())) < len(models):
-        raise ValueError(
-            f"Two models would write the same file, because their last names are equal: {', '.join(models)}."
-        )
-    output.mkdir(exist_ok=True)
-    return outputs
+        result = {"output": str(output), "teachers": results}
+        if len(model) == 1:
+            (result,) = results
+        options.print_result(result, as_json)
 
 
 def ensemble(
@@ -86,11 +80,10 @@ def ensemble(
     weights: options.Weights = None,
     on_missing: Annotated[str, typer.Option(help="Treatment of missing pairs: error, average, drop.")] = "error",
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Average the scores of teachers (the paper's T2); rows and their order are those of the first file."""
     counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
-    print_result({"output": str(output), **counts}, as_json)
+    return {"output": str(output), **counts}
 
 
 def expand(
@@ -100,12 +93,11 @@ def expand(
     output: options.Output,
     on_missing: Annotated[str, typer.Option(help="Treatment of unknown ids: error, or skip the row.")] = "error",
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Replace the ids of teacher rows by their texts."""
     stores = TextStore.from_file(collection), TextStore.from_file(queries)
     counts = expand_ids(scores, *stores, output, on_missing, overwrite)
-    print_result({"output": str(output), **counts}, as_json)
+    return {"output": str(output), **counts}
 
 
 def diagnose(
@@ -115,8 +107,7 @@ def diagnose(
     output: Annotated[Path | None, typer.Option(help="HTML file of the diagnosis.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Number of rows and queries to show.")] = 10,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Find what would spoil training: squashed or constant scores, false negatives, teachers that disagree."""
     if output is not None:
         refuse_existing(output, overwrite)
@@ -124,7 +115,7 @@ def diagnose(
     diagnosis = diagnose_teachers(scores, *stores, examples=examples)
     if output is not None:
         diagnosis_html(diagnosis, output)
-    print_result(diagnosis, as_json, diagnosis_text)
+    return diagnosis, diagnosis_text(diagnosis)
 
 
 def triples(
@@ -138,8 +129,7 @@ def triples(
     margin: Annotated[float, typer.Option(help="Least margin of a positive over its negatives.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Sample (query, positive, negative) triples from your own collection, to be scored by a teacher."""
     refuse_existing(output, overwrite)
     run, judgments = read_run(candidates), read_qrels(qrels)
@@ -147,7 +137,7 @@ def triples(
     sample = sample_triples(run, judgments, per_query, minimum_grade, ranks, teacher, margin, seed)
     write_teacher_scores(sample, output)
     counts = {"rows": len(sample), "queries": len(sample.rows.unique("query_id"))}
-    print_result({"output": str(output), **counts}, as_json)
+    return {"output": str(output), **counts}
 
 
 def push(
@@ -158,8 +148,7 @@ def push(
     license: Annotated[str, typer.Option(help="License, as the Hub spells it.")] = "other",
     private: options.Private = False,
     overwrite: Annotated[bool, typer.Option(help="Commit onto a data set that exists.")] = False,
-    as_json: options.Json = False,
-) -> None:
+) -> options.Result:
     """Publish teacher rows as a Parquet data set with a card."""
     check_name(push_to)
     rows = load_teacher_scores(scores)
@@ -168,7 +157,7 @@ def push(
         write_dataset_card(folder, push_to, len(rows), teacher, texts, license)
         files = files_to_publish(Path(folder))
         address = upload(files, push_to, "dataset", "Upload teacher scores by hf_kd_ranking", private, overwrite)
-    print_result({"rows": len(rows), "address": address}, as_json)
+    return {"rows": len(rows), "address": address}
 
 
 app = make_app("Teacher scores: make, average, inspect, expand, publish.")

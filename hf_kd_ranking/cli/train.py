@@ -6,22 +6,21 @@ from collections.abc import Sequence
 
 from ..training.arguments import RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
-from .options import Json, print_result
+from .options import Result
 from .settings import parse_settings, with_settings
 
 
 @with_settings(TrainingJob, RankingTrainingArguments)
-def train(job: TrainingJob, args: RankingTrainingArguments, *, as_json: Json = False) -> None:
+def train(job: TrainingJob, args: RankingTrainingArguments) -> Result | None:
     """Train a ranker on teacher scores."""
     results = train_ranker(job, args, command=sys.argv)
     measures = {when: results[when] for when in ("first_stage", "before", "after")}
-    if args.process_index == 0:
-        print_result(measures, as_json, lambda figures: json.dumps(figures, indent=2))
+    if args.process_index != 0:
+        return None
+    return measures, json.dumps(measures, indent=2)
 
 
-def parse_job(
-    arguments: Sequence[str], program: str | None = None
-) -> tuple[TrainingJob, RankingTrainingArguments, bool]:
+def parse_job(arguments: Sequence[str]) -> tuple[TrainingJob, RankingTrainingArguments, bool]:
     """Return what is trained, how, and whether `--json` was given, see `parse_settings`."""
-    (job, args), as_json = parse_settings((TrainingJob, RankingTrainingArguments), arguments, program)
+    (job, args), as_json = parse_settings((TrainingJob, RankingTrainingArguments), arguments)
     return job, args, as_json

@@ -8,7 +8,6 @@ import typer
 import yaml
 
 from hf_kd_ranking.cli import app, main
-from hf_kd_ranking.cli.options import Json, print_result
 from hf_kd_ranking.cli.parser import add_verb, exit_on_bad_input, make_app, run_app
 
 TREE = typer.main.get_command(app)
@@ -272,13 +271,16 @@ def test_other_errors_keep_their_traceback():
         raise ZeroDivisionError
 
 
-def test_results_are_printed_for_people_and_programs(capsys):
-    def show(as_json: Json = False) -> None:
-        print_result({"rows": 1_000, "name": "x"}, as_json)
+@pytest.mark.parametrize(("text", "shown"), [(None, "rows 1,000, name x"), ("a\nb", "a\nb")])
+def test_results_are_printed_for_people_and_programs(capsys, text, shown):
+    result = {"rows": 1_000, "name": "x"}
+
+    def show() -> tuple[dict, str] | dict:
+        return result if text is None else (result, text)
 
     showing = make_app()
     add_verb(showing, show)
     run_app(showing, [], "show")
+    assert capsys.readouterr().out == f"{shown}\n"
     run_app(showing, ["--json"], "show")
-    text, line = capsys.readouterr().out.splitlines()
-    assert (text, json.loads(line)) == ("rows 1,000, name x", {"rows": 1_000, "name": "x"})
+    assert json.loads(capsys.readouterr().out) == result

@@ -121,3 +121,4 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             status, _, err = call(f"serve {options}")
             lines = err.splitlines()
             assert (status, message in lines[-1], "Traceback" in err) == (2, True, False), err
+        assert "building a BM25 index of 40 documents" in err  # the vectors of a TK only re-rank

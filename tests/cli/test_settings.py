@@ -47,14 +47,14 @@ class Odd:
 
 
 def odd(*arguments: str) -> Odd:
-    (settings,), _ = parse_settings([Odd], ["--needed", "1", *arguments], "odd")
+    (settings,), _ = parse_settings([Odd], ["--needed", "1", *arguments])
     return settings
 
 
 def test_defaults_are_those_of_the_dataclass():
     assert odd() == Odd(1)
     with pytest.raises(typer.BadParameter.__base__, match="needed"):
-        parse_settings([Odd], [], "odd")
+        parse_settings([Odd], [])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_fields_without_a_form_on_the_command_line_have_no_option():
 
 def test_help_names_options_types_and_defaults(capsys):
     with pytest.raises(SystemExit), exit_on_bad_input():
-        parse_settings([Odd], ["--help"], "odd")
+        parse_settings([Odd], ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("--name, --title", "--is-on / --no-is-on", "Rate of 20% each. [default: 0.5]", "[required]"):
         assert words in shown
@@ -125,15 +125,15 @@ def test_dtype_sets_the_precision_of_training(tmp_path, dtype, expected):
     _, args, _ = parse_job(["--config", str(tmp_path / "job.yaml"), "--use-cpu", "--dtype", dtype])
     assert (args.bf16, args.fp16) == (expected, False)
     texts = ["--collection", "c", "--queries", "q", "--output", "o"]
-    (job,), _ = parse_settings([DistillJob], [*texts, "--dtype", dtype], "distill")
+    (job,), _ = parse_settings([DistillJob], [*texts, "--dtype", dtype])
     assert job.bf16 is expected
     with pytest.raises(ValueError, match="--dtype is one of fp32, bf16, got 'int8'"):
-        parse_settings([DistillJob], [*texts, "--dtype", "int8"], "distill")
+        parse_settings([DistillJob], [*texts, "--dtype", "int8"])
 
 
 def test_distill_takes_the_names_of_the_other_verbs():
     given = "--collection c --queries q --output o --model m --teacher a b --scores s t --k 7 --batch-size 5 --json"
-    (job,), as_json = parse_settings([DistillJob], given.split(), "distill")
+    (job,), as_json = parse_settings([DistillJob], given.split())
     assert (job.collection, job.queries, job.output, job.model_name) == ("c", "q", "o", "m")
     assert (job.teachers, job.scores, job.k, job.batch_size, as_json) == (["a", "b"], ["s", "t"], 7, 5, True)
 

@@ -90,6 +90,8 @@ def test_score_writes_a_run_per_model(run, teachers, texts, toy, tmp_path):
             wanted = by_hand(model, [queries[query]] * 10, documents[[doc for doc, _ in ranking]])
             assert [score for _, score in ranking] == wanted
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["bert_cat.trec", "bert_dot.trec"]
+    status, (line,), _ = run("score", "--model", *teachers, *texts, *options)
+    assert (status, json.loads(line)["teachers"]) == (0, [])  # the runs are complete and kept
 
 
 def test_score_resumes_where_it_was_stopped(run, teachers, texts, toy, tmp_path, monkeypatch):
