@@ -13,9 +13,7 @@ from ..losses import listed_margins
 def compare_with_teacher(trainer: Trainer, rows: datasets.Dataset) -> dict[str, float]:
     """Return `pairwise_agreement`, the share of pairs that both order alike, and `loss`, on every process.
 
-    Args:
-        trainer: a `RankingTrainer`, whose model is the student; it has a loss once its `teacher_scale` is known.
-        rows: teacher rows.
+    The student is the model of a `RankingTrainer`, which has a loss once its `teacher_scale` is known.
     """
     model, accelerator = trainer.model.eval(), trainer.accelerator
     gathered = []

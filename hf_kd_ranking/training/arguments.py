@@ -40,9 +40,7 @@ class RankingTrainingArguments(TrainingArguments):
         help="Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
         "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
-    head_learning_rate: float | None = HfArg(
-        default=None, help="Learning rate of layers on the encoder, if another one."
-    )
+    head_learning_rate: float | None = HfArg(default=None, help="Learning rate of the layers on top of the encoder.")
     margin_bins: int = HfArg(default=10, help="Bins of a query's teacher margins, for batches on one topic.")
 
     # Adapters
@@ -81,8 +79,7 @@ class RankingTrainingArguments(TrainingArguments):
     def checkpoint_to_resume(self) -> str | None:
         """Check the output folder before any work, and return the checkpoint to resume, or None for a fresh start.
 
-        `--resume-from-checkpoint true` takes the last complete checkpoint of the folder, and starts afresh if there is
-        none yet; with `--overwrite` earlier checkpoints are removed.
+        `--resume-from-checkpoint true` takes the last complete one, if any; `--overwrite` removes earlier checkpoints.
 
         Raises:
             FileExistsError: if the folder is not empty and neither option is given.

@@ -78,9 +78,8 @@ class StepStatistics:
         pairs, agreement, tokens, positions, *moments = totals[:8]
         statistics = {"pairwise_agreement": agreement / pairs}
         for name, total, squares in zip(("student", "teacher"), moments[::2], moments[1::2], strict=True):
-            mean = total / pairs
-            statistics[f"{name}_margin"] = mean
-            statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
+            statistics[f"{name}_margin"] = total / pairs
+            statistics[f"{name}_margin_std"] = max(squares / pairs - (total / pairs) ** 2, 0.0) ** 0.5
         for name, total in zip(self._names, totals[9:], strict=True):
             statistics[f"loss_{name}"] = total / totals[8]
         statistics["padding_share"] = 1 - tokens / positions

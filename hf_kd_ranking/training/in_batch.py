@@ -22,8 +22,7 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     """Refuse losses over the batch that student or teacher do not support.
 
     Raises:
-        ValueError: if one of them cannot score a stored document for another query, the teacher is missing, or no loss
-            reads it.
+        ValueError: if one cannot score a stored document for another query, or a teacher is missing or not read.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
     reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
@@ -42,12 +41,7 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
 
 
 def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return loss name -> its weighted value for the scores of all documents of the batch.
-
-    Args:
-        trainer: a `RankingTrainer`.
-        outputs: the student's.
-        targets: the rest of the batch, see `split_batch`.
+    """Return loss name -> its weighted value for all documents of a batch, from the student's outputs.
 
     Raises:
         ValueError: if the lists of the batch differ in length.

@@ -11,7 +11,7 @@ from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 from ..artifacts import write_json
-from ..data.rows import TeacherRows, load_teacher_scores
+from ..data.rows import load_teacher_scores
 from ..data.runs import Run, read_qrels, read_run, write_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
@@ -98,7 +98,7 @@ def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
     """Return an option that is JSON on the command line and a dict in Python; empty if it is not given.
 
     Raises:
-        ValueError: if it is not valid JSON, or not an object.
+        ValueError: if it is not a JSON object.
     """
     if not isinstance(value, str):
         return value or {}
@@ -136,12 +136,9 @@ def train_ranker(
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
 
-    # 2. Teacher scores, texts, student, evaluator, trainer
-    with args.main_process_first():  # one process builds the mapped files, the others open them
-        rows = load_teacher_scores(job.teacher_scores)
-        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
-    evaluator = job.load_evaluator(queries, documents)
-    trainer = _make_trainer(job, args, rows, queries, documents, evaluator, is_new=checkpoint is None)
+    # 2. Teacher scores, texts, evaluator, student, trainer
+    trainer = _make_trainer(job, args, is_new=checkpoint is None)
+    evaluator = trainer.evaluator
 
     # 3. Train, and evaluate before and after
     results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}
@@ -175,26 +172,19 @@ def train_ranker(
     return results
 
 
-def _make_trainer(
-    job: TrainingJob,
-    args: RankingTrainingArguments,
-    rows: TeacherRows,
-    queries: TextStore,
-    documents: TextStore,
-    evaluator: RerankingEvaluator | None,
-    is_new: bool,
-) -> RankingTrainer:
-    clusters = teacher = None
+def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool) -> RankingTrainer:
+    with args.main_process_first():  # one process builds the mapped files, the others open them
+        rows = load_teacher_scores(job.teacher_scores)
+        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+    data = {"train_dataset": rows, "queries": queries, "documents": documents}
+    data["evaluator"] = job.load_evaluator(queries, documents)
     if job.cluster_model is not None:
         encoder = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
-        clusters = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
+        data["query_clusters"] = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
     model = job.load_model()
     if job.in_batch_teacher is not None:
-        teacher = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
-    options = {"processing_class": load_tokenizer(job.model_name), "in_batch_teacher": teacher}
-    return RankingTrainer(
-        model, args, rows, queries, documents, evaluator=evaluator, query_clusters=clusters, **options
-    )
+        data["in_batch_teacher"] = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
+    return RankingTrainer(model, args, processing_class=load_tokenizer(job.model_name), **data)
 
 
 def measure_gain(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:

@@ -198,8 +198,7 @@ class RankingTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute the loss in one forward pass; `inputs` stay as they are.
 
-        Args:
-            num_items_in_batch: rows of all accumulated batches of this step; None for a plain batch mean.
+        `num_items_in_batch` is the rows of all accumulated batches of this step; None gives a plain batch mean.
         """
         features, targets = split_batch(inputs)
         teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
@@ -213,9 +212,7 @@ class RankingTrainer(Trainer):
             loss = loss * (len(teacher_scores) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def row_losses(
-        self, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def row_losses(self, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return loss name -> its weighted value for (B, n) scores of the rows' own documents."""
         values = {}
         for name, weight in self.losses.items():
@@ -254,13 +251,14 @@ class RankingTrainer(Trainer):
     @cached_property
     def train_sampler(self) -> ShuffledSampler | TopicBalancedSampler:
         """The order of the training rows, seeded by `data_seed`, else `seed`."""
-        args, clusters, rows = self.args, self.query_clusters, TeacherRows(self.train_dataset)
+        args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
-        if clusters is None:
+        if self.query_clusters is None:
             return ShuffledSampler(self.train_dataset, seed)
+        rows = TeacherRows(self.train_dataset)
         queries, margins = rows_of_queries(rows, self.data_collator.queries), teacher_margins(rows)
         batch_size = args.train_batch_size * args.world_size
-        return TopicBalancedSampler(queries, margins, clusters, batch_size, seed, args.margin_bins)
+        return TopicBalancedSampler(queries, margins, self.query_clusters, batch_size, seed, args.margin_bins)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         # When the parent resumes within an epoch on several processes, accelerate's wrappers that skip and share
@@ -320,9 +318,7 @@ class RankingTrainer(Trainer):
 
         Args:
             model_name: name on the card; None is the repository's.
-            results: see `write_manifest`; None takes the last evaluation.
-            files: see `write_manifest`.
-            command: the command line that trains, for the card.
+            results, files, command: see `write_manifest`; without results the last evaluation is taken.
         """
         if not self.is_world_process_zero():
             return
@@ -334,14 +330,11 @@ class RankingTrainer(Trainer):
         write_model_card(self.args.output_dir, model_name or self.args.hub_model_id)
 
     def push_to_hub(self, *args: Any, token: str | None = None, **kwargs: Any) -> str | None:
-        """Save weights and card, and publish the folder, see `publish_ranker`.
+        """Save weights and card, publish the folder, and return the commit's address (None but on the first process).
 
         Args:
             token: access token of the Hub; None takes `hub_token`, or the one that is logged in.
             **kwargs: arguments of `create_model_card`.
-
-        Returns:
-            The commit's address; None on other processes than the first.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
