@@ -1,10 +1,10 @@
 """Compare losses on the demo's triples: the paper's loss ablation in small, with significance tests.
 
-    python examples/loss_ablation.py [--output demo_output] [--architectures bert_dot colbert tk] [--seeds 3]
+    python examples/loss_ablation.py [--output results/ablation] [--architectures bert_dot colbert tk] [--seeds 3]
 
-Distils once per loss in the demo's folder. Every loss has its own learning rate, chosen on the validation queries; the
-control is RankNet on the labels. Prints a Markdown table after hours (27 trainings per loss and three seeds on 2 CPU
-cores take as long as three demos). The same command resumes after an interruption.
+Distils once per loss, in a folder with the demo's collection and triples. Every loss has its own learning rate, chosen
+on the validation queries; the control is RankNet on the labels. Prints a Markdown table; three seeds take hours on 2
+CPU cores. The same command resumes after an interruption.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from hf_kd_ranking.demo.experiment import demo_job
 
 # 1. Arguments
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--output", type=Path, default=Path("demo_output"))
+parser.add_argument("--output", type=Path, default=Path("results/ablation"))
 parser.add_argument("--architectures", nargs="+", default=["bert_dot", "colbert", "tk"])
 parser.add_argument("--losses", nargs="+", default=["weighted_ranknet", "mse", "margin_mse"])
 parser.add_argument("--seeds", type=int, default=3)

@@ -1,6 +1,6 @@
 """The one scoring and encoding loop: length-sorted batches, results in the order of the input.
 
-The ranker, the evaluators, the teachers and the indexes call it; only training has its own loop.
+Only training has its own loop.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
-# Texts tokenised, and so sorted by length, at once. Bounds memory on long inputs: all query vectors of a block of
-# pairs are held, up to 0.1 MB each with one vector per token.
+# Texts tokenised, and so sorted by length, at once. Bounds memory: all query vectors of a block of pairs are held, up
+# to 0.1 MB each with one vector per token.
 BLOCK_SIZE = 4_096
-# Less work than this, in texts, is so short that it needs no progress bar.
-PROGRESS_FROM = 2_000
+PROGRESS_FROM = 2_000  # texts; less work is so short that it needs no progress bar
 
 
 def score_pairs(
@@ -33,9 +32,6 @@ def score_pairs(
     description: str | None = "Scoring",
 ) -> np.ndarray:
     """Score query i with document i.
-
-    Rankers that encode the sides separately encode each distinct text of a block once, and hold the vectors of one
-    batch of documents at a time.
 
     Args:
         batch_size: texts (or pairs) per forward pass.
@@ -53,18 +49,17 @@ def score_pairs(
         raise ValueError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
-        encodes_separately = not processor.joins_texts and model.config.is_storable
-        score = _score_separately if encodes_separately else _score_jointly
-        return score(model, processor, queries[start:stop], documents[start:stop], batch_size)
+        block = (model, processor, queries[start:stop], documents[start:stop], batch_size)
+        if processor.joins_texts or not model.config.is_storable:
+            return _score_jointly(*block)
+        return _score_separately(*block)
 
     scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
     is_finite = np.isfinite(scores)
     if not is_finite.all():
         bad = int(np.argmin(is_finite))
-        raise ValueError(
-            f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r}); the model's weights "
-            f"or its dtype ({model.dtype}) overflow: try float32."
-        )
+        problem = f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r})"
+        raise ValueError(f"{problem}; the model's weights or its dtype ({model.dtype}) overflow: try float32.")
     return scores
 
 
@@ -89,9 +84,7 @@ def encode_texts(
         ValueError: if the ranker's documents cannot be encoded without their query.
     """
     if model.config.vectors_per_text == "none":
-        raise ValueError(
-            f"{type(model).__name__} reads query and document as one sequence and has no vectors of either."
-        )
+        raise ValueError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
 
     def encode_block(start: int, stop: int) -> list[np.ndarray]:
         return _encode(model, processor, side, texts[start:stop], batch_size)
@@ -103,15 +96,12 @@ def encode_texts(
 def score_stored(
     model: RankerModel, query: np.ndarray, documents: np.ndarray | Sequence[np.ndarray], batch_size: int = 64
 ) -> np.ndarray:
-    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype.
+    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
 
     Args:
         query: (D,), or (Lq, D) with one vector per token.
         documents: (N, D), which are scored at once, or N of (Ld, D).
         batch_size: documents per forward pass; those of similar length share one.
-
-    Returns:
-        (N,) float32.
     """
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
@@ -138,13 +128,9 @@ def fingerprint(model: nn.Module, *settings: object) -> str:
 
 
 def _over_blocks(
-    model: RankerModel,
-    count: int,
-    compute: Callable[[int, int], list[np.ndarray]],
-    is_distributed: bool,
-    description: str | None,
+    model: RankerModel, count: int, compute: Callable, is_distributed: bool, description: str | None
 ) -> list[np.ndarray]:
-    """Run `compute` over blocks of 0..count, this process's share of them, and gather the results in order."""
+    """Run `compute` over this process's share of 0..count, in blocks, and gather the results in order."""
     if count == 0:
         raise ValueError(f"{description or 'Scoring'} needs at least one text, got none.")
     rank, world = 0, 1
@@ -173,20 +159,20 @@ def _score_jointly(
     """Score each document with its query: as one sequence, or since its vectors depend on the query."""
     scores = np.empty(len(queries), dtype=np.float32)
     if processor.joins_texts:
-        for rows, batch in _sorted_batches(processor.pairs(queries, documents), processor, batch_size, model.device):
-            scores[rows] = model(**batch).scores.cpu()
-        return list(scores)
-    tokens = processor.queries(queries)
-    for rows, batch in _sorted_batches(processor.documents(documents), processor, batch_size, model.device):
-        query = _padded(tokens, rows, processor, model.device)
-        scores[rows] = model(query=query, document=batch).scores.cpu()
+        tokens = processor.pairs(queries, documents)
+    else:
+        query_tokens, tokens = processor.queries(queries), processor.documents(documents)
+    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
+        if not processor.joins_texts:
+            batch = {"query": _padded(query_tokens, rows, processor, model.device), "document": batch}
+        scores[rows] = model(**batch).scores.cpu()
     return list(scores)
 
 
 def _score_separately(
     model: RankerModel, processor: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
 ) -> list[np.ndarray]:
-    """Encode distinct queries, then batches of distinct documents, which are scored with the queries paired."""
+    """Encode distinct queries once, then batches of distinct documents, which are scored with the queries paired."""
     query_texts, query_of_pair = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
     document_texts, document_of_pair = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
     query_vectors = _encode(model, processor, "query", list(query_texts), batch_size)

@@ -50,12 +50,7 @@ class Ranker:
         truncation: bool = True,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint, see `load_ranker`; the other arguments are those of the class.
-
-        Args:
-            device: None takes a GPU if there is one.
-            **overrides: config fields and `dtype`.
-        """
+        """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
         model = load_ranker(name_or_path, architecture, **overrides)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,11 +62,7 @@ class Ranker:
         self.tokenizer.save_pretrained(folder)
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        """Score pairs, (N,) float32, higher is better; a single query is scored with every document.
-
-        Raises:
-            ValueError: if the numbers of queries and documents differ.
-        """
+        """Score pairs, (N,) float32, as `score_pairs`; a single query is scored with every document."""
         if isinstance(queries, str):
             queries = [queries] * len(documents)
         return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
@@ -82,27 +73,24 @@ class Ranker:
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        """Encode queries, (N, D) float32; with one vector per token, a list of (L, D)."""
+        """Encode queries, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "query", texts, self.batch_size, self.is_distributed)
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
-        """Encode documents, (N, D) float32; with one vector per token, a list of (L, D)."""
+        """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint, an encoder, or a file of word vectors.
 
-    The tokenizer of a file lower-cases texts, splits them at spaces and punctuation, and has the ids that
-    `TK.from_encoder` gives the file's words.
-
-    Raises:
-        FileNotFoundError: if the tokenizer does not exist.
+    That of a file lower-cases texts, splits them at spaces and punctuation, and has the ids that `TK.from_encoder`
+    gives the file's words. Raises FileNotFoundError if the tokenizer does not exist.
     """
     if Path(name_or_path).is_file():
         words, _ = read_word_vectors(name_or_path)
         vocabulary = {word: index for index, word in enumerate(words, start=2)}
-        # They replace words of the same spelling, if the file has any: ids 0 and 1 are TK's.
+        # Ids 0 and 1 are TK's; they replace words of the same spelling.
         backend = Tokenizer(models.WordLevel(vocabulary | {"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -113,7 +101,5 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
             raise ValueError("it has no vocabulary")
         return tokenizer
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]}); save the one that the model was trained "
-            "with into the folder, or build Ranker(model, tokenizer)."
-        ) from error
+        problem = f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]})"
+        raise FileNotFoundError(f"{problem}; save the one that the model was trained with into the folder.") from error

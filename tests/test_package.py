@@ -1,4 +1,4 @@
-"""What `import hf_kd_ranking` costs and touches, and what the package shows to its users."""
+"""The cost and the effects of `import hf_kd_ranking`, and its public names."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""Expand id rows to text rows: time and memory against the plain script that holds all texts in dictionaries.
+"""Measure expanding id rows to text rows, against the plain script that keeps all texts in dictionaries.
 
     python examples/benchmarks/expand.py [--passages 1000000] [--folder DIR]
 
-Both run as processes of their own on the same made-up files (passages of 20 to 90 words, four triples a passage), the
+Both run as separate processes on the same random files (passages of 20 to 90 words, four triples per passage), the
 plain script first, at a quarter of the size and at the full one. Time is wall time without the start of Python (6 s
 with torch and transformers) and, for ours, with the building of the text stores. Memory is the largest anonymous
 resident memory (RssAnon; mapped pages are cache), of which the imports are 0.5 GB.
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def make_files(folder: Path, passages: int) -> None:
-    """A collection, queries and rows of teacher scores, of random words."""
+    """Write a collection, queries and rows of teacher scores, of random words."""
     rng = np.random.default_rng(0)
     words = np.array(["".join(rng.choice(list("etaoinshrdlu"), n)) for n in rng.integers(2, 10, 5000)])
     pool = [" ".join(rng.choice(words, n)) for n in rng.integers(20, 90, 20_000)]
@@ -94,7 +94,7 @@ def make_files(folder: Path, passages: int) -> None:
 
 
 def measure(code: str, folder: Path) -> tuple[float, float]:
-    """Seconds and MiB of anonymous memory of a process that runs the code."""
+    """Return seconds and MiB of anonymous memory of a process that runs the code."""
     peak = 0
     process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True)
     while process.poll() is None:

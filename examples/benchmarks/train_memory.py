@@ -1,4 +1,4 @@
-"""Time to the first batch and memory of training on many rows: N random triples x M short passages.
+"""Measure time to the first batch and memory of training on many rows: N random triples x M short passages.
 
     python examples/benchmarks/train_memory.py FOLDER [--rows 4000000] [--passages 1000000] [--workers 4] [--steps 20]
 
@@ -28,7 +28,6 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Trainer
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.training import checks
-from hf_kd_ranking.training.trainer import RankingTrainer
 
 TARGET_ROWS = 40_000_000
 WORDS = np.array([f"w{i}" for i in range(1000)])
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def build(folder: Path, rows: int, passages: int) -> None:
-    """A collection, queries and teacher scores of random words, unless they are there."""
+    """Write a collection, queries and teacher scores of random words, unless they exist."""
     if (folder / "scores.tsv").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ def build(folder: Path, rows: int, passages: int) -> None:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the words of the collection."""
+    """Return a tokenizer of the words of the collection."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: i for i, token in enumerate([*special, *WORDS.tolist()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -112,10 +111,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class Watch(TrainerCallback):
-    """When the first batch was there, and the memory at the last step."""
+    """The time of the first batch, and the memory at the last step."""
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """Remember when the first batch was there."""
+        """Keep the time of the first batch."""
         if state.global_step == 0:
             self.first_batch = np.array(clocks())
 
@@ -129,12 +128,12 @@ class Watch(TrainerCallback):
 
 
 def clocks() -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def anonymous_mb(file: str, name: str, process: str = "self") -> float:
-    """One figure of a process's memory."""
+    """Return one figure of a process's memory."""
     lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
@@ -151,15 +150,14 @@ def measure(args: argparse.Namespace) -> dict:
 
     # 2. Data, trainer, some steps
     rows = kd.load_teacher_scores(folder / "scores.tsv", cache_dir=folder)
-    queries, documents = (
-        kd.TextStore.from_tsv(folder / f"{name}.tsv", folder / name) for name in ("queries", "collection")
-    )
+    queries = kd.TextStore.from_tsv(folder / "queries.tsv", folder / "queries")
+    documents = kd.TextStore.from_tsv(folder / "collection.tsv", folder / "collection")
     before_check, watch = np.array(clocks()), Watch()
     checks.check_rows(rows, queries, documents)
     check = np.array(clocks()) - before_check
     start += check  # the trainer does it again
     settings = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
-    trainer = RankingTrainer(
+    trainer = kd.RankingTrainer(
         model,
         kd.RankingTrainingArguments(
             tempfile.mkdtemp(), max_steps=args.steps, dataloader_num_workers=args.workers, **settings

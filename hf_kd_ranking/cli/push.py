@@ -23,19 +23,21 @@ def push(
     as_json: options.Json = False,
 ) -> None:
     """Publish a ranker: weights, tokenizer, code, card, results, manifest and runs in one commit."""
-    costs = None
+    figures = None
     if efficiency is not None:
-        measured = existing_file(efficiency, "measured costs").read_text(encoding="utf-8")
-        costs = select_efficiency(json.loads(measured), name or model.name)
+        measured = existing_file(efficiency, "efficiency").read_text(encoding="utf-8")
+        figures = select_efficiency(json.loads(measured), name or model.name)
 
     def _as_text(plan: dict[str, Any]) -> str:
         lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
-        verb = "would go to" if dry_run else "went to"
+        verb = "went to"
+        if dry_run:
+            verb = "would go to"
         kind = "private repository" if private else "repository"
         lines.append(f"{plan['bytes']:>13,}  bytes {verb} {kind} {repository}")
         if plan["address"] is not None:
             lines.append(plan["address"])
         return "\n".join(lines)
 
-    plan = publish_ranker(model, repository, private, overwrite, dry_run, costs)
+    plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
     options.print_result(plan, as_json, _as_text)

@@ -9,7 +9,6 @@ from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
 from ..models import RankerConfig
 from ..processes import processes
-from ..retrieval.encode import STORAGES
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
 from .options import print_result
@@ -21,7 +20,7 @@ def index(
     dataset: options.Dataset = None,
     model: options.FirstStageOrModel = None,
     architecture: options.Architecture = None,
-    storage: Annotated[str, typer.Option(help=f"Type of stored numbers: {', '.join(STORAGES)}.")] = "float32",
+    storage: Annotated[str, typer.Option(help="Type of stored numbers: float32, float16, int8.")] = "float32",
     factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
     tokenization: Annotated[str, typer.Option(help="BM25's: plain, or english (stop words, stems).")] = "plain",

@@ -73,7 +73,9 @@ def serve(
         write_space(space, engine, about, _as_arguments(search_options), __version__)
         print_result({"space": str(space), "documents": len(documents)}, as_json)
         return
-    hosts = list(LOCAL_HOSTS) if host in LOCAL_HOSTS else ["*"]
+    hosts = ["*"]
+    if host in LOCAL_HOSTS:
+        hosts = list(LOCAL_HOSTS)
     app = make_app(SearchPage(engine, about, behind_proxy=proxy), hosts)
     address = f"http://{host}:{listener.getsockname()[1]}"
     print_result({"address": address, "documents": len(documents), "stop": "Ctrl-C"}, as_json)

@@ -167,11 +167,9 @@ def _installed_sources() -> tuple[dict[str, Path], dict[str, str]]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)  # a top-level name: located, not imported
-        if spec is None or spec.origin is None:
-            logger.info("PyDocs: package %s is not installed and left out", name)
-            continue
-        roots[name] = Path(spec.origin).parent
-        versions[name] = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
+        if spec is not None and spec.origin is not None:
+            roots[name] = Path(spec.origin).parent
+            versions[name] = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
     return dict(sorted(roots.items())), dict(sorted(versions.items()))
 
 

@@ -6,7 +6,7 @@ order of their lines; a document that is ranked twice counts twice.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +24,7 @@ MEASURES = ("nDCG", "RR", "R", "AP")
 def read_ranking(path: str | os.PathLike) -> Run:
     """Read a run file in the order of its lines; ranks and scores in it are ignored.
 
-    A line has three columns (query_id doc_id rank), four (with a score) or six (TREC).
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: with file and line, for another number of columns; for an empty file.
+    A line has three columns (query_id doc_id rank), four (with a score) or six (TREC); others raise a ValueError.
     """
     path = existing_file(path, "run")
     run = Run()
@@ -46,19 +42,16 @@ def evaluate_queries(run: Run, qrels: Mapping[str, Mapping[str, int]], measure: 
     """Compute a measure for each query that the training code evaluates: query_id -> value.
 
     Args:
-        run: query_id -> [(doc_id, score)], best first.
-        qrels: query_id -> {doc_id: grade}.
+        run, qrels: as `evaluation.metrics.evaluate_run`; the order of the run counts, not its scores.
         measure: RR, R, AP or nDCG of ir_measures, with a cutoff and, except for nDCG, the lowest relevant grade.
 
     Raises:
         ValueError: for another measure, or if no query has both a ranking and a relevant document.
     """
     if measure.NAME not in MEASURES or "cutoff" not in measure.params:
-        raise ValueError(
-            f"The matchmaker dialect has {', '.join(MEASURES)}, each with a cutoff (AP(rel=2)@1000); got {measure}."
-        )
-    cutoff = measure.params["cutoff"]
-    lowest_grade = measure.params.get("rel", 1)
+        needed = f"{', '.join(MEASURES)}, each with a cutoff (AP(rel=2)@1000)"
+        raise ValueError(f"The matchmaker dialect has {needed}; got {measure}.")
+    cutoff, lowest_grade = measure.params["cutoff"], measure.params.get("rel", 1)
     values = {}
     for query_id, ranking in run.items():
         judgments = qrels.get(query_id, {})
@@ -67,27 +60,22 @@ def evaluate_queries(run: Run, qrels: Mapping[str, Mapping[str, int]], measure: 
         if len(ideal) == 0:
             continue
         grades = np.array([max(0, judgments.get(doc_id, 0)) for doc_id, _ in ranking[:cutoff]], dtype=float)
+        ranks = np.flatnonzero(grades >= lowest_grade) + 1
+        relevant = (ideal >= lowest_grade).sum()
+        value = 0.0
         if measure.NAME == "nDCG":
-            values[query_id] = _dcg(grades) / _dcg(ideal[:cutoff])
-        else:
-            ranks = np.flatnonzero(grades >= lowest_grade) + 1
-            values[query_id] = _binary_measure(measure.NAME, ranks, int((ideal >= lowest_grade).sum()))
+            value = _dcg(grades) / _dcg(ideal[:cutoff])
+        elif measure.NAME == "RR" and len(ranks):
+            value = 1 / ranks[0]
+        elif measure.NAME == "R" and len(ranks):
+            value = len(ranks) / relevant
+        elif len(ranks):
+            value = (np.arange(1, len(ranks) + 1) / ranks).sum() / relevant
+        values[query_id] = float(value)
     if not values:
         raise ValueError("No query of the run has a document graded above 0; the training code would print NaN.")
     return values
 
 
-def _dcg(grades: Sequence[float]) -> float:
-    return float((np.asarray(grades) / np.log2(np.arange(2, len(grades) + 2))).sum())
-
-
-def _binary_measure(name: str, ranks: np.ndarray, relevant: int) -> float:
-    """Return RR, R or AP from the ranks of the relevant documents and the number of relevant documents."""
-    if len(ranks) == 0:
-        return 0.0
-    if name == "RR":
-        return float(1 / ranks[0])
-    if name == "R":
-        return len(ranks) / relevant
-    precisions = np.arange(1, len(ranks) + 1) / ranks
-    return float(precisions.sum() / relevant)
+def _dcg(grades: np.ndarray) -> float:
+    return (grades / np.log2(np.arange(2, len(grades) + 2))).sum()

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10")
 DIALECTS = ("trec_eval", "matchmaker")
-# Number of queries per call of trec_eval, which takes dictionaries of about 100 bytes per ranked document.
-QUERIES_AT_ONCE = 500
+QUERIES_AT_ONCE = 500  # per call of trec_eval, which takes dictionaries of about 100 bytes per ranked document
 
 Qrels = Mapping[str, Mapping[str, int]]
 
@@ -22,7 +21,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 def evaluate_run(
     run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES, dialect: str = "trec_eval"
 ) -> dict[str, float]:
-    """Return the mean of each measure over the queries of the qrels; a query without results counts as 0.
+    """Return the mean of each measure, 0 to 1, over the queries of the qrels; a query without results counts as 0.
 
     Args:
         run: query_id -> [(doc_id, score)].
@@ -30,9 +29,6 @@ def evaluate_run(
         measures: in ir_measures' notation: `nDCG@10` (graded), `RR@10` (the MRR@10 of MS MARCO), `RR(rel=2)@10`,
             `AP(rel=2)`, `R@1000`, `Judged@10` (the share of judged documents).
         dialect: "trec_eval", or "matchmaker" to compare with tables of the paper's code, see `evaluation.matchmaker`.
-
-    Returns:
-        The names of the measures as given, each with its mean, 0 to 1.
 
     Raises:
         ValueError: if a measure is unknown, or run and qrels have no query or no document in common.
@@ -57,31 +53,30 @@ def evaluate_queries(
         raise ValueError(f"The dialect of measures is one of {', '.join(DIALECTS)}, got {dialect!r}.")
     query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
-        raise ValueError(
-            f"Run ({len(run)} queries, first {next(iter(run), None)!r}) and qrels ({len(qrels)} queries, first "
-            f"{next(iter(qrels), None)!r}) have no query in common; are they of one data set?"
-        )
+        of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
+        of_qrels = f"{len(qrels)} queries, first {next(iter(qrels), None)!r}"
+        raise ValueError(f"Run ({of_run}) and qrels ({of_qrels}) have no query in common; are they of one data set?")
     parsed = parse_measures(measures)
     if dialect == "matchmaker":
         return {name: matchmaker.evaluate_queries(run, qrels, measure) for name, measure in parsed.items()}
     cutoff = deepest(measures)
-    values = {measure: dict.fromkeys(qrels, 0.0) for measure in parsed.values()}
+    values, by_measure = {}, {}  # two names may be one measure
+    for name, measure in parsed.items():
+        values[name] = by_measure.setdefault(measure, dict.fromkeys(qrels, 0.0))
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         judgments, rankings = {}, {}
         for query_id in query_ids[start : start + QUERIES_AT_ONCE]:
             judgments[query_id] = dict(qrels[query_id])
-            rankings[query_id] = _without_ties(run[query_id], cutoff)
-        for metric in ir_measures.iter_calc(list(values), judgments, rankings):
-            values[metric.measure][metric.query_id] = metric.value
-    return {name: dict(values[measure]) for name, measure in parsed.items()}
+            # Places in the order of trec_eval instead of scores: the libraries of ir_measures break ties differently.
+            best_first = sorted(run[query_id], key=itemgetter(1, 0), reverse=True)[:cutoff]
+            rankings[query_id] = {doc_id: -float(place) for place, (doc_id, _) in enumerate(best_first)}
+        for metric in ir_measures.iter_calc(list(by_measure), judgments, rankings):
+            by_measure[metric.measure][metric.query_id] = metric.value
+    return values
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
-    """Return the measures of ir_measures by the names given.
-
-    Raises:
-        ValueError: if one is unknown, or there are none.
-    """
+    """Return the measures of ir_measures by name; an unknown measure, or none at all, raises a ValueError."""
     import ir_measures
 
     if not measures:
@@ -92,9 +87,8 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
             parsed[name] = ir_measures.parse_measure(name)
             parsed[name].validate_params()
         except (NameError, SyntaxError, ValueError, KeyError, AssertionError) as error:  # all raised by ir_measures
-            raise ValueError(
-                f"Unknown measure in {', '.join(measures)}: {error}; write them as nDCG@10, RR@10."
-            ) from None
+            message = f"Unknown measure in {', '.join(measures)}: {error}; write them as nDCG@10, RR@10."
+            raise ValueError(message) from None
     return parsed
 
 
@@ -109,11 +103,7 @@ def deepest(measures: Sequence[str]) -> int | None:
 
 
 def check_same_collection(run: Run, qrels: Qrels) -> None:
-    """Refuse a run that ranks no judged document: its values would be zeros without a meaning.
-
-    Raises:
-        ValueError: naming a document of each.
-    """
+    """Raise a ValueError for a run that ranks no judged document: its values would be zeros without a meaning."""
     judged = set().union(*qrels.values())
     for ranking in run.values():
         if not judged.isdisjoint(dict(ranking)):
@@ -123,15 +113,3 @@ def check_same_collection(run: Run, qrels: Qrels) -> None:
         f"Run (first document {ranked!r}) and qrels (first {min(judged, default=None)!r}) have no document in common; "
         "are they of one collection?"
     )
-
-
-def _without_ties(ranking: Sequence[tuple[str, float]], cutoff: int | None) -> dict[str, float]:
-    """Replace scores by their order in trec_eval, where ties are sorted by descending document id.
-
-    Otherwise the libraries that ir_measures calls for different measures would break ties differently.
-    """
-    best_first = sorted(ranking, key=itemgetter(1, 0), reverse=True)[:cutoff]
-    scores = {}
-    for place, (doc_id, _) in enumerate(best_first):
-        scores[doc_id] = float(len(best_first) - place)
-    return scores

@@ -1,6 +1,7 @@
 """Re-ranking of the candidates of a first stage."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..data.runs import Run
 from ..data.texts import TextStore
@@ -11,12 +12,7 @@ DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
-    """Return the candidates in the order of a ranker; ties keep the order of the first stage.
-
-    Raises:
-        KeyError: if a query or document has no text.
-        ValueError: if no query has a candidate.
-    """
+    """Return the candidates, at least one, in the order of a ranker; ties keep the order of the first stage."""
     query_ids, doc_ids = [], []
     for query_id, ranking in candidates.items():
         for doc_id, _ in ranking:
@@ -28,31 +24,32 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
 
 
 def depth_curve(
-    run: Run,
-    candidates: Run,
-    qrels: Qrels,
-    measures: Sequence[str] = DEFAULT_MEASURES,
-    depths: Sequence[int] = DEPTHS,
+    run: Run, candidates: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES, depths: Sequence[int] = DEPTHS
 ) -> dict[int, dict[str, float]]:
     """Compute the measures of re-ranking only the first d candidates of each query, from one run over all of them.
 
     Args:
         run: all candidates in the order of a ranker; other documents in it are ignored.
         candidates: the first stage's run, in its order.
-        qrels: query_id -> {doc_id: grade}.
-        measures: in ir_measures' notation.
+        qrels, measures: as `evaluate_run`.
         depths: numbers of candidates; only the smallest of those that cover the longest list is used.
 
     Returns:
         depth -> measure -> mean over the queries of the qrels.
 
     Raises:
-        KeyError: if the run lacks a candidate of a judged query, so that it is not a re-ranking of all candidates.
-        ValueError: as `evaluate_run`.
+        KeyError: if the run lacks a candidate of a judged query.
     """
-    places = _candidate_places(run, candidates, qrels)
-    longest = 0
-    for by_document in places.values():
+    places, longest = {}, 0
+    for query_id, ranking in candidates.items():
+        if query_id not in qrels:
+            continue
+        by_document = {doc_id: place for place, (doc_id, _) in enumerate(ranking)}
+        missing = by_document.keys() - dict(run.get(query_id, ())).keys()
+        if missing:
+            counts = f"{len(missing):,} of {len(by_document):,} candidates of query {query_id!r}"
+            raise KeyError(f"The run lacks {counts}, for example {min(missing)!r}; a depth curve needs all of them.")
+        places[query_id] = by_document
         longest = max(longest, len(by_document))
     curve = {}
     for depth in sorted(depths):
@@ -65,56 +62,34 @@ def depth_curve(
     return curve
 
 
-def _candidate_places(run: Run, candidates: Run, qrels: Qrels) -> dict[str, dict[str, int]]:
-    """Return the place of each candidate in the first stage, from 0, for the judged queries."""
-    places = {}
-    for query_id, ranking in candidates.items():
-        if query_id not in qrels:
-            continue
-        by_document = {doc_id: place for place, (doc_id, _) in enumerate(ranking)}
-        missing = by_document.keys() - dict(run.get(query_id, ())).keys()
-        if missing:
-            raise KeyError(
-                f"The run lacks {len(missing):,} of {len(by_document):,} candidates of query {query_id!r}, for "
-                f"example {min(missing)!r}; a depth curve needs a run that scores every candidate."
-            )
-        places[query_id] = by_document
-    return places
-
-
+@dataclass(eq=False, repr=False)
 class RerankingEvaluator:
     """Re-rank candidates with a ranker and measure the result; for use in training and elsewhere.
 
     Args:
         candidates: the first stage's run; queries without qrels are left out.
-        qrels: query_id -> {doc_id: grade}.
-        queries: query_id -> text.
-        documents: doc_id -> text.
-        measures: in ir_measures' notation.
+        qrels, measures: as `evaluate_run`.
+        queries, documents: their texts.
         depth: number of candidates per query; None takes all.
 
     Raises:
         ValueError: if candidates and qrels have no query in common, or a measure is unknown.
     """
 
-    def __init__(
-        self,
-        candidates: Run,
-        qrels: Qrels,
-        queries: TextStore,
-        documents: TextStore,
-        measures: Sequence[str] = DEFAULT_MEASURES,
-        depth: int | None = None,
-    ) -> None:
-        evaluate_run(candidates, qrels, measures)  # raises before any model runs
-        self.candidates = Run()
-        for query_id, ranking in candidates.items():
-            if query_id in qrels:
-                self.candidates[query_id] = ranking[: depth or None]
-        self.qrels = qrels
-        self.queries = queries
-        self.documents = documents
-        self.measures = tuple(measures)
+    candidates: Run
+    qrels: Qrels
+    queries: TextStore
+    documents: TextStore
+    measures: Sequence[str] = DEFAULT_MEASURES
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        evaluate_run(self.candidates, self.qrels, self.measures)  # raises before any model runs
+        judged = Run()
+        for query_id, ranking in self.candidates.items():
+            if query_id in self.qrels:
+                judged[query_id] = ranking[: self.depth or None]
+        self.candidates = judged
 
     def rerank(self, ranker: Ranker) -> Run:
         """Return the candidates in the order of the ranker, see `rerank_run`."""

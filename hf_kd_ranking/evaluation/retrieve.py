@@ -1,6 +1,8 @@
 """Retrieval from a whole collection by exact search, and its measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import faiss
 import numpy as np
@@ -10,22 +12,22 @@ from ..data.texts import TextStore
 from ..ranker import Ranker
 from ..retrieval.colbert import search_tokens
 from ..retrieval.dense import search_index
-from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
+from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, mean_values, parse_measures
 
 DOCUMENTS_AT_ONCE = 1_024
 ENCODED_AT_ONCE = 98_304  # vectors in memory besides those of the index
 
 
+@dataclass(eq=False, repr=False)
 class RetrievalEvaluator:
     """Search a collection with a ranker and measure the result; for use in training and elsewhere.
 
     The vectors of all documents are held in memory during a call.
 
     Args:
-        qrels: query_id -> {doc_id: grade}; its queries are searched for.
-        queries: query_id -> text.
+        qrels, measures: as `evaluate_run`; the queries of the qrels are searched for.
+        queries: their texts.
         documents: the collection.
-        measures: in ir_measures' notation.
         k: number of documents per query.
 
     Raises:
@@ -33,63 +35,45 @@ class RetrievalEvaluator:
         ValueError: if no judged document is in the collection, or a measure is unknown.
     """
 
-    def __init__(
-        self,
-        qrels: Mapping[str, Mapping[str, int]],
-        queries: TextStore,
-        documents: TextStore,
-        measures: Sequence[str] = DEFAULT_MEASURES,
-        k: int = 1_000,
-    ) -> None:
-        judged = []
-        for grades in qrels.values():
-            judged.extend(grades)
-        if not (documents.rows_of(judged) >= 0).any():
-            raise ValueError(f"None of the {len(judged):,} judged documents is in {documents.source}.")
-        parse_measures(measures)  # raises before any model runs
-        self.texts = dict(zip(qrels, queries[list(qrels)], strict=True))
-        self.qrels = qrels
-        self.documents = documents
-        self.measures = tuple(measures)
-        self.k = k
+    qrels: Qrels
+    queries: TextStore
+    documents: TextStore
+    measures: Sequence[str] = DEFAULT_MEASURES
+    k: int = 1_000
+
+    def __post_init__(self) -> None:
+        judged = list(chain(*self.qrels.values()))
+        if not (self.documents.rows_of(judged) >= 0).any():
+            raise ValueError(f"None of the {len(judged):,} judged documents is in {self.documents.source}.")
+        parse_measures(self.measures)  # raises before any model runs
+        self.texts = self.queries[list(self.qrels)]
 
     def retrieve(self, ranker: Ranker) -> Run:
         """Return the best documents of every query; ties keep the order of the collection.
 
-        Raises:
-            ValueError: if the ranker's architecture can only re-rank.
+        A ranker that can only re-rank raises a ValueError.
         """
         config = ranker.model.config
         if not config.is_searchable or config.vectors_per_text not in ("one", "per_token"):
-            raise ValueError(
-                f"A {config.model_type} re-ranks candidates and cannot search a collection: use BERT_Dot or ColBERT, "
-                "or a RerankingEvaluator."
-            )
+            advice = "use BERT_Dot or ColBERT, or a RerankingEvaluator"
+            raise ValueError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
         doc_ids = self.documents.ids_of(self.documents.distinct_rows())
-        queries = ranker.encode_queries(list(self.texts.values()))
+        queries = ranker.encode_queries(self.texts)
         if config.vectors_per_text == "one":
-            results = self._search_vectors(ranker, queries, doc_ids)
+            index = faiss.IndexFlatIP(queries.shape[1])
+            for start in range(0, len(doc_ids), ENCODED_AT_ONCE):
+                index.add(ranker.encode_documents(self.documents[doc_ids[start : start + ENCODED_AT_ONCE]]))
+            results = search_index(index, queries, self.k)
         else:
-            results = self._search_token_vectors(ranker, queries, doc_ids)
+            vectors, chunks = ranker.encode_documents(self.documents[doc_ids]), []  # (L, D) each
+            for start in range(0, len(vectors), DOCUMENTS_AT_ONCE):
+                chunk = vectors[start : start + DOCUMENTS_AT_ONCE]
+                chunks.append((start, np.fromiter(map(len, chunk), int), np.concatenate(chunk)))
+            results = search_tokens(queries, chunks, self.k)
         run = Run()
-        for query_id, (scores, rows) in zip(self.texts, results, strict=True):
+        for query_id, (scores, rows) in zip(self.qrels, results, strict=True):
             run[query_id] = [(doc_ids[row], float(score)) for score, row in zip(scores, rows, strict=True)]
         return run
-
-    def _search_vectors(self, ranker: Ranker, queries: np.ndarray, doc_ids: Sequence) -> list:
-        index = faiss.IndexFlatIP(queries.shape[1])
-        for start in range(0, len(doc_ids), ENCODED_AT_ONCE):
-            index.add(ranker.encode_documents(self.documents[doc_ids[start : start + ENCODED_AT_ONCE]]))
-        return search_index(index, queries, self.k)
-
-    def _search_token_vectors(self, ranker: Ranker, queries: Sequence[np.ndarray], doc_ids: Sequence) -> list:
-        vectors = ranker.encode_documents(self.documents[doc_ids])  # of (L, D)
-        chunks = []
-        for start in range(0, len(vectors), DOCUMENTS_AT_ONCE):
-            chunk = vectors[start : start + DOCUMENTS_AT_ONCE]
-            lengths = np.array([len(tokens) for tokens in chunk])
-            chunks.append((start, lengths, np.concatenate(chunk)))
-        return search_tokens(queries, chunks, self.k)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""

@@ -1,6 +1,6 @@
 """Significance tests of the differences between rankers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from ..data.runs import Run
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
+RESAMPLING = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100}  # options of scipy
 PAIRS_HEADER = (
     "| measure | treatment - control | difference | 95 % interval | p (t-test) | p ({correction}) | p (randomisation) "
     "| effect size | wins / ties / losses |"
@@ -20,9 +21,6 @@ PAIR_ROW = (
     "| {measure} | {treatment} - {control} | {difference:+.4f} | {interval[0]:+.4f} to {interval[1]:+.4f} "
     "| {p_value:.2g} | {p_corrected:.2g} | {p_randomisation:.2g} | {effect_size:.2g} | {wins} / {ties} / {losses} |"
 )
-
-
-# ---- All pairs of runs ----------------------------------------------------------------------------------------------
 
 
 def compare_runs(
@@ -38,8 +36,7 @@ def compare_runs(
 
     Args:
         runs: name -> run, at least two.
-        qrels: query_id -> {doc_id: grade}; a query that no run has counts as 0 for all runs.
-        measures: in ir_measures' notation.
+        qrels, measures: as `evaluate_run`; a query that no run has counts as 0 for all runs.
         correction: name in `CORRECTIONS`, applied to the p-values over all pairs of a measure.
         intersect: True compares the queries that all runs have, where they differ; False refuses such runs.
         moved: number of queries listed per pair and measure, those with the largest differences.
@@ -55,7 +52,9 @@ def compare_runs(
         ValueError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
             correction is unknown.
     """
-    _check_comparable(runs, correction)
+    if len(runs) < 2 or correction not in CORRECTIONS:
+        needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"
+        raise ValueError(f"A comparison needs {needed}; got {len(runs)} and {correction!r}.")
     values, judged = {}, {}
     for name in runs:
         run = runs[name]
@@ -73,44 +72,27 @@ def compare_runs(
 def compare_values(
     values: Mapping[str, Mapping[str, Mapping[str, float]]], correction: str = "holm", moved: int = 5, seed: int = 42
 ) -> dict[str, Any]:
-    """Compare all pairs of rankers by values from `evaluate_queries`, of the same queries and measures for all.
-
-    Args:
-        values: name -> measure -> query_id -> value; the other arguments, the result and errors are as `compare_runs`.
-    """
-    _check_comparable(values, correction)
-    means = {}
-    for name, by_measure in values.items():
-        means[name] = mean_values(by_measure)
-    first = next(iter(values.values()))
-    measures = list(first)
-    couples = list(combinations(values, 2))
-    pairs = []
-    with tqdm(total=len(measures) * len(couples), desc="Comparing", unit="pair", delay=3) as progress:
-        for measure in measures:
-            tests, p_values = [], []
-            for control, treatment in couples:
-                names = {"control": control, "treatment": treatment, "measure": measure}
-                test = _compare(values[treatment][measure], values[control][measure], moved, seed)
-                tests.append(names | test)
-                p_values.append(test["p_value"])
-                progress.update()
-            for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
-                test["p_corrected"] = p_value
-            pairs.extend(tests)
-    return {"queries": len(first[measures[0]]), "correction": correction, "means": means, "pairs": pairs}
+    """Compare all pairs as `compare_runs`, by `values` of the same queries: name -> measure -> query_id -> value."""
+    means = dict(zip(values, map(mean_values, values.values()), strict=True))
+    first, pairs = next(iter(values.values())), []
+    for measure in first:
+        tests, p_values = [], []
+        for control, treatment in tqdm(list(combinations(values, 2)), desc=f"Comparing {measure}", delay=3):
+            names = {"control": control, "treatment": treatment, "measure": measure}
+            test = names | _compare(values[treatment][measure], values[control][measure], moved, seed)
+            tests.append(test)
+            p_values.append(test["p_value"])
+        for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
+            test["p_corrected"] = p_value
+        pairs.extend(tests)
+    return {"queries": len(first[measure]), "correction": correction, "means": means, "pairs": pairs}
 
 
 def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
     """Return the queries on which to compare runs, in the order of the qrels: all, or those in common (`intersect`).
 
-    Args:
-        judged: name of a run -> the queries of the qrels that it has.
-        qrels: query_id -> judgments.
-        intersect: False refuses runs with different queries.
-
-    Raises:
-        ValueError: if the queries differ and `intersect` is False, or fewer than two are in common.
+    `judged` is run -> the queries of the qrels that it has. A ValueError is raised for different queries without
+    `intersect`, and for fewer than two in common.
     """
     common = set.intersection(*judged.values())
     not_common = set.union(*judged.values()) - common
@@ -125,27 +107,16 @@ def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], int
     return [query_id for query_id in qrels if query_id in common or not intersect]
 
 
-def _check_comparable(rankers: Mapping[str, Any], correction: str) -> None:
-    if len(rankers) < 2 or correction not in CORRECTIONS:
-        raise ValueError(
-            f"A comparison needs at least two runs and a correction, one of {', '.join(CORRECTIONS)}; got "
-            f"{len(rankers)} and {correction!r}."
-        )
-
-
 def comparison_text(result: Mapping[str, Any]) -> str:
     """Format a result of `compare_runs` as Markdown tables: means, then pairs."""
     measures = list(next(iter(result["means"].values())))
     lines = [f"| run ({result['queries']:,} queries) | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
     for name, means in result["means"].items():
-        lines.append(f"| {name} | {' | '.join(f'{means[measure]:.4f}' for measure in measures)} |")
-    lines += ["", PAIRS_HEADER.format(correction=result["correction"]), "|---" * PAIR_ROW.count(" |") + "|"]
+        lines.append(f"| {name} | {' | '.join(map('{:.4f}'.format, means.values()))} |")
+    lines += ["", PAIRS_HEADER.format_map(result), "|---" * PAIR_ROW.count(" |") + "|"]
     for pair in result["pairs"]:
         lines.append(PAIR_ROW.format_map(pair))
     return "\n".join(lines)
-
-
-# ---- Tests of one pair ----------------------------------------------------------------------------------------------
 
 
 def compare_with_first_stage(
@@ -153,8 +124,7 @@ def compare_with_first_stage(
 ) -> dict[str, dict[str, Any]]:
     """Compare a re-ranking with its first stage for a model card, both measure -> query_id -> value.
 
-    Returns:
-        `first_stage` and `after` (measure -> mean), `tests` (measure -> `paired_t_test` of after against first_stage).
+    Returns `first_stage` and `after` (measure -> mean) and `tests` (measure -> `paired_t_test` of the two).
     """
     tests = {}
     for measure, by_query in first_stage.items():
@@ -163,58 +133,43 @@ def compare_with_first_stage(
 
 
 def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
-    """Run a paired two-sided t-test over queries (scipy).
+    """Run a paired two-sided t-test over at least two queries (scipy), both query_id -> value of a measure.
 
-    Args:
-        treatment: query_id -> value of a measure.
-        control: the same queries.
-
-    Returns:
-        `difference` (mean of treatment minus control), `p_value` (1.0 where no query differs), `queries`.
-
-    Raises:
-        ValueError: if the query sets differ, or there are fewer than two queries.
+    Returns `difference` (mean of treatment minus control), `p_value` (1.0 where no query differs) and `queries`.
+    Different or too few queries raise a ValueError.
     """
-    from scipy.stats import ttest_rel  # takes 0.6 s
+    from scipy.stats import ttest_1samp  # takes 0.6 s
 
     if treatment.keys() != control.keys() or len(treatment) < 2:
-        raise ValueError(
-            f"A paired test needs the same queries on both sides, at least two; got {len(treatment)} and "
-            f"{len(control)}, of which {len(treatment.keys() & control.keys())} in common."
-        )
-    treatment_values = np.array([*treatment.values()])
-    control_values = np.array([control[query_id] for query_id in treatment])
-    differences = treatment_values - control_values
-    p_value = 1.0
-    if differences.any():
-        p_value = float(ttest_rel(treatment_values, control_values).pvalue)
+        counts = f"{len(treatment)} and {len(control)}, of which {len(treatment.keys() & control.keys())} in common"
+        raise ValueError(f"A paired test needs the same queries on both sides, at least two; got {counts}.")
+    differences = [value - control[query_id] for query_id, value in treatment.items()]
+    p_value = float(ttest_1samp(differences, 0).pvalue) if any(differences) else 1.0
     return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
 
 
-def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
+def mean_interval(values: Sequence[float], seed: int = 42) -> dict[str, float]:
+    """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
     from scipy.stats import bootstrap
 
-    test = paired_t_test(treatment, control)
+    low, high = bootstrap((values,), np.mean, method="percentile", rng=seed, **RESAMPLING).confidence_interval
+    return {"mean": fmean(values), "low": float(low), "high": float(high)}
+
+
+def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved: int, seed: int) -> dict[str, Any]:
     by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
     differences = np.array([*by_query.values()])
-    interval = [0.0, 0.0]
-    p_randomisation = 1.0
+    interval = mean_interval(differences, seed)
     effect_size = 0.0
     if differences.any():
-        resampled = bootstrap(
-            (differences,), np.mean, n_resamples=RESAMPLES, vectorized=True, batch=100, rng=seed, method="percentile"
-        )
-        low, high = resampled.confidence_interval
-        interval = [float(low), float(high)]
-        p_randomisation = _randomisation_test(differences, seed)
         deviation = differences.std(ddof=1)
         effect_size = float(differences.mean() / deviation) if deviation else float("inf")
     largest = sorted(by_query.items(), key=lambda item: (-abs(item[1]), item[0]))[:moved]
     return {
-        "difference": test["difference"],
-        "interval": interval,
-        "p_value": test["p_value"],
-        "p_randomisation": p_randomisation,
+        "difference": interval["mean"],
+        "interval": [interval["low"], interval["high"]],
+        "p_value": paired_t_test(treatment, control)["p_value"],
+        "p_randomisation": _randomisation_test(differences, seed),
         "effect_size": effect_size,
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),
@@ -227,19 +182,15 @@ def _randomisation_test(differences: np.ndarray, seed: int) -> float:
     """Return the p-value of the mean difference under random signs; for few queries all combinations are tried."""
     from scipy.stats import monte_carlo_test, permutation_test
 
-    settings = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100}
-    if 2 ** len(differences) <= RESAMPLES:
-        test = permutation_test((differences,), np.mean, permutation_type="samples", rng=seed, **settings)
-        return float(test.pvalue)
     rng = np.random.default_rng(seed)
+    if 2 ** len(differences) <= RESAMPLES:
+        test = permutation_test((differences,), np.mean, permutation_type="samples", rng=rng, **RESAMPLING)
+        return float(test.pvalue)
 
     def flip_signs(size: tuple[int, ...]) -> np.ndarray:
         return differences * (1 - 2 * rng.integers(0, 2, size, dtype=np.int8))
 
-    return float(monte_carlo_test(differences, flip_signs, np.mean, **settings).pvalue)
-
-
-# ---- Corrections for several tests ----------------------------------------------------------------------------------
+    return float(monte_carlo_test(differences, flip_signs, np.mean, **RESAMPLING).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -256,4 +207,4 @@ def bonferroni(p_values: Sequence[float]) -> list[float]:
     return (np.asarray(p_values) * len(p_values)).clip(max=1).tolist()
 
 
-CORRECTIONS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "bonferroni": bonferroni}
+CORRECTIONS = {"holm": holm, "bonferroni": bonferroni}

@@ -10,7 +10,6 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..artifacts import existing_file, file_digest
 
-TEMPLATE = Path(__file__).parent / "templates" / "teacher_scores.md"
 FILE = "teacher_scores.parquet"
 # Numbers of rows, and the Hub's names of the ranges below, between and above them.
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -28,9 +27,8 @@ def write_dataset_card(
     """Write `README.md` next to the Parquet file of teacher rows, and return its path.
 
     Args:
-        folder: contains `teacher_scores.parquet`.
+        folder: contains `teacher_scores.parquet`, which has `rows` rows.
         name: name of the data set.
-        rows: number of rows in the file.
         teachers: names of the models that made the scores; several if their scores were averaged.
         texts: name of the data set that the ids belong to.
         license_name: licence of the scores in the Hub's spelling. Users must also respect the licence of the texts.
@@ -45,11 +43,11 @@ def write_dataset_card(
         task_categories=["text-ranking"],
         tags=["hf_kd_ranking", "knowledge-distillation"],
         configs=[{"config_name": "default", "data_files": FILE}],
-        size_categories=[size_category(rows)],
+        size_categories=[SIZE_NAMES[bisect_right(SIZES, rows)]],
     )
     card = DatasetCard.from_template(
         metadata,
-        template_path=str(TEMPLATE),
+        template_path=str(Path(__file__).parent / "templates" / "teacher_scores.md"),
         name=name,
         rows=rows,
         teachers=teachers,
@@ -58,10 +56,5 @@ def write_dataset_card(
         file=FILE,
         sha256=file_digest(path),
     )
-    card.save(Path(folder) / "README.md")
-    return Path(folder) / "README.md"
-
-
-def size_category(rows: int) -> str:
-    """Return the Hub's name for a number of rows."""
-    return SIZE_NAMES[bisect_right(SIZES, rows)]
+    card.save(path.with_name("README.md"))
+    return path.with_name("README.md")

@@ -1,7 +1,4 @@
-"""`manifest.json` next to a checkpoint: training inputs and results, with digests that tie them to the weights.
-
-The model card is written from the manifest. Publishing refuses a folder whose weights are not the measured ones.
-"""
+"""`manifest.json`, from which a model card is written: training inputs and results, tied by digests to the weights."""
 
 import json
 import os
@@ -44,30 +41,27 @@ def write_manifest(
     results: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | None],
     command: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Write how the checkpoint in a folder was made, with the digests of its weights; return what was written.
+) -> None:
+    """Write how the checkpoint in a folder was made, with the digests of its weights.
 
     Local paths are cut to their last part, because the manifest is published.
 
     Args:
         folder: folder of the checkpoint.
-        arguments: the training arguments as a dictionary.
-        training_rows: number of teacher rows trained on.
+        arguments: the training arguments.
+        training_rows: number of teacher rows.
         results: `after`, and if known `first_stage`, `before` (each measure -> mean) and `tests` (measure -> a paired
             t-test of `after` against `first_stage`).
         files: the training's input files by name; None, folders and names on the Hub have no digest.
-        command: the command line that started the training; None if there was none.
+        command: the command line that started the training.
     """
-    folder = Path(folder)
     settings = {name: arguments[name] for name in SETTINGS if arguments[name] is not None}
     digests = {}
     for name, path in files.items():
         if path is not None:
-            sha256 = file_digest(path) if Path(path).is_file() else None
-            digests[name] = {"name": Path(path).name, "sha256": sha256}
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        versions[library] = version(library)
+            path = Path(path)
+            digests[name] = {"name": path.name, "sha256": file_digest(path) if path.is_file() else None}
+    versions = {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}}
     manifest = {
         "loss": arguments["loss"],
         "teacher": arguments["teacher_name"],
@@ -76,32 +70,26 @@ def write_manifest(
         "rows": training_rows,
         "settings": settings,
         "results": dict(results),
-        "command": public_command(command or []),
+        "command": _public_command(command or []),
         "versions": versions,
         "files": digests,
-        "weights": weight_digests(folder),
+        "weights": _weight_digests(folder),
     }
     save_manifest(folder, manifest)
-    return manifest
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read the manifest of a checkpoint.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it was written for other weights than the folder contains.
-    """
+    """Read a manifest; FileNotFoundError if there is none, ValueError if it belongs to other weights."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; training writes it (train_ranker, RankingTrainer).")
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    described, present = manifest["weights"], weight_digests(folder)
-    if described != present:
-        changed = sorted({*changed_names(described, present), *changed_names(present, described)})
+    described, present = manifest["weights"], _weight_digests(folder)
+    changed = sorted({*changed_names(described, present), *changed_names(present, described)})
+    if changed:
         raise ValueError(
-            f"The results in {path} were measured with other weights than the folder contains ({', '.join(changed)} "
-            "differ): train or evaluate again, or remove the manifest and write the card by hand."
+            f"The results in {path} were measured with other weights than the folder's ({', '.join(changed)}): train "
+            "or evaluate again, or remove the manifest and write the card by hand."
         )
     return manifest
 
@@ -112,17 +100,16 @@ def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> Non
 
 
 def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
-    """Return the measures among the metrics of an evaluation: `eval_AP` becomes `AP`; losses and times are left out.
+    """Return the measures among the metrics that `Trainer.evaluate` returned or logged: `eval_AP` becomes `AP`.
 
     Args:
-        metrics: what `Trainer.evaluate` returned or logged.
+        metrics: the metrics, among them losses and times.
         measures: names of the measures; None takes every name that ir_measures knows.
     """
     values = {}
     for key, value in metrics.items():
         name = key.removeprefix("eval_")
-        is_measure = _is_measure(name) if measures is None else name in measures
-        if is_measure and name != key:
+        if name != key and (_is_measure(name) if measures is None else name in measures):
             values[name] = value
     return values
 
@@ -137,7 +124,7 @@ def _is_measure(name: str) -> bool:
     return True
 
 
-def public_command(arguments: Sequence[str]) -> list[str]:
+def _public_command(arguments: Sequence[str]) -> list[str]:
     """Return a command line without access tokens, its absolute paths cut to their last part."""
     shown: list[str] = []
     for argument in arguments:
@@ -154,6 +141,5 @@ def public_command(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
-def weight_digests(folder: str | os.PathLike) -> dict[str, str]:
-    """Return file name -> sha256 of a checkpoint's weights."""
+def _weight_digests(folder: str | os.PathLike) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(Path(folder).glob("*.safetensors"))}

@@ -15,7 +15,6 @@ from transformers import CONFIG_MAPPING
 from ..artifacts import writing
 from .manifest import read_manifest, save_manifest
 
-TEMPLATE = Path(__file__).parent / "templates" / "ranker.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -26,18 +25,14 @@ class RankerCard:
     Args:
         repository: name on the Hub, owner/name, or the name of a folder.
         model_type: architecture, as the config names it.
-        teacher: name of the teacher.
-        loss: name of the loss.
-        data: name of the collection.
-        rows: number of teacher rows trained on.
+        teacher, loss, data: names of the teacher, the loss and the collection.
+        rows: number of teacher rows.
         settings: training arguments by name.
         results: dictionaries of `dataset`, `measure`, `value`, and if known `first_stage` and `p_value`.
-        max_query_length: longest query in tokens.
-        max_document_length: longest document in tokens.
+        max_query_length, max_document_length: in tokens.
         efficiency: figures of this ranker, see `select_efficiency`; None if it was not measured.
         costs: latency and memory in words, used if `efficiency` is None.
-        base_model: the encoder's name on the Hub.
-        dataset_id: the collection's name on the Hub.
+        base_model, dataset_id: names of the encoder and the collection on the Hub.
         license: licence in the Hub's spelling.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
@@ -63,16 +58,6 @@ class RankerCard:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
-    @property
-    def name(self) -> str:
-        """The repository's name without its owner."""
-        return self.repository.rpartition("/")[2]
-
-    @property
-    def summary(self) -> str:
-        """Two sentences about the architecture."""
-        return CONFIG_MAPPING[self.model_type].summary
-
 
 def write_model_card(
     folder: str | os.PathLike,
@@ -86,19 +71,25 @@ def write_model_card(
         folder: folder of the checkpoint.
         repository: name on the Hub, owner/name; None takes the folder's name.
         efficiency: see `select_efficiency`. It is saved in the manifest, so that the next card has it as well.
-        output: folder that the card (and the manifest, if it changes) is written into; None takes the checkpoint's.
+        output: folder for the card, and for the manifest if it changes; None takes the checkpoint's.
 
     Raises:
         FileNotFoundError, ValueError: if the manifest is missing or was written for other weights.
-        KeyError: if no architecture has the config's model_type.
+        KeyError: see `write_card`.
     """
     manifest = read_manifest(folder)
-    output = Path(folder if output is None else output)
+    output = Path(output or folder)
     config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
         save_manifest(output, manifest)
     data = manifest["data"] or "a collection whose name was not given"
+    measured, results = manifest["results"], []
+    for measure, value in measured["after"].items():
+        result = {"dataset": f"held-out queries of {data}", "measure": measure, "value": value}
+        result["first_stage"] = measured.get("first_stage", {}).get(measure)
+        result["p_value"] = measured.get("tests", {}).get(measure, {}).get("p_value")
+        results.append(result)
     card = RankerCard(
         repository=repository or Path(folder).name,
         model_type=config["model_type"],
@@ -107,11 +98,11 @@ def write_model_card(
         data=data,
         rows=manifest["rows"],
         settings=manifest["settings"],
-        results=_result_rows(manifest["results"], f"held-out queries of {data}"),
+        results=results,
         max_query_length=config["max_query_length"],
         max_document_length=config["max_document_length"],
         efficiency=manifest.get("efficiency"),
-        base_model=manifest.get("base_model") or base_model(config),
+        base_model=manifest.get("base_model") or _base_model(config),
         dataset_id=data if HUB_ID.fullmatch(data) else None,
         versions=manifest["versions"],
         command=" ".join(manifest["command"]),
@@ -125,7 +116,7 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
     Raises:
         KeyError: if no architecture has the card's model_type.
     """
-    folder = Path(folder)
+    folder, name = Path(folder), card.repository.rpartition("/")[2]
     model_index, entries = [], []
     for result in card.results:
         value = round(result["value"], 4)
@@ -143,7 +134,7 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
         if card.dataset_id is not None:
             entries.append(EvalResultEntry(card.dataset_id, result["measure"], value, notes=result["dataset"]))
     metadata = ModelCardData(
-        model_name=card.name,
+        model_name=name,
         library_name="transformers",
         pipeline_tag="text-ranking",
         license=card.license,
@@ -153,8 +144,9 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
         tags=["hf_kd_ranking", "knowledge-distillation", "passage-ranking", card.model_type],
         eval_results=model_index or None,
     )
-    content = {**vars(card), "name": card.name, "summary": card.summary}
-    ModelCard.from_template(metadata, template_path=str(TEMPLATE), **content).save(folder / "README.md")
+    template = str(Path(__file__).parent / "templates" / "ranker.md")
+    content = {**vars(card), "name": name, "summary": CONFIG_MAPPING[card.model_type].summary}
+    ModelCard.from_template(metadata, template_path=template, **content).save(folder / "README.md")
     if entries:
         (folder / ".eval_results").mkdir(exist_ok=True)
         with writing(folder / ".eval_results" / "ranking.yaml") as file:
@@ -174,18 +166,7 @@ def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"environment": environment, "protocol": protocol, "costs": measured["rankers"][name]}
 
 
-def base_model(config: Mapping[str, Any]) -> str | None:
-    """Return the encoder's name on the Hub from a ranker's config; None if it came from a folder or has none."""
+def _base_model(config: Mapping[str, Any]) -> str | None:
+    """Return the encoder's name on the Hub; None if it came from a folder or there is none."""
     name = config.get("encoder_config", {}).get("_name_or_path") or ""  # TK has no encoder
     return name if "/" in name else None
-
-
-def _result_rows(results: Mapping[str, Any], dataset: str) -> list[dict[str, Any]]:
-    first_stage, tests = results.get("first_stage", {}), results.get("tests", {})
-    rows = []
-    for measure, value in results["after"].items():
-        row = {"dataset": dataset, "measure": measure, "value": value}
-        row["first_stage"] = first_stage.get(measure)
-        row["p_value"] = tests.get(measure, {}).get("p_value")
-        rows.append(row)
-    return rows

@@ -1,13 +1,11 @@
 """Publish a folder on the Hub: its files are listed and checked first, and arrive in one commit.
 
 huggingface_hub manages the token (`hf auth login`, or HF_TOKEN); it never appears in a file or a message. After an
-upload was interrupted the same command sends only what is missing: the Hub knows the parts of large files that it has.
+interruption the same command sends only what is missing, because the Hub knows the parts of large files that it has.
 """
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +48,7 @@ def publish_ranker(
 
     Args:
         folder: folder that training, or `save_pretrained`, wrote.
-        repo_id: name of the repository, owner/name.
+        repo_id: owner/name.
         private: True makes a new repository private.
         overwrite: True commits to a repository that exists.
         is_dry_run: True lists the files, changes nothing in the folder and does not contact the Hub.
@@ -64,11 +62,14 @@ def publish_ranker(
     Raises:
         FileNotFoundError, ValueError: if the folder is not a ranker's checkpoint, its card is missing or not valid,
             its results belong to other weights, a file contains an access token, or the name is not valid.
-        FileExistsError: if the repository exists.
-        OSError: if the Hub refuses, or cannot be reached.
+        FileExistsError, OSError: see `upload`.
     """
     folder = Path(folder)
-    config = check_checkpoint(folder)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it needs config.json and *.safetensors.")
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, RankerConfig):
+        raise ValueError(f"{folder} contains a {config.model_type}, not a ranker; upload it with `hf upload`.")
     check_name(repo_id)
     with TemporaryDirectory() as scratch:
         files = files_to_publish(folder)
@@ -77,41 +78,18 @@ def publish_ranker(
             write_model_card(folder, repo_id, efficiency, rendered)
             files.update(files_to_publish(rendered))
         check_card(files.get("README.md", folder / "README.md"))
-        check_no_token(files)
+        _check_no_token(files)
         sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
-        plan = {"repository": repo_id, "private": private, "files": sizes, "bytes": sum(sizes.values())}
-        plan["address"] = None
+        address = None
         if not is_dry_run:
             message = f"Upload {config.model_type} ranker by hf_kd_ranking"
-            plan["address"] = upload(files, repo_id, "model", message, private, overwrite, token)
-    return plan
-
-
-def check_checkpoint(folder: Path) -> RankerConfig:
-    """Return the config of a ranker's checkpoint.
-
-    Raises:
-        FileNotFoundError: if the folder has no config or no weights.
-        ValueError: if the model is not a ranker.
-    """
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder} is not a checkpoint: it needs config.json and *.safetensors, which training writes."
-        )
-    config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, RankerConfig):
-        raise ValueError(
-            f"{folder} contains a {config.model_type}, not a ranker of this package; upload it with `hf upload`."
-        )
-    return config
+            address = upload(files, repo_id, "model", message, private, overwrite, token)
+    total = sum(sizes.values())
+    return {"repository": repo_id, "private": private, "files": sizes, "bytes": total, "address": address}
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        ValueError: with the rule that the name breaks.
-    """
+    """Refuse, by a ValueError, what cannot be the name of a repository."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -121,26 +99,20 @@ def check_name(repo_id: str) -> None:
 
 
 def check_card(path: Path) -> None:
-    """Refuse a card that is missing, has no metadata, or has a placeholder that was not filled in.
-
-    Raises:
-        FileNotFoundError, ValueError: with what to do.
-    """
+    """Refuse a card that is missing (FileNotFoundError), has no metadata or a placeholder (ValueError)."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} has no model card (README.md); train_ranker or hub.model_card.write_card writes one."
-        )
+        raise FileNotFoundError(f"{path.parent} has no model card, README.md; train_ranker or write_card writes one.")
     card = ModelCard.load(path)
     if not card.data.to_dict():
         raise ValueError(f"{path} has no metadata: the Hub reads it from a YAML block between --- at the top.")
     placeholder = PLACEHOLDER.search(card.content)
     if placeholder is not None:
-        line = card.content[: placeholder.start()].count("\n") + 1
+        line = card.content.count("\n", 0, placeholder.start()) + 1
         raise ValueError(f"{path} line {line} has {placeholder.group()!r} left to fill in.")
 
 
 def files_to_publish(folder: Path) -> dict[str, Path]:
-    """Return the files to publish of a folder: path in the repository -> file, sorted."""
+    """Return the files of a folder to publish: path in the repository -> file, sorted."""
     files = {}
     for directory, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
@@ -151,12 +123,7 @@ def files_to_publish(folder: Path) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def check_no_token(files: dict[str, Path]) -> None:
-    """Refuse to publish a text that contains an access token.
-
-    Raises:
-        ValueError: naming the file.
-    """
+def _check_no_token(files: dict[str, Path]) -> None:
     own = get_token()
     for path in files.values():
         if path.suffix in BINARY:
@@ -179,28 +146,15 @@ def upload(
 
     Raises:
         FileExistsError: if the repository exists and `overwrite` is False.
-        OSError: with what to do, if the Hub refuses or cannot be reached.
+        OSError: in one line with what to do, if the Hub refuses or cannot be reached.
     """
     api = HfApi(token=token)
-    with clear_hub_errors(repo_id):
+    try:
         if not overwrite and api.repo_exists(repo_id, repo_type=repo_type):
             raise FileExistsError(f"{repo_id} exists on the Hub: choose another name, or --overwrite to commit to it.")
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, path) for name, path in files.items()]
         return api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).commit_url
-
-
-@contextmanager
-def clear_hub_errors(repo_id: str) -> Iterator[None]:
-    """Replace the Hub client's errors by one line with what to do.
-
-    The original error is not chained, because a debugger would show the request's headers.
-
-    Raises:
-        OSError: in place of huggingface_hub's and httpx's errors.
-    """
-    try:
-        yield
     except LocalTokenNotFoundError:
         problem = "needs a token with write access: `hf auth login`, or the environment variable HF_TOKEN"
     except OfflineModeIsEnabled:
@@ -211,6 +165,5 @@ def clear_hub_errors(repo_id: str) -> Iterator[None]:
         problem = REFUSALS.get(status, answer)
     except httpx.HTTPError as error:
         problem = f"no connection to the Hub ({type(error).__name__}); the same command resumes the upload"
-    else:
-        return
+    # Outside of the handlers, so that it is not chained: a debugger would show the request's headers.
     raise OSError(f"Publishing {repo_id}: {problem}.")

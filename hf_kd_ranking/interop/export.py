@@ -41,15 +41,15 @@ class Format:
     Args:
         write: writes a model and its tokenizer into a folder.
         score: scores pairs of texts with the written folder, (N,).
-        model_class: the architecture that the layout belongs to; None if every ranker has it.
-        find_obstacles: returns the config fields, with their values, that the layout cannot express -> the reason.
+        model_class: the architecture that the layout belongs to; None for every ranker.
+        find_obstacles: returns what the layout cannot express: "field=value: reason" of config fields.
         is_exact: False if the scores may differ from the ranker's.
     """
 
     write: Callable[[RankerModel, PreTrainedTokenizerBase, Path], None]
     score: Callable[[Path, Sequence[str], Sequence[str]], np.ndarray]
     model_class: type[RankerModel] | None = None
-    find_obstacles: Callable[[RankerConfig, PreTrainedTokenizerBase], dict[str, str]] | None = None
+    find_obstacles: Callable[[RankerConfig, PreTrainedTokenizerBase], list[str]] | None = None
     is_exact: bool = True
 
 
@@ -58,8 +58,8 @@ FORMATS = {
     "cross-encoder": Format(
         layouts.write_cross_encoder, partial(layouts.score, "CrossEncoder"), BertCat, layouts.cross_encoder_obstacles
     ),
-    "sentence-transformer": Format(layouts.write_bi_encoder, partial(layouts.score, "SentenceTransformer"), BertDot),
-    "multi-vector": Format(layouts.write_multi_vector, _score_vectors, ColBERT, layouts.multi_vector_obstacles),
+    "sentence-transformer": Format(layouts.write_encoder, partial(layouts.score, "SentenceTransformer"), BertDot),
+    "multi-vector": Format(layouts.write_encoder, _score_vectors, ColBERT, layouts.multi_vector_obstacles),
     "pylate": Format(layouts.write_pylate, _score_vectors, ColBERT, layouts.pylate_obstacles),
     "onnx": Format(onnx.write_onnx, onnx.score_onnx),
     "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, is_exact=False),
@@ -77,11 +77,11 @@ def export_ranker(
     """Write a ranker in another layout, and compare its scores there with its own.
 
     Args:
-        name_or_path: the ranker, see `load_ranker`; its tokenizer must be in the same place.
+        name_or_path: the ranker, see `load_ranker`, with its tokenizer.
         format: "cross-encoder", "sentence-transformer" and "multi-vector" are sentence-transformers' classes for
             BERT_CAT, BERT_DOT and ColBERT; "pylate" is PyLate's layout of a ColBERT; "onnx" is a graph in float32, see
             `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not equal.
-        output: the folder, which must not exist.
+        output: a new folder.
         architecture: architecture of a plain encoder.
         overwrite: True replaces an output that is a model's folder.
         **overrides: config fields, for example `query_augmentation=0`.
@@ -103,37 +103,31 @@ def export_ranker(
         raise FileExistsError(f"{output} exists and is not a model's folder, so it is kept; give another output.")
     overrides.setdefault("dtype", torch.float32)
     ranker = Ranker.from_pretrained(name_or_path, architecture, "cpu", **overrides)
-    model_type = ranker.model.config.model_type
-    obstacles = find_obstacles(ranker, layout)
+    config = ranker.model.config
+    obstacles = []
+    if layout.model_class not in (None, type(ranker.model)):
+        owner = layout.model_class.config_class.model_type
+        obstacles = [f"model_type={config.model_type}: this layout is for {owner}; every ranker has the format onnx"]
+    elif layout.find_obstacles is not None:
+        obstacles = layout.find_obstacles(config, ranker.tokenizer)
     if obstacles:
-        reasons = "; ".join(f"{field}: {reason}" for field, reason in obstacles.items())
-        raise ValueError(f"The format {format} cannot give the scores of this {model_type}. {reasons}.")
+        reasons = "; ".join(obstacles)
+        raise ValueError(f"The format {format} cannot give the scores of this {config.model_type}. {reasons}.")
     with building(output, replaces=overwrite) as temporary:
         try:
             layout.write(ranker.model, ranker.tokenizer, temporary)
             scores = layout.score(temporary, QUERIES, DOCUMENTS)
         except ImportError as error:
-            raise ValueError(
-                f'The format {format} needs more libraries: pip install "hf_kd_ranking[export]" ({error}).'
-            ) from error
+            libraries = 'pip install "hf_kd_ranking[export]"'
+            raise ValueError(f"The format {format} needs more libraries: {libraries} ({error}).") from error
         difference = largest_difference(ranker.score(QUERIES, DOCUMENTS), scores)
         if layout.is_exact and not difference <= TOLERANCE:  # also if it is NaN
             raise ValueError(
-                f"The scores in the format {format} differ from the ranker's by {difference:.2g}, more than "
-                f"{TOLERANCE}; nothing was written."
+                f"The scores in {format} differ from the ranker's by {difference:.2g}, more than {TOLERANCE}; nothing "
+                "was written."
             )
-    return {"output": str(output), "format": format, "architecture": model_type, "largest_difference": difference}
-
-
-def find_obstacles(ranker: Ranker, layout: Format) -> dict[str, str]:
-    """Return what a layout cannot express of a ranker: config field and value -> reason; empty if nothing."""
-    config = ranker.model.config
-    if layout.model_class not in (None, type(ranker.model)):
-        owner = layout.model_class.config_class.model_type
-        return {f"model_type={config.model_type}": f"this layout is for {owner}; every ranker has the format onnx"}
-    if layout.find_obstacles is None:
-        return {}
-    return layout.find_obstacles(config, ranker.tokenizer)
+    result = {"output": str(output), "format": format, "architecture": config.model_type}
+    return result | {"largest_difference": difference}
 
 
 def largest_difference(expected: np.ndarray, scores: np.ndarray) -> float:

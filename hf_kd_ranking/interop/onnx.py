@@ -1,4 +1,4 @@
-"""Rankers as ONNX graphs, in float32 or with 8-bit weights, and a class that runs them without PyTorch's model.
+"""Rankers as ONNX graphs, in float32 or with 8-bit weights, and a class that runs them.
 
 A graph has dynamic batch and length axes. Its inputs are the tokenizer's outputs, (batch, length) integers:
 
@@ -29,7 +29,7 @@ GRAPH = "model.onnx"
 
 
 class OnnxRanker:
-    """An exported graph with its tokenizer and lengths: texts in, scores out.
+    """An exported graph with its tokenizer: texts in, scores out.
 
     Args:
         folder: folder that `export_ranker` wrote.
@@ -64,9 +64,9 @@ class OnnxRanker:
 
     def _score_batch(self, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> np.ndarray:
         if not self.config.is_searchable:
-            return self._run(graph_inputs(self.config, batch))
-        query = graph_inputs(self.config, {"document": batch["query"]})
-        document = graph_inputs(self.config, batch)
+            return self._run(_graph_inputs(self.config, batch))
+        query = _graph_inputs(self.config, {"document": batch["query"]})
+        document = _graph_inputs(self.config, batch)
         query_vectors, document_vectors = torch.from_numpy(self._run(query)), torch.from_numpy(self._run(document))
         if self.config.similarity == "dot":
             return dot_product(query_vectors, document_vectors).numpy()
@@ -77,13 +77,8 @@ class OnnxRanker:
         return self.session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0]
 
 
-class RankerGraph(nn.Module):
-    """A ranker as a function of plain tensors, which is what is traced.
-
-    Args:
-        model: the ranker.
-        names: names of the tensors in their order, see `graph_inputs`.
-    """
+class _RankerGraph(nn.Module):
+    """A ranker as a function of plain tensors, whose names in order are those of `_graph_inputs`."""
 
     def __init__(self, model: RankerModel, names: Sequence[str]) -> None:
         super().__init__()
@@ -91,7 +86,6 @@ class RankerGraph(nn.Module):
         self.names = names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the scores of pairs, or the vectors of texts."""
         inputs = dict(zip(self.names, tensors, strict=True))
         if self.model.config.joins_texts:
             return self.model(**inputs).scores
@@ -104,11 +98,8 @@ class RankerGraph(nn.Module):
         return self.model(**sides).scores
 
 
-def graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the graph's inputs for a batch as `RankingProcessor` makes it: name -> (N, L).
-
-    A ranker whose vectors are compared has one graph for both sides; its inputs are those of `batch["document"]`.
-    """
+def _graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the graph's inputs for a batch: name -> (N, L); those of the documents if vectors are compared."""
     if config.joins_texts:
         sides = {"": batch}
     elif config.is_searchable:
@@ -129,12 +120,11 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
     tokenizer.save_pretrained(folder)
     processor = RankingProcessor.from_config(tokenizer, config)
     # Two pairs of different lengths: an axis of size 1 would be taken for a constant.
-    inputs = graph_inputs(config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"]))
-    has_one_sequence = "input_ids" in inputs
+    inputs = _graph_inputs(config, processor(["what is it", "where"], ["it is a text", "here in a list of texts"]))
+    has_sides = "input_ids" not in inputs
     axes = []
     for name in inputs:
-        length = "length" if has_one_sequence else f"{name.partition('_')[0]}_length"
-        axes.append({0: "batch", 1: length})
+        axes.append({0: "batch", 1: f"{name.partition('_')[0]}_length" if has_sides else "length"})
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that torchvision is missing
@@ -142,7 +132,7 @@ def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: P
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                RankerGraph(model, list(inputs)).eval(),
+                _RankerGraph(model, list(inputs)).eval(),
                 tuple(inputs.values()),
                 input_names=list(inputs),
                 output_names=["vectors" if config.is_searchable else "scores"],

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,22 +13,18 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from ..models import BertCat, BertCatConfig, BertDot, ColBERT, ColBERTConfig
 from ..models.foreign import CLASSIFIER_HEADS
 
-if TYPE_CHECKING:
-    from sentence_transformers.base.modules import Dense, Transformer
-
 
 def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a `CrossEncoder` whose activation is the identity.
 
-    If transformers' classifier on this encoder can compute the score (`plain_classifier`), the output is that
-    classifier and needs no code of this package. Otherwise it is the ranker with its code, which needs this package or
-    `trust_remote_code=True`. Pairs are cut as the ranker cuts them, the longer text first.
+    It is transformers' classifier if that can compute the score. Otherwise it is the ranker with its code, which needs
+    this package or `trust_remote_code=True`. Pairs are cut as the ranker cuts them, the longer text first.
     """
     from sentence_transformers import CrossEncoder
 
     tokenizer.model_max_length = model.config.max_query_length + model.config.max_document_length
     with TemporaryDirectory() as scratch:
-        (plain_classifier(model) or model).save_pretrained(scratch)
+        (_plain_classifier(model) or model).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         encoder = CrossEncoder(scratch, device="cpu", local_files_only=True, activation_fn=torch.nn.Identity())
         if model.config.query_prefix:
@@ -39,7 +33,7 @@ def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, fold
         encoder.save_pretrained(str(folder), create_model_card=False)
 
 
-def plain_classifier(model: BertCat) -> PreTrainedModel | None:
+def _plain_classifier(model: BertCat) -> PreTrainedModel | None:
     """Return the sequence classifier of transformers with a BERT_CAT's scores; None if its head cannot compute them.
 
     Its head has two layers. If the BERT_CAT has two as well they are copied. A single linear layer w fits into ReLU
@@ -51,8 +45,8 @@ def plain_classifier(model: BertCat) -> PreTrainedModel | None:
         return None
     if config.head_activation is None and head.activation == "tanh":
         return None
-    encoder_config = type(config.encoder_config).from_dict(config.encoder_config.to_dict() | {"num_labels": 1})
-    encoder_config.problem_type = "regression"
+    settings = config.encoder_config.to_dict() | {"num_labels": 1, "problem_type": "regression"}
+    encoder_config = type(config.encoder_config).from_dict(settings)
     classifier = AutoModelForSequenceClassification.from_config(encoder_config)
     classifier.base_model.load_state_dict(model.bert_model.state_dict(), strict=False)  # BERT's has a pooler too
     dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
@@ -70,48 +64,52 @@ def plain_classifier(model: BertCat) -> PreTrainedModel | None:
     return classifier.eval()
 
 
-def write_bi_encoder(model: BertDot, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a `SentenceTransformer` with the ranker's pooling, its prefixes as prompts, and the dot product.
+def write_encoder(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a BERT_DOT as a `SentenceTransformer`, a ColBERT as a `MultiVectorEncoder`; prefixes become prompts.
 
     `encode_query` and `encode_document` cut texts at the ranker's lengths; `encode` at the longer one.
     """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    config = model.config
-    with _encoder_module(model, tokenizer) as encoder:
-        modules = [encoder, Pooling(config.encoder_config.hidden_size, config.pooling)]
-        if config.compression_dim is not None:
-            modules.append(_dense_module(model, "sentence_embedding"))
-        if config.normalize:
-            modules.append(Normalize())
-        prompts = {"query": config.query_prefix, "document": config.document_prefix}
-        SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="dot", device="cpu").save_pretrained(
-            str(folder), create_model_card=False
-        )
-
-
-def write_multi_vector(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a `MultiVectorEncoder`: encoder, linear layer with bias, token mask, and the ranker's normalisation."""
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.base.modules import Normalize
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-
-    config = model.config
-    with _encoder_module(model, tokenizer) as encoder:
-        modules = [encoder, _dense_module(model, "token_embeddings"), MultiVectorMask()]
-        if config.normalize:
-            modules.append(Normalize(module_input_name="token_embeddings"))
-        prompts = {"query": config.query_prefix, "document": config.document_prefix}
-        MultiVectorEncoder(
-            modules=modules, prompts=prompts, similarity_fn_name="maxsim", device="cpu"
-        ).save_pretrained(str(folder), create_model_card=False)
+    config, has_token_vectors = model.config, isinstance(model, ColBERT)
+    modules, layer_input = [], "token_embeddings"
+    if not has_token_vectors:
+        modules, layer_input = [Pooling(config.encoder_config.hidden_size, config.pooling)], "sentence_embedding"
+    if config.compression_dim is not None:
+        layer, identity = model.compressor, torch.nn.Identity()
+        sizes = layer.in_features, layer.out_features
+        dense = Dense(*sizes, activation_function=identity, module_input_name=layer_input)
+        dense.linear.load_state_dict(layer.state_dict())
+        modules.append(dense)
+    if has_token_vectors:
+        modules.append(MultiVectorMask())
+    if config.normalize:
+        modules.append(Normalize(module_input_name=layer_input))
+    encoder = AutoModel.from_config(config.encoder_config)
+    missing = encoder.load_state_dict(model.bert_model.state_dict(), strict=False).missing_keys
+    with torch.no_grad():
+        for name in missing:  # a pooler, which is not read
+            encoder.get_parameter(name).zero_()
+    lengths = {"query_length": config.max_query_length, "document_length": config.max_document_length}
+    tokenizer.model_max_length = max(lengths.values())
+    settings = {"prompts": {"query": config.query_prefix, "document": config.document_prefix}, "device": "cpu"}
+    with TemporaryDirectory() as scratch:
+        encoder.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        modules.insert(0, Transformer(scratch, **lengths))
+        if has_token_vectors:
+            result = MultiVectorEncoder(modules=modules, similarity_fn_name="maxsim", **settings)
+        else:
+            result = SentenceTransformer(modules=modules, similarity_fn_name="dot", **settings)
+        result.save_pretrained(str(folder), create_model_card=False)
 
 
 def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write PyLate's layout: encoder and linear layer; PyLate masks and normalises by itself."""
-    write_multi_vector(model, tokenizer, folder)
+    write_encoder(model, tokenizer, folder)
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[:2]
     for extra in folder.glob("[2-9]_*"):
         shutil.rmtree(extra)
@@ -149,68 +147,30 @@ def score(class_name: str, folder: Path, queries: Sequence[str], documents: Sequ
     return encoder.similarity_pairwise(query_vectors, document_vectors).numpy()
 
 
-# ---- What the layouts cannot express --------------------------------------------------------------------------------
-
-
-def cross_encoder_obstacles(config: BertCatConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the fields of a BERT_CAT that a `CrossEncoder` cannot express -> the reason."""
+def cross_encoder_obstacles(config: BertCatConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the fields of a BERT_CAT that a `CrossEncoder` cannot express, with the reasons."""
     if not config.document_prefix:
-        return {}
-    return {f"document_prefix={config.document_prefix!r}": "a CrossEncoder has a prompt before the query only"}
+        return []
+    return [f"document_prefix={config.document_prefix!r}: a CrossEncoder has a prompt before the query only"]
 
 
-def multi_vector_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the fields of a ColBERT that a `MultiVectorEncoder` cannot express -> the reason."""
+def multi_vector_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the fields of a ColBERT that a `MultiVectorEncoder` cannot express, with the reasons."""
     if not config.query_augmentation:
-        return {}
-    reason = (
-        "these [MASK] tokens follow the [SEP] of a query of any length, but this layout pads queries to one length; "
-        "query_augmentation=0 leaves them out, which changes the scores: train with it"
-    )
-    return {f"query_augmentation={config.query_augmentation}": reason}
+        return []
+    return [
+        f"query_augmentation={config.query_augmentation}: these [MASK] tokens follow the [SEP] of a query of any "
+        "length, but this layout pads queries to one length; query_augmentation=0 leaves them out, which changes the "
+        "scores: train with it"
+    ]
 
 
-def pylate_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the fields of a ColBERT that PyLate's layout cannot express -> the reason."""
+def pylate_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the fields of a ColBERT that PyLate's layout cannot express, with the reasons."""
     obstacles = multi_vector_obstacles(config, tokenizer)
     if not config.normalize:
-        obstacles["normalize=False"] = "PyLate scales every vector to length 1; train with normalize=True"
+        obstacles.append("normalize=False: PyLate scales every vector to length 1; train with normalize=True")
     for name, prefix in (("query_prefix", config.query_prefix), ("document_prefix", config.document_prefix)):
         if prefix and tokenizer.tokenize(prefix) != [prefix]:
-            obstacles[f"{name}={prefix!r}"] = "PyLate's prefix is one token, and the tokenizer splits this text"
+            obstacles.append(f"{name}={prefix!r}: PyLate's prefix is one token, and the tokenizer splits this text")
     return obstacles
-
-
-# ---- Modules --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _encoder_module(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase) -> "Iterator[Transformer]":
-    from sentence_transformers.base.modules import Transformer
-
-    lengths = {"query_length": model.config.max_query_length, "document_length": model.config.max_document_length}
-    tokenizer.model_max_length = max(lengths.values())
-    with TemporaryDirectory() as scratch:
-        _plain_encoder(model).save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        yield Transformer(scratch, **lengths)
-
-
-def _plain_encoder(model: BertDot | ColBERT) -> PreTrainedModel:
-    """Return the encoder as transformers makes it; if it has a pooler, that is zero, so that no weight is missing."""
-    encoder = AutoModel.from_config(model.config.encoder_config)
-    missing = encoder.load_state_dict(model.bert_model.state_dict(), strict=False).missing_keys
-    with torch.no_grad():
-        for name in missing:
-            encoder.get_parameter(name).zero_()
-    return encoder
-
-
-def _dense_module(model: BertDot | ColBERT, name: str) -> "Dense":
-    from sentence_transformers.base.modules import Dense
-
-    layer = model.compressor
-    sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
-    dense = Dense(**sizes, activation_function=torch.nn.Identity(), module_input_name=name)
-    dense.linear.load_state_dict(layer.state_dict())
-    return dense

@@ -4,7 +4,7 @@ from .base import RankerConfig, RankerModel, RankingOutput
 from .bert_cat import BertCat, BertCatConfig
 from .bert_dot import BertDot, BertDotConfig
 from .colbert import ColBERT, ColBERTConfig
-from .loading import ARCHITECTURES, load_ranker, register_ranker
+from .loading import ARCHITECTURES, find_architecture, load_ranker, register_ranker
 from .pipeline import register_pipeline
 from .prettr import PreTTR, PreTTRConfig
 from .tk import TK, TKConfig
@@ -28,6 +28,7 @@ __all__ = [
     "TK",
     "TKConfig",
     "TokenLists",
+    "find_architecture",
     "load_ranker",
     "read_word_vectors",
     "register_ranker",

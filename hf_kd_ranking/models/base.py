@@ -30,13 +30,13 @@ class RankingOutput(ModelOutput):
     """Output of a ranker.
 
     Args:
-        loss: scalar; only if the caller passes labels to a ranker that takes them.
+        loss: scalar; only if the caller passes labels (BERT_CAT only).
         logits: (N, 1), one per pair, for code that expects a sequence classifier (BERT_CAT only).
         scores: (B,) or (B, n) relevance scores, unbounded, higher is better.
         query_vectors: (B, D), or (B, Lq, D) with one vector per token.
-        document_vectors: (B, D) or (B, Ld, D); (B, n, D) or (B, n, Ld, D) with n documents per query.
+        document_vectors: (B, [n,] D) or (B, [n,] Ld, D) with n documents per query.
         query_mask: (B, Lq), True where a vector belongs to a token; None if a text has one vector.
-        document_mask: (B, Ld) or (B, n, Ld), the same for documents.
+        document_mask: (B, [n,] Ld), the same for documents.
     """
 
     loss: Tensor | None = None
@@ -52,18 +52,15 @@ class RankingOutput(ModelOutput):
 class RankerConfig(PreTrainedConfig):
     """The capabilities and the configuration fields that every architecture has.
 
-    Capabilities are class attributes, or properties if they depend on a field. The rest of the package reads them and
-    never asks which architecture a ranker has:
+    Capabilities are class attributes, or properties if they depend on a field:
 
     * `summary`: two sentences for the model card.
     * `joins_texts`: True if query and document are read as one sequence.
     * `vectors_per_text`: "none"; "one", (D,); "per_token", (L, D); "sparse", one weight per word of the vocabulary.
     * `similarity`: how the vectors of a query and a document are compared: "dot", the dot product; "max_sim", the sum
-      over query tokens of the largest dot product; "layers", by layers of the model, which no index can search by;
-      None without vectors.
+      over query tokens of the largest dot product; "layers", by layers of the model; None without vectors.
     * `token_similarity`: how a query token matches a document token, "dot" or "cosine", if a user can be shown that.
     * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
-    * `is_searchable`: True if an index of the stored vectors can search a whole collection.
     * `adds_special_tokens`: True for texts between [CLS] and [SEP].
     * `query_augmentation`: number of [MASK] tokens after a query; a field of the architectures that have them.
 
@@ -126,12 +123,12 @@ class RankerConfig(PreTrainedConfig):
             if self.max_positions is not None and length > self.max_positions:
                 raise ValueError(
                     f"{name} is {length} tokens, but the encoder ({self.get_text_config().model_type}) has positions "
-                    f"for {self.max_positions}; lower the lengths or take an encoder that reads longer texts."
+                    f"for {self.max_positions}; lower the lengths or take another encoder."
                 )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RankerConfig":
-        """Build from a saved config; overrides are applied before the fields are compared, not only afterwards."""
+        """Build from a saved config; overrides are applied before the fields are compared."""
         overrides = {field.name: kwargs[field.name] for field in fields(cls) if field.name in kwargs}
         return super().from_dict(config_dict | overrides, **kwargs)
 
@@ -146,9 +143,9 @@ class RankerConfig(PreTrainedConfig):
         model_type = config.get("model_type")
         is_ranker = model_type in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[model_type], RankerConfig)
         if is_ranker and model_type != cls.model_type:
+            name = str(pretrained_model_name_or_path)
             raise ValueError(
-                f"{pretrained_model_name_or_path} is a {model_type} checkpoint, not {cls.model_type}: load_ranker("
-                f"{str(pretrained_model_name_or_path)!r}) reads the architecture from the config."
+                f"{name} is a {model_type} checkpoint, not {cls.model_type}: load_ranker({name!r}) loads it."
             )
         return config, kwargs
 
@@ -156,18 +153,16 @@ class RankerConfig(PreTrainedConfig):
 class RankerModel(PreTrainedModel):
     """Base class of the rankers: scores from the vectors of both sides; loads strictly; saves its code.
 
-    An architecture defines `from_encoder`, and `encode` and `score_vectors` if it encodes the sides separately. One
-    file with its config and model, and a call of `register_ranker`, are all that a new architecture needs.
+    An architecture is one file with its config and model, and a call of `register_ranker`. It defines `from_encoder`,
+    and `encode` and `score_vectors` if it encodes the sides separately.
     """
 
     config_class = RankerConfig
     supports_gradient_checkpointing = True
-    # The Auto classes that return the architecture; written into saved configs, so that checkpoints work with
-    # trust_remote_code=True on machines without this package.
+    # Auto classes, written into saved configs: checkpoints work with trust_remote_code=True without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
-    # Set to False if processes share the weights of a layer (FSDP, ZeRO): they wait for one another in each forward
-    # pass of the layer, so that all must make the same number of passes.
+    # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True
 
     @classmethod
@@ -190,21 +185,19 @@ class RankerModel(PreTrainedModel):
         Raises:
             ValueError: if the sides do not belong together, or a text is longer than the model's positions.
         """
-        check_same_queries(query, document)
+        if query is None and document is None:
+            raise ValueError("Needed query=, document= or both (tokenizer outputs), got neither.")
         query_vectors = query_mask = document_vectors = document_mask = scores = None
+        if query is not None and document is not None:
+            _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
         if query is not None:
             query_vectors, query_mask = self.encode(query, "query")
         if document is not None:
             document_vectors, document_mask = self.encode(document, "document")
+        vectors = (query_vectors, document_vectors, query_mask, document_mask)
         if query is not None and document is not None:
-            scores = self.score_vectors(query_vectors, document_vectors, query_mask, document_mask)
-        return RankingOutput(
-            scores=scores,
-            query_vectors=query_vectors,
-            document_vectors=document_vectors,
-            query_mask=query_mask,
-            document_mask=document_mask,
-        )
+            scores = self.score_vectors(*vectors)
+        return RankingOutput(None, None, scores, *vectors)  # without loss and logits
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
         """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
@@ -217,10 +210,8 @@ class RankerModel(PreTrainedModel):
         raise NotImplementedError
 
     def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
-        """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`.
-
-        A compiled graph needs one shape, and without a mask the lengths are unknown.
-        """
+        """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""
+        # A compiled graph needs one shape, and without a mask the lengths are unknown.
         if mask is None or not self.groups_rows or torch.compiler.is_compiling():
             return run(**inputs)
         return run_by_length(run, inputs, mask)
@@ -242,8 +233,8 @@ class RankerModel(PreTrainedModel):
         """Load a checkpoint of this architecture; every weight must exist, be used and be finite.
 
         Raises:
-            ValueError: naming the keys, if weights are missing, of another shape, left over (`pooler.*` excepted), NaN
-                or infinite. A warning would not do: the model would rank at random.
+            ValueError: naming the keys, if weights are missing, of another shape, left over (`pooler.*` excepted) or
+                not finite. A warning would not do: the model would rank at random.
             FileNotFoundError: if the weights do not exist.
         """
         returns_info = kwargs.pop("output_loading_info", False)
@@ -256,13 +247,14 @@ class RankerModel(PreTrainedModel):
                 if "unexpected keyword argument" in str(error):  # unknown fields reach the constructor
                     check_fields(cls.config_class, [str(error).split("'")[1]])
                 raise
-        kinds = [kind for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if info[kind]]
-        problems = [f"{kind.replace('_', ' ')}: {first_keys(info[kind])}" for kind in kinds]
+        problems = []
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            if info[kind]:
+                problems.append(f"{kind.replace('_', ' ')}: {first_keys(info[kind])}")
         if problems:
             raise ValueError(
-                f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). For a fresh ranker on "
-                f"a plain encoder call {cls.__name__}.from_encoder(name_or_path); for another architecture call "
-                f"load_ranker(name_or_path), which reads it from the config."
+                f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). A plain encoder is "
+                f"loaded by {cls.__name__}.from_encoder(name_or_path), another ranker by load_ranker(name_or_path)."
             )
         check_finite(model, source)
         return (model, info) if returns_info else model
@@ -278,13 +270,7 @@ class RankerModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def check_same_queries(query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None) -> None:
-    """Raise a ValueError if dimension 0 of query and document differs, or neither side is given."""
-    if query is None and document is None:
-        raise ValueError("Needed query=, document= or both (tokenizer outputs), got neither.")
-    if query is None or document is None:
-        return
-    queries, documents = query["input_ids"].shape, document["input_ids"].shape
+def _check_same_queries(queries: torch.Size, documents: torch.Size) -> None:
     if queries[0] != documents[0]:
         raise ValueError(
             f"Dimension 0 of query and document is the query: got {queries[0]} queries, shape {tuple(queries)}, and "
@@ -296,27 +282,20 @@ def check_positions(length: int, limit: int | None, what: str = "A sequence") ->
     """Raise a ValueError if the model has no positions for a sequence; it names both lengths."""
     if limit is not None and length > limit:
         raise ValueError(
-            f"{what} needs positions for {length} tokens, the model has {limit}: cut the texts when tokenising "
-            "(truncation=True, max_length=...)."
+            f"{what} needs positions for {length} tokens, the model has {limit}: tokenise with max_length=..."
         )
 
 
 @contextmanager
 def clear_errors(source: str) -> Iterator[None]:
-    """Shorten errors about a checkpoint to one line.
-
-    Raises:
-        FileNotFoundError: if the model or its weights do not exist.
-        ValueError: if its weights are pickled code, which is not run.
-    """
+    """Raise errors about a checkpoint in one line: FileNotFoundError, or ValueError for weights pickled with code."""
     try:
         yield
     except OSError as error:
         raise FileNotFoundError(f"No model {source}: {str(error).strip().splitlines()[0]}") from error
     except UnpicklingError as error:
         raise ValueError(
-            f"The weights of {source} are pickled together with code, which is not run; convert them to safetensors "
-            "where you trust them."
+            f"The weights of {source} are pickled together with code, which is not run; convert them to safetensors."
         ) from error
 
 

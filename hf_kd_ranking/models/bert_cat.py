@@ -1,7 +1,6 @@
 """BERT_CAT: the encoder reads query and document as one sequence; the score is linear in its [CLS] vector.
 
-Source: Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085; the paper's teacher and its most effective student
-(arXiv 2010.02666, equation 1). Nothing can be stored in advance, which makes it the slowest ranker.
+Source: Nogueira and Cho 2019, https://arxiv.org/abs/1901.04085; arXiv 2010.02666, equation 1.
 """
 
 from typing import Any, Literal
@@ -27,8 +26,8 @@ class BertCatConfig(EncoderRankerConfig):
 
     model_type = "BERT_Cat"
     summary = (
-        "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in "
-        "its [CLS] vector. It is the most effective and the slowest kind; nothing is stored in advance."
+        "BERT_CAT ranker: the encoder reads query and document as one sequence, and the score is linear in its [CLS] "
+        "vector. It is the most effective and the slowest kind; nothing is stored in advance."
     )
     joins_texts = True
     vectors_per_text = "none"
@@ -39,11 +38,10 @@ class BertCatConfig(EncoderRankerConfig):
     head_activation: Literal["tanh", "relu", "gelu"] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # One raw logit, published configs included: with transformers' default of two labels the text-classification
-        # pipeline would put a softmax over a single logit and answer 1.0 to everything.
+        # One raw logit: with the default of two labels, transformers' text-classification pipeline would put a softmax
+        # over it and answer 1.0 to everything; sentence-transformers' CrossEncoder would put a sigmoid over it.
         self.problem_type = "regression"
         kwargs["num_labels"] = 1
-        # The same for sentence-transformers' CrossEncoder, whose default for one label is a sigmoid.
         kwargs.setdefault("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity"})
         super().__post_init__(**kwargs)
 
@@ -77,11 +75,10 @@ class BertCat(EncoderRanker):
         """Score pairs.
 
         Args:
-            input_ids: (B, L) one pair per query, or (B, n, L).
-            attention_mask: the same shape; None attends to everything.
-            labels: (B,) target scores for a plain regression loss; None for no loss. Ranking losses take the scores.
+            input_ids: (B, L) one pair per query, or (B, n, L); the other outputs of the tokenizer have the same shape.
+            attention_mask: None attends to everything.
+            labels: (B,) target scores for a plain regression loss; None for no loss.
             return_dict: not read; code for sequence classifiers passes it.
-            **inputs: the other outputs of the tokenizer (`token_type_ids`), the same shape.
 
         Returns:
             `scores` (B,) or (B, n), and the same as `logits` (B * n, 1).

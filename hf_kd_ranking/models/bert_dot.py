@@ -1,7 +1,6 @@
 """BERT_DOT: one encoder for queries and documents; the score is the dot product of their pooled vectors.
 
-Source: arXiv 2010.02666, equation 3. One vector per document is stored in advance, and a nearest-neighbour index can
-search it.
+Source: arXiv 2010.02666, equation 3.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """ColBERT: one vector per token; the score sums, over query tokens, the largest dot product with a document token.
 
 Source: Khattab and Zaharia 2020, https://arxiv.org/abs/2004.12832; arXiv 2010.02666, equation 4. Unlike the original
-the paper's model does not normalise vectors. The document's vectors are stored in advance.
+the paper's model does not normalise vectors.
 """
 
 from collections.abc import Mapping

@@ -21,8 +21,8 @@ from .base import RankerConfig, RankerModel, check_fields, check_finite, check_p
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
 RANKER_HEADS = ("_classification_layer.", "compressor.")
-# By model_type of the encoders whose layers are called with (states, mask): the name of their list of layers, and of
-# the part of a layer whose output is the input of its feed-forward network.
+# By model_type, for encoders whose layers are called with (states, mask): the name of their list of layers, and of the
+# part of a layer whose output is the input of its feed-forward network.
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
 LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder.layer")
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
@@ -56,7 +56,7 @@ class EncoderRankerConfig(RankerConfig):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence in tokens that the encoder can read; None if it has no limit."""
+        """See `RankerConfig`."""
         return max_positions(self.encoder_config)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
@@ -99,12 +99,11 @@ class EncoderRanker(RankerModel):
         Args:
             name_or_path: any checkpoint that `AutoModel` can load as an encoder.
             layers: indices of the encoder's layers to keep, in order (a cheap way to a small student); None keeps all.
-            dtype: of the parameters; None keeps float32.
+            dtype: of the parameters; None is float32.
             **config: fields of the architecture's config.
 
         Raises:
-            ValueError: if the checkpoint leaves encoder weights at random values or is a ranker's, a config field is
-                unknown, or layers are out of range.
+            ValueError: if the checkpoint lacks weights or is a ranker's, or a config field or a layer does not exist.
         """
         check_fields(cls.config_class, config)
         with clear_errors(str(name_or_path)):
@@ -115,23 +114,23 @@ class EncoderRanker(RankerModel):
         if isinstance(encoder, RankerModel):
             heads = [type(encoder).__name__]
         if heads:
-            raise ValueError(
-                f"{name_or_path} is a ranker and not a plain encoder ({first_keys(heads)}): load_ranker(name_or_path) "
-                "loads it."
-            )
+            problem = f"is a ranker and not a plain encoder ({first_keys(heads)})"
+            raise ValueError(f"{name_or_path} {problem}: load_ranker(name_or_path) loads it.")
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         if missing or info["mismatched_keys"]:
             raise ValueError(
-                f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder that its config "
-                f"describes: missing {first_keys(missing)}, mismatched {first_keys(info['mismatched_keys'])}."
+                f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder of its config: "
+                f"missing {first_keys(missing)}, mismatched {first_keys(info['mismatched_keys'])}."
             )
-        encoder = keep_layers(without_pooler(encoder), layers)
+        encoder = without_pooler(encoder)
+        if layers is not None:
+            _keep_layers(encoder, layers)
         check_finite(encoder, str(name_or_path))
         return cls.around(encoder, **config)
 
     @classmethod
     def around(cls, encoder: PreTrainedModel, **config: Any) -> "EncoderRanker":
-        """Build a fresh ranker around an encoder in memory, in evaluation mode as after `from_pretrained`."""
+        """Build a fresh ranker around an encoder in memory, in evaluation mode."""
         name = encoder.config.name_or_path
         if Path(name).exists():
             encoder.config._name_or_path = Path(name).name  # saved and published: no local paths
@@ -158,12 +157,11 @@ class EncoderRanker(RankerModel):
     def first_state_only(self) -> Iterator[None]:
         """Let the last layer return the first state of a row only, (N, 1, H), if the encoder is one of `LAYERS`.
 
-        Its feed-forward network, two thirds of its work, skips the states that nobody reads. Scores and gradients are
-        the same.
+        Its feed-forward network, two thirds of its work, skips the other states. Scores and gradients are the same.
         """
         encoder_type = self.config.encoder_config.model_type
-        # The hook exists only during this call. That breaks a compiled graph, and the hook is missing when activations
-        # are computed again by checkpointing, which FSDP and ZeRO (without groups_rows) may do on their own.
+        # The hook breaks a compiled graph, and is missing when activations are computed again by checkpointing, which
+        # FSDP and ZeRO (without groups_rows) may do on their own.
         recomputes = torch.is_grad_enabled() and (self.is_activation_checkpointing or not self.groups_rows)
         if encoder_type not in LAYERS or recomputes or torch.compiler.is_compiling():
             yield
@@ -177,10 +175,7 @@ class EncoderRanker(RankerModel):
 
 
 def _first_state(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-    """Cut the output of a layer's part, states or (states, attention weights), to the first state.
-
-    Copied: the last bits of products over a view depend on its place in memory.
-    """
+    # Copied: the last bits of products over a view depend on its place in memory.
     if isinstance(output, Tensor):
         return output[:, :1].contiguous()
     return (output[0][:, :1].contiguous(), *output[1:])
@@ -204,35 +199,24 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def keep_layers(encoder: PreTrainedModel, layers: Sequence[int] | None) -> PreTrainedModel:
-    """Keep some of an encoder's layers, in the order given, and change its config accordingly; None keeps all.
-
-    Raises:
-        ValueError: if an index is out of range, the encoder has no single stack of layers, or layers differ in kind.
-    """
-    if layers is None:
-        return encoder
-    config, depth, stacks = encoder.config, encoder.config.num_hidden_layers, []
-    for parent in encoder.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth:
-                stacks.append((parent, name))
+def _keep_layers(encoder: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Keep some of an encoder's layers, in the order given, and change its config accordingly."""
+    config, depth = encoder.config, encoder.config.num_hidden_layers
+    stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(stacks) != 1:
         raise ValueError(f"{config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
     if not layers or min(layers) < 0 or max(layers) >= depth:
         raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
-    parent, name = stacks[0]
-    stack = getattr(parent, name)
+    stack = stacks[0]
     for place, index in enumerate(layers):
         if dict(stack[place].named_parameters()).keys() != dict(stack[index].named_parameters()).keys():
-            raise ValueError(
-                f"Layer {index} of {config.model_type} has other weights than the layer whose place it would take; "
-                f"keep layer {place} in its place, got {list(layers)}."
-            )
-    setattr(parent, name, nn.ModuleList(stack[index] for index in layers))
+            problem = f"Layer {index} of {config.model_type} has other weights than layer {place}"
+            raise ValueError(f"{problem}: keep layer {place} in its place, got {list(layers)}.")
+    kept = [stack[index] for index in layers]
+    del stack[:]
+    stack.extend(kept)
     for field in ("layer_types", "mlp_layer_types"):  # one entry per layer, in the configs that have them
         types = getattr(config, field, None)
         if types is not None:
             setattr(config, field, [types[index] for index in layers])
     config.num_hidden_layers = len(layers)
-    return encoder

@@ -4,8 +4,9 @@ A checkpoint is read only if a ranker computes exactly its scores; any other is 
 """
 
 import json
+from collections import namedtuple
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub import load_state_dict_from_file
@@ -27,14 +28,8 @@ POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"} 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-class ClassifierHead(NamedTuple):
-    """Names of the two layers in the head of a sequence classifier, and the activation between them."""
-
-    dense: str
-    output: str
-    activation: str
-
-
+# Names of the two layers in the head of a sequence classifier, and the activation between them.
+ClassifierHead = namedtuple("ClassifierHead", "dense output activation")
 _TWO_LAYERS = ("classifier.dense", "classifier.out_proj")
 # By model_type; other classifiers have heads that BERT_CAT has no fields for.
 CLASSIFIER_HEADS = {
@@ -48,9 +43,9 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     """Load another library's ranking checkpoint; None if the checkpoint is a plain encoder.
 
     Args:
-        name_or_path: a folder or a Hub name. A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT, which
-            normalises its vectors if the checkpoint compares by cosine; a multi-vector encoder (PyLate's too) becomes
-            a ColBERT; a classifier with one label becomes a BERT_CAT, whose scores are the logits.
+        name_or_path: a folder or a Hub name. A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT (normalised if
+            the checkpoint compares by cosine), a multi-vector encoder (PyLate's too) a ColBERT, a classifier with one
+            label a BERT_CAT whose scores are the logits.
         **overrides: fields of the architecture's config, and `dtype`.
 
     Raises:
@@ -71,12 +66,22 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
         model_class, fields = BertDot, _bi_encoder_fields(name_or_path, chain, settings)
     dense = chain.get("Dense")
     if dense is not None:
-        _check_dense(name_or_path, dense)
+        activation = dense.get("activation_function", "Tanh").rpartition(".")[2]
+        if activation != "Identity" or dense.get("use_residual"):
+            raise _refusal(name_or_path, f"its Dense module is not linear ({activation}) or adds its input")
         fields["compression_dim"] = dense["out_features"]
     fields |= _read_lengths(name_or_path, config, settings, model_class)
     model = model_class.from_encoder(name_or_path, **(fields | overrides))
     if dense is not None:
-        _load_dense(name_or_path, dense["path"], model)
+        file, quiet = f"{dense['path']}/model.safetensors", {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(name_or_path, file, **quiet)
+        if path is None:
+            raise ValueError(f"{name_or_path} has no {file}; convert the weights, pickles are not read.")
+        weights = load_state_dict_from_file(path)
+        with torch.no_grad():
+            model.compressor.weight.copy_(weights["linear.weight"])
+            model.compressor.bias.copy_(weights.get("linear.bias", torch.zeros(())))
+        check_finite(model, name_or_path)
     return model
 
 
@@ -85,9 +90,6 @@ def read_json(name: str, file: str, subfolder: str = "") -> Any:
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-# ---- Encoders of sentence-transformers and PyLate: a chain of modules -----------------------------------------------
 
 
 def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
@@ -104,12 +106,9 @@ def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[st
 
 
 def _check_order(name: str, chain: dict[str, dict[str, Any]], known: list[str]) -> None:
-    """Refuse modules other than the known ones in their order; only the first two are needed."""
     found = list(chain)
     if found[:2] != known[:2] or found != [module for module in known if module in chain]:
-        raise _refusal(
-            name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two are optional)"
-        )
+        raise _refusal(name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two optional)")
 
 
 def _bi_encoder_fields(name: str, chain: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -146,22 +145,14 @@ def _multi_vector_fields(name: str, chain: dict[str, dict[str, Any]], settings: 
         raise _refusal(name, "it pads queries with [MASK] to a length, and ColBERT adds a fixed number of [MASK]")
     if settings.get("similarity_fn_name") not in (None, "maxsim", "MaxSim"):
         raise _refusal(name, f"it scores by {settings['similarity_fn_name']}, needed maxsim")
-    if is_pylate:
-        _check_markers(name, settings)
+    for side in ("query", "document"):  # PyLate inserts its prefixes as one token each
+        marker = settings.get(f"{side}_prefix", f"[{side[0].upper()}] ")
+        if is_pylate and marker and AutoTokenizer.from_pretrained(name).tokenize(marker) != [marker]:
+            raise _refusal(name, f"its {side} prefix {marker!r} is a token that the tokenizer does not make of text")
     return _read_prompts(settings) | {"query_augmentation": 0, "normalize": is_pylate or "Normalize" in chain}
 
 
-def _check_markers(name: str, settings: dict[str, Any]) -> None:
-    """Refuse prefixes that PyLate inserts as one token and that the tokenizer does not read as one."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    for side in ("query", "document"):
-        marker = settings.get(f"{side}_prefix", f"[{side[0].upper()}] ")
-        if marker and tokenizer.tokenize(marker) != [marker]:
-            raise _refusal(name, f"its {side} prefix {marker!r} is a token that the tokenizer does not make of text")
-
-
 def _read_prompts(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the texts that are put before queries and documents."""
     prompts, fields = settings.get("prompts") or {}, {}
     for side, names in PROMPT_NAMES.items():
         prompt = prompts.get(settings.get("default_prompt_name")) or ""
@@ -177,7 +168,6 @@ def _read_prompts(settings: dict[str, Any]) -> dict[str, str]:
 def _read_lengths(
     name: str, config: PreTrainedConfig, settings: dict[str, Any], model_class: type[EncoderRanker]
 ) -> dict[str, int]:
-    """Return the lengths at which the checkpoint cuts its texts."""
     positions = max_positions(config) or UNLIMITED
     encoder = read_json(name, "sentence_bert_config.json") or {}
     tokenizer = read_json(name, "tokenizer_config.json") or {}
@@ -193,26 +183,6 @@ def _read_lengths(
         length = encoder.get(field) or settings.get(field) or longest
         lengths[f"max_{field}"] = min(length, positions)
     return lengths
-
-
-def _check_dense(name: str, dense: dict[str, Any]) -> None:
-    activation, use_residual = dense.get("activation_function", "Tanh").rpartition(".")[2], dense.get("use_residual")
-    if activation != "Identity" or use_residual:
-        raise _refusal(name, f"its Dense module is not linear ({activation}, use_residual {use_residual})")
-
-
-def _load_dense(name: str, folder: str, model: BertDot | ColBERT) -> None:
-    path = cached_file(name, "model.safetensors", subfolder=folder, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        raise ValueError(f"{name} has no {folder}/model.safetensors; convert the weights, pickles are not read.")
-    weights = load_state_dict_from_file(path)
-    with torch.no_grad():
-        model.compressor.weight.copy_(weights["linear.weight"])
-        model.compressor.bias.copy_(weights.get("linear.bias", torch.zeros(())))
-    check_finite(model, name)
-
-
-# ---- Sequence classifiers -------------------------------------------------------------------------------------------
 
 
 def _read_classifier(
@@ -244,7 +214,6 @@ def _read_classifier(
 
 def _refusal(name: str, reason: str) -> ValueError:
     return ValueError(
-        f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. "
-        "Classifiers and bi-encoders can be teachers as they are, load_teacher(name_or_path); with architecture=... "
-        "the encoder without its head becomes a fresh ranker."
+        f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. As it is, "
+        "it can be a teacher, load_teacher(name_or_path); architecture=... builds a fresh ranker on its encoder."
     )

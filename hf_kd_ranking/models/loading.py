@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 
-from .base import RankerModel
+from .base import RankerModel, clear_errors
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
@@ -20,8 +20,6 @@ AUTO_CLASSES = {"AutoModel": AutoModel, "AutoModelForSequenceClassification": Au
 
 def register_ranker(architecture: str, model_class: type[RankerModel]) -> None:
     """Make an architecture known to this package, and to transformers' Auto classes.
-
-    The call is here and not in the models' own files, which also run as remote code and must not register themselves.
 
     Args:
         architecture: a short name, for `load_ranker` and the command line.
@@ -40,6 +38,7 @@ def register_ranker(architecture: str, model_class: type[RankerModel]) -> None:
     ARCHITECTURES[architecture] = model_class
 
 
+# Not in the models' own files, which also run as remote code and must not register themselves.
 register_ranker("bert_cat", BertCat)
 register_ranker("bert_dot", BertDot)
 register_ranker("colbert", ColBERT)
@@ -47,18 +46,27 @@ register_ranker("prettr", PreTTR)
 register_ranker("tk", TK)
 
 
+def find_architecture(config: PreTrainedConfig) -> type[RankerModel] | None:
+    """Return the ranker class that a checkpoint's config belongs to; None for other models."""
+    for model_class in ARCHITECTURES.values():
+        # The published PreTTR has the model_type of its encoder, and is recognised by its class' name only.
+        is_named = model_class.__name__ in (config.architectures or [])
+        if config.model_type == model_class.config_class.model_type or is_named:
+            return model_class
+    return None
+
+
 def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None, **overrides: Any) -> RankerModel:
     """Load a ranker checkpoint, or build a fresh ranker on a plain encoder.
 
     Args:
         name_or_path: a folder or a Hub name: a ranker checkpoint, ours or a published one; the folder of a TK training
-            run; another library's checkpoint, see `load_foreign`; or any encoder `AutoModel` can load. Also a file of
-            word vectors, for TK.
-        architecture: one of `ARCHITECTURES`. Needed for a plain encoder, and so for the published dot models, which
-            are plain encoders; for another library's checkpoint it builds a fresh ranker on the encoder; for any other
-            ranker it must be the architecture of the checkpoint.
-        **overrides: fields of the architecture's config, for example `max_document_length=180`, and `dtype`. For a
-            plain encoder also `layers`, see `EncoderRanker.from_encoder`.
+            run; another library's checkpoint, see `load_foreign`; any encoder `AutoModel` can load; or, for TK, a file
+            of word vectors.
+        architecture: one of `ARCHITECTURES`. Needed for plain encoders, the published dot models among them; builds a
+            fresh ranker on the encoder of another library's checkpoint; must be that of our checkpoint.
+        **overrides: fields of the architecture's config, and `dtype`. For a plain encoder also `layers`, see
+            `EncoderRanker.from_encoder`.
 
     Raises:
         ValueError: if the architecture is unknown, missing, or not the checkpoint's, weights are incomplete, or no
@@ -71,41 +79,31 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
     model_class, description = _read_architecture(name_or_path)
     if model_class is not None:
         if architecture is not None and ARCHITECTURES[architecture] is not model_class:
-            raise ValueError(
-                f"{name_or_path} is a {model_class.config_class.model_type} checkpoint, not {architecture!r}; leave "
-                "the architecture out or name a plain encoder."
-            )
+            raise ValueError(f"{name_or_path} is a {description}, not {architecture!r}; leave the architecture out.")
         return model_class.from_pretrained(name_or_path, **overrides)
     if architecture is not None:
         return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
     model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
+        choices = "|".join(ARCHITECTURES)
         raise ValueError(
-            f"{name_or_path} is a plain {description}: say which ranker to build on it, "
-            f"architecture={'|'.join(ARCHITECTURES)}."
+            f"{name_or_path} is a plain {description}: say which ranker to build, architecture={choices}."
         )
     return model
 
 
 def _read_architecture(name_or_path: str) -> tuple[type[RankerModel] | None, str]:
-    """Return the ranker class of a checkpoint, None for a plain encoder or a file; and a description in words."""
+    """Return the ranker class of a checkpoint, None for an encoder or a file; and what it is, in words."""
     path = Path(name_or_path)
     if path.is_file():
         return None, "file of word vectors"
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / TRAINING_CONFIG).is_file():
-            return TK, "TK training folder"
+            return TK, "TK checkpoint"
         raise FileNotFoundError(f"{path} is not a model folder: it has no config.json.")
-    try:
+    with clear_errors(name_or_path):
         config = AutoConfig.from_pretrained(name_or_path)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"No model {name_or_path!r}: it is not a folder with a config.json, and the Hub returned none "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    for model_class in ARCHITECTURES.values():
-        # The published PreTTR has the model_type of its encoder, and is recognised by its class' name only.
-        is_named = model_class.__name__ in (config.architectures or [])
-        if config.model_type == model_class.config_class.model_type or is_named:
-            return model_class, f"{config.model_type} ranker"
-    return None, f"{config.model_type} encoder"
+    model_class = find_architecture(config)
+    if model_class is None:
+        return None, f"{config.model_type} encoder"
+    return model_class, f"{model_class.config_class.model_type} checkpoint"

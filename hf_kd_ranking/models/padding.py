@@ -13,8 +13,7 @@ def run_by_length(run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask
     """Run groups of rows, each without the padding that it does not need.
 
     Args:
-        run: computes states (n, l, H), or the first few of each row, from inputs (n, l, ...) given by name; rows must
-            not depend on one another.
+        run: computes states (n, l, H), or the first few of each row, from inputs (n, l, ...) given by name.
         inputs: tensors (N, L, ...).
         mask: (N, L), nonzero at tokens.
 

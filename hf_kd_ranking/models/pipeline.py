@@ -17,8 +17,7 @@ class TextRankingPipeline(Pipeline):
     """Ranks documents for their query, with any of the rankers.
 
     In:  {"query": "what is bread", "documents": ["a king", "a baked food"]}, or a list of such.
-    Out: [{"index": 1, "score": 7.1, "document": "a baked food"}, {"index": 0, ...}], best first; ties keep the order
-         given. For a list of inputs a list of rankings.
+    Out: [{"index": 1, "score": 7.1, "document": "a baked food"}, {"index": 0, ...}], best first; or a list of such.
 
     `pipeline(..., top_k=10)` and `ranking(inputs, top_k=10)` keep the best; `truncation=False` makes texts beyond the
     checkpoint's lengths an error.
@@ -62,12 +61,12 @@ class TextRankingPipeline(Pipeline):
         return {"scores": torch.cat(scores), **model_inputs}
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
-        """Sort by score."""
+        """Sort by score; ties keep the order given."""
         documents, scores = model_outputs["documents"], model_outputs["scores"].tolist()
         ranking = []
-        for index, score in sorted(zip(model_outputs["order"], scores, strict=True)):
+        for index, score in zip(model_outputs["order"], scores, strict=True):
             ranking.append({"index": index, "score": score, "document": documents[index]})
-        ranking.sort(key=lambda item: -item["score"])  # stable
+        ranking.sort(key=lambda item: (-item["score"], item["index"]))
         return ranking[:top_k]
 
 

@@ -1,7 +1,6 @@
 """PreTTR: an encoder that reads query and document separately in its lower layers and jointly in its upper ones.
 
-Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2. The score is linear in
-the [CLS] vector, as in BERT_CAT; the document's states below `join_layer_idx` are stored in advance.
+Source: MacAvaney et al. 2020, https://arxiv.org/abs/2004.14255; arXiv 2010.02666, equation 2.
 """
 
 import os
@@ -13,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from .base import RankingOutput, Side, check_positions, check_same_queries
+from .base import RankingOutput, Side, check_positions
 from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 
 
@@ -22,24 +21,18 @@ class PreTTRConfig(EncoderRankerConfig):
     """Configuration of PreTTR.
 
     Args:
-        join_layer_idx: number of layers that read the sides separately. With 0 the model is a plain encoder of both
-            texts; with all layers separate the score does not depend on the document.
+        join_layer_idx: number of layers that read the sides separately.
         document_position_offset: position of a document's first token. With an int, stored document states serve every
             query; None takes the length of the longest query. "query_length" is the position after the query's last
             attended token: the scores of the published checkpoints, one pair at a time. "query_width" is the padded
             width of the query batch, so that a score depends on its batch: the scores of the authors' batched code.
-        query_augmentation: [MASK] tokens added after a query's [SEP].
         compression_dim: size to which document states are compressed for storage; None for no compression.
-
-    Raises:
-        ValueError: if the encoder cannot be split, or the layer or the positions are out of its range.
     """
 
     model_type = "PreTTR"
     summary = (
-        "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together "
-        "in its upper ones; the score is linear in the [CLS] vector. The document's lower states are stored "
-        "in advance."
+        "PreTTR ranker: an encoder that reads query and document separately in its lower layers and together in its "
+        "upper ones; the score is linear in the [CLS] vector. The document's lower states are stored in advance."
     )
     vectors_per_text = "per_token"
     similarity = "layers"
@@ -55,7 +48,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
-        """Compare the fields with one another and with the encoder."""
+        """See `RankerConfig`; also compares the fields with the encoder."""
         encoder, depth = self.encoder_config.model_type, self.encoder_config.num_hidden_layers
         if encoder not in LAYERS:
             raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
@@ -66,7 +59,7 @@ class PreTTRConfig(EncoderRankerConfig):
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
-        """Return the lengths of query and document, and the position where the document, without [CLS], ends."""
+        """See `RankerConfig`; adds the position where the document, without [CLS], ends."""
         start, name = self.max_query_length + self.query_augmentation, "max_query_length + query_augmentation"
         if self.is_storable:
             start, name = self.document_position_offset, "document_position_offset"
@@ -113,7 +106,6 @@ class PreTTR(EncoderRanker):
         Raises:
             ValueError: if a document is given without its query and its positions depend on the query.
         """
-        check_same_queries(query, document)
         if document is not None:
             document = {**document, "position_offset": self._document_offset(query, document)}
         return super().forward(query, document)
@@ -124,12 +116,11 @@ class PreTTR(EncoderRanker):
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
         flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
         mask = flat.pop("attention_mask")
-        positions = torch.arange(shape[-1], device=mask.device) + first_position(self.config.encoder_config)  # (L,)
+        positions = torch.arange(shape[-1], device=mask.device)[None] + first_position(self.config.encoder_config)
         if side == "document":
             positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
         else:
             check_positions(shape[-1], self.config.max_positions, "A query")
-            positions = positions.unsqueeze(0)
         states = self.bert_model.embeddings(**flat, position_ids=positions)  # (N, L, H)
         states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx))
         if side == "document" and self.config.compression_dim is not None:
@@ -159,9 +150,7 @@ class PreTTR(EncoderRanker):
             return states
 
         def run(states: Tensor, mask: Tensor) -> Tensor:
-            mask = create_bidirectional_mask(
-                config=self.bert_model.config, inputs_embeds=states, attention_mask=mask.long()
-            )
+            mask = create_bidirectional_mask(self.bert_model.config, states, mask.long())
             for layer in layers:
                 states = layer(states, mask)
             return states
@@ -171,21 +160,17 @@ class PreTTR(EncoderRanker):
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
         """Return the position of each document's first token, (N,); checked against the encoder's positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
-        if self.config.is_storable:
-            last = offset
-            offsets = ids.new_full((ids.shape[0],), last)
-        elif query is None:
+        if query is None and not self.config.is_storable:
             raise ValueError(
-                f"The document positions of this PreTTR follow the query (document_position_offset={offset!r}), so "
-                "documents cannot be encoded without their query; load it with an int, for example "
-                f"document_position_offset={self.config.max_query_length + self.config.query_augmentation}."
+                f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
+                "an int, for example document_position_offset="
+                f"{self.config.max_query_length + self.config.query_augmentation}."
             )
-        else:
-            last = query["input_ids"].shape[1]
-            offsets = ids.new_full((ids.shape[0],), last)
-            if offset == "query_length":
-                places = torch.arange(1, last + 1, device=ids.device)
-                offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
+        last = offset if self.config.is_storable else query["input_ids"].shape[1]
+        offsets = ids.new_full((ids.shape[0],), last)
+        if offset == "query_length":
+            places = torch.arange(1, last + 1, device=ids.device)
+            offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
         check_positions(last + ids.shape[-1] - 1, self.config.max_positions, "A document after its query")
         return _per_document(offsets, ids.shape[:-1])
 

@@ -10,14 +10,12 @@ from torch import Tensor
 # Similarity of a padded document token, the published constant. Not 0: it would beat every negative similarity. Not
 # -inf: a document with nothing attended would score NaN; with this it scores the constant per query token.
 MASKED_SIMILARITY = -10_000.0
-# Pairs of a query and a document token (64 MiB in float32) compared at once.
+# Pairs of a query and a document token compared at once, so that memory beside the vectors stays near 128 MiB.
 CHUNK_SIZE = 2**24
 
 
 def dot_product(query: Tensor, document: Tensor) -> Tensor:
     """Score documents by the dot product with their query's vector (BERT_DOT).
-
-    It multiplies and sums, which autocast leaves in float32.
 
     Args:
         query: (B, D).
@@ -26,7 +24,7 @@ def dot_product(query: Tensor, document: Tensor) -> Tensor:
     Returns:
         (B,) or (B, n), unbounded.
     """
-    query = query.float()
+    query = query.float()  # multiplied and summed, which autocast leaves in float32
     if document.dim() == query.dim() + 1:
         query = query.unsqueeze(1)  # (B, 1, D)
     return (query * document.float()).sum(-1)
@@ -36,8 +34,6 @@ def max_sim(
     query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
 ) -> Tensor:
     """Score documents by the sum over query tokens of the largest dot product with a document token (ColBERT).
-
-    Documents are compared in chunks, so that memory beside the vectors stays near 128 MiB per query batch.
 
     Args:
         query: (B, Lq, D).
@@ -76,10 +72,7 @@ def kernel_pooling(
     `mu`; a query token's count per kernel is scaled and its logarithm taken, and these are summed over the query.
 
     Args:
-        query: (B, Lq, D).
-        document: (B, Ld, D), or (B, n, Ld, D) for n documents per query.
-        query_mask: (B, Lq), nonzero at tokens.
-        document_mask: (B, Ld) or (B, n, Ld), nonzero at tokens.
+        query, document, query_mask, document_mask: as in `max_sim`.
         mu: (K,) centres of the kernels.
         sigma: (K,) their widths.
         scale: (K,) factors on the counts.

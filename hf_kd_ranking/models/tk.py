@@ -1,7 +1,6 @@
 """TK: word embeddings, two small transformer layers, and kernel pooling over the cosines of all token pairs.
 
-Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02666, equation 5. It has no pretrained
-encoder, and so is the fastest ranker without an index; one vector per token is stored in advance.
+Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02666, equation 5.
 """
 
 import math
@@ -25,9 +24,21 @@ from .word_vectors import read_word_vectors
 
 # Documents with separate positions start here in the table of sines, far from any query.
 DOCUMENT_POSITION = 500
-# Files of the authors' training runs.
-TRAINING_WEIGHTS = "best-model.pytorch-state-dict"
-TRAINING_CONFIG = "config.yaml"
+TRAINING_CONFIG = "config.yaml"  # of the authors' training runs
+# By our name, for the fields that are read from it.
+TRAINING_NAMES = {
+    "hidden_size": "pre_trained_embedding_dim",
+    "num_hidden_layers": "tk_att_layer",
+    "num_attention_heads": "tk_att_heads",
+    "intermediate_size": "tk_att_ff_dim",
+    "mixes_embeddings": "tk_mix_hybrid_context",
+    "has_document_positions": "tk_use_diff_posencoding",
+    "kernel_mu": "tk_kernels_mu",
+    "kernel_sigma": "tk_kernels_sigma",
+    "max_position_embeddings": "max_doc_length",
+    "max_document_length": "max_doc_length",
+    "max_query_length": "max_query_length",
+}
 
 
 @strict
@@ -36,25 +47,18 @@ class TKConfig(RankerConfig):
 
     Args:
         vocab_size: rows of the embedding table; row 0 is padding, row 1 unknown words.
-        hidden_size: size of the embeddings and of the layers.
-        num_hidden_layers: number of transformer layers.
-        num_attention_heads: number of heads per layer; divides `hidden_size`.
-        intermediate_size: size of each layer's feed-forward part.
+        hidden_size: size of the embeddings and of the layers, a multiple of `num_attention_heads`.
         max_position_embeddings: longest text in tokens, queries included.
         has_document_positions: True gives documents other positions than queries.
         mixes_embeddings: True adds the plain embedding to its contextualised form, with a learned weight.
         kernel_mu: centres of the kernels, cosines.
         kernel_sigma: their widths.
-
-    Raises:
-        ValueError: if the sizes do not fit together.
     """
 
     model_type = "TK"
     summary = (
-        "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all "
-        "pairs of query and document tokens. It needs no pretrained encoder; token vectors are stored in "
-        "advance."
+        "TK ranker: word embeddings, two small transformer layers, and kernel pooling over the cosines of all pairs "
+        "of query and document tokens. It needs no pretrained encoder; token vectors are stored in advance."
     )
     vectors_per_text = "per_token"
     similarity = "layers"
@@ -77,19 +81,16 @@ class TKConfig(RankerConfig):
     def check(self) -> None:
         """Compare the fields with one another."""
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."
-            )
-        if len(self.kernel_mu) != len(self.kernel_sigma):
-            raise ValueError(
-                f"Each kernel has a centre and a width, got {len(self.kernel_mu)} kernel_mu and "
-                f"{len(self.kernel_sigma)} kernel_sigma."
-            )
+            sizes = f"{self.num_attention_heads} and {self.hidden_size}"
+            raise ValueError(f"num_attention_heads must divide hidden_size, got {sizes}.")
+        centres, widths = len(self.kernel_mu), len(self.kernel_sigma)
+        if centres != widths:
+            raise ValueError(f"A kernel has a centre and a width, got {centres} kernel_mu and {widths} kernel_sigma.")
         super().check()
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence in tokens."""
+        """See `RankerConfig`."""
         return self.max_position_embeddings
 
 
@@ -120,7 +121,7 @@ class TK(RankerModel):
         self.kernel_bin_weights = nn.Linear(kernels, 1, bias=False)
         self.register_buffer("mu", torch.tensor(config.kernel_mu).view(1, 1, 1, -1))
         self.register_buffer("sigma", torch.tensor(config.kernel_sigma).view(1, 1, 1, -1))
-        table = sine_positions(config.max_position_embeddings + DOCUMENT_POSITION, size)  # (1, L + 500, H)
+        table = _sine_positions(config.max_position_embeddings + DOCUMENT_POSITION, size)  # (1, L + 500, H)
         start = DOCUMENT_POSITION if config.has_document_positions else 0
         longest = config.max_position_embeddings
         self.register_buffer("positional_features_q", table[:, :longest].clone())
@@ -128,13 +129,10 @@ class TK(RankerModel):
         self.post_init()
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
-        """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens.
-
-        Without an `attention_mask` ids above 0 are tokens, as published; unknown words count.
-        """
+        """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens."""
         ids = inputs["input_ids"].flatten(0, -2)  # (N, L)
         check_positions(ids.shape[1], self.config.max_positions, f"A {side}")
-        mask = ids > 0
+        mask = ids > 0  # as published; unknown words count
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].flatten(0, -2).bool()
         embeddings = self.word_embeddings(ids)  # (N, L, H)
@@ -143,8 +141,7 @@ class TK(RankerModel):
         states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
-        shape = inputs["input_ids"].shape
-        return states.reshape(*shape, -1), mask.view(shape)
+        return states.reshape(*inputs["input_ids"].shape, -1), mask.view(inputs["input_ids"].shape)
 
     def _contextualize(self, states: Tensor, mask: Tensor) -> Tensor:
         # A text without words attends to its padding, which no score counts: a softmax over nothing is NaN in ONNX.
@@ -162,14 +159,13 @@ class TK(RankerModel):
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Return the kernels' scales and weights; the paper trains them ten times as fast as the rest."""
+        """See `RankerModel`; the paper trains them ten times as fast as the rest."""
         return [self.kernel_alpha_scaler, self.kernel_bin_weights.weight]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.kernel_bin_weights:
+        if module is self.kernel_bin_weights:  # all other layers keep torch's own initialisation
             init.uniform_(module.weight, -0.014, 0.014)  # the authors'; logarithms of counts are large
-        # All other layers keep torch's own initialisation.
 
     @classmethod
     def from_encoder(cls, name_or_path: str | os.PathLike, dtype: torch.dtype | None = None, **config: Any) -> "TK":
@@ -177,10 +173,9 @@ class TK(RankerModel):
 
         Args:
             name_or_path: an encoder, whose word embeddings are scaled by one factor to the length of the positions
-                added to them, or a text file of word vectors in GloVe's format, which are not changed. Token ids are
-                the encoder's; for a file 0 is padding, 1 unknown words, and the file's words follow, see
-                `ranker.load_tokenizer`.
-            dtype: of the parameters; None keeps float32.
+                added to them, or a text file of word vectors in GloVe's format, which are not changed. For a file id 0
+                is padding, 1 unknown words, and the file's words follow, see `ranker.load_tokenizer`.
+            dtype: of the parameters; None is float32.
             **config: fields of the config. The default of `num_attention_heads` is the largest number up to 10 that
                 divides the embeddings' size, that of `max_position_embeddings` the length of the longest text.
 
@@ -193,17 +188,15 @@ class TK(RankerModel):
             # The mean for unknown words: a vector of the usual length that resembles no word.
             vectors = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.mean(0, keepdim=True), vectors])
         else:
-            vectors = read_encoder_embeddings(name_or_path)
+            vectors = _read_encoder_embeddings(name_or_path)
             # An encoder normalises its embeddings, whose length is about 1; next to sines ten times as long TK would
-            # read positions only. One factor makes them as long as the sines and does not change cosines.
+            # read positions only.
             vectors = vectors * ((vectors.shape[1] / 2) ** 0.5 / vectors.norm(dim=1).mean())
         size = vectors.shape[1]
-        defaults = {
-            "num_attention_heads": max(count for count in range(1, 11) if size % count == 0),
-            "max_position_embeddings": max(config.get("max_query_length", 30), config.get("max_document_length", 200)),
-        }
-        sizes = {"vocab_size": vectors.shape[0], "hidden_size": size}
-        model = cls(cls.config_class(**(defaults | config | sizes)))
+        config.setdefault("num_attention_heads", max(count for count in range(1, 11) if size % count == 0))
+        longest = max(config.get("max_query_length", 30), config.get("max_document_length", 200))
+        config.setdefault("max_position_embeddings", longest)
+        model = cls(cls.config_class(**(config | {"vocab_size": vectors.shape[0], "hidden_size": size})))
         with torch.no_grad():
             model.word_embeddings.weight.copy_(vectors)
         return model.to(dtype or torch.float32).eval()  # as from_pretrained does
@@ -215,9 +208,12 @@ class TK(RankerModel):
         if not (folder / TRAINING_CONFIG).is_file() or (folder / "config.json").is_file():
             return super().from_pretrained(name_or_path, *args, **kwargs)
         with clear_errors(str(folder)):
-            weights = torch.load(folder / TRAINING_WEIGHTS, map_location="cpu", weights_only=True)
-        weights = {_without_prefix(name): tensor for name, tensor in weights.items()}
-        settings = read_training_config(folder / TRAINING_CONFIG)
+            saved = torch.load(folder / "best-model.pytorch-state-dict", map_location="cpu", weights_only=True)
+        weights = {}
+        for name, tensor in saved.items():
+            name = name.removeprefix("neural_ir_model.")
+            weights[name.replace("word_embeddings.token_embedder_tokens.", "word_embeddings.")] = tensor
+        settings = _read_training_config(folder / TRAINING_CONFIG)
         settings["vocab_size"] = weights["word_embeddings.weight"].shape[0]
         for name in cls.config_class.__dataclass_fields__.keys() & kwargs.keys():
             settings[name] = kwargs.pop(name)
@@ -226,21 +222,17 @@ class TK(RankerModel):
         return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
 
 
-def sine_positions(length: int, size: int) -> Tensor:
-    """Return sines of each position in the first half of the features, cosines in the second; (1, length, size).
-
-    The time scales go from 1 to 10,000; an odd size ends in a zero column.
-    """
+def _sine_positions(length: int, size: int) -> Tensor:
+    """Return sines of each position in the first half of the features, cosines in the second; (1, length, size)."""
     scales = size // 2
     step = math.log(10_000.0) / max(scales - 1, 1)
     inverse = torch.exp(torch.arange(scales, dtype=torch.float32) * -step)
     angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * inverse  # (L, H / 2)
     features = torch.cat([angles.sin(), angles.cos()], 1)
-    return nn.functional.pad(features, (0, size % 2)).unsqueeze(0)
+    return nn.functional.pad(features, (0, size % 2)).unsqueeze(0)  # an odd size ends in a zero column
 
 
-def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
-    """Read the word embeddings of an encoder, (V, H); a ValueError if the checkpoint does not hold them."""
+def _read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
     with clear_errors(str(name_or_path)):
         encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
     weight = encoder.get_input_embeddings().weight
@@ -251,29 +243,11 @@ def read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
     return weight.detach()
 
 
-def read_training_config(path: Path) -> dict[str, Any]:
-    """Read the config fields from a `config.yaml` of the authors' training code, a ValueError if it is not a TK's."""
-    names = {
-        "hidden_size": "pre_trained_embedding_dim",
-        "num_hidden_layers": "tk_att_layer",
-        "num_attention_heads": "tk_att_heads",
-        "intermediate_size": "tk_att_ff_dim",
-        "mixes_embeddings": "tk_mix_hybrid_context",
-        "has_document_positions": "tk_use_diff_posencoding",
-        "kernel_mu": "tk_kernels_mu",
-        "kernel_sigma": "tk_kernels_sigma",
-        "max_position_embeddings": "max_doc_length",
-        "max_document_length": "max_doc_length",
-        "max_query_length": "max_query_length",
-    }
+def _read_training_config(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if str(values.get("model")).upper() != "TK":
         raise ValueError(f"{path} describes the model {values.get('model')!r}, needed a TK.")
-    missing = set(names.values()) - values.keys()
+    missing = set(TRAINING_NAMES.values()) - values.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
-    return {name: values[theirs] for name, theirs in names.items()}
-
-
-def _without_prefix(name: str) -> str:
-    return name.removeprefix("neural_ir_model.").replace("word_embeddings.token_embedder_tokens.", "word_embeddings.")
+    return {name: values[theirs] for name, theirs in TRAINING_NAMES.items()}

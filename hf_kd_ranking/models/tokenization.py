@@ -15,13 +15,11 @@ TokenLists = dict[str, list[list[int]]]
 
 @dataclass(frozen=True)
 class RankingProcessor:
-    """Turns texts into the inputs of a ranker: a tokenizer with the ranker's lengths and prefixes.
+    """Turns texts into the inputs of a ranker: a tokenizer with fields of its `RankerConfig`.
 
     Args:
         tokenizer: the tokenizer of the ranker's encoder.
         truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
-
-    The other fields are those of `RankerConfig`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,13 +44,13 @@ class RankingProcessor:
         vocab_size = config.get_text_config().vocab_size
         if len(tokenizer) > vocab_size:
             raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens, the encoder embeddings for {vocab_size}; they do "
-                "not belong together, or call model.resize_token_embeddings(len(tokenizer))."
+                f"The tokenizer has {len(tokenizer)} tokens, the encoder embeddings for {vocab_size}; take the "
+                "encoder's own tokenizer or call model.resize_token_embeddings(len(tokenizer))."
             )
         if config.query_augmentation and tokenizer.mask_token_id is None:
             raise ValueError(
                 f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
-                "tokenizer has no mask token; set query_augmentation=0 or take a tokenizer that has one."
+                "tokenizer has no mask token; set query_augmentation=0."
             )
         names = [field.name for field in fields(cls) if field.name not in ("tokenizer", "truncation")]
         return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
@@ -85,11 +83,8 @@ class RankingProcessor:
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
         """Tokenise each query with its document as one sequence."""
-        return self._tokenize(
-            _prefixed(self.query_prefix, queries),
-            _prefixed(self.document_prefix, documents),
-            max_length=self.max_query_length + self.max_document_length,
-        )
+        texts = (_prefixed(self.query_prefix, queries), _prefixed(self.document_prefix, documents))
+        return self._tokenize(*texts, max_length=self.max_query_length + self.max_document_length)
 
     def pad(self, tokens: TokenLists, shape: tuple[int, ...] = (-1,)) -> dict[str, Tensor]:
         """Pad token lists to their longest; tensors of `shape` + (L,)."""
@@ -98,16 +93,17 @@ class RankingProcessor:
 
     def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
         # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
-        tokens = self.tokenizer(
-            *texts,
-            add_special_tokens=self.adds_special_tokens,
-            truncation=self.truncation,
-            max_length=max_length if self.truncation else None,
-            return_attention_mask=True,
-        )
-        tokens = dict(tokens)
+        settings = {"add_special_tokens": self.adds_special_tokens, "return_attention_mask": True}
+        if self.truncation:
+            settings |= {"truncation": True, "max_length": max_length}
+        tokens = dict(self.tokenizer(*texts, **settings))
         if not self.truncation:
-            _refuse_long(tokens["input_ids"], texts, max_length)
+            lengths = [len(row) for row in tokens["input_ids"]]
+            count = max(lengths, default=0)
+            if count > max_length:
+                row = lengths.index(count)
+                problem = f"Text {row} has {count} tokens, the limit is {max_length}, and truncation is off"
+                raise ValueError(f"{problem} ({' / '.join(side[row][:60] for side in texts)!r}).")
         if not self.adds_special_tokens:
             # A text without words is one padding token that nothing attends to, so that no input has length zero.
             for name, rows in tokens.items():
@@ -118,13 +114,3 @@ class RankingProcessor:
 
 def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
     return [prefix + text for text in texts]
-
-
-def _refuse_long(ids: list[list[int]], texts: tuple[Sequence[str], ...], max_length: int) -> None:
-    longest = max(range(len(ids)), key=lambda row: len(ids[row]), default=None)
-    if longest is not None and len(ids[longest]) > max_length:
-        quoted = " / ".join(side[longest][:60] for side in texts)
-        raise ValueError(
-            f"Text {longest} has {len(ids[longest])} tokens, the limit is {max_length}, and truncation is off "
-            f"({quoted!r})."
-        )

@@ -28,17 +28,15 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
             if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
                 continue
             size = size or len(fields) - 1
-            word, quoted = " ".join(fields[: max(len(fields) - size, 0)]), f"{line[:40]!r}..."
+            word, place = " ".join(fields[: max(len(fields) - size, 0)]), f"{path} line {number}"
             if word in words:
-                raise ValueError(f"{path} line {number}: a word that came before ({quoted}).")
+                raise ValueError(f"{place}: a word that came before ({line[:40]!r}...).")
             if not word or not size:
-                raise ValueError(
-                    f"{path} line {number}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...)."
-                )
+                raise ValueError(f"{place}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...).")
             try:
                 values.extend(map(float, fields[-size:]))
             except ValueError as error:
-                raise ValueError(f"{path} line {number}: {error}; needed a word and {size} numbers.") from error
+                raise ValueError(f"{place}: {error}; needed a word and {size} numbers.") from error
             words[word] = number
     if not words:
         raise ValueError(f"{path} is empty, needed lines of a word and its vector.")

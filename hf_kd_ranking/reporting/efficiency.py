@@ -13,6 +13,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inference import score_stored
-from ..models import ARCHITECTURES, RankerModel
+from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
+Stored = Sequence[np.ndarray] | None  # encoded documents; None where a ranker cannot store them
 MEBIBYTE = 2**20
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
+CPU = Path("/proc/cpuinfo")
 TABLE_HEADER = (
     "| ranker | architecture | total p50 ms | p95 | p99 | encode p50 | score p50 | times faster | passages/s "
     "| pairs/s | bytes/passage | model MB | peak MB | peak CUDA MB |"
@@ -42,66 +45,57 @@ def measure_efficiency(
     Args:
         rankers: name -> function that loads the ranker.
         queries: texts; each is one round of measuring.
-        documents: the candidates of every query; the paper has 1,000.
-        warm_up: number of rounds before, which are not counted, with the first queries.
+        documents: texts of the candidates of every query; the paper has 1,000.
+        warm_up: number of rounds before, with the first queries, that are not counted.
 
     Returns:
-        `environment`, `protocol` and `rankers`: name -> `architecture`, `device`, `dtype`, `parameters`,
-        `model_bytes`, `bytes_per_passage` (None where nothing is stored), `encode_ms` (None where the query is not
-        encoded without the document), `score_ms` and `total_ms` ({"p50", "p95", "p99", "mean"}),
-        `passages_per_second` (encoding in advance; None where nothing is stored), `pairs_per_second` (scoring from
-        text), `peak_process_mb` (more than the process had before) and `peak_cuda_mb` (None on other devices).
+        `environment`, `protocol` and `rankers`: name -> `architecture`, `device`, `dtype`, `batch_size`, `parameters`,
+        `model_bytes`, `score_ms` and `total_ms` ({"p50", "p95", "p99", "mean"}), `pairs_per_second` (from text),
+        `peak_process_mb` (more than the process had before), `peak_cuda_mb` (None on other devices), and, None where
+        nothing is stored, `bytes_per_passage`, `encode_ms` (of the query) and `passages_per_second` (encoding).
 
     Raises:
         ValueError: if rankers, queries or documents are empty.
     """
     if not rankers or not queries or not documents:
-        raise ValueError(
-            f"Measuring needs rankers, queries and documents, got {len(rankers)}, {len(queries)} and {len(documents)}."
-        )
-    results, loaded, seconds = {}, {}, {}
+        counts = f"{len(rankers)}, {len(queries)} and {len(documents)}"
+        raise ValueError(f"Measuring needs rankers, queries and documents, got {counts}.")
+    results, loaded = {}, {}
     for name, load in rankers.items():
         ranker, stored, results[name] = _load_and_measure(load, queries[0], documents)
-        loaded[name] = (ranker, stored)
-        seconds[name] = []
-    rounds = [*(queries * warm_up)[:warm_up], *queries]
-    for query in tqdm(rounds, desc="Timing", unit="query"):
-        for name, (ranker, stored) in loaded.items():
-            seconds[name].append(_time_query(ranker, query, documents, stored))
-    for name, figures in results.items():
-        encode, score = np.array(seconds[name][warm_up:]).T * 1000
-        is_stored = figures["bytes_per_passage"] is not None
-        figures["encode_ms"] = _percentiles(encode) if is_stored else None
-        figures["score_ms"] = _percentiles(score)
-        figures["total_ms"] = _percentiles(encode + score)
-    protocol = {
-        "queries": len(queries),
-        "warm_up": warm_up,
-        "candidates": len(documents),
-        "stored": "vectors of the candidates in memory, float32, where bytes_per_passage is given",
-    }
+        loaded[name] = (ranker, stored, [])
+    for query in tqdm([*(queries * warm_up)[:warm_up], *queries], desc="Timing", unit="query"):
+        for ranker, stored, seconds in loaded.values():
+            seconds.append(_time_query(ranker, query, documents, stored))
+    for name, (_, stored, seconds) in loaded.items():
+        encode, score = np.array(seconds[warm_up:]).T * 1000
+        results[name]["encode_ms"] = None if stored is None else _percentiles(encode)
+        results[name]["score_ms"] = _percentiles(score)
+        results[name]["total_ms"] = _percentiles(encode + score)
+    protocol = {"queries": len(queries), "warm_up": warm_up, "candidates": len(documents)}
+    protocol["stored"] = "vectors of the candidates in memory, float32, where bytes_per_passage is given"
     return {"environment": environment(), "protocol": protocol, "rankers": results}
 
 
-def _load_and_measure(
-    load: Callable[[], Ranker], query: str, documents: Sequence[str]
-) -> tuple[Ranker, Sequence[np.ndarray] | None, dict[str, Any]]:
-    """Return a ranker, its stored documents (None where it cannot store them), and the figures measured once."""
-    before = _start_of_peak()
+def _load_and_measure(load: Callable[[], Ranker], query: str, documents: Sequence[str]) -> tuple[Ranker, Stored, dict]:
+    """Return a ranker, its stored documents, and the figures that are measured once."""
+    before = 0.0  # where the peak of memory cannot be reset, it is that of the whole process
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if os.access(CLEAR, os.W_OK):
+        CLEAR.write_text("5")
+        before = _status_mb("VmRSS")
     ranker = load()
     model = ranker.model
     is_cuda = model.device.type == "cuda"
-    parameters = model_bytes = 0
-    for parameter in model.parameters():
-        parameters += parameter.numel()
-        model_bytes += parameter.nbytes
+    names = {model_class.config_class.model_type: name for name, model_class in ARCHITECTURES.items()}
     figures = {
-        "architecture": _architecture(model),
+        "architecture": names[model.config.model_type],
         "device": torch.cuda.get_device_name(model.device) if is_cuda else model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": ranker.batch_size,
-        "parameters": parameters,
-        "model_bytes": model_bytes,
+        "parameters": model.num_parameters(),
+        "model_bytes": model.get_memory_footprint(return_buffers=False),
         "bytes_per_passage": None,
         "passages_per_second": None,
     }
@@ -119,14 +113,7 @@ def _load_and_measure(
     return ranker, stored, figures
 
 
-def _architecture(model: RankerModel) -> str:
-    names = {model_class.config_class.model_type: name for name, model_class in ARCHITECTURES.items()}
-    return names[model.config.model_type]
-
-
-def _time_query(
-    ranker: Ranker, query: str, documents: Sequence[str], stored: Sequence[np.ndarray] | None
-) -> tuple[float, float]:
+def _time_query(ranker: Ranker, query: str, documents: Sequence[str], stored: Stored) -> tuple[float, float]:
     """Return the seconds of encoding and of scoring."""
     start = time.perf_counter()
     if stored is None:
@@ -143,16 +130,6 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
     return {"p50": p50, "p95": p95, "p99": p99, "mean": float(values.mean())}
 
 
-def _start_of_peak() -> float:
-    """Reset the peak of memory and return the resident MB; where the system cannot, return 0 and keep the old peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if not os.access(CLEAR, os.W_OK):
-        return 0.0
-    CLEAR.write_text("5")
-    return _status_mb("VmRSS")
-
-
 def peak_mb() -> float:
     """Return the peak of the process's resident memory in MB."""
     if STATUS.is_file():
@@ -162,23 +139,18 @@ def peak_mb() -> float:
 
 
 def _status_mb(name: str) -> float:
-    _, _, rest = STATUS.read_text().partition(f"{name}:")
-    return int(rest.split()[0]) / 1024
+    return int(STATUS.read_text().partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def environment() -> dict[str, Any]:
     """Return the versions and the machine, as far as they affect the figures."""
-    versions = {}
-    for name in ("hf_kd_ranking", "torch", "transformers", "numpy"):
-        try:
+    versions = dict.fromkeys(("hf_kd_ranking", "torch", "transformers", "numpy"), "not installed")
+    for name in versions:
+        with suppress(PackageNotFoundError):  # a checkout that is only on the path
             versions[name] = version(name)
-        except PackageNotFoundError:  # a checkout that is only on the path
-            versions[name] = "not installed"
     processor = platform.processor()
-    cpu = Path("/proc/cpuinfo")
-    if cpu.is_file():
-        _, _, rest = cpu.read_text().partition("model name\t: ")
-        processor = rest.partition("\n")[0] or processor
+    if CPU.is_file():
+        processor = CPU.read_text().partition("model name\t: ")[2].partition("\n")[0] or processor
     return {
         **versions,
         "python": platform.python_version(),
@@ -195,18 +167,12 @@ def efficiency_text(results: Mapping[str, Any]) -> str:
     lines = [TABLE_HEADER, "|---" * TABLE_HEADER.count(" |") + "|"]
     for name, figures in results["rankers"].items():
         total, encode = figures["total_ms"], figures["encode_ms"] or {}
-        cells = [total["p50"], total["p95"], total["p99"], encode.get("p50"), figures["score_ms"]["p50"]]
-        cells += [slowest / total["p50"], figures["passages_per_second"], figures["pairs_per_second"]]
-        cells += [figures["bytes_per_passage"], figures["model_bytes"] / 1e6]
-        cells += [figures["peak_process_mb"], figures["peak_cuda_mb"]]
-        lines.append(f"| {name} | {figures['architecture']} | {' | '.join(map(_cell, cells))} |")
+        values = [total["p50"], total["p95"], total["p99"], encode.get("p50"), figures["score_ms"]["p50"]]
+        values += [slowest / total["p50"], figures["passages_per_second"], figures["pairs_per_second"]]
+        values += [figures["bytes_per_passage"], figures["model_bytes"] / 1e6, figures["peak_process_mb"]]
+        cells = [name, figures["architecture"]]
+        for value in [*values, figures["peak_cuda_mb"]]:
+            cells.append("-" if value is None else f"{value:,.{int(value < 1000)}f}")
+        lines.append(f"| {' | '.join(cells)} |")
     settings = results["protocol"] | results["environment"]
     return "\n".join([*lines, "", "; ".join(f"{name} {value}" for name, value in settings.items())])
-
-
-def _cell(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if value < 1000:
-        return f"{value:,.1f}"
-    return f"{value:,.0f}"

@@ -2,15 +2,13 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plot import Point, check_plot_path, inline_svg, latency_plot, line_plot, line_styles, save_plot
-
-__all__ = ["check_plot_path", "line_styles", "page_figures"]
+from .plot import Curves, Point, inline_svg, latency_plot, line_plot, save_plot
 
 History = list[dict[str, Any]]
 Panel = tuple[Figure, str, list[str]]  # figure, title, and a description of each of its points or lines
@@ -21,20 +19,14 @@ def page_figures(
 ) -> dict[str, list[dict[str, str]]]:
     """Return titles and <svg> elements by section of the page.
 
-    Args:
-        context: variables of the template.
-        training: name -> entries of the log of its training.
-        path: file to which the plot against latency is also written; None for none.
+    `context` is for the template, `training` has logs by name; the plot against latency is also written to `path`.
     """
-    panels = {
-        "latency": _latency_panels(context, path),
-        "depth": _depth_panels(context),
-        "training": _training_panels(context, training),
-    }
+    panels = {"latency": _latency_panels(context, path), "depth": _depth_panels(context)}
+    panels["training"] = _training_panels(context, training)
     figures = {}
-    for section, of_section in panels.items():
+    for section in panels:
         figures[section] = []
-        for number, (figure, title, descriptions) in enumerate(of_section):
+        for number, (figure, title, descriptions) in enumerate(panels[section]):
             svg = inline_svg(figure, f"{section}-{number}", title, "; ".join(descriptions))
             figures[section].append({"title": title, "svg": svg})
     return figures
@@ -46,9 +38,9 @@ def _latency_panels(context: Mapping[str, Any], path: str | os.PathLike | None) 
     for name, figures in context["efficiency"].items():
         if figures:
             value, latency = context["means"][name][measure], figures["total_ms"]
-            point = Point(name, str(figures.get("architecture")), latency, value)
-            points.append(point)
-            descriptions.append(f"{name} ({point.architecture}) {value['mean']:.4f} at {latency['p50']:.3g} ms")
+            architecture = str(figures.get("architecture"))
+            points.append(Point(name, architecture, latency, value))
+            descriptions.append(f"{name} ({architecture}) {value['mean']:.4f} at {latency['p50']:.3g} ms")
     if not points:
         return []
     figure = latency_plot(points, measure, context["arrows"])
@@ -59,15 +51,13 @@ def _latency_panels(context: Mapping[str, Any], path: str | os.PathLike | None) 
 
 def _depth_panels(context: Mapping[str, Any]) -> list[Panel]:
     panels = []
-    if not context["depths"]:
-        return panels
     for measure in context["measures"]:
         curves = {}
         for name, curve in context["depths"].items():
             curves[name] = [(depth, means[measure]) for depth, means in curve.items()]
-        label = "first-stage depth (log scale)"
-        figure = line_plot(curves, context["styles"], label, measure, log_x=True)
-        panels.append((figure, f"{measure} by first-stage depth", _describe(curves)))
+        if curves:
+            figure = line_plot(curves, context["styles"], "first-stage depth (log scale)", measure, log_x=True)
+            panels.append((figure, f"{measure} by first-stage depth", _describe(curves)))
     return panels
 
 
@@ -81,25 +71,19 @@ def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]
     for key, label in keys.items():
         curves = {}
         for name, history in training.items():
-            curve = _logged(history, key)
-            if curve:
-                curves[name] = curve
+            points = {}  # the first of each step, because a training's last evaluation is that of its best step
+            for entry in history:
+                if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
+                    points.setdefault(entry["step"], entry[key])
+            if points:
+                curves[name] = sorted(points.items())
         if curves:
             figure = line_plot(curves, context["styles"], "step", label, log_y=key == "loss")
             panels.append((figure, f"{label} by step", _describe(curves)))
     return panels
 
 
-def _logged(history: History, key: str) -> list[tuple[float, float]]:
-    """Return the first (step, value) of each step, because a training's last evaluation is that of its best step."""
-    points = {}
-    for entry in history:
-        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
-            points.setdefault(entry["step"], entry[key])
-    return sorted(points.items())
-
-
-def _describe(curves: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+def _describe(curves: Curves) -> list[str]:
     descriptions = []
     for name, curve in curves.items():
         (x0, y0), (x1, y1) = curve[0], curve[-1]

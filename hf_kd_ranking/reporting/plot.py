@@ -6,9 +6,9 @@ Inside a page a plot takes its ink from the page, and so follows dark and light 
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -42,56 +42,40 @@ SETTINGS = {
     "text.parse_math": False,  # the name of a ranker may contain dollars
 }
 SVG = "http://www.w3.org/2000/svg"
-NAMESPACES = {"": SVG, "xlink": "http://www.w3.org/1999/xlink"}
+Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> [(x, y)]
+Styles = Mapping[str, tuple[str, str]]  # name -> colour, line style
 Line = tuple[float, float, float]  # x0, x1, y of a label or a bar, in points
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-@dataclass(frozen=True)
-class Point:
-    """A ranker in the plot of effectiveness against latency.
-
-    Args:
-        name: name of the ranker.
-        architecture: determines marker and colour.
-        latency_ms: `p50` and `p95`, of one query with all its candidates.
-        value: `mean` of the measure, and its 95 % interval, `low` to `high`.
-    """
+class Point(NamedTuple):
+    """A ranker in the plot of effectiveness against latency."""
 
     name: str
-    architecture: str
-    latency_ms: Mapping[str, float]
-    value: Mapping[str, float]
+    architecture: str  # determines marker and colour
+    latency_ms: Mapping[str, float]  # `p50` and `p95`, of one query with all its candidates
+    value: Mapping[str, float]  # `mean` of the measure, and its 95 % interval, `low` to `high`
 
 
 @matplotlib.rc_context(SETTINGS)
 def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[str, str]] = ()) -> Figure:
-    """Plot effectiveness against latency on a log axis, with bars from p50 to p95 and over the mean's interval.
+    """Plot effectiveness (`measure`) against latency on a log axis, with bars to p95 and over the mean's interval.
 
-    Args:
-        points: one or more.
-        measure: name of the values.
-        arrows: pairs of names, from a ranker without a teacher to the same ranker with one.
+    `arrows` are pairs of names, from a ranker without a teacher to the same ranker with one.
     """
     figure = Figure(figsize=(6.6, 4.2), dpi=72, layout="constrained")  # 72: a pixel is a point
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(point.architecture for point in points))
-    handles, places = {}, {}
-    for point in points:
-        kind, latency, value = kinds.index(point.architecture), point.latency_ms, point.value
-        bar = axes.errorbar(
-            latency["p50"],
-            value["mean"],
-            xerr=[[0], [max(0, latency["p95"] - latency["p50"])]],
-            yerr=[[max(0, value["mean"] - value["low"])], [max(0, value["high"] - value["mean"])]],
-            fmt=MARKERS[kind % len(MARKERS)],
-            color=COLOURS[kind % len(COLOURS)],
-            markersize=7,
-            elinewidth=0.9,
-        )
-        handles[f" {_short(point.architecture)}"] = bar  # the blank: matplotlib omits labels that begin with _
-        places[point.name] = (latency["p50"], value["mean"])
-    _set_log_x(axes)
+    kinds, handles, places = {}, {}, {}
+    for name, architecture, latency, value in points:
+        kind = kinds.setdefault(architecture, len(kinds))
+        x, y = places[name] = (latency["p50"], value["mean"])
+        x_bar = [[0], [max(0, latency["p95"] - x)]]
+        y_bar = [[max(0, y - value["low"])], [max(0, value["high"] - y)]]
+        look = {"fmt": MARKERS[kind % len(MARKERS)], "color": COLOURS[kind % len(COLOURS)]}
+        bar = axes.errorbar(x, y, y_bar, x_bar, markersize=7, elinewidth=0.9, **look)
+        handles[f" {_short(architecture)}"] = bar  # the blank: matplotlib omits labels that begin with _
+    axes.set_xscale("log")
+    _set_plain(axes.xaxis)
     axes.set(xlabel="latency: median of one query with all its candidates, ms (log scale)", ylabel=measure)
     axes.margins(x=0.15, y=0.12)
     style = {"arrowstyle": "->", "color": INK, "alpha": 0.7, "shrinkA": 0, "shrinkB": 3}
@@ -105,27 +89,15 @@ def latency_plot(points: Sequence[Point], measure: str, arrows: Sequence[tuple[s
 
 @matplotlib.rc_context(SETTINGS)
 def line_plot(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    styles: Mapping[str, tuple[str, str]],
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
+    curves: Curves, styles: Styles, x_label: str, y_label: str, log_x: bool = False, log_y: bool = False
 ) -> Figure:
     """Plot curves without a legend, which the page has.
 
-    Args:
-        curves: name -> [(x, y)].
-        styles: name -> colour and line style.
-        x_label: label of the horizontal axis.
-        y_label: label of the vertical axis.
-        log_x: True for a logarithmic axis, with ticks at the points of the curves.
-        log_y: True for a logarithmic axis if all values are positive.
+    `log_x` puts ticks at the points of the curves; `log_y` has no effect where values are not positive.
     """
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.subplots()
-    ticks = set()
-    lowest = float("inf")
+    ticks, lowest = set(), float("inf")
     for name, curve in curves.items():
         x, y = zip(*curve, strict=True)
         ticks.update(x)
@@ -133,7 +105,8 @@ def line_plot(
         colour, style = styles[name]
         axes.plot(x, y, color=colour, linestyle=style, marker="o", markersize=3, linewidth=1.6)
     if log_x:
-        _set_log_x(axes)
+        axes.set_xscale("log")
+        _set_plain(axes.xaxis)
         axes.set_xticks(sorted(ticks))
         axes.minorticks_off()
     if log_y and lowest > 0:
@@ -143,18 +116,13 @@ def line_plot(
     return figure
 
 
-def line_styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+def line_styles(names: Sequence[str]) -> Styles:
     """Return a colour and a line style for each name."""
     return {name: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, name in enumerate(names)}
 
 
 def check_plot_path(path: str | Path) -> None:
-    """Refuse a file that a plot cannot be written to.
-
-    Raises:
-        ValueError: if the name ends neither in .png nor in .svg.
-        FileNotFoundError: if its folder does not exist.
-    """
+    """Raise a ValueError for a file that is neither .png nor .svg, a FileNotFoundError for a missing folder."""
     if Path(path).suffix not in (".png", ".svg"):
         raise ValueError(f"A plot is written as .png or .svg, got {str(path)!r}.")
     refuse_existing(path, overwrite=True)
@@ -164,25 +132,21 @@ def check_plot_path(path: str | Path) -> None:
 def save_plot(figure: Figure, path: str | Path) -> None:
     """Write a plot as PNG or SVG, by the suffix of the file; errors as `check_plot_path`."""
     check_plot_path(path)
-    kind = Path(path).suffix.removeprefix(".")
     with writing(path, "wb") as file:
-        figure.savefig(file, format=kind, dpi=200, metadata=NO_METADATA if kind == "svg" else None)
+        figure.savefig(file, format=Path(path).suffix.removeprefix("."), dpi=200, metadata=NO_METADATA)
 
 
 @matplotlib.rc_context(SETTINGS)
 def inline_svg(figure: Figure, key: str, title: str, description: str) -> str:
     """Return a plot as an <svg> element for a page, in the page's ink.
 
-    Args:
-        figure: the plot.
-        key: prefix of the ids inside, which must differ between the plots of a page.
-        title: name of the plot.
-        description: content of the plot, for readers who cannot see it.
+    `key` is the prefix of the ids inside, which must differ between the plots of a page; title and description are for
+    readers who cannot see the plot.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
-    for prefix, namespace in NAMESPACES.items():  # HTML knows only these prefixes
-        ElementTree.register_namespace(prefix, namespace)
+    ElementTree.register_namespace("", SVG)  # HTML knows only these two prefixes
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(buffer.getvalue())
     for node in root.iter():
         for name, value in node.attrib.items():
@@ -201,11 +165,6 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _set_log_x(axes: Axes) -> None:
-    axes.set_xscale("log")
-    _set_plain(axes.xaxis)
-
-
 def _set_plain(axis: Axis) -> None:
     """Write 1, 2, 5, 10 and not powers, which would need mathematical text."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -216,44 +175,25 @@ def _set_plain(axis: Axis) -> None:
 def _label(axes: Axes, points: Sequence[Point]) -> None:
     """Write the names beside points and bars, on the side with more room, inside the axes and not over one another."""
     axes.figure.draw_without_rendering()  # determines the places of the points
-    rows, taken = [], []
-    for point in points:
-        latency, mean = point.latency_ms, point.value["mean"]
-        x, y = axes.transData.transform((latency["p50"], mean))
-        bar_end = axes.transData.transform((max(latency["p50"], latency["p95"]), mean))[0]
-        rows.append((y, x, bar_end, _short(point.name)))
+    rows, taken, inside = [], [], axes.bbox
+    for name, _, latency, value in points:
+        ends = [(latency["p50"], value["mean"]), (max(latency["p50"], latency["p95"]), value["mean"])]
+        (x, y), (bar_end, _) = axes.transData.transform(ends)
+        rows.append((y, x, bar_end, _short(name)))
         taken.append((x - 5, bar_end, y))
-    inside = axes.bbox
     for y, x, bar_end, name in sorted(rows, key=itemgetter(0)):
         is_right = inside.x1 - bar_end >= x - inside.x0
-        start, side = (bar_end, "left") if is_right else (x, "right")
-        label = axes.annotate(
-            name,
-            (start, y),
-            (0, 0),
-            xycoords="figure points",
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=9,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": INK,
-                "linewidth": 0.5,
-                "alpha": 0.6,
-                "relpos": (not is_right, 0.5),
-            },
-        )
+        start, side, gap = (bar_end, "left", 5) if is_right else (x, "right", -8)
+        line = {"arrowstyle": "-", "color": INK, "linewidth": 0.5, "alpha": 0.6, "relpos": (not is_right, 0.5)}
+        text = {"ha": side, "va": "center", "fontsize": 9, "arrowprops": line}
+        label = axes.annotate(name, (start, y), (0, 0), "figure points", "offset points", **text)
         label.set_in_layout(False)  # the axes would give way to it
         width = Text.get_window_extent(label).width  # without the line
-        left = start + 5
-        if side == "right":
-            left = start - 8 - width
-        left = max(inside.x0, min(left, inside.x1 - width))
+        overhang = width * (not is_right)  # the part of the text to the left of its anchor
+        left = max(inside.x0, min(start + gap - overhang, inside.x1 - width))
         move = _free_move((left, left + width, y), taken, inside)
         taken.append((left, left + width, y + move))
-        anchor = left if is_right else left + width
-        label.set_position((anchor - start, move))
+        label.set_position((left + overhang - start, move))
         label.arrow_patch.set_visible(move != 0)
 
 

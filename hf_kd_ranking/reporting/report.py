@@ -7,10 +7,7 @@ Only the runs and the judgments are required in the folder:
     queries.tsv           texts of the queries, and
     collection.tsv        texts of the passages: for the browser of queries
     candidates.trec       the first stage, for depth curves
-    efficiency.json       the output of `hf-kd-ranking benchmark`, for the plot against latency:
-                          {"environment": {...}, "protocol": {...}, "rankers": {NAME: {"architecture": ...,
-                          "parameters": ..., "model_bytes": ..., "bytes_per_passage": ..., "encode_ms": {...},
-                          "score_ms": {...}, "total_ms": {"p50": ..., "p95": ..., "p99": ...}, ...}}}
+    efficiency.json       result of `measure_efficiency`, for the plot against latency
     training/NAME.json    the trainer_state.json of a ranker's training, for loss curves
 """
 
@@ -18,10 +15,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import nlargest
+from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,10 +31,14 @@ from ..data.runs import Run, read_qrels, read_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve
-from ..evaluation.significance import RESAMPLES, compare_values, shared_queries
+from ..evaluation.significance import compare_values, mean_interval, shared_queries
 
-TEMPLATES = Path(__file__).parent / "templates"
-FILES = dict(qrels="qrels.txt", queries="queries.tsv", collection="collection.tsv", candidates="candidates.trec")
+FILES = {
+    "qrels": ("qrels.txt", read_qrels),
+    "queries": ("queries.tsv", TextStore.from_file),
+    "collection": ("collection.tsv", TextStore.from_file),
+    "candidates": ("candidates.trec", read_run),
+}
 ALPHA = 0.05
 PAIR_KEYS = ("control", "treatment", "measure", "difference", "p_corrected", "wins", "ties", "losses")
 # Limits of the browser of queries, so that the page stays small.
@@ -49,13 +51,13 @@ Values = Mapping[str, Mapping[str, Mapping[str, float]]]  # ranker -> measure ->
 
 
 @dataclass
-class Results:
+class _Results:
     """The content of a folder of results; what is missing is empty or None."""
 
     runs: dict[str, Run]
-    qrels: dict[str, dict[str, int]]
     efficiency: dict[str, dict[str, Any]]
     training: dict[str, list[dict[str, Any]]]
+    qrels: dict[str, dict[str, int]]
     queries: TextStore | None = None
     collection: TextStore | None = None
     candidates: Run | None = None
@@ -75,13 +77,13 @@ def write_report(
 
     Args:
         results: folder of results, see the module.
-        output: the HTML file; an existing file is replaced.
+        output: the HTML file, which may exist.
         measures: in ir_measures' notation; the first orders the rankers and is plotted against latency.
         arrows: (control, treatment) pairs of names, drawn in the plot. The marks in the table compare with the first
             control, or without arrows with the weakest ranker.
         plot: file to which the plot against latency is also written, .png or .svg.
         title: title of the page.
-        intersect: True leaves out queries for which a run has no results, where the runs differ; False refuses that.
+        intersect: True leaves out queries that a run does not have; False refuses runs with different queries.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
 
     Returns:
@@ -89,19 +91,22 @@ def write_report(
 
     Raises:
         FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
-        ValueError: if the runs have results for different queries, a file is malformed, an arrow has an unknown name,
-            there are fewer than two judged queries, or a plot is wanted without latencies or matplotlib.
+        ValueError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
+            a plot without latencies or matplotlib.
     """
     refuse_existing(output, overwrite=True)
     try:
-        from . import figures  # needs matplotlib, which is an extra and slow to import
+        from . import figures  # need matplotlib, which is an extra and slow to import
+        from . import plot as plots
     except ImportError as error:
         if plot is not None:
             raise ValueError("A plot needs matplotlib; install it (extra [report]).") from error
         figures = None
+    written = {"output": str(output)}
     if plot is not None:
-        figures.check_plot_path(plot)
-    content = read_results(results, files or {})
+        plots.check_plot_path(plot)
+        written["plot"] = str(plot)
+    content = _read_results(Path(results), files or {})
     unknown = set().union(*arrows) - content.runs.keys()
     if unknown:
         raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(content.runs)}.")
@@ -110,49 +115,36 @@ def write_report(
     judged = {name: run.keys() & content.qrels.keys() for name, run in content.runs.items()}
     shared = shared_queries(judged, content.qrels, intersect)
     content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
-    context = _context(content, list(dict.fromkeys(measures)), arrows)
-    context["title"] = title
-    context["figures"] = None
+    context = _context(content, list(dict.fromkeys(measures)), arrows) | {"title": title, "figures": None}
     if figures is not None:
-        context["styles"] = figures.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
+        context["styles"] = plots.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
         context["figures"] = figures.page_figures(context, content.training, plot)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True)
     environment.filters["figure"] = _format_figure
     with writing(output) as file:
         file.write(environment.get_template("report.html.j2").render(context))
-    written = {"output": str(output)}
-    if plot is not None:
-        written["plot"] = str(plot)
     return written | {"rankers": len(content.runs), "queries": len(content.qrels)}
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
-
-
-def read_results(folder: str | os.PathLike, files: Mapping[str, str | os.PathLike]) -> Results:
-    """Read a folder of results, see the module; arguments and errors as `write_report`."""
-    folder = Path(folder)
+def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> _Results:
     run_paths = sorted((folder / "runs").glob("*.trec"))
     if not run_paths:
         raise FileNotFoundError(f"{folder / 'runs'} holds no NAME.trec; put the TREC run of each ranker there.")
-    paths = {}
-    for kind, name in FILES.items():
+    inputs = {}
+    for kind, (name, read) in FILES.items():
         path = Path(files.get(kind, folder / name))
-        if kind in files or path.exists():
-            paths[kind] = path
-    content = Results(
-        qrels=read_qrels(paths.get("qrels", folder / FILES["qrels"])),
-        efficiency=_read_efficiency(folder / "efficiency.json"),
-        training={path.stem: _read_training(path) for path in sorted((folder / "training").glob("*.json"))},
-        runs={path.stem: read_run(path) for path in tqdm(run_paths, desc="Reading", unit="run")},
-    )
-    if "queries" in paths:
-        content.queries = TextStore.from_file(paths["queries"])
-    if "collection" in paths:
-        content.collection = TextStore.from_file(paths["collection"])
-    if "candidates" in paths:
-        content.candidates = read_run(paths["candidates"])
-    return content
+        if kind in files or kind == "qrels" or path.exists():
+            inputs[kind] = read(path)
+    runs, training, efficiency = {}, {}, _read_efficiency(folder / "efficiency.json")
+    for path in sorted((folder / "training").glob("*.json")):
+        history = training[path.stem] = _read_object(path, "log_history", list)["log_history"]
+        for entry in history:
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
+    for path in tqdm(run_paths, desc="Reading", unit="run"):
+        runs[path.stem] = read_run(path)
+    return _Results(runs, efficiency, training, **inputs)
 
 
 def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
@@ -160,25 +152,16 @@ def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
         return {"rankers": {}, "environment": {}, "protocol": {}}
     content = _read_object(path, "rankers", dict)
     for name, figures in content["rankers"].items():
-        try:
-            total = figures["total_ms"]
-            is_valid = 0 < total["p50"] < math.inf and 0 < total["p95"] < math.inf
-        except (KeyError, TypeError):
-            is_valid = False
+        is_valid = False
+        with suppress(KeyError, TypeError):
+            p50, p95 = figures["total_ms"]["p50"], figures["total_ms"]["p95"]
+            is_valid = 0 < p50 < math.inf and 0 < p95 < math.inf
         if not is_valid:
             raise ValueError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {figures!r}.")
     for section in ("environment", "protocol"):
         if not isinstance(content.setdefault(section, {}), dict):
             raise ValueError(f"{path}: {section!r} must be an object of names and values.")
     return content
-
-
-def _read_training(path: Path) -> list[dict[str, Any]]:
-    history = _read_object(path, "log_history", list)["log_history"]
-    for entry in history:
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-            raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
-    return history
 
 
 def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
@@ -191,34 +174,38 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     return content
 
 
-# ---- Tables and the browser of queries ------------------------------------------------------------------------------
-
-
-def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the variables of the template except the plots; rankers by descending mean of the first measure."""
-    values = {}
+    values, means = {}, {}
     for name, run in tqdm(content.runs.items(), desc="Measuring", unit="run"):
         values[name] = evaluate_queries(run, content.qrels, measures)
-    names = sorted(values, key=lambda name: -fmean(values[name][measures[0]].values()))
-    comparison = {"pairs": []}
-    if len(names) > 1:  # weakest first, so that most differences are gains
-        comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
-    means, efficiency = {}, {}
-    for name in names:
-        efficiency[name] = content.efficiency["rankers"].get(name, {})
         means[name] = {measure: mean_interval([*values[name][measure].values()]) for measure in measures}
-    depths, depth_notes = _depth_curves(content, names, measures)
-    data = {"names": names, "measures": measures, "marks": _marks(names, measures, comparison["pairs"]), "pairs": []}
+    names = sorted(values, key=lambda name: -means[name][measures[0]]["mean"])
+    # Weakest first, so that most differences are gains.
+    comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
+    measured = content.efficiency["rankers"]
+    pairs, marks = [], np.zeros((len(names), len(names), len(measures)), dtype=int)
     for pair in comparison["pairs"]:
-        data["pairs"].append({key: pair[key] for key in PAIR_KEYS})
-    data |= _browser(content, values, names, measures)
+        pairs.append({key: pair[key] for key in PAIR_KEYS})
+        if pair["p_corrected"] < ALPHA:
+            place = names.index(pair["control"]), names.index(pair["treatment"]), measures.index(pair["measure"])
+            marks[place] = np.sign(pair["difference"])
+    # By control, ranker and measure: 1 for significantly above the control, -1 below, else 0.
+    data = {"names": names, "measures": measures, "marks": (marks - marks.swapaxes(0, 1)).tolist(), "pairs": pairs}
+    depths, depth_notes = {}, {}  # the notes say why a ranker has no curve
+    if content.candidates is not None:
+        for name in tqdm(names, desc="Depth curves", unit="run"):
+            try:
+                depths[name] = depth_curve(content.runs[name], content.candidates, content.qrels, measures)
+            except KeyError as error:
+                depth_notes[name] = error.args[0]
     return {
         "names": names,
         "measures": measures,
         "means": means,
-        "efficiency": efficiency,
-        "not_measured": [name for name in names if not efficiency[name]],
-        "not_ranked": sorted(content.efficiency["rankers"].keys() - content.runs.keys()),
+        "efficiency": {name: measured.get(name, {}) for name in names},
+        "not_measured": sorted(set(names) - measured.keys(), key=names.index),
+        "not_ranked": sorted(measured.keys() - content.runs.keys()),
         "control": names.index(arrows[0][0]) if arrows else len(names) - 1,
         "queries": len(content.qrels),
         "comparison": comparison,
@@ -228,45 +215,11 @@ def _context(content: Results, measures: list[str], arrows: Sequence[tuple[str, 
         "training": list(content.training),
         "arrows": arrows,
         "alpha": ALPHA,
-        "data": data,
+        "data": data | _browser(content, values, names, measures),
     }
 
 
-def mean_interval(values: list[float]) -> dict[str, float]:
-    """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
-    from scipy.stats import bootstrap  # takes 0.6 s
-
-    resampled = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", batch=100, rng=42)
-    low, high = resampled.confidence_interval
-    return {"mean": fmean(values), "low": float(low), "high": float(high)}
-
-
-def _marks(names: list[str], measures: list[str], pairs: list[dict[str, Any]]) -> list[list[list[int]]]:
-    """Return by control, ranker and measure: 1 for significantly above the control, -1 below, else 0."""
-    marks = np.zeros((len(names), len(names), len(measures)), dtype=int)
-    for pair in pairs:
-        if pair["p_corrected"] < ALPHA:
-            control, treatment = names.index(pair["control"]), names.index(pair["treatment"])
-            measure, sign = measures.index(pair["measure"]), np.sign(pair["difference"])
-            marks[control, treatment, measure] = sign
-            marks[treatment, control, measure] = -sign
-    return marks.tolist()
-
-
-def _depth_curves(content: Results, names: list[str], measures: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """Return the depth curves, and for the other rankers the reasons why they have none."""
-    curves, notes = {}, {}
-    if content.candidates is None:
-        return curves, notes
-    for name in tqdm(names, desc="Depth curves", unit="run"):
-        try:
-            curves[name] = depth_curve(content.runs[name], content.candidates, content.qrels, measures)
-        except KeyError as error:
-            notes[name] = error.args[0]
-    return curves, notes
-
-
-def _browser(content: Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
+def _browser(content: _Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:
     """Return the queries on which the rankers differ most, and the texts of the passages that are shown for them."""
     query_ids = list(content.qrels)
     spreads = np.zeros(len(query_ids))
@@ -277,13 +230,12 @@ def _browser(content: Results, values: Values, names: list[str], measures: list[
     for row in np.argsort(-spreads, kind="stable")[:MOVED_QUERIES]:
         query = _query_details(content, values, names, query_ids[row])
         queries.append(query)
-        for passages in (query["relevant"], *query["top"]):
-            for doc_id, *_ in passages:
-                texts[doc_id] = _text(content.collection, doc_id)
+        for doc_id, *_ in chain(query["relevant"], *query["top"]):
+            texts[doc_id] = _text(content.collection, doc_id)
     return {"queries": queries, "texts": texts}
 
 
-def _query_details(content: Results, values: Values, names: list[str], query_id: str) -> dict[str, Any]:
+def _query_details(content: _Results, values: Values, names: list[str], query_id: str) -> dict[str, Any]:
     grades = content.qrels[query_id]
     query = {"id": query_id, "text": _text(content.queries, query_id), "values": [], "top": [], "relevant": []}
     ranks = []
@@ -308,7 +260,6 @@ def _text(store: TextStore | None, id_: str) -> str | None:
 
 
 def _format_figure(value: Any) -> str:
-    """Format numbers with three digits and thousands separators, and leave text as it is."""
     if value is None or isinstance(value, Undefined):
         return "–"
     if isinstance(value, float) and value < 1000:

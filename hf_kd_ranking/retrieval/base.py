@@ -1,16 +1,6 @@
-"""The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains.
+"""The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains."""
 
-| index | built from | searches with |
-| --- | --- | --- |
-| `BM25Index` | a `TextStore` | the words of the query |
-| `DenseIndex` | a `VectorStore` | rankers with one vector per text, compared by dot product |
-| `ColBERTIndex` | a `VectorStore` | rankers with one vector per token, compared by MaxSim |
-| `QdrantIndex` | a `VectorStore` | both kinds of rankers |
-"""
-
-import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,19 +17,21 @@ from ..models import RankerConfig
 from ..ranker import Ranker
 
 Ranking = list[tuple[str, float]]
+Result = tuple[np.ndarray, np.ndarray]  # of a query: scores, descending, and rows
 # (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
 INDEX_NAMES = {("one", "dot"): "DenseIndex", ("per_token", "max_sim"): "ColBERTIndex"}
-READERS = {
-    "--exact": "the vectors of a ranker (--model)",
-    "--settings": "a faiss index (index --factory)",
-    "--probes": "a ColBERT index with centroids (index --centroids)",
-}
 # Config fields that change no vector of a document; fields of the query side are recognised by their names.
 OTHER_FIELDS = {"encoder_config", "initializer_range", *(field.name for field in fields(RankerConfig))}
 
 
-class Index(ABC):
-    """A collection that can be searched; make one with `build` or `open`."""
+class Index:
+    """A collection that can be searched; make one with `build` or `open`.
+
+    `build(source, folder=None, **settings)` indexes a `TextStore` (BM25) or a `VectorStore` that knows its ranker, in
+    memory, or also in a new folder. `open(folder, ranker=None, is_verified=True)` maps a saved index for the ranker
+    that made its vectors. It raises FileNotFoundError if there is not an index, and ValueError if another model made
+    its vectors, or a file is truncated or damaged; for the latter every file is read, unless `is_verified` is False.
+    """
 
     compares: ClassVar[Sequence[tuple[str, str]]] = ()  # the keys of `INDEX_NAMES` that it can search; none for texts
     queries_at_once: ClassVar[int] = 256
@@ -47,40 +39,8 @@ class Index(ABC):
     ids: IdIndex  # of the rows
     description: dict[str, Any]  # what the index was built from
 
-    @classmethod
-    @abstractmethod
-    def build(cls, source: IdIndex, folder: str | os.PathLike | None = None, **settings: Any) -> "Index":
-        """Index a collection.
-
-        Args:
-            source: the `TextStore` for BM25, else the `VectorStore`, which knows its ranker.
-            folder: where the index is saved; None keeps it in memory.
-            **settings: see each index.
-
-        Raises:
-            FileExistsError: if the folder contains something.
-            ValueError: if the index cannot compare the vectors, or does not have the settings.
-        """
-
-    @classmethod
-    @abstractmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "Index":
-        """Open a saved index, memory-mapped.
-
-        Args:
-            folder: the folder of the index.
-            ranker: the ranker that made the vectors; None for BM25.
-            is_verified: False skips the comparison of checksums, for which every file is read.
-
-        Raises:
-            FileNotFoundError: if there is not an index.
-            ValueError: if another model made its vectors, or a file is truncated or damaged.
-        """
-
-    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        """Write an index that is in memory; it, or its new version, appears when it is complete.
-
-        Indexes of ColBERT and Qdrant are saved where they are built.
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write a BM25 or dense index, which appears, or replaces the old version, when it is complete.
 
         Raises:
             FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
@@ -99,7 +59,7 @@ class Index(ABC):
         Args:
             queries: query_id -> text.
             k: documents per query; all if the index has fewer.
-            **options: see each index.
+            **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
             ValueError: if k is not positive.
@@ -115,38 +75,30 @@ class Index(ABC):
         return run
 
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
+        return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
+
+    def _with_ids(self, results: Sequence[Result]) -> list[Ranking]:
         rankings = []
-        for scores, rows in self.search_vectors(self.ranker.encode_queries(texts), k, **options):
+        for scores, rows in results:
             rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
         return rankings
 
     @classmethod
-    def can_search(cls, ranker: Ranker) -> bool:
-        """Return whether the index can compare the vectors of a ranker."""
-        config = ranker.model.config
-        return config.is_searchable and (config.vectors_per_text, config.similarity) in cls.compares
-
-    @classmethod
     def check_ranker(cls, ranker: Ranker | None, folder: Path) -> Ranker:
-        """Return the ranker of a vector store if the index can compare its vectors.
-
-        Raises:
-            ValueError: if it cannot, or the store was opened without its ranker.
-        """
+        """Return the ranker of a vector store; a ValueError if it is missing, or its vectors cannot be compared."""
         if ranker is None:
             raise ValueError(f"{folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
-        if not cls.can_search(ranker):
-            config = ranker.model.config
-            other = INDEX_NAMES.get((config.vectors_per_text, config.similarity), "StoredReranker (--candidates)")
-            raise ValueError(
-                f"{cls.__name__} cannot search the vectors in {folder} ({config.model_type}: vectors per text "
-                f"{config.vectors_per_text}, similarity {config.similarity}); use {other}."
-            )
+        config = ranker.model.config
+        vectors, similarity = config.vectors_per_text, config.similarity
+        if not config.is_searchable or (vectors, similarity) not in cls.compares:
+            other = INDEX_NAMES.get((vectors, similarity), "StoredReranker (--candidates)")
+            form = f"{config.model_type}: vectors per text {vectors}, similarity {similarity}"
+            raise ValueError(f"{cls.__name__} cannot search the vectors in {folder} ({form}); use {other}.")
         return ranker
 
 
 def open_index(
-    folder: str | os.PathLike,
+    folder: str | Path,
     ranker: Ranker | None = None,
     exact: bool = False,
     settings: str | None = None,
@@ -167,32 +119,34 @@ def open_index(
             if the index inside belongs to an earlier version of the vectors.
     """
     folder = Path(folder)
-    options = {"--exact": exact or None, "--settings": settings, "--probes": probes}
-    given = {name for name, value in options.items() if value is not None}
-    if exact and len(given) > 1:
+    if exact and (settings is not None or probes is not None):
         raise ValueError("--exact compares every document; --settings and --probes are for searches that do not.")
     if ranker is None:
         from .bm25 import BM25Index  # every index needs libraries of its own
 
         if has_description(folder) and read_description(folder)["kind"] != "bm25":
             raise ValueError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
-        _refuse_unread(given, "BM25")
+        if exact:
+            raise ValueError("--exact is for the vectors of a ranker (--model); BM25 does not read it.")
+        _refuse_unread(folder, settings, probes)
         return BM25Index.open(folder)
     from .colbert import ColBERTIndex
     from .dense import DenseIndex
     from .vector_store import VectorStore
 
     description = read_description(folder)
-    if ColBERTIndex.can_search(ranker):
+    if ranker.model.config.similarity == "max_sim":
         index = ColBERTIndex.open(folder, ranker)
-        _refuse_unread(given - {"--exact"}, f"{folder}", "--probes" if index.centroids is not None else None)
+        if index.centroids is None:
+            _refuse_unread(folder, probes=probes)
+        _refuse_unread(folder, settings)
         index.probes = probes
         return index
     faiss_folder = folder if description["kind"] == "dense" else folder / "dense"
     if exact or not has_description(faiss_folder):
-        _refuse_unread(given - {"--exact"}, f"exact search in {folder}")
+        _refuse_unread(folder, settings, probes)
         return DenseIndex.build(VectorStore.open(folder, ranker))
-    _refuse_unread(given, f"{faiss_folder}", "--settings")
+    _refuse_unread(folder, probes=probes)
     index = DenseIndex.open(faiss_folder, ranker)
     if faiss_folder != folder:
         check_vectors(index.description, description, faiss_folder)
@@ -201,9 +155,11 @@ def open_index(
     return index
 
 
-def _refuse_unread(given: set[str], reader: str, read: str | None = None) -> None:
-    for name in sorted(given - {read}):
-        raise ValueError(f"{name} is for {READERS[name]}; {reader} does not read it.")
+def _refuse_unread(folder: Path, settings: str | None = None, probes: int | None = None) -> None:
+    if settings is not None:
+        raise ValueError(f"--settings is for a faiss index (index --factory), which {folder} does not contain.")
+    if probes is not None:
+        raise ValueError(f"--probes is for a ColBERT index with centroids (index --centroids), unlike {folder}.")
 
 
 def model_identity(ranker: Ranker) -> dict[str, str]:
@@ -222,10 +178,8 @@ def check_model(description: Mapping[str, Any], ranker: Ranker, folder: Path) ->
     """Refuse, by a ValueError with the first difference, a ranker that did not make the vectors of a folder."""
     for name, value in model_identity(ranker).items():
         if description[name] != value:
-            raise ValueError(
-                f"{folder} was built by another model: {name.replace('_', ' ')} {description[name]} there, {value} "
-                "here; open it with that model, or build it again."
-            )
+            there = f"{name.replace('_', ' ')} {description[name]} there, {value} here"
+            raise ValueError(f"{folder} was built by another model: {there}; open it with that, or build it again.")
 
 
 def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], folder: Path) -> None:
@@ -235,14 +189,11 @@ def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], fo
 
 
 def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
-    """Refuse to write an index over something else, or over an index unless `overwrite` is True.
-
-    Raises:
-        FileExistsError: if the folder contains other files, an index of another kind, or one that must be kept.
-    """
+    """Refuse, by a FileExistsError, to write over other files or kinds, or to replace an index without `overwrite`."""
     if has_description(folder):
         if not overwrite or read_description(folder)["kind"] != kind:
-            raise FileExistsError(f"{folder} exists; give a new folder, or overwrite=True to replace a {kind} index.")
+            replace = f"--overwrite (overwrite=True) to replace a {kind} index"
+            raise FileExistsError(f"{folder} exists; give a new folder, or {replace}.")
     elif folder.exists():
         for path in folder.iterdir():
             # A process that is killed while it writes the first version leaves such names.
@@ -256,7 +207,7 @@ def check_k(k: int) -> None:
         raise ValueError(f"k must be at least 1, got {k}.")
 
 
-def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> Result:
     """Return the k highest scores, descending, and their rows; ties by row, rows of -1 (faiss' padding) left out."""
     scores, rows = scores[rows >= 0], rows[rows >= 0]
     order = np.lexsort((rows, -scores))[:k]

@@ -1,6 +1,5 @@
 """BM25 by bm25s: the first stage whose candidates the rankers re-rank."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import Stemmer
 from ..artifacts import has_description, open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
-from ..ranker import Ranker
 from .base import Index, Ranking, best_of
 
 TOKENIZATIONS = ("plain", "english")
@@ -23,11 +21,6 @@ class BM25Index(Index):
 
     Documents without a word of the query are not part of a ranking. Which of the documents tied at rank k are returned
     is up to bm25s.
-
-    Args:
-        retriever: the index of bm25s.
-        ids: the ids of its rows.
-        description: the settings, and the fingerprint of the collection.
     """
 
     def __init__(self, retriever: bm25s.BM25, ids: IdIndex, description: dict[str, Any]) -> None:
@@ -39,34 +32,33 @@ class BM25Index(Index):
     def build(
         cls,
         documents: TextStore,
-        folder: str | os.PathLike | None = None,
+        folder: str | Path | None = None,
         *,
         k1: float = 0.9,
         b: float = 0.4,
         tokenization: str = "plain",
     ) -> "BM25Index":
-        """Index the texts of a store, see `Index.build`.
+        """Index the texts of a store, see `Index`.
 
         Args:
-            documents: the collection.
-            folder: see `Index.build`.
             k1: saturation of term frequencies; the default is common for the passages of MS MARCO, as is that of `b`.
             b: normalisation by document length, 0 to 1.
             tokenization: "plain" keeps words (runs of letters and digits) in lower case; "english" also drops stop
                 words and stems the others (Snowball).
 
         Raises:
+            FileExistsError: if the folder contains something.
             ValueError: if the tokenization is another one.
         """
         if tokenization not in TOKENIZATIONS:
             raise ValueError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
         rows = documents.distinct_rows()
-        ids = IdIndex.build(documents.columns(rows))
         tokens = _tokenize(documents.texts.take(pa.array(rows)).to_pylist(), tokenization)
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(rows) > 100_000)
         description = {"kind": "bm25", "collection": documents.fingerprint(), "documents": len(rows)}
-        index = cls(retriever, ids, description | {"k1": k1, "b": b, "tokenization": tokenization})
+        description |= {"k1": k1, "b": b, "tokenization": tokenization}
+        index = cls(retriever, IdIndex.build(documents.columns(rows)), description)
         if folder is not None:
             index.save(folder)
         return index
@@ -76,12 +68,8 @@ class BM25Index(Index):
         self.ids.save_ids(data)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "BM25Index":
-        """Open a saved index, see `Index.open`.
-
-        Raises:
-            ValueError: if it was saved in the layout of an earlier release, or a ranker is given.
-        """
+    def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
+        """Open a saved index, see `Index`; those of earlier releases are refused by a ValueError."""
         folder = Path(folder)
         if ranker is not None:
             raise ValueError("BM25 searches without a ranker; open it with the folder only.")
@@ -96,21 +84,16 @@ class BM25Index(Index):
 
     def _rank(self, texts: Sequence[str], k: int) -> list[Ranking]:
         tokens = _tokenize(texts, self.description["tokenization"])
-        results = self._retriever.retrieve(tokens, k=min(k, len(self)), show_progress=False)
-        rankings = []
-        for rows, scores in zip(*results, strict=True):
+        rows_and_scores = self._retriever.retrieve(tokens, k=min(k, len(self)), show_progress=False)
+        results = []
+        for rows, scores in zip(*rows_and_scores, strict=True):
             has_match = scores > 0
-            scores, rows = best_of(scores[has_match], rows[has_match], k)
-            rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
-        return rankings
+            results.append(best_of(scores[has_match], rows[has_match], k))
+        return self._with_ids(results)
 
 
 def _tokenize(texts: Sequence[str], tokenization: str) -> bm25s.tokenization.Tokenized:
-    is_english = tokenization == "english"
-    return bm25s.tokenize(
-        texts,
-        stopwords="en" if is_english else None,
-        stemmer=Stemmer.Stemmer("english") if is_english else None,
-        token_pattern=r"(?u)\w+",
-        show_progress=len(texts) > 100_000,
-    )
+    options = {"token_pattern": r"(?u)\w+", "show_progress": len(texts) > 100_000, "stopwords": None}
+    if tokenization == "english":
+        options |= {"stopwords": "en", "stemmer": Stemmer.Stemmer("english")}
+    return bm25s.tokenize(texts, **options)

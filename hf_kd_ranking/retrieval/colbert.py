@@ -5,7 +5,6 @@ centroid; the tokens of a query choose centroids, the documents with tokens ther
 centroids, and exact MaxSim ranks the best of them. Products are dot products, as in https://arxiv.org/abs/2010.02666.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,23 +15,12 @@ from ..artifacts import new_version, open_version
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
-from .base import Index, best_of, check_k, check_vectors
-from .vector_store import TRAINING_VECTORS, VectorStore, faiss_reason
-
-Chunk = tuple[int, np.ndarray, np.ndarray]  # first row, vectors per document, vectors
+from .base import Index, Result, best_of, check_k, check_vectors
+from .vector_store import TRAINING_VECTORS, Chunk, VectorStore, faiss_errors
 
 
 class ColBERTIndex(Index):
-    """MaxSim search over a vector store in any storage; make one with `build` or `open`.
-
-    Options of `search`: see `search_vectors`.
-
-    Args:
-        store: the vectors; it knows its ranker.
-
-    Raises:
-        ValueError: if documents do not have one vector per token, compared by MaxSim.
-    """
+    """MaxSim search over a vector store in any storage; make one with `build` or `open`."""
 
     compares = (("per_token", "max_sim"),)
     queries_at_once = 16
@@ -48,24 +36,18 @@ class ColBERTIndex(Index):
 
     @classmethod
     def build(
-        cls,
-        store: VectorStore,
-        folder: str | os.PathLike | None = None,
-        *,
-        centroids: int | None = None,
-        seed: int = 0,
+        cls, store: VectorStore, folder: str | Path | None = None, *, centroids: int | None = None, seed: int = 0
     ) -> "ColBERTIndex":
-        """Index the vectors of a store, see `Index.build`.
+        """Index the vectors of a store, see `Index`.
 
         Args:
-            store: the vectors.
             folder: None, or the folder of the store, where the centroids are saved.
             centroids: number of centroids; 0 chooses 4 * sqrt(vectors), at most a 39th of the vectors trained on; None
                 searches exactly only.
             seed: seed of the sample and of k-means.
 
         Raises:
-            ValueError: also if there are too few vectors for the centroids.
+            ValueError: if the vectors are not compared by MaxSim, or are too few for the centroids.
         """
         if folder is not None and Path(folder).resolve() != store.folder.resolve():
             raise ValueError(f"A ColBERTIndex is saved with its vectors in {store.folder}, not in {folder}.")
@@ -75,12 +57,8 @@ class ColBERTIndex(Index):
         return index
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "ColBERTIndex":
-        """Open a store and the centroids inside, if there are any; see `Index.open`.
-
-        Raises:
-            ValueError: also if the centroids belong to an earlier version of the vectors.
-        """
+    def open(cls, folder: str | Path, ranker: Ranker, is_verified: bool = True) -> "ColBERTIndex":
+        """Open a store and the centroids inside, if there are any, which must belong to its vectors; see `Index`."""
         index = cls(VectorStore.open(folder, ranker, is_verified))
         inside = index.store.folder / "centroids"
         if inside.is_dir():
@@ -95,8 +73,8 @@ class ColBERTIndex(Index):
 
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the best k rows for the token vectors of every query.
+    ) -> list[Result]:
+        """Return the scores and rows of the best k documents for the token vectors of every query.
 
         Args:
             queries: (Lq, D) float32 each.
@@ -104,28 +82,18 @@ class ColBERTIndex(Index):
             probes: centroids per query token; None takes the attribute `probes`, whose None compares every document.
             candidates: documents that exact MaxSim ranks after the centroids; None takes 4 * k and at least 256.
 
-        Returns:
-            The scores, descending, and the rows of every query.
-
         Raises:
             ValueError: if there are no centroids for probes, or k is not positive.
         """
         check_k(k)
         probes = probes or self.probes
         if probes is None:
-            return search_tokens(queries, self._chunks(), k)
+            return search_tokens(queries, self.store.chunks(), k)
         if self.centroids is None:
             raise ValueError(f"{self.store.folder} has no centroids to probe; build the index with centroids.")
-        candidates = candidates or max(256, 4 * k)
-        return [self._search_candidates(query, k, probes, candidates) for query in queries]
+        return [self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in queries]
 
-    def _chunks(self) -> Iterable[Chunk]:
-        for start, stop, vectors in self.store.chunks():
-            yield start, np.diff(self.store.offsets[start : stop + 1]), vectors
-
-    def _search_candidates(
-        self, query: np.ndarray, k: int, probes: int, candidates: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _search_candidates(self, query: np.ndarray, k: int, probes: int, candidates: int) -> Result:
         products = query @ self.centroids.T  # (Lq, C)
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
@@ -149,12 +117,10 @@ class ColBERTIndex(Index):
         sample = self.store.sample(TRAINING_VECTORS, seed)
         count = count or max(1, min(int(4 * len(self.store.values) ** 0.5), len(sample) // 39))
         kmeans = faiss.Kmeans(self.store.dimension, count, niter=10, seed=seed + 1, min_points_per_centroid=1)
-        try:
+        with faiss_errors(f"{count} centroids of {len(sample):,} vectors"):
             kmeans.train(sample)
-        except RuntimeError as error:
-            raise ValueError(f"{count} centroids of {len(sample):,} vectors: {faiss_reason(error)}") from None
         documents, nearest = [], []
-        for start, lengths, vectors in self._chunks():
+        for start, lengths, vectors in self.store.chunks():
             _, centroids = kmeans.index.search(vectors, 1)
             rows = np.repeat(np.arange(start, start + len(lengths)), lengths)
             pairs = np.unique(np.stack([centroids[:, 0], rows]), axis=1)  # a document once per centroid
@@ -164,25 +130,22 @@ class ColBERTIndex(Index):
         self.centroids = kmeans.centroids
         self.lists = documents[np.argsort(nearest, kind="stable")]
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))])
-        checksum = self.store.description["checksum"]
-        description = {"kind": "centroids", "vectors": checksum, "count": count, "seed": seed}
+        description = {"kind": "centroids", "count": count, "seed": seed}
+        description["vectors"] = self.store.description["checksum"]
         with new_version(self.store.folder / "centroids", description) as data:
             for name in ("centroids", "starts", "lists"):
                 np.save(data / f"{name}.npy", vars(self)[name])
 
 
-def search_tokens(
-    queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Compare queries with all documents by exact MaxSim, in memory of the tokens of one query with one chunk.
+def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> list[Result]:
+    """Return the scores and rows of the best k documents for every query, by exact MaxSim.
+
+    The products of one query with one chunk are in memory at once.
 
     Args:
         queries: the token vectors of each, (Lq, D).
-        chunks: first row, number of tokens of each document, (n,), and their vectors, (T, D).
+        chunks: the token vectors of the documents, see `VectorStore.chunks`.
         k: documents per query; all if there are fewer.
-
-    Returns:
-        The scores, descending, and the rows of every query.
     """
     best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, lengths, vectors in chunks:

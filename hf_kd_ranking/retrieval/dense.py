@@ -4,10 +4,8 @@ Exact results are those of brute force to the last rank: scores are inner produc
 float32, tied documents are in the order of the collection.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -15,79 +13,61 @@ import numpy as np
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
 from ..ranker import Ranker
-from .base import Index, best_of, check_k, check_model
-from .vector_store import VectorStore, faiss_reason, train_index
+from .base import Index, Result, best_of, check_k, check_model
+from .vector_store import VectorStore, faiss_errors, train_index
 
-QUERIES_AT_ONCE = 256
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
 # Rounding error of float32 sums for vectors of length 1: what comes closer than this to rank k may belong before it.
 ROUNDING = 4e-6
 
 
 class DenseIndex(Index):
-    """A faiss index of one vector per document; make one with `build` or `open`.
-
-    Options of `search`: see `search_vectors`.
-
-    Args:
-        ranker: the ranker that made the vectors; it encodes the queries.
-        index: the faiss index, for inner products.
-        ids: the ids of its rows.
-        removed: (N,) True at rows that are not returned any more.
-        description: the model and the store of the vectors, and the factory.
-    """
+    """A faiss index of one vector per document; make one with `build` or `open`."""
 
     compares = (("one", "dot"),)
 
     def __init__(
-        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: Mapping[str, Any]
+        self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: dict
     ) -> None:
         self.ranker = ranker
+        self.index = index  # for inner products
         self.ids = ids
-        self.index = index
-        self.removed = removed
-        self.description = dict(description)
+        self.removed = removed  # (N,) True at rows that are not returned any more
+        self.description = description
 
     @classmethod
     def build(
-        cls, store: VectorStore, folder: str | os.PathLike | None = None, *, factory: str = "Flat", seed: int = 0
+        cls, store: VectorStore, folder: str | Path | None = None, *, factory: str = "Flat", seed: int = 0
     ) -> "DenseIndex":
-        """Index the vectors of a store, see `Index.build`.
+        """Index the vectors of a store, see `Index`.
 
         Args:
-            store: the vectors.
-            folder: see `Index.build`.
             factory: in faiss' notation: "Flat" (exact), "HNSW32", "IVF1024,Flat", "IVF4096,PQ64".
             seed: seed of the choice of vectors that quantisers are trained on.
+
+        Raises:
+            FileExistsError: if the folder contains something.
+            ValueError: if the vectors are not compared by dot product, or faiss cannot build the index.
         """
         ranker = cls.check_ranker(store.ranker, store.folder)
         faiss_index = train_index(store, factory, seed)
         for _, _, vectors in store.chunks():
             faiss_index.add(vectors)
-        description = {
-            "kind": "dense",
-            "factory": factory,
-            "vectors": store.description["checksum"],
-            "rows": len(store),
-        }
-        for name in ("architecture", "model_dtype", "model", "dimension", "storage"):
-            description[name] = store.description[name]
+        description = store.identity | {"kind": "dense", "factory": factory, "rows": len(store)}
         index = cls(ranker, faiss_index, store, np.zeros(len(store), dtype=bool), description)
         if folder is not None:
             index.save(folder)
         return index
 
     def _write(self, data: Path) -> None:
-        try:
+        with faiss_errors(f"faiss cannot write {data}", OSError):
             faiss.write_index(self.index, str(data / "dense.faiss"))
-        except RuntimeError as error:
-            raise OSError(f"{data}: faiss could not write the index: {faiss_reason(error)}") from None
         self.ids.save_ids(data)
         np.save(data / "removed.npy", self.removed)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "DenseIndex":
-        """Open a saved index, memory-mapped where faiss can (flat vectors, inverted lists); see `Index.open`."""
+    def open(cls, folder: str | Path, ranker: Ranker, is_verified: bool = True) -> "DenseIndex":
+        """Open a saved index, memory-mapped where faiss can (flat vectors, inverted lists); see `Index`."""
         folder = Path(folder)
         description, data = open_version(folder, "dense", is_verified)
         check_model(description, ranker, folder)
@@ -106,13 +86,10 @@ class DenseIndex(Index):
         """
         check_model(store.description, self.ranker, store.folder)
         new_ids = list(store.ids())
-        is_known = self.ids.rows_of(new_ids) >= 0
-        if is_known.any():
-            first = new_ids[int(np.flatnonzero(is_known)[0])]
-            raise ValueError(
-                f"{is_known.sum()} of the {len(new_ids):,} ids of {store.folder} are in the index already, {first!r} "
-                "first; remove them before."
-            )
+        known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
+        if len(known):
+            count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
+            raise ValueError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
         self.index = faiss.deserialize_index(faiss.serialize_index(self.index))  # what is mapped cannot grow
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
@@ -121,39 +98,24 @@ class DenseIndex(Index):
         self.description["rows"] = len(self.ids)
 
     def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents out of all results; their space is free when the index is built again.
-
-        Raises:
-            KeyError: naming ids that are not in the index.
-        """
+        """Leave documents out of all results; their space is free when the index is built again."""
+        rows = self.ids.rows_of_known(ids, "documents of the index")
         self.removed = self.removed.copy()
-        self.removed[self._known_rows(ids)] = True
+        self.removed[rows] = True
         self.ids = IdIndex.build(self.ids.columns(), self.removed)
 
     def tune(self, settings: str) -> None:
-        """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128".
-
-        Raises:
-            ValueError: if the index does not have the setting.
-        """
-        try:
+        """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128"."""
+        with faiss_errors(f"{self.description['factory']} does not have the setting {settings!r}"):
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
-        except RuntimeError as error:
-            factory = self.description["factory"]
-            raise ValueError(f"{factory} does not have the setting {settings!r}: {faiss_reason(error)}") from None
 
-    def search_vectors(
-        self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the best k rows for every query vector.
+    def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> list[Result]:
+        """Return the scores and rows of the best k documents for every query vector.
 
         Args:
             queries: (Q, D) float32.
             k: rows per query; all if the index has fewer.
             only: ids of the documents that may be returned; None for all.
-
-        Returns:
-            The scores, descending, and the rows of every query.
 
         Raises:
             ValueError: if the vectors have another dimension, or k is not positive.
@@ -165,27 +127,19 @@ class DenseIndex(Index):
         allowed = ~self.removed
         if only is not None:
             is_chosen = np.zeros_like(allowed)
-            is_chosen[self._known_rows(only)] = True
+            is_chosen[self.ids.rows_of_known(only, "documents of the index")] = True
             allowed &= is_chosen
         return search_index(self.index, queries, k, None if allowed.all() else allowed)
 
-    def _known_rows(self, ids: Sequence[Id]) -> np.ndarray:
-        return self.ids.rows_of_known(ids, "documents of the index")
 
-
-def search_index(
-    index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Search a faiss index for the best k rows.
+def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[Result]:
+    """Return the scores and rows of the best k of N vectors for every query; exact for flat indexes.
 
     Args:
         index: for inner products.
         queries: (Q, D).
         k: rows per query; all if there are fewer.
         allowed: (N,) True at rows that may be returned; None for all.
-
-    Returns:
-        The scores, descending, and the rows of every query; exact for flat indexes.
     """
     available, parameters = index.ntotal, None
     if allowed is not None:
@@ -194,7 +148,7 @@ def search_index(
     if available == 0:
         return [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     k = min(k, available)
-    results, step = [], max(1, min(QUERIES_AT_ONCE, RESULTS_AT_ONCE // (2 * k)))
+    results, step = [], max(1, min(256, RESULTS_AT_ONCE // (2 * k)))
     for start in range(0, len(queries), step):
         block = np.ascontiguousarray(queries[start : start + step], dtype=np.float32)
         if isinstance(index, faiss.IndexFlat):
@@ -207,7 +161,7 @@ def search_index(
 
 def _search_exact(
     index: faiss.IndexFlat, queries: np.ndarray, k: int, available: int, parameters: faiss.SearchParameters | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[Result]:
     """Ask for more than k until the last one is clearly below rank k, then score all of them again."""
     vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(-1, index.d)
     wanted = min(k + 16, available)

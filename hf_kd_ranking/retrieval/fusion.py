@@ -10,7 +10,9 @@ METHODS = ("reciprocal_rank", "weighted_sum")
 def fuse_runs(
     runs: Sequence[Run], method: str = "reciprocal_rank", weights: Sequence[float] | None = None, constant: int = 60
 ) -> Run:
-    """Fuse runs; a document that a run does not contain gets nothing from it.
+    """Fuse runs into one of all their documents, best first; ties are in the order of the runs.
+
+    A document that a run does not contain gets nothing from it.
 
     Args:
         runs: rankings of the same collection; a query may be missing in some.
@@ -19,9 +21,6 @@ def fuse_runs(
             scaled to 0..1 in each ranking (a ranking of equal scores gives 1).
         weights: one per run; None for equal ones that sum to 1.
         constant: the constant of reciprocal ranks.
-
-    Returns:
-        All documents of each query, best first; ties in the order of the runs.
 
     Raises:
         ValueError: if no runs are given, the method is unknown, or there is not one weight per run.

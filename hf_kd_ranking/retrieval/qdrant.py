@@ -1,7 +1,6 @@
-"""Search beyond one machine: vectors of documents or of their tokens in Qdrant, embedded, on a server or on a cluster.
+"""Vectors of documents, or of their tokens, in Qdrant: embedded, on a server or on a cluster.
 
-An embedded collection (`path`) is searched by brute force in one process: for tests and small collections. The key of
-a server (`url`) is read from the environment variable QDRANT_API_KEY and from nowhere else.
+The key of a server is read from the environment variable QDRANT_API_KEY and from nowhere else.
 """
 
 import logging
@@ -9,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from qdrant_client import QdrantClient, models
@@ -26,19 +25,14 @@ API_KEY = "QDRANT_API_KEY"
 ATTEMPTS = 6  # of a request; waits of 1, 2, 4, 8 and 16 s between them
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
 
 
 class QdrantIndex(Index):
     """A collection in Qdrant; make one with `build` or `open`.
 
     Options of `search`: `only`, the ids of the documents that may be returned, None for all; `exact`, True makes a
-    server compare every document, None leaves it to the server. An embedded collection always compares every document.
-
-    Args:
-        ranker: the ranker that made the vectors; it encodes the queries.
-        client: the connection to the database.
-        name: name of the collection.
+    server compare every document, None leaves it to the server. An embedded collection always compares every document
+    in one process: it is for tests and small collections.
     """
 
     compares = tuple(INDEX_NAMES)
@@ -53,7 +47,7 @@ class QdrantIndex(Index):
     def build(
         cls,
         store: VectorStore,
-        path: str | os.PathLike | None = None,
+        path: str | Path | None = None,
         *,
         url: str | None = None,
         name: str = "documents",
@@ -64,7 +58,7 @@ class QdrantIndex(Index):
         """Upload a store; after an interruption the same call resumes, and no document is uploaded twice.
 
         Args:
-            store: the vectors.
+            store: the vectors; it knows its ranker.
             path: folder of an embedded collection.
             url: address of a server, in place of a path.
             name: name of the collection; it is created if it does not exist.
@@ -77,25 +71,19 @@ class QdrantIndex(Index):
             ValueError: if Qdrant cannot compare the vectors, or the collection contains others.
             ConnectionError: if the server does not answer; what is uploaded stays.
         """
-        ranker = cls.check_ranker(store.ranker, store.folder)
-        index = cls(ranker, _connect(path, url), name)
-        description = {"documents": len(store), "vectors": store.description["checksum"]}
-        for key in ("architecture", "model_dtype", "model"):
-            description[key] = store.description[key]
-        if not index._exists():
-            multivector = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-            parameters = models.VectorParams(
-                size=store.dimension,
-                distance=models.Distance.DOT,
-                multivector_config=multivector if store.has_token_vectors else None,
-                **(vectors or {}),
-            )
-            index._ask(lambda: index.client.create_collection(name, parameters, metadata=description, **settings))
+        index = cls(cls.check_ranker(store.ranker, store.folder), _connect(path, url), name)
+        description = {"documents": len(store)} | store.identity
+        if index._description() is None:
+            parameters = models.VectorParams(size=store.dimension, distance=models.Distance.DOT, **(vectors or {}))
+            if store.has_token_vectors:
+                comparator = models.MultiVectorComparator.MAX_SIM
+                parameters.multivector_config = models.MultiVectorConfig(comparator=comparator)
+            index._ask(index.client.create_collection, name, parameters, metadata=description, **settings)
         uploaded = index._description()
         for key in changed_names(uploaded, description):
+            values = f"{uploaded.get(key)}, here {description[key]}"
             raise ValueError(
-                f"The Qdrant collection {name!r} has other {key} ({uploaded.get(key)}, here {description[key]}); give "
-                "another name, or delete it first."
+                f"Qdrant collection {name!r} has other {key} ({values}); give another name, or delete it."
             )
         index._upload(store, batch_size)
         return index
@@ -103,7 +91,7 @@ class QdrantIndex(Index):
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike | None = None,
+        path: str | Path | None = None,
         ranker: Ranker | None = None,
         *,
         url: str | None = None,
@@ -119,21 +107,19 @@ class QdrantIndex(Index):
         if ranker is None:
             raise ValueError(f"The ranker that made the vectors in the Qdrant collection {name!r} is needed.")
         index = cls(ranker, _connect(path, url), name)
-        if not index._exists():
-            raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
         description = index._description()
+        if description is None:
+            raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
         if "model" not in description:
             raise ValueError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
         check_model(description, ranker, Path(name))
         if len(index) < description["documents"]:
-            raise ValueError(
-                f"The Qdrant collection {name!r} has {len(index):,} of {description['documents']:,} documents; build "
-                "it again, which resumes where it stopped."
-            )
+            counts = f"{len(index):,} of {description['documents']:,} documents"
+            raise ValueError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
         return index
 
     def __len__(self) -> int:
-        return self._ask(lambda: self.client.count(self.name, exact=True)).count
+        return self._ask(self.client.count, self.name, exact=True).count
 
     def close(self) -> None:
         """Close the connection; an embedded collection can be opened once at a time."""
@@ -148,21 +134,21 @@ class QdrantIndex(Index):
         if only is not None:
             ids = models.MatchAny(any=[str(i) for i in only])
             options["filter"] = models.Filter(must=[models.FieldCondition(key="id", match=ids)])
-        vectors = self.ranker.encode_queries(texts)
-        requests = [models.QueryRequest(query=query.tolist(), **options) for query in vectors]
+        queries = self.ranker.encode_queries(texts)
+        requests = [models.QueryRequest(query=query.tolist(), **options) for query in queries]
         rankings = []
-        for answer in self._ask(lambda: self.client.query_batch_points(self.name, requests)):
+        for answer in self._ask(self.client.query_batch_points, self.name, requests):
             ids = {point.id: point.payload["id"] for point in answer.points}
             scores = np.array([point.score for point in answer.points])
             scores, rows = best_of(scores, np.array(list(ids), dtype=np.int64), k)
             rankings.append([(ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
         return rankings
 
-    def _exists(self) -> bool:
-        return self._ask(lambda: self.client.collection_exists(self.name))
-
-    def _description(self) -> dict[str, Any]:
-        return self._ask(lambda: self.client.get_collection(self.name)).config.metadata or {}
+    def _description(self) -> dict[str, Any] | None:
+        """Return what the collection was built from; None if it does not exist."""
+        if not self._ask(self.client.collection_exists, self.name):
+            return None
+        return self._ask(self.client.get_collection, self.name).config.metadata or {}
 
     def _upload(self, store: VectorStore, batch_size: int) -> None:
         # In the order of the rows, and each batch is acknowledged before the next, so the count says where to resume.
@@ -171,40 +157,35 @@ class QdrantIndex(Index):
         with tqdm(total=len(store), initial=done, desc=f"Uploading to {self.name}", unit="passage") as progress:
             for start in range(done, len(store), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(store)))
-                batch = models.Batch(
-                    ids=rows.tolist(),
-                    vectors=[vectors.tolist() for vectors in store.take(rows)],
-                    payloads=[{"id": doc_id} for doc_id in store.ids_of(rows)],
-                )
-                self._ask(lambda points=batch: self.client.upsert(self.name, points, wait=True))
+                vectors = [vectors.tolist() for vectors in store.take(rows)]
+                payloads = [{"id": doc_id} for doc_id in store.ids_of(rows)]
+                batch = models.Batch(ids=rows.tolist(), vectors=vectors, payloads=payloads)
+                self._ask(self.client.upsert, self.name, batch, wait=True)
                 progress.update(len(rows))
         if len(self) != len(store):
-            raise ValueError(
-                f"The Qdrant collection {self.name!r} has {len(self):,} documents, not {len(store):,}: something else "
-                "writes to it; delete it and build it again."
-            )
+            problem = f"has {len(self):,} documents, not {len(store):,}: something else writes to it"
+            raise ValueError(f"The Qdrant collection {self.name!r} {problem}; delete it and build it again.")
 
-    def _ask(self, request: Callable[[], Answer]) -> Answer:
+    def _ask(self, method: Callable, *arguments: Any, **options: Any) -> Any:
         """Send a request, again while the server is down, slow or overloaded; all of ours may be repeated."""
         for attempt in range(ATTEMPTS):
+            if attempt > 0:
+                time.sleep(2 ** (attempt - 1))
             try:
-                return request()
+                return method(*arguments, **options)
             except UnexpectedResponse as error:
-                if error.status_code not in (408, 429) and error.status_code < 500:
-                    raise ValueError(f"Qdrant refuses the request on {self.name!r}: {_line(error)}") from None
                 problem = _line(error)
+                if error.status_code not in (408, 429) and error.status_code < 500:
+                    raise ValueError(f"Qdrant refuses the request on {self.name!r}: {problem}") from None
             except ResponseHandlingException as error:
                 problem = _line(error)
             logger.warning("Qdrant did not answer (%s), attempt %d of %d", problem, attempt + 1, ATTEMPTS)
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(2**attempt)
         raise ConnectionError(
-            f"Qdrant did not answer {ATTEMPTS} times ({problem}); check that the server runs. What is uploaded stays, "
-            "and the same call resumes there."
+            f"Qdrant did not answer {ATTEMPTS} times ({problem}); when the server runs, the same call resumes there."
         )
 
 
-def _connect(path: str | os.PathLike | None, url: str | None) -> QdrantClient:
+def _connect(path: str | Path | None, url: str | None) -> QdrantClient:
     if (path is None) == (url is None):
         raise ValueError("Give either a path (embedded) or url= (a server).")
     if url is not None:

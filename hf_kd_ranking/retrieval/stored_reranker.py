@@ -4,8 +4,8 @@ A stored document costs no encoding: PreTTR runs only the layers after the join,
 their products.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,14 +20,7 @@ QUERIES_AT_ONCE = 256
 
 
 class StoredReranker:
-    """A ranker with the stored vectors of its documents; make one with `build` or `open`.
-
-    Args:
-        store: the vectors of any architecture that stores them; it knows its ranker, which encodes the queries.
-
-    Raises:
-        ValueError: if the store was opened without its ranker.
-    """
+    """A ranker, of any architecture that stores vectors, with a store that knows it; it encodes the queries."""
 
     def __init__(self, store: VectorStore) -> None:
         if store.ranker is None:
@@ -37,26 +30,12 @@ class StoredReranker:
         self.store = store
 
     @classmethod
-    def build(
-        cls, ranker: Ranker, documents: TextStore, folder: str | os.PathLike, storage: str = "float16"
-    ) -> "StoredReranker":
-        """Encode a collection, see `VectorStore.build`."""
-        return cls(VectorStore.build(ranker, documents, folder, storage))
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
+    def open(cls, folder: str | Path, ranker: Ranker, is_verified: bool = True) -> "StoredReranker":
         """Open an encoded collection, see `VectorStore.open`."""
         return cls(VectorStore.open(folder, ranker, is_verified))
 
-    def __len__(self) -> int:
-        return len(self.store)
-
     def score(self, query: str, doc_ids: Sequence[Id]) -> np.ndarray:
-        """Return the scores of documents for a query, (N,) float32.
-
-        Raises:
-            KeyError: naming ids that are not in the store.
-        """
+        """Return the scores of documents for a query, (N,) float32; a KeyError names ids that are not in the store."""
         return self._score(self.ranker.encode_queries([query])[0], doc_ids)
 
     def rerank(self, candidates: Run, queries: TextStore | Mapping[str, str]) -> Run:

@@ -5,37 +5,36 @@ a vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T
 codec, `codec.faiss`.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 
-from ..artifacts import has_description, new_version, open_version, read_description, work_folder
+from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
 from ..inference import encode_texts
 from ..processes import processes
 from ..ranker import Ranker
-from . import encode
 from .base import check_model, model_identity, refuse_replacing
 
+STORAGES = ("float32", "float16", "int8")
+# Documents encoded between two saves, the most that a kill loses; sorted by length within. With 768 values per token,
+# 0.5 GB.
+DOCUMENTS_PER_BLOCK = 1_024
+Chunk = tuple[int, np.ndarray, np.ndarray]  # first row, number of vectors per document (n,), vectors (T, D) float32
 # Vectors converted to float32 at once: 200 MB of 768 dimensions.
 CHUNK_SIZE = 65_536
 TRAINING_VECTORS = 262_144
 
 
 class VectorStore(IdIndex):
-    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`.
+    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`."""
 
-    Args:
-        folder: the folder that `build` wrote.
-        ranker: the ranker that made the vectors; None for reading them only.
-        is_verified: False skips the comparison of checksums, for which every file is read.
-    """
-
-    def __init__(self, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> None:
+    def __init__(self, folder: str | Path, ranker: Ranker | None = None, is_verified: bool = True) -> None:
         self.folder = Path(folder)
         self.ranker = ranker
         self.description, data = open_version(self.folder, "vectors", is_verified)
@@ -46,13 +45,15 @@ class VectorStore(IdIndex):
         codec = data / "codec.faiss"
         self._codec = faiss.read_index(str(codec)) if codec.is_file() else None
         super().__init__(self.description["documents"], *open_ids(data))
+        if ranker is not None:
+            check_model(self.description, ranker, self.folder)
 
     @classmethod
     def build(
         cls,
         ranker: Ranker,
         documents: TextStore,
-        folder: str | os.PathLike,
+        folder: str | Path,
         storage: str = "float32",
         overwrite: bool = False,
     ) -> "VectorStore":
@@ -70,37 +71,26 @@ class VectorStore(IdIndex):
 
         Raises:
             FileExistsError: if the folder contains other vectors and `overwrite` is False, or other files.
-            ValueError: if the ranker cannot encode documents without the query, a work folder belongs to other inputs,
-                or a value does not fit the storage.
+            ValueError: if documents need the query, unfinished work has other inputs, or a value exceeds the storage.
         """
         folder = Path(folder)
-        if storage not in encode.STORAGES:
-            raise ValueError(f"Vectors are stored as one of {', '.join(encode.STORAGES)}, got {storage!r}.")
+        if storage not in STORAGES:
+            raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
         (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
         description = {**model_identity(ranker), "kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
         description["collection"] = documents.fingerprint()
-        if not _is_complete(folder, description, overwrite):
+        is_complete = has_description(folder) and description.items() <= read_description(folder).items()
+        if overwrite or not is_complete:
+            refuse_replacing(folder, "vectors", overwrite)
             _write_store(ranker, documents, folder, description)
-        store = cls(folder, is_verified=False)
-        store.ranker = ranker
-        return store
+        return cls(folder, ranker, is_verified=False)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
-        """Open a store; arguments as the class has them.
+    def open(cls, folder: str | Path, ranker: Ranker | None = None, is_verified: bool = True) -> "VectorStore":
+        """Open a store, see `Index`; without a ranker its vectors can only be read."""
+        return cls(folder, ranker, is_verified)
 
-        Raises:
-            FileNotFoundError: if there is not a store.
-            ValueError: if another model made it, or a file is truncated or damaged.
-        """
-        store = cls(folder, ranker, is_verified)
-        if ranker is not None:
-            check_model(store.description, ranker, store.folder)
-        return store
-
-    def compress(
-        self, folder: str | os.PathLike, factory: str, seed: int = 0, overwrite: bool = False
-    ) -> "VectorStore":
+    def compress(self, folder: str | Path, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
         """Write the same vectors as codes of a faiss codec, which every look-up decodes.
 
         Args:
@@ -111,14 +101,14 @@ class VectorStore(IdIndex):
             overwrite: True replaces an existing store.
 
         Raises:
-            FileExistsError: if the folder contains a store and `overwrite` is False, or other files.
+            FileExistsError: as of `build`.
             ValueError: if faiss cannot build the codec.
         """
         codec = train_index(self, factory, seed)
         codes = (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
         refuse_replacing(Path(folder), "vectors", overwrite)
         with new_version(Path(folder), self.description | {"storage": factory}) as data:
-            _write_vectors(data / "vectors.npy", codes, (len(self.values), codec.sa_code_size()))
+            _write_vectors(data, codes, "uint8", (len(self.values), codec.sa_code_size()))
             faiss.write_index(codec, str(data / "codec.faiss"))
             if self.offsets is not None:
                 np.save(data / "offsets.npy", self.offsets)
@@ -133,8 +123,14 @@ class VectorStore(IdIndex):
 
     @property
     def has_token_vectors(self) -> bool:
-        """True where every token has a vector."""
+        """Whether every token has a vector."""
         return self.offsets is not None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The vectors and their model, for the description of an index."""
+        names = ("architecture", "model_dtype", "model")
+        return {name: self.description[name] for name in names} | {"vectors": self.description["checksum"]}
 
     @property
     def bytes_per_document(self) -> float:
@@ -148,18 +144,14 @@ class VectorStore(IdIndex):
             return self._unpack(np.asarray(rows))
         return [self._unpack(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
 
-    def chunks(self, size: int = CHUNK_SIZE) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield all vectors in order: first row, row after the last, and about `size` vectors, (T, D) float32."""
+    def chunks(self, size: int = CHUNK_SIZE) -> Iterator[Chunk]:
+        """Yield about `size` vectors at once, in order."""
+        offsets = np.arange(len(self) + 1) if self.offsets is None else self.offsets
         start = 0
         while start < len(self):
-            stop = start + size
-            if self.offsets is not None:
-                stop = int(np.searchsorted(self.offsets, self.offsets[start] + size, side="right")) - 1
-            stop = min(max(stop, start + 1), len(self))
-            first, last = start, stop
-            if self.offsets is not None:
-                first, last = self.offsets[[start, stop]].tolist()
-            yield start, stop, self._unpack(slice(first, last))
+            stop = int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1
+            stop = max(stop, start + 1)
+            yield start, np.diff(offsets[start : stop + 1]), self._unpack(slice(offsets[start], offsets[stop]))
             start = stop
 
     def _unpack(self, chosen: slice | np.ndarray) -> np.ndarray:
@@ -171,59 +163,73 @@ class VectorStore(IdIndex):
         return vectors * self.scales[chosen][:, None]
 
 
-# ---- Writing --------------------------------------------------------------------------------------------------------
-
-
-def _is_complete(folder: Path, description: dict, overwrite: bool) -> bool:
-    """Return whether a folder contains these vectors; refuse to replace what must be kept."""
-    if has_description(folder) and not overwrite:
-        if description.items() <= read_description(folder).items():
-            return True
-        raise FileExistsError(
-            f"{folder} holds other vectors; give another output, or --overwrite (overwrite=True) to replace them."
-        )
-    refuse_replacing(folder, "vectors", overwrite)
-    return False
-
-
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
+    """Encode in blocks, which survive an interruption and are shared among the processes of a job, and join them."""
     rows = documents.distinct_rows()
-    inputs = description | {"per_block": encode.DOCUMENTS_PER_BLOCK}
+    inputs = description | {"per_block": DOCUMENTS_PER_BLOCK}
+    description = description | {"documents": len(rows)}
+
+    def encode_block(block: slice) -> dict[str, np.ndarray]:
+        texts = documents.texts.take(pa.array(rows[block])).to_pylist()
+        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
+        arrays = {}
+        if isinstance(vectors, list):  # (L, D) each
+            arrays["lengths"] = np.array([len(tokens) for tokens in vectors])
+            vectors = np.concatenate(vectors)
+        arrays["vectors"], scales = pack(vectors, description["storage"])
+        if scales is not None:
+            arrays["scales"] = scales
+        return arrays
+
     with work_folder(folder, lambda _: inputs) as work:
-        blocks = encode.encode_blocks(ranker, documents, rows, work, description["storage"])
+        blocks, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
         if processes().is_main_process:
-            with new_version(folder, description | {"documents": len(rows)}) as data:
-                _write_blocks(blocks, data, len(rows), description["dimension"])
+            with new_version(folder, description) as data:
+                _write_blocks(blocks, data, description)
                 IdIndex.build(documents.columns(rows)).save_ids(data)
 
 
-def _write_blocks(blocks: Sequence[Path], data: Path, documents: int, dimension: int) -> None:
+def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convert vectors, (T, D) float32, to one of `STORAGES`; a ValueError says if a value does not fit.
+
+    For int8 the factor of each vector, (T,) float32, is returned as well: its largest value / 127.
+    """
+    scales = None
+    if storage == "int8":
+        scales = np.abs(vectors).max(1, initial=0.0) / np.float32(127)
+        values = np.rint(vectors / np.where(scales == 0, 1, scales)[:, None])
+    else:
+        with np.errstate(over="ignore"):
+            values = vectors.astype(storage, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"A vector has a value that is not finite in {storage}; store float32, or encode in float32.")
+    return values.astype(storage, copy=False), scales
+
+
+def _write_blocks(blocks: Sequence[Path], data: Path, description: dict) -> None:
     """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
-    lengths, scales = [np.zeros(1, dtype=np.int64)], []
+    collected = {"lengths": [], "scales": []}
     for path in blocks:
         with np.load(path) as block:
-            if "lengths" in block:
-                lengths.append(block["lengths"])
-            if "scales" in block:
-                scales.append(block["scales"])
-    count = documents
-    if len(lengths) > 1:
-        offsets = np.cumsum(np.concatenate(lengths))
+            for name in collected.keys() & block.keys():
+                collected[name].append(block[name])
+    count = description["documents"]
+    if collected["lengths"]:
+        offsets = np.cumsum(np.concatenate([[0], *collected["lengths"]]))
         count = int(offsets[-1])
         np.save(data / "offsets.npy", offsets)
-    if scales:
-        np.save(data / "scales.npy", np.concatenate(scales))
-    _write_vectors(data / "vectors.npy", (np.load(path)["vectors"] for path in blocks), (count, dimension))
+    if collected["scales"]:
+        np.save(data / "scales.npy", np.concatenate(collected["scales"]))
+    vectors = (np.load(path)["vectors"] for path in blocks)
+    _write_vectors(data, vectors, description["storage"], (count, description["dimension"]))
 
 
-def _write_vectors(path: Path, arrays: Iterable[np.ndarray], shape: tuple[int, int]) -> None:
-    """Write arrays of one dtype one after another as one array; not mapped, so that a full disk is an error."""
-    with path.open("wb") as file:
-        for number, array in enumerate(arrays):
-            if number == 0:
-                descr = np.lib.format.dtype_to_descr(array.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
+def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: tuple[int, int]) -> None:
+    """Write arrays one after another as one array; not mapped, so that a full disk is an error."""
+    with (data / "vectors.npy").open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for array in arrays:
             file.write(np.ascontiguousarray(array).data)
 
 
@@ -231,25 +237,23 @@ def _load_optional(path: Path) -> np.ndarray | None:
     return np.load(path, mmap_mode="r") if path.is_file() else None
 
 
-# ---- faiss ----------------------------------------------------------------------------------------------------------
-
-
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
     """Return an empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
 
-    Raises:
-        ValueError: if faiss does not know the factory, or it needs more vectors.
+    A ValueError says if faiss does not know the factory, or if it needs more vectors.
     """
-    try:
+    with faiss_errors(f"faiss cannot build {factory!r} over {len(store.values):,} vectors"):
         index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             index.train(store.sample(TRAINING_VECTORS, seed))
-    except RuntimeError as error:
-        reason = faiss_reason(error)
-        raise ValueError(f"faiss cannot build {factory!r} over {len(store.values):,} vectors: {reason}.") from None
     return index
 
 
-def faiss_reason(error: RuntimeError) -> str:
-    """Return the message of faiss without the line of its source that it names first."""
-    return str(error).strip().splitlines()[-1].rpartition(": ")[2]
+@contextmanager
+def faiss_errors(message: str, error_type: type[Exception] = ValueError) -> Iterator[None]:
+    """Add a message to the errors of faiss, and leave out the line of its source that they name first."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition(": ")[2]
+        raise error_type(f"{message}: {reason}") from None

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -19,7 +18,6 @@ from starlette.staticfiles import StaticFiles
 
 from .search import SearchEngine
 
-STATIC = Path(__file__).parent / "static"
 HEADERS = {
     # The Hub shows a Space in a frame of its page.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -33,13 +31,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server.
-
-    Args:
-        characters: longest query in characters.
-        per_minute: queries per client and minute.
-        waiting: queries that are searched or wait for their turn; one is searched at a time.
-    """
+    """Limits: characters of a query, queries per client and minute, and queries that wait or are searched (one is)."""
 
     characters: int = 300
     per_minute: int = 60
@@ -50,9 +42,8 @@ class SearchPage:
     """The two answers of the server: the description of the page, and the results of a query.
 
     Args:
-        engine: the engine that searches.
-        about: the description: `title`, `documents` (their number), `examples` (queries), and `rankers`, each with a
-            `name` and a `line`.
+        engine: searches.
+        about: `title`, `documents` (a number), `examples` (queries), and `rankers`, each with a `name` and a `line`.
         limits: None takes the default limits.
         behind_proxy: True identifies clients by the last address of X-Forwarded-For, which the proxy wrote.
     """
@@ -79,9 +70,8 @@ class SearchPage:
         if not query:
             return _refusal(400, "The query is empty; type a few words.")
         if len(query) > self.limits.characters:
-            return _refusal(
-                400, f"The query has {len(query):,} characters, the limit is {self.limits.characters:,}; shorten it."
-            )
+            limit = f"the limit is {self.limits.characters:,}"
+            return _refusal(400, f"The query has {len(query):,} characters, {limit}; shorten it.")
         if not self._admits(request):
             return _refusal(429, f"More than {self.limits.per_minute} queries in a minute; wait a little.")
         if self._waiting >= self.limits.waiting:
@@ -111,24 +101,16 @@ class SearchPage:
 
 
 def make_app(page: SearchPage, allowed_hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> Starlette:
-    """Make the application.
+    """Make the application that serves a page.
 
-    Args:
-        page: the page that it serves.
-        allowed_hosts: host names that a request may use, "*" for any. Otherwise a foreign page could reach a server on
-            this machine under a name of its own (DNS rebinding).
+    A request must name one of `allowed_hosts`, "*" for any. Otherwise a foreign page could reach a server on this
+    machine under a name of its own (DNS rebinding).
     """
-    return Starlette(
-        routes=[
-            Route("/api/about", page.describe),
-            Route("/api/search", page.search),
-            Mount("/", StaticFiles(directory=STATIC, html=True)),
-        ],
-        middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts)),
-        ],
-    )
+    files = StaticFiles(directory=Path(__file__).parent / "static", html=True)
+    app = Starlette(routes=[Route("/api/about", page.describe), Route("/api/search", page.search), Mount("/", files)])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))
+    app.add_middleware(BaseHTTPMiddleware, dispatch=_with_headers)  # the last one added is the outermost
+    return app
 
 
 async def _with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:

@@ -23,13 +23,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a passage; all parts in order are the passage.
-
-    Args:
-        text: the text of the part.
-        strength: strength of the match, 0 (none) to 1, see `match_tokens`.
-        query_word: the word of the query that it matches, "" for none.
-    """
+    """A part of a passage, and the word of the query that it matches, with a strength of 0 (none) to 1."""
 
     text: str
     strength: float = 0.0
@@ -44,12 +38,11 @@ def mark_matches(
     document_vectors: Sequence[np.ndarray],
     token_similarity: Literal["dot", "cosine"],
 ) -> list[list[Part]]:
-    """Split passages into parts; those that a word of the query matches best are marked.
+    """Split passages into parts, whose texts joined are the passage; those that match the query best are marked.
 
     Args:
         processor: the ranker's processor.
-        query: the text of the query.
-        texts: the passages.
+        query, texts: the query and the passages.
         query_vectors: (Lq, D), one row per token of the query; tokens after its words are ignored.
         document_vectors: (Ld, D) for every passage.
         token_similarity: how the ranker compares tokens.
@@ -104,8 +97,7 @@ def match_tokens(
     """Find the token of each document that each token of the query matches best, and how strongly.
 
     The gain of a match is its product minus the mean product of the query's token with all tokens of the documents.
-    The strength is the gain divided by the largest gain, so that a constant added to the products of a query's token,
-    or a factor on all products, changes nothing.
+    The strength is the gain divided by the largest gain, so that shifts and scales of the products change nothing.
 
     Args:
         query: (Lq, D) float32; of length 1, as the documents, if the ranker compares by cosine.
@@ -116,7 +108,7 @@ def match_tokens(
         For every document the rows of its matching tokens, (R,) int64, and the strengths, (R,) from 0 to 1.
     """
     products = [query[rows] @ document.T for document in documents]  # (R, Ld)
-    all_products = np.concatenate(products, axis=1) if products else np.empty((len(rows), 0))
+    all_products = np.concatenate([np.empty((len(rows), 0), np.float32), *products], axis=1)
     means = all_products.sum(axis=1) / max(all_products.shape[1], 1)  # (R,)
     matches, largest = [], 0.0
     for product in products:

@@ -54,14 +54,8 @@ class Results:
     rankings: list[Ranking]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Documents with their scores, best first; the vectors of both sides are needed to mark matching words."""
-
-    doc_ids: list[str]
-    scores: np.ndarray
-    query_vectors: np.ndarray | None = None
-    document_vectors: Sequence[np.ndarray] = ()
+# Documents and their scores, best first, and the vectors of the query and the documents, to mark matching words.
+Scored = tuple[list[str], np.ndarray, np.ndarray | None, Sequence[np.ndarray]]
 
 
 class StageTimes(dict[str, float]):
@@ -77,47 +71,36 @@ class StageTimes(dict[str, float]):
         self._last = now
 
 
+@dataclass
 class RankerSearch:
     """One ranker over a collection: it searches an index, or re-ranks candidates from stored vectors or from texts.
 
     Args:
         ranker: any ranker.
-        documents: the texts of the collection.
+        documents: the collection.
         store: the vectors of the documents; None encodes their texts.
-        index: the index that searches the whole collection; None re-ranks candidates.
-        is_fused: True adds the candidates' scores to the ranker's, see `fuse_runs` (weighted sum).
+        index: searches the whole collection; None re-ranks candidates.
+        is_fused: True adds the candidates' scores to the ranker's by the weighted sum of `fuse_runs`.
 
     Raises:
         ValueError: if both `index` and `is_fused` are given: most documents that an index finds have no score to add.
     """
 
-    def __init__(
-        self,
-        ranker: Ranker,
-        documents: TextStore,
-        store: VectorStore | None = None,
-        index: Index | None = None,
-        is_fused: bool = False,
-    ) -> None:
-        if is_fused and index is not None:
-            raise ValueError(
-                "BM25's scores can be added to those of re-ranked candidates only (--rerank); this ranker searches an "
-                "index."
-            )
-        self.ranker = ranker
-        self.config = ranker.model.config
-        self.documents = documents
-        self.store = store
-        self.index = index
-        self.is_fused = is_fused
-        self.reading = "passage encoding" if store is None else "reading vectors"
-        # Slow tokenizers do not know where a token is in the text.
-        self.has_matches = (
-            self.config.token_similarity is not None and self.config.is_storable and ranker.tokenizer.is_fast
-        )
+    ranker: Ranker
+    documents: TextStore
+    store: VectorStore | None = None
+    index: Index | None = None
+    is_fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_fused and self.index is not None:
+            raise ValueError("BM25's scores are added to re-ranked candidates; this ranker searches an index.")
+        self.config = self.ranker.model.config
+        compares_tokens = self.config.token_similarity is not None and self.config.is_storable
+        self.has_matches = compares_tokens and self.ranker.tokenizer.is_fast  # others do not know a token's place
 
     def describe(self, candidates: int) -> str:
-        """Return the architecture and the way it ranks, in words."""
+        """Return in words how the ranker ranks, given the number of candidates."""
         if self.index is not None:
             return f"{self.config.model_type}, searches all {len(self.documents):,} passages"
         source = "their texts" if self.store is None else "stored vectors"
@@ -140,16 +123,18 @@ class RankerSearch:
         if self.index is None and not candidates:
             return Ranking(name, {}, [])
         times = StageTimes()
-        scored = self._search_index(query, times) if self.index is not None else self._rerank(query, candidates, times)
-        texts = [text[:LONGEST_TEXT] for text in self.documents[scored.doc_ids]]
+        if self.index is not None:
+            doc_ids, scores, *vectors = self._search_index(query, times)
+        else:
+            doc_ids, scores, *vectors = self._rerank(query, candidates, times)
+        texts = [text[:LONGEST_TEXT] for text in self.documents[doc_ids]]
         if self.has_matches:
-            vectors = scored.query_vectors, scored.document_vectors
             passages = mark_matches(self.ranker.processor, query, texts, *vectors, self.config.token_similarity)
         else:
             passages = [[Part(text)] for text in texts]
         first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
         hits = []
-        for doc_id, score, parts in zip(scored.doc_ids, scored.scores.tolist(), passages, strict=True):
+        for doc_id, score, parts in zip(doc_ids, scores.tolist(), passages, strict=True):
             hits.append(Hit(doc_id, score, first_ranks.get(doc_id), parts))
         return Ranking(name, dict(times), hits)
 
@@ -160,8 +145,8 @@ class RankerSearch:
         doc_ids = self.index.ids.ids_of(rows)
         times.end("search")
         if not self.has_matches:
-            return Scored(doc_ids, scores)
-        return Scored(doc_ids, scores, queries[0], self._read_vectors(doc_ids))
+            return doc_ids, scores, None, ()
+        return doc_ids, scores, queries[0], self._read_vectors(doc_ids)
 
     def _rerank(self, query: str, candidates: Sequence[tuple[str, float]], times: StageTimes) -> Scored:
         doc_ids = [doc_id for doc_id, _ in candidates]
@@ -170,7 +155,7 @@ class RankerSearch:
             query_vectors = self.ranker.encode_queries([query])[0]
             times.end("query encoding")
             vectors = self._read_vectors(doc_ids)
-            times.end(self.reading)
+            times.end("passage encoding" if self.store is None else "reading vectors")
             scores = score_stored(self.ranker.model, query_vectors, vectors, self.ranker.batch_size)
         else:
             scores = self.ranker.score(query, self.documents[doc_ids])
@@ -182,7 +167,7 @@ class RankerSearch:
         best = np.argsort(-scores, kind="stable")[:SHOWN]
         if self.has_matches:
             vectors = [vectors[i] for i in best]
-        return Scored([doc_ids[i] for i in best], scores[best], query_vectors, vectors)
+        return [doc_ids[i] for i in best], scores[best], query_vectors, vectors
 
     def _read_vectors(self, doc_ids: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         if self.store is None:
@@ -190,24 +175,25 @@ class RankerSearch:
         return self.store.take(self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}"))
 
 
+@dataclass
 class SearchEngine:
     """Rankers side by side over one collection, with BM25 as their first stage.
 
     Args:
         rankers: by name, in the order of the columns.
-        first_stage: None if every ranker searches an index.
-        k: number of candidates that are re-ranked.
+        first_stage: finds `k` candidates; None if every ranker searches an index.
 
     Raises:
         ValueError: if a ranker re-ranks and there is no first stage.
     """
 
-    def __init__(self, rankers: Mapping[str, RankerSearch], first_stage: BM25Index | None, k: int = 100) -> None:
-        if first_stage is None and _needs_candidates(rankers):
+    rankers: Mapping[str, RankerSearch]
+    first_stage: BM25Index | None
+    k: int = 100
+
+    def __post_init__(self) -> None:
+        if self.first_stage is None and any(ranker.index is None for ranker in self.rankers.values()):
             raise ValueError("A ranker without an index needs a first stage, a BM25Index.")
-        self.rankers = dict(rankers)
-        self.first_stage = first_stage
-        self.k = k
 
     def search(self, query: str) -> Results:
         """Run all stages one after the other, so that no time includes the work of another stage."""
@@ -220,9 +206,6 @@ class SearchEngine:
         for name, ranker in self.rankers.items():
             rankings.append(ranker.search(name, query, candidates))
         return Results(query, count, times.get("BM25"), rankings)
-
-
-# ---- Building an engine ---------------------------------------------------------------------------------------------
 
 
 def build_engine(
@@ -240,25 +223,19 @@ def build_engine(
 
     Args:
         rankers: by name.
-        documents: the texts of the collection.
+        documents: the collection.
         index_folders: folders that `index` wrote, in any order.
         candidates: folder of a BM25 index; None builds one if it is needed.
-        rerank: True re-ranks candidates also if an index could search.
-        fuse: True adds BM25's scores to those of re-ranked candidates.
-        k: number of candidates that are re-ranked.
-        settings: settings of the faiss indexes, see `DenseIndex.tune`.
-        probes: centroids per query token, for ColBERT indexes with centroids.
+        rerank, fuse, k, settings, probes: as the options of `hf-kd-ranking serve`.
 
     Raises:
-        ValueError: if no ranker made an index, or nothing reads `settings` or `probes`.
+        ValueError: if no ranker made an index, two belong to one ranker, or nothing reads `settings` or `probes`.
         FileNotFoundError: if an index does not exist.
     """
-    matched = match_indexes(rankers, index_folders)
-    searches, used = {}, set()
+    folders = _match_indexes(rankers, index_folders)
+    searches, used, has_reranker = {}, set(), False
     for name, ranker in rankers.items():
-        folder = matched.get(name)
-        store = None if folder is None else VectorStore.open(folder, ranker)
-        index = None
+        folder, store, index = folders.get(name), None, None
         if folder is not None and ranker.model.config.is_searchable and not rerank:
             options = {}
             if (folder / "dense").is_dir():
@@ -267,6 +244,10 @@ def build_engine(
                 options["probes"] = probes
             used.update(options)
             index = open_index(folder, ranker, **options)
+            store = index.ids  # without faiss it is the store, which was opened and verified
+        if folder is not None and not isinstance(store, VectorStore):
+            store = VectorStore.open(folder, ranker)
+        has_reranker = has_reranker or index is None
         searches[name] = RankerSearch(ranker, documents, store, index, fuse)
     if settings is not None and "settings" not in used:
         raise ValueError(f"--settings {settings} is for a faiss index that searches; `index --factory` builds one.")
@@ -275,18 +256,14 @@ def build_engine(
     first_stage = None
     if candidates is not None:
         first_stage = BM25Index.open(candidates)
-    elif _needs_candidates(searches):
+    elif has_reranker:
         logger.info("Indexing %d passages for BM25", len(documents))
         first_stage = BM25Index.build(documents)
     return SearchEngine(searches, first_stage, k)
 
 
-def match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the folder of each ranker's index, by the model that the description of the index names.
-
-    Raises:
-        ValueError: if no ranker made an index, or two indexes belong to one ranker.
-    """
+def _match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folder of each ranker's index, by the model that its description names."""
     matched: dict[str, Path] = {}
     for folder in folders:
         description = read_description(folder)
@@ -301,7 +278,3 @@ def match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> dic
                 "second index of one; give the model that built it, or build it again."
             )
     return matched
-
-
-def _needs_candidates(rankers: Mapping[str, RankerSearch]) -> bool:
-    return any(ranker.index is None for ranker in rankers.values())

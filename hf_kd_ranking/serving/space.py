@@ -37,10 +37,10 @@ def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequen
 
     Args:
         folder: a new folder.
-        engine: the engine that the Space rebuilds from its copies of models, collection and indexes.
+        engine: rebuilt by the Space from copies of models, collection and indexes.
         about: see `SearchPage`; the examples become the Space's queries.
         options: options of `serve` that the Space repeats.
-        version: version of the package, which the Space installs if this is not a checkout that can be copied.
+        version: version of the package to install if this is not a checkout that can be copied.
     """
     command = ["hf-kd-ranking", "serve", "--host", "0.0.0.0", "--port", "7860", "--proxy", "--title", about["title"]]
     command += ["--collection", "collection", *options]
@@ -61,17 +61,13 @@ def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequen
             command += ["--queries", "queries.tsv"]
         package = f"hf_kd_ranking[retrieval,serve]=={version}"
         if (SOURCE / "setup.cfg").is_file():
-            _copy_package(space / "package")
             package = "./package[retrieval,serve]"
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(SOURCE / "hf_kd_ranking", space / "package" / "hf_kd_ranking", ignore=ignored)
+            for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
+                shutil.copy(SOURCE / name, space / "package")
         rankers = "\n".join(f"- **{ranker['name']}** {ranker['line']}" for ranker in about["rankers"])
         readme = README.format(title=json.dumps(about["title"]), rankers=rankers)  # a JSON string is a YAML string
         (space / "README.md").write_text(readme, encoding="utf-8")
         dockerfile = DOCKERFILE.format(package=package, command=json.dumps(command))
         (space / "Dockerfile").write_text(dockerfile, encoding="utf-8")
-
-
-def _copy_package(folder: Path) -> None:
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(SOURCE / "hf_kd_ranking", folder / "hf_kd_ranking", ignore=ignored)
-    for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(SOURCE / name, folder)

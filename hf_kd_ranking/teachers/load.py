@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ..inference import fingerprint, score_pairs
-from ..models import ARCHITECTURES, RankerConfig, RankingOutput, RankingProcessor, TokenLists, load_ranker
+from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
 from ..models.encoder import max_positions
 from ..models.foreign import read_json
 from ..models.tk import TRAINING_CONFIG
@@ -171,7 +171,7 @@ def _recognize(name_or_path: str) -> str:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
     names = config.architectures or []
-    if isinstance(config, RankerConfig) or "PreTTR" in names:
+    if find_architecture(config) is not None:
         return "ranker"
     for name in names:
         if name.endswith("ForSequenceClassification"):

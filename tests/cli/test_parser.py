@@ -1,4 +1,4 @@
-"""What holds for every verb: spelling of options, option files, results as JSON, and errors as one line."""
+"""Properties of every verb: spelling of options, option files, results as JSON, and errors as one line."""
 
 import json
 import os
@@ -103,11 +103,11 @@ def test_flags_may_have_a_value(parse, verb):
 
 
 @pytest.mark.parametrize(
-    ("given", "value"), [(["--weights", "-1", "-.5"], [-1, -0.5]), (["--weights=-1"], [-1]), ([], None)]
+    ("given", "value"), [(["--weights", "-1", "-.5"], [-1, -0.5]), (["--weights=-1"], [-1]), ([], [])]
 )
 def test_negative_numbers_are_values(parse, given, value):
     recorded = parse("fuse", "--run", "a", "b", *given, "--output", "c")
-    assert ([str(path) for path in recorded["run"]], recorded["weights"] or None) == (["a", "b"], value)
+    assert ([str(path) for path in recorded["run"]], list(recorded["weights"] or [])) == (["a", "b"], value)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -168,7 +168,7 @@ def test_values_of_a_file_are_read_as_they_are_written(parse, tmp_path):
     path.write_text("run: [a, b=no]\noutput: 007.txt\nmethod: no\nweights: [7e-6, 1]\n")
     recorded = parse("fuse", "--config", path)
     assert ([str(run) for run in recorded["run"]], str(recorded["output"])) == (["a", "b=no"], "007.txt")
-    assert (recorded["method"], recorded["weights"]) == ("no", [7e-6, 1.0])
+    assert (recorded["method"], list(recorded["weights"])) == ("no", [7e-6, 1.0])
 
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def error_line(monkeypatch, capsys, *given) -> str:
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_option_is_one_line(monkeypatch, capsys, tmp_path, verb):
     line = error_line(monkeypatch, capsys, *verb.split(), *arguments(verb), "--lerning_rate", "1")
-    assert "No such option: --lerning-rate" in line and f"hf-kd-ranking {verb} --help" in line
+    assert "No such option" in line and "--lerning-rate" in line and f"hf-kd-ranking {verb} --help" in line
     path = tmp_path / "options.yaml"
     path.write_text("lerning_rate: 1\na-b: 2\n")
     line = error_line(monkeypatch, capsys, *verb.split(), "--config", path)

@@ -96,7 +96,7 @@ def test_help_names_options_types_and_defaults(capsys):
     with pytest.raises(SystemExit), exit_on_bad_input():
         parse_settings([Odd], ["--help"], "odd")
     shown = " ".join(capsys.readouterr().out.split())
-    for words in ("--name, --title <str>", "--is-on / --no-is-on", "Rate of 20% each. [default: 0.5]", "[required]"):
+    for words in ("--name, --title", "--is-on / --no-is-on", "Rate of 20% each. [default: 0.5]", "[required]"):
         assert words in shown
 
 

@@ -1,4 +1,4 @@
-"""What is distilled: options, and which queries are held out."""
+"""Options of a job, and the queries that it holds out."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What teachers, files of scores and judgments become, and what is refused."""
+"""Teachers, files of scores and judgments as steps use them, and refusals."""
 
 import dataclasses
 import random

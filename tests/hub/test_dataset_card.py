@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.rows import write_teacher_scores
-from hf_kd_ranking.hub.dataset_card import FILE, size_category, write_dataset_card
+from hf_kd_ranking.hub.dataset_card import FILE, write_dataset_card
 
 PAIRS = {"pos_score": [1.5, 0.0], "neg_score": [-2.0, 1.0], "query_id": [7, 8], "pos_id": [12, 1], "neg_id": [3, 2]}
 LISTS = {
@@ -104,5 +104,6 @@ def test_dataset_card_needs_the_file(tmp_path):
         (100_000_000, "100M<n<1B"),
     ],
 )
-def test_size_category_has_the_names_of_the_hub(rows, name):
-    assert size_category(rows) == name
+def test_size_category_has_the_names_of_the_hub(rows, name, folder):
+    path = write_dataset_card(folder, "me/my-scores", rows, ["a"], "texts")
+    assert DatasetCard.load(path).data.to_dict()["size_categories"] == [name]

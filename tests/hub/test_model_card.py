@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub.manifest import select_measures, write_manifest
-from hf_kd_ranking.hub.model_card import RankerCard, base_model, select_efficiency, write_card, write_model_card
+from hf_kd_ranking.hub.model_card import RankerCard, _base_model, select_efficiency, write_card, write_model_card
 from hf_kd_ranking.hub.publish import check_card
 from hf_kd_ranking.models import ARCHITECTURES
 
@@ -93,9 +93,9 @@ def test_model_card_has_no_local_paths(trained, encoder, tmp_path):
 
 
 def test_base_model_is_a_name_on_the_hub_or_none():
-    assert base_model({"encoder_config": {"_name_or_path": "org/encoder"}}) == "org/encoder"
-    assert base_model({"encoder_config": {"_name_or_path": "folder"}}) is None
-    assert base_model({"encoder_config": {}}) is None
+    assert _base_model({"encoder_config": {"_name_or_path": "org/encoder"}}) == "org/encoder"
+    assert _base_model({"encoder_config": {"_name_or_path": "folder"}}) is None
+    assert _base_model({"encoder_config": {}}) is None
 
 
 def test_model_card_without_evaluation_says_so(tmp_path):

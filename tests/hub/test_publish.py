@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import file_digest as digest
-from hf_kd_ranking.hub.manifest import public_command, read_manifest
+from hf_kd_ranking.hub.manifest import _public_command, read_manifest
 from hf_kd_ranking.hub.publish import publish_ranker
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
@@ -201,9 +201,13 @@ def test_manifest_ties_results_to_data_and_weights(folder, toy):
 
 def test_public_command_has_no_tokens_and_local_folders():
     parts = ["/home/me/train.py", "--hub_token", "secret", "--hub_token=secret", f"--x={TOKEN}", "--lr", "1e-5"]
-    assert public_command(["/x/hf_kd_ranking/__main__.py", "demo"]) == ["hf_kd_ranking", "demo"]
-    assert public_command(parts) == ["train.py", "--hub_token", "***", "--hub_token=***", "--x=***", "--lr", "1e-5"]
-    assert public_command(["--hub-token", "secret", "--hub-token=secret"]) == ["--hub-token", "***", "--hub-token=***"]
+    assert _public_command(["/x/hf_kd_ranking/__main__.py", "demo"]) == ["hf_kd_ranking", "demo"]
+    assert _public_command(parts) == ["train.py", "--hub_token", "***", "--hub_token=***", "--x=***", "--lr", "1e-5"]
+    assert _public_command(["--hub-token", "secret", "--hub-token=secret"]) == [
+        "--hub-token",
+        "***",
+        "--hub-token=***",
+    ]
 
 
 def test_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache):

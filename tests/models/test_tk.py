@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models.scoring import kernel_pooling
-from hf_kd_ranking.models.tk import sine_positions
+from hf_kd_ranking.models.tk import _sine_positions
 from hf_kd_ranking.ranker import load_tokenizer
 from hf_kd_ranking.teachers.load import load_teacher
 
@@ -259,10 +259,10 @@ def test_sine_positions_are_sines_then_cosines():
     # Size 4 has two time scales, 1 and 10,000.
     wanted = [[0, 0, 1, 1], [math.sin(1), math.sin(1e-4), math.cos(1), math.cos(1e-4)]]
     wanted += [[math.sin(2), math.sin(2e-4), math.cos(2), math.cos(2e-4)]]
-    assert torch.allclose(sine_positions(3, 4), torch.tensor([wanted]), atol=1e-7)
+    assert torch.allclose(_sine_positions(3, 4), torch.tensor([wanted]), atol=1e-7)
     # Size 7 has three, 1, 100 and 10,000, and a zero column.
     last = [math.sin(1), math.sin(1e-2), math.sin(1e-4), math.cos(1), math.cos(1e-2), math.cos(1e-4), 0]
-    assert torch.allclose(sine_positions(2, 7)[0, 1], torch.tensor(last), atol=1e-7)
+    assert torch.allclose(_sine_positions(2, 7)[0, 1], torch.tensor(last), atol=1e-7)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -13,7 +13,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking import reporting
-from hf_kd_ranking.reporting.report import mean_interval
+from hf_kd_ranking.evaluation.significance import mean_interval
 
 pytest.importorskip("matplotlib")
 

@@ -113,7 +113,7 @@ def test_bm25_english_drops_stop_words_and_stems(make_texts, tmp_path):
 
 def test_bm25_replaces_an_index_only_if_asked(texts, tmp_path):
     index = kd.BM25Index.build(texts, tmp_path / "index")
-    with pytest.raises(FileExistsError, match="index exists; give a new folder, or overwrite=True"):
+    with pytest.raises(FileExistsError, match="index exists; give a new folder, or --overwrite"):
         index.save(tmp_path / "index")
     with pytest.raises(FileExistsError):
         kd.BM25Index.build(texts, tmp_path / "index")

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 import hf_kd_ranking as kd
 from hf_kd_ranking import artifacts
-from hf_kd_ranking.retrieval import encode
+from hf_kd_ranking.retrieval import vector_store
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -31,7 +31,7 @@ def encode_texts(folder: Path, output: Path, stop_at: str | None, rank: int, pro
     os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate takes more, which hang in a forked process
     torch.set_num_threads(1)
     assert PartialState(cpu=True).num_processes == processes
-    encode.DOCUMENTS_PER_BLOCK = 10
+    vector_store.DOCUMENTS_PER_BLOCK = 10
 
     def put(temporary: Path, path: Path) -> None:
         if stop_at is not None and str(path).startswith(stop_at):

@@ -19,7 +19,7 @@ def candidates(documents, queries) -> kd.Run:
 
 @pytest.mark.parametrize("model", STORING, indirect=True)
 def test_stored_reranker_ranks_as_texts_do(ranker, documents, queries, candidates, tmp_path):
-    kd.StoredReranker.build(ranker, documents, tmp_path / "store", "float32")
+    kd.VectorStore.build(ranker, documents, tmp_path / "store")
     ranker.model.train()  # a store is for use
     found = kd.StoredReranker.open(tmp_path / "store", ranker).rerank(candidates, queries)
     (tmp_path / "queries.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in queries.items()))
@@ -35,27 +35,26 @@ def test_stored_reranker_ranks_as_texts_do(ranker, documents, queries, candidate
 @pytest.mark.parametrize("model", ["prettr", "tk", "colbert"], indirect=True)
 @pytest.mark.parametrize(("storage", "loss"), [("float16", 2e-3), ("int8", 3e-2)])
 def test_stored_reranker_small_storages_move_scores_little(ranker, documents, queries, tmp_path, storage, loss):
-    stores = [kd.StoredReranker.build(ranker, documents, tmp_path / name, name) for name in ("float32", storage)]
+    stores = [kd.VectorStore.build(ranker, documents, tmp_path / name, name) for name in ("float32", storage)]
     ids = list(documents.ids())
-    wanted, found = (store.score("cat of the river", ids) for store in stores)
+    wanted, found = (kd.StoredReranker(store).score("cat of the river", ids) for store in stores)
     assert 0 < np.abs(found - wanted).max() < loss * np.abs(wanted).max()
-    assert stores[1].store.values.nbytes < stores[0].store.values.nbytes
+    assert stores[1].values.nbytes < stores[0].values.nbytes
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_stored_reranker_scores_documents_without_tokens(ranker, make_texts, tmp_path):
     documents = make_texts(("empty", ""), ("full", "cat dog"))
-    store = kd.StoredReranker.build(ranker, documents, tmp_path / "store", "float32")
-    assert [len(vectors) for vectors in store.store.take([0, 1])] == [0, 2]
+    store = kd.VectorStore.build(ranker, documents, tmp_path / "store")
+    assert [len(vectors) for vectors in store.take([0, 1])] == [0, 2]
     for ids in (["empty", "full"], ["empty"]):
         wanted = ranker.score("cat", documents[ids])
-        assert store.score("cat", ids) == pytest.approx(wanted, rel=1e-5)
+        assert kd.StoredReranker(store).score("cat", ids) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_stored_reranker_refuses_unknown_ids_and_other_models(ranker, documents, tmp_path, encoder, tokenizer):
-    store = kd.StoredReranker.build(ranker, documents, tmp_path / "store")
-    assert len(store) == 41
+    store = kd.StoredReranker(kd.VectorStore.build(ranker, documents, tmp_path / "store", "float16"))
     with pytest.raises(KeyError, match=r"1 of 2 ids are not among the 41 documents of .*store: 'gone'"):
         store.rerank(kd.Run({"q": [("gone", 1.0), ("d ü 1", 0.5)]}), {"q": "cat"})
     other = kd.Ranker(kd.TK.from_encoder(encoder, max_document_length=16), tokenizer)

@@ -3,6 +3,7 @@
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking import artifacts
 from hf_kd_ranking.retrieval.base import open_index
 from hf_kd_ranking.retrieval.fusion import fuse_runs
 from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, RankerSearch, SearchEngine, build_engine
@@ -127,6 +128,22 @@ def test_engine_gives_each_ranker_its_own_index(rankers, documents, folders, bm2
     engine = build_engine(rankers, documents, folders, rerank=True, fuse=True)
     assert all(search.index is None and search.is_fused for search in engine.rankers.values())
     assert build_engine({"dot": rankers["dot"]}, documents, folders[1:]).first_stage is None
+
+
+@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "tk"])
+def test_engine_opens_and_verifies_vectors_once(architecture, encoder, tokenizer, documents, tmp_path, monkeypatch):
+    model = kd.load_ranker(encoder, architecture, max_query_length=8, max_document_length=16)
+    ranker, opened = kd.Ranker(model, tokenizer), []
+    folder = kd.VectorStore.build(ranker, documents, tmp_path / "index").folder
+
+    def open_version(folder, kind, is_verified):
+        opened.append((folder, is_verified))
+        return artifacts.open_version(folder, kind, is_verified)
+
+    monkeypatch.setattr("hf_kd_ranking.retrieval.vector_store.open_version", open_version)
+    engine = build_engine({"a": ranker}, documents, [folder])
+    assert opened == [(folder, True)]
+    assert engine.rankers["a"].store.folder == folder
 
 
 def test_engine_refuses_foreign_and_second_indexes(rankers, documents, folders):

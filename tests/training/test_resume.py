@@ -75,10 +75,10 @@ def test_resumed_run_equals_an_uninterrupted_one(model, make_trainer, tmp_path, 
 
 
 @pytest.mark.parametrize("parts", [{}, ON_TOPICS], ids=["shuffled", "on topics"])
-def test_run_killed_twice_between_checkpoints_resumes(model, make_trainer, parts):
-    whole = train(make_trainer, model, parts=parts, **SAVED)
+def test_run_killed_twice_between_checkpoints_resumes(model, make_trainer, tmp_path, parts):
+    whole = train(make_trainer, model, parts=parts, **SAVED | {"output_dir": str(tmp_path / "whole")})
     with pytest.raises(Killed):
-        train(make_trainer, model, [KillAfter(5)], parts=parts, overwrite=True, **SAVED)
+        train(make_trainer, model, [KillAfter(5)], parts=parts, **SAVED)
     with pytest.raises(Killed):
         train(make_trainer, model, [KillAfter(11)], resume=True, parts=parts, **SAVED)
     resumed = train(make_trainer, model, resume=True, parts=parts, **SAVED)
