@@ -1,9 +1,8 @@
 """Losses as functions of score tensors: they do not know the model, the tokenizer or the data.
 
-All take student and teacher scores of one shape (B, n), n >= 2, one row per query; column 0 is the positive document.
-Where the lists of a batch differ in length, `mask` (B, n) is True at listed documents; what stands in the other places
-changes nothing. A mean over a row's documents or pairs is then the mean over its listed ones, so that every query has
-the same weight.
+Arguments, result and errors of all are as `margin_mse`; losses on the labels only do not read the teacher's scores.
+Where the lists of a batch differ in length, what stands at documents that are not listed changes nothing. A mean over
+a row's documents or pairs is then the mean over its listed ones, so that every query has the same weight.
 """
 
 import math
@@ -20,73 +19,53 @@ IN_BATCH = "in_batch_"
 
 
 def margin_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Margin-MSE: match the student's positive-negative margins to the teacher's.
+    """Margin-MSE: match the student's positive-negative margins to the teacher's, in squared teacher-score units.
 
     mean over rows and negatives of ((s_0 - s_j) - (t_0 - t_j))^2; with n = 2 this is equation 8 of arXiv 2010.02666.
     Margins are signed; adding a constant to all scores of a row changes nothing.
 
     Args:
-        student_scores: (B, n) scores, unbounded.
+        student_scores: (B, n) scores, n >= 2, one row per query; column 0 is the positive document.
         teacher_scores: (B, n) scores on the teacher's own scale; no gradient.
-        mask: (B, n), True at listed documents; other negatives are left out. None if all are listed.
-
-    Returns:
-        Scalar in squared teacher-score units.
+        mask: (B, n), True at listed documents; None if all are listed.
 
     Raises:
         ValueError: if the shapes differ or there are fewer than two documents.
     """
-    student_margins, teacher_margins = margins(student_scores, teacher_scores)
-    return _mean((student_margins - teacher_margins).square(), _of_negatives(mask, student_scores))
+    student_margins, teacher_margins = margins(student_scores, teacher_scores, mask)
+    return _mean((student_margins - teacher_margins).square(), mask)
 
 
 def ranknet(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """RankNet on the labels only: the paper's training without a teacher.
 
-    mean over rows and negatives of -log sigmoid(s_0 - s_j), in nats (Burges et al. 2005). Teacher scores are not read;
-    they are taken so that all losses have one signature.
-
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n), ignored.
-        mask: (B, n), True at listed documents; other negatives are left out. None if all are listed.
-
-    Raises:
-        ValueError: if the shapes differ or there are fewer than two documents.
+    mean over rows and negatives of -log sigmoid(s_0 - s_j), in nats (Burges et al. 2005).
     """
-    student_margins, _ = margins(student_scores, teacher_scores)
-    return _mean(nn.functional.softplus(-student_margins), _of_negatives(mask, student_scores))
+    student_margins, _ = margins(student_scores, teacher_scores, mask)
+    return _mean(nn.functional.softplus(-student_margins), mask)
 
 
 def all_margins_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Margin-MSE over all pairs of a row's documents, not only those with the positive.
+    """Margin-MSE over all pairs of a row's listed documents, not only those with the positive.
 
     mean over rows and pairs i < j of ((s_i - s_j) - (t_i - t_j))^2, in squared teacher-score units.
-
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n) scores on the teacher's own scale; no gradient.
-        mask: (B, n), True at listed documents; only pairs of two listed documents count. None if all are listed.
     """
-    student_scores, teacher_scores = _lists(student_scores, teacher_scores)
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
     n = student_scores.shape[1]
     first, second = torch.triu_indices(n, n, offset=1, device=student_scores.device)
     errors = student_scores - teacher_scores  # a pair's margin error is the difference of its two errors
-    mask = _checked(mask, student_scores)
-    are_listed = None if mask is None else mask[:, first] & mask[:, second]
-    return _mean((errors[:, first] - errors[:, second]).square(), are_listed)
+    if mask is not None:
+        mask = mask[:, first] & mask[:, second]
+    return _mean((errors[:, first] - errors[:, second]).square(), mask)
 
 
 def mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pointwise MSE (arXiv 2010.02666, equation 7): mean of (s - t)^2, in squared teacher-score units.
 
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n) scores on the teacher's own scale, single scores and not margins; no gradient.
-        mask: (B, n), True at listed documents; only these count. None if all are listed.
+    The teacher's must be single scores and not margins.
     """
-    student_scores, teacher_scores = _lists(student_scores, teacher_scores)
-    return _mean((student_scores - teacher_scores).square(), _checked(mask, student_scores))
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
+    return _mean((student_scores - teacher_scores).square(), mask)
 
 
 def weighted_ranknet(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,33 +73,24 @@ def weighted_ranknet(student_scores: Tensor, teacher_scores: Tensor, mask: Tenso
 
     mean over rows and negatives of -(t_0 - t_j) log sigmoid(s_0 - s_j). The weight, and so the loss, is negative where
     the teacher prefers the negative.
-
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n) scores; no gradient.
-        mask: (B, n), True at listed documents; other negatives are left out. None if all are listed.
     """
-    student_margins, teacher_margins = margins(student_scores, teacher_scores)
-    losses = nn.functional.softplus(-student_margins) * teacher_margins
-    return _mean(losses, _of_negatives(mask, student_scores))
+    student_margins, teacher_margins = margins(student_scores, teacher_scores, mask)
+    return _mean(nn.functional.softplus(-student_margins) * teacher_margins, mask)
 
 
 def kl_div(
     student_scores: Tensor, teacher_scores: Tensor, temperature: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    """Kullback-Leibler divergence of the student's softmax over a list from the teacher's, in nats.
+    """Kullback-Leibler divergence of the student's softmax over the listed documents from the teacher's, in nats.
 
     T^2 * mean over rows of sum_j p_j (log p_j - log q_j) with p = softmax(t / T), q = softmax(s / T); the factor keeps
     gradients on one scale (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). The paper's training code passes
     softmaxes where logarithms belong, and so has negative values.
 
     Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n) scores; no gradient.
         temperature: T; above 1 the lower ranks count more.
-        mask: (B, n), True at listed documents; both softmaxes are over these. None if all are listed.
     """
-    student_scores, teacher_scores = _lists(student_scores, teacher_scores)
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
     student = _log_softmax(student_scores / temperature, mask)
     teacher = _log_softmax(teacher_scores / temperature, mask)
     if mask is not None:  # equal logarithms add nothing to the divergence; -inf - -inf would be NaN
@@ -129,14 +99,8 @@ def kl_div(
 
 
 def info_nce(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """InfoNCE: -log of the positive's softmax over its list, mean over rows, in nats; teacher scores are not read.
-
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n), ignored.
-        mask: (B, n), True at listed documents; the softmax is over these. None if all are listed.
-    """
-    student_scores, _ = _lists(student_scores, teacher_scores)
+    """InfoNCE on the labels only: -log of the positive's softmax over its list, mean over rows, in nats."""
+    student_scores, _ = _lists(student_scores, teacher_scores, mask)
     return -_log_softmax(student_scores, mask)[:, 0].mean()
 
 
@@ -145,40 +109,33 @@ def lambda_loss(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | N
 
     mean over rows of -sum over pairs with y_i > y_j of log2 sigmoid(s_i - s_j)^w, where i and j are ranked by the
     student and w = |1/D(|i-j|) - 1/D(|i-j|+1)| |G_i - G_j|, gains G = (2^y - 1) / ideal DCG, D(r) = log2(1 + r).
-
-    Args:
-        student_scores: (B, n) scores, unbounded.
-        teacher_scores: (B, n) grades, of which negative ones count 0; no gradient. Scores of a model are not grades: a
-            gain is exponential in them.
-        mask: (B, n), True at listed documents; the others are ranked last and are in no pair. None if all are listed.
+    The teacher's are grades y, of which negative ones count 0; scores of a model are not grades, because a gain is
+    exponential in them. Documents that are not listed are ranked last and are in no pair.
 
     Raises:
-        ValueError: if a grade is above `MAX_GRADE`, or the shapes differ.
+        ValueError: if a grade is above `MAX_GRADE`.
     """
-    student_scores, grades = _lists(student_scores, teacher_scores)
-    mask = _checked(mask, student_scores)
+    student_scores, grades = _lists(student_scores, teacher_scores, mask)
+    keys = student_scores
     if mask is not None:
-        grades = grades.masked_fill(~mask, -torch.inf)
+        keys, grades = keys.masked_fill(~mask, -torch.inf), grades.masked_fill(~mask, -torch.inf)
     if grades.max() > MAX_GRADE:
         raise ValueError(
             f"lambda_loss takes grades up to {MAX_GRADE}, got {grades.max().item():g}; a gain is 2^grade."
         )
-    keys = student_scores if mask is None else student_scores.masked_fill(~mask, -torch.inf)
     order = keys.sort(descending=True, dim=1).indices
     scores, by_rank = student_scores.gather(1, order), grades.gather(1, order)  # (B, n)
-    discounts = torch.log2(torch.arange(2, scores.shape[1] + 2, device=scores.device, dtype=scores.dtype))  # (n,)
+    ranks = torch.arange(scores.shape[1], device=scores.device)
+    discounts = torch.log2(ranks.to(scores.dtype) + 2)  # (n,)
     ideal = ((2 ** grades.clamp(min=0).sort(descending=True, dim=1).values - 1) / discounts).sum(1, keepdim=True)
     gains = (2 ** by_rank.clamp(min=0) - 1) / ideal.clamp(min=1e-10)  # (B, n)
-    ranks = torch.arange(scores.shape[1], device=scores.device)
     distance = (ranks[:, None] - ranks[None]).abs()  # (n, n)
-    deltas = 1 / discounts[distance - 1] - 1 / discounts[distance]
-    deltas = deltas.abs().fill_diagonal_(0)
+    deltas = (1 / discounts[distance - 1] - 1 / discounts[distance]).abs().fill_diagonal_(0)
     weights = deltas * (gains[:, :, None] - gains[:, None, :]).abs()  # (B, n, n)
     log_sigmoid = nn.functional.logsigmoid(scores[:, :, None] - scores[:, None, :]) / math.log(2)
     is_pair = by_rank[:, :, None] > by_rank[:, None, :]
     if mask is not None:
-        is_listed = mask.gather(1, order)
-        is_pair = is_pair & is_listed[:, :, None] & is_listed[:, None, :]
+        is_pair = is_pair & mask.gather(1, order)[:, None, :]  # a document that is not listed has no lower grade
     return -(weights * log_sigmoid * is_pair).sum((1, 2)).mean()
 
 
@@ -187,7 +144,7 @@ class Loss:
     """A loss, and what it reads.
 
     Args:
-        function: (student_scores, teacher_scores, mask=None) -> scalar.
+        function: see the module.
         needs_teacher: False for losses on the labels only.
         needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
         needs_lists: True if it is meant for three documents or more; a pair has better losses.
@@ -241,10 +198,9 @@ def get_losses(text: str) -> dict[str, float]:
 
 
 def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) -> None:
-    """Refuse losses that need what teacher rows lack.
+    """Refuse losses by name that need what teacher rows lack; those over the batch read no teacher row.
 
     Args:
-        losses: names; those over the batch read no teacher row.
         documents: length of the longest list.
         has_only_margins: True if the rows hold differences of scores.
 
@@ -266,22 +222,17 @@ def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) ->
             )
 
 
-def margins(student_scores: Tensor, teacher_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margins of the positive over each negative, (B, n - 1) in float32, of student and teacher.
-
-    Raises:
-        ValueError: if the shapes differ or there are fewer than two documents. Broadcasting (B, 1) against (B,) would
-            give a loss over B x B pairs without an error.
-    """
-    student_scores, teacher_scores = _lists(student_scores, teacher_scores)
+def margins(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the margins of the positive over each negative, (B, n - 1) in float32, of student and teacher."""
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
     return student_scores[:, :1] - student_scores[:, 1:], teacher_scores[:, :1] - teacher_scores[:, 1:]
 
 
 def listed_margins(
     student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return `margins` of listed documents in one dimension, of student and teacher; no mask lists all."""
-    student, teacher = margins(student_scores, teacher_scores)
+    """Return `margins` of listed documents in one dimension."""
+    student, teacher = margins(student_scores, teacher_scores, mask)
     if mask is None:
         return student.flatten(), teacher.flatten()
     return student[mask[:, 1:]], teacher[mask[:, 1:]]
@@ -292,37 +243,28 @@ def spread(margins_: Tensor) -> float:
     return torch.sqrt(margins_.square().mean()).item() if margins_.numel() else 0.0
 
 
-def _lists(student_scores: Tensor, teacher_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both in float32, the teacher's without a gradient; broadcasting would hide a wrong shape."""
-    if student_scores.shape != teacher_scores.shape or student_scores.dim() != 2 or student_scores.shape[1] < 2:
+def _lists(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Check the shapes, since broadcasting (B, 1) against (B,) would give B x B pairs; return both in float32."""
+    shapes = tuple(student_scores.shape), tuple(teacher_scores.shape)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
         raise ValueError(
             "A pairwise loss needs student and teacher scores of one shape (queries, documents) with at least two "
-            f"documents, got {tuple(student_scores.shape)} and {tuple(teacher_scores.shape)}; check what the collator "
-            "makes of the teacher rows."
+            f"documents, got {shapes[0]} and {shapes[1]}; check what the collator makes of the teacher rows."
         )
+    if mask is not None and mask.shape != student_scores.shape:
+        raise ValueError(f"The mask must have the shape of the scores {shapes[0]}, got {tuple(mask.shape)}.")
     return student_scores.float(), teacher_scores.detach().float()
 
 
-def _checked(mask: Tensor | None, scores: Tensor) -> Tensor | None:
-    if mask is not None and mask.shape != scores.shape:
-        raise ValueError(f"The mask must have the shape of the scores {tuple(scores.shape)}, got {tuple(mask.shape)}.")
-    return mask
-
-
-def _of_negatives(mask: Tensor | None, scores: Tensor) -> Tensor | None:
-    mask = _checked(mask, scores)
-    return None if mask is None else mask[:, 1:]
-
-
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean over rows of the mean over a row's values at True."""
+    """Return the mean over rows of a row's mean over listed documents; `values` may be of all or of the negatives."""
     if mask is None:
         return values.mean()
+    mask = mask[:, -values.shape[1] :]
     return (values.masked_fill(~mask, 0).sum(1) / mask.sum(1)).mean()
 
 
 def _log_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    mask = _checked(mask, scores)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.log_softmax(-1)

@@ -2,35 +2,19 @@
 
 import datasets
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from ..data.collate import split_batch
 from ..losses import listed_margins
 
 
+@torch.no_grad()
 def compare_with_teacher(trainer: Trainer, rows: datasets.Dataset) -> dict[str, float]:
     """Return `pairwise_agreement`, the share of pairs that both order alike, and `loss`, on every process.
 
-    Args:
-        trainer: a `RankingTrainer`, whose model is the student; it has a loss once its `teacher_scale` is known.
-        rows: teacher rows.
+    The student is the model of a `RankingTrainer`, which has a loss once its `teacher_scale` is known.
     """
-    student, teacher, is_listed = _score_rows(trainer, rows)
-    student_margins, teacher_margins = listed_margins(student, teacher, is_listed)
-    is_agreed = (student_margins > 0) == (teacher_margins > 0)
-    metrics = {"pairwise_agreement": is_agreed.float().mean().item()}
-    if trainer.teacher_scale is not None:
-        mask = None if is_listed.all() else is_listed
-        losses = trainer.row_losses(student, teacher * trainer.teacher_scale, mask)
-        if losses:
-            metrics["loss"] = sum(losses.values()).item()
-    return metrics
-
-
-@torch.no_grad()
-def _score_rows(trainer: Trainer, rows: datasets.Dataset) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the student's and the teacher's scores of all rows, (N, n), and whether each document is listed."""
     model, accelerator = trainer.model.eval(), trainer.accelerator
     gathered = []
     for batch in trainer.get_eval_dataloader(rows):
@@ -43,5 +27,13 @@ def _score_rows(trainer: Trainer, rows: datasets.Dataset) -> tuple[Tensor, Tenso
         gathered.append(accelerator.gather_for_metrics(scores))
     n = max(scores.shape[1] for scores in gathered)
     padded = [nn.functional.pad(scores, (0, 0, 0, n - scores.shape[1])) for scores in gathered]
-    student, teacher, is_listed = torch.cat(padded).unbind(-1)
-    return student, teacher, is_listed.bool()
+    student, teacher, is_listed = torch.cat(padded).unbind(-1)  # (N, n)
+    mask = None if is_listed.all() else is_listed.bool()
+    student_margins, teacher_margins = listed_margins(student, teacher, mask)
+    is_agreed = (student_margins > 0) == (teacher_margins > 0)
+    metrics = {"pairwise_agreement": is_agreed.float().mean().item()}
+    if trainer.teacher_scale is not None:
+        losses = trainer.row_losses(student, teacher * trainer.teacher_scale, mask)
+        if losses:
+            metrics["loss"] = sum(losses.values()).item()
+    return metrics

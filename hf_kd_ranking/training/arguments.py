@@ -23,7 +23,6 @@ class RankingTrainingArguments(TrainingArguments):
     scores are not arguments of a model.
     """
 
-    # The paper's settings (FP16 on GPUs, Adam 7e-6, batches of 32).
     learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")
     per_device_train_batch_size: int = HfArg(default=32, help="Queries per device and step.")
     per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward pass.")
@@ -41,26 +40,17 @@ class RankingTrainingArguments(TrainingArguments):
         help="Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
         "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
-    head_learning_rate: float | None = HfArg(
-        default=None, help="Learning rate of the layers on top of the encoder; None is that of the encoder."
-    )
-
-    margin_bins: int = HfArg(
-        default=10, help="Bins of a query's teacher margins, for batches on one topic (query_clusters)."
-    )
+    head_learning_rate: float | None = HfArg(default=None, help="Learning rate of the layers on top of the encoder.")
+    margin_bins: int = HfArg(default=10, help="Bins of a query's teacher margins, for batches on one topic.")
 
     # Adapters
-    lora_r: int | None = HfArg(
-        default=None, help="Rank of LoRA adapters, trained in place of the encoder; None trains all weights."
-    )
+    lora_r: int | None = HfArg(default=None, help="Rank of LoRA adapters on the encoder; None trains all weights.")
     lora_alpha: int | None = HfArg(default=None, help="Scale of the adapters times lora_r; None is 2 * lora_r.")
 
     # Output
     overwrite: bool = HfArg(default=False, help="Train into an output folder that is not empty.")
     data_name: str | None = HfArg(default=None, help="Name of the training data, for the model card.")
-    base_model: str | None = HfArg(
-        default=None, help="Name of the encoder on the Hub, for the card, if it comes from a folder."
-    )
+    base_model: str | None = HfArg(default=None, help="Hub name of an encoder from a folder, for the card.")
     teacher_name: str | None = HfArg(default=None, help="Name of the teacher, for the card.")
 
     def __post_init__(self) -> None:
@@ -75,11 +65,7 @@ class RankingTrainingArguments(TrainingArguments):
             raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
-        """Return `teacher_scale` as a number, or None if it is to be matched.
-
-        Raises:
-            ValueError: if it is neither.
-        """
+        """Return `teacher_scale` as a number, or None if it is to be matched; raise a ValueError if it is neither."""
         if self.teacher_scale == MATCH:
             return None
         try:
@@ -93,8 +79,7 @@ class RankingTrainingArguments(TrainingArguments):
     def checkpoint_to_resume(self) -> str | None:
         """Check the output folder before any work, and return the checkpoint to resume, or None for a fresh start.
 
-        `--resume-from-checkpoint true` takes the last complete checkpoint of the folder, and starts afresh if there is
-        none yet; with `--overwrite` earlier checkpoints are removed.
+        `--resume-from-checkpoint true` takes the last complete one, if any; `--overwrite` removes earlier checkpoints.
 
         Raises:
             FileExistsError: if the folder is not empty and neither option is given.
@@ -110,14 +95,11 @@ class RankingTrainingArguments(TrainingArguments):
             return wanted
         with self.main_process_first(local=False):
             if self.process_index == 0 and folder.is_dir() and any(folder.iterdir()):
-                self._clear(folder)
+                if not self.overwrite:
+                    raise FileExistsError(
+                        f"The output folder {folder} is not empty; give another one, --resume-from-checkpoint true to "
+                        "resume, or --overwrite to train into it."
+                    )
+                for checkpoint in folder.glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
         return None
-
-    def _clear(self, folder: Path) -> None:
-        if not self.overwrite:
-            raise FileExistsError(
-                f"The output folder {folder} is not empty; give another one, --resume-from-checkpoint true to resume, "
-                "or --overwrite to train into it."
-            )
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)

@@ -16,8 +16,6 @@ from transformers import Trainer, TrainerCallback
 from ..data.collate import split_batch
 from ..losses import listed_margins, spread
 
-MEASURED_BATCHES = 8  # number of batches whose margins give the teacher's scale
-
 
 class StepStatistics:
     """Sum statistics over the steps between two log lines, on the device, so that no step waits for a sum.
@@ -53,15 +51,7 @@ class StepStatistics:
         losses: Mapping[str, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        """Count a batch.
-
-        Args:
-            features: the inputs of the student.
-            student_scores: (B, n).
-            teacher_scores: (B, n).
-            losses: value of each loss; logged if there are several.
-            mask: (B, n), True at listed documents; None if all are listed.
-        """
+        """Count a batch: the student's inputs, scores (B, n) and mask as for losses, and the value of each loss."""
         student, teacher = listed_margins(student_scores, teacher_scores, mask)
         sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
         sums = [student.numel(), ((student > 0) == (teacher > 0)).sum()]
@@ -85,20 +75,18 @@ class StepStatistics:
             return {}
         seconds = time.perf_counter() - self._started
         totals = accelerator.reduce(self._sums, "sum").tolist()
-        waited = self._waited
-        self._waited = 0.0
-        self._sums = self._started = None
         pairs, agreement, tokens, positions, *moments = totals[:8]
         statistics = {"pairwise_agreement": agreement / pairs}
         for name, total, squares in zip(("student", "teacher"), moments[::2], moments[1::2], strict=True):
-            mean = total / pairs
-            statistics[f"{name}_margin"] = mean
-            statistics[f"{name}_margin_std"] = max(squares / pairs - mean**2, 0.0) ** 0.5
+            statistics[f"{name}_margin"] = total / pairs
+            statistics[f"{name}_margin_std"] = max(squares / pairs - (total / pairs) ** 2, 0.0) ** 0.5
         for name, total in zip(self._names, totals[9:], strict=True):
             statistics[f"loss_{name}"] = total / totals[8]
         statistics["padding_share"] = 1 - tokens / positions
         statistics["tokens_per_second"] = tokens / seconds
-        statistics["data_wait_share"] = waited / seconds
+        statistics["data_wait_share"] = self._waited / seconds
+        self._sums = self._started = None
+        self._waited = 0.0
         return statistics
 
 
@@ -108,9 +96,6 @@ class MatchTeacherScale(TrainerCallback):
     The factor is the ratio of root mean square margins, student over teacher, on the first rows that training reads,
     before the first step and without dropout. It is logged, and so kept in `trainer_state.json`, from where a resumed
     run takes it.
-
-    Args:
-        trainer: the `RankingTrainer` whose `teacher_scale` is set.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -123,31 +108,25 @@ class MatchTeacherScale(TrainerCallback):
                 self.trainer.teacher_scale = entry["teacher_scale"]
                 return
         student, teacher = self._margins()
-        student_spread, teacher_spread = spread(student), spread(teacher)
-        if student_spread == 0 or teacher_spread == 0:
+        spreads = {"student_spread": spread(student), "teacher_spread": spread(teacher)}
+        if 0 in spreads.values():
             raise ValueError(
-                f"teacher_scale 'match' needs margins that are not all zero on the first {len(student)} pairs, got a "
-                f"spread of {student_spread} for the student and {teacher_spread} for the teacher; give a number."
+                f"teacher_scale 'match' needs margins that are not all zero on the first {len(student)} pairs, got "
+                f"{spreads}; give a number."
             )
-        self.trainer.teacher_scale = student_spread / teacher_spread
-        self.trainer.log(
-            {
-                "teacher_scale": self.trainer.teacher_scale,
-                "student_spread": student_spread,
-                "teacher_spread": teacher_spread,
-            }
-        )
+        self.trainer.teacher_scale = spreads["student_spread"] / spreads["teacher_spread"]
+        self.trainer.log({"teacher_scale": self.trainer.teacher_scale, **spreads})
 
     @torch.no_grad()
     def _margins(self) -> tuple[Tensor, Tensor]:
-        """Return the listed margins of student and teacher; every process reads the same rows."""
+        """Return the listed margins of student and teacher on 8 batches; every process reads the same rows."""
         trainer = self.trainer
         if not isinstance(trainer.train_dataset, Sized):
             raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler)
         student_margins, teacher_margins = [], []
-        for _ in range(MEASURED_BATCHES):
+        for _ in range(8):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break
@@ -174,9 +153,6 @@ class StopOnTermination(TrainerCallback):
     """Finish the step, save a checkpoint and stop on SIGTERM, which clusters send before they take a machine away.
 
     Processes agree on the step, since each gets its signal at another moment.
-
-    Args:
-        accelerator: the trainer's.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -14,14 +14,7 @@ import xxhash
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
-from ..artifacts import write_json
-
-# In every complete checkpoint; nothing is written after it.
-RUN_FILE = "run.json"
-# Errors of Python, torch.save and safetensors on a full disk.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-# Fields that a resumed run must share with its checkpoint; otherwise it would train another model or on other data.
-IDENTITY = ("config", "data")
+RUN_FILE = "run.json"  # in every complete checkpoint; nothing is written after it
 # Config fields that depend on where and by which versions a model was saved.
 VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype"})
 
@@ -37,11 +30,7 @@ def last_complete(folder: Path) -> str | None:
 
 @contextmanager
 def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
-    """Run a block that writes a checkpoint, and remove the checkpoint if the block fails.
-
-    Args:
-        checkpoint: its folder.
-        is_main: True on the process that saves.
+    """Run a block that writes a checkpoint, and remove it if that fails; `is_main` is True on the process that saves.
 
     Raises:
         OSError: if it cannot be written, for example on a full disk; names it and the last complete one.
@@ -50,7 +39,7 @@ def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
         (checkpoint / RUN_FILE).unlink(missing_ok=True)  # it is incomplete while it is written again
     try:
         yield
-    except WRITE_ERRORS as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # of Python, torch.save and safetensors on a full disk
         shutil.rmtree(checkpoint, ignore_errors=True)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OSError(
@@ -59,16 +48,10 @@ def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
         ) from error
 
 
-def mark_complete(checkpoint: Path, run: Mapping[str, Any]) -> None:
-    """Mark a checkpoint as complete, and write to which run it belongs."""
-    write_json(checkpoint / RUN_FILE, run)
-
-
 def describe_run(config: Mapping[str, Any], rows: Any, **order: Any) -> dict[str, Any]:
     """Return what a resumed run must share with its checkpoint, and what decides the order of its rows.
 
     Args:
-        config: the model's config.
         rows: the training data set; only the columns of an `IterableDataset` are known.
         **order: seeds and batch sizes.
     """
@@ -82,11 +65,7 @@ def describe_run(config: Mapping[str, Any], rows: Any, **order: Any) -> dict[str
 
 
 def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
-    """Compare a checkpoint's run with the one that resumes it; warn if only the order of rows differs.
-
-    Args:
-        checkpoint: its folder.
-        run: the description of the resumed run, see `describe_run`.
+    """Compare a checkpoint with the `describe_run` that resumes it; warn if only the order of rows differs.
 
     Raises:
         ValueError: naming the fields of model or data that differ, with both values.
@@ -97,7 +76,7 @@ def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
         return
     saved = json.loads(path.read_text(encoding="utf-8"))
     differences = []
-    for section in IDENTITY:
+    for section in ("config", "data"):
         for difference in _differences(saved[section], run[section]):
             differences.append(f"{section}: {difference}")
     if differences:
@@ -109,8 +88,8 @@ def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
     differences = _differences(saved["order"], run["order"])
     if differences:
         warnings.warn(
-            f"{checkpoint} read its rows in another order ({'; '.join(differences)}), so that some rows of this epoch "
-            "will come twice and some not at all.",
+            f"{checkpoint} read its rows in another order ({'; '.join(differences)}): some will come twice in this "
+            "epoch and some not at all.",
             stacklevel=3,
         )
 

@@ -1,5 +1,6 @@
 """Checks before training starts, so that bad input is one line now and not a wrong ranker later."""
 
+import math
 import warnings
 from dataclasses import dataclass, field
 
@@ -14,26 +15,15 @@ from ..evaluation.rerank import RerankingEvaluator
 from ..losses import IN_BATCH, LOSSES, check_data, get_losses
 from .arguments import RankingTrainingArguments
 
-VALUES_AT_ONCE = 1_000_000
-
 
 @dataclass
 class RowSummary:
-    """Lengths, scores and queries of all rows.
+    """Queries, teacher scores and list lengths of all rows."""
 
-    Args:
-        is_query_used: (len(queries),) bool, the queries of the store that have rows.
-        lowest: lowest teacher score.
-        highest: highest teacher score.
-        has_margins: True if a row has two different teacher scores.
-        shortest: length of the shortest list.
-        longest: length of the longest list.
-    """
-
-    is_query_used: np.ndarray
+    is_query_used: np.ndarray  # (len(queries),) bool, the queries of the store that have rows
     lowest: float = np.inf
     highest: float = -np.inf
-    has_margins: bool = False
+    has_margins: bool = False  # a row has two different scores
     shortest: int = np.iinfo(np.int64).max
     longest: int = 0
 
@@ -51,14 +41,13 @@ def check_data_sets(
     Raises:
         KeyError, ValueError: as `check_rows`; if a loss needs what the rows lack.
     """
-    show_progress = not args.disable_tqdm
     places = {}
     if held_out is not None:
-        summary = check_rows(held_out, queries, documents, show_progress=show_progress)
+        summary = check_rows(held_out, queries, documents, show_progress=not args.disable_tqdm)
         places["eval_dataset"] = np.flatnonzero(summary.is_query_used)
     if training is None:
         return
-    summary = check_rows(training, queries, documents, show_progress=show_progress)
+    summary = check_rows(training, queries, documents, show_progress=not args.disable_tqdm)
     _check_losses(training, summary, args)
     if isinstance(evaluator, RerankingEvaluator):
         places["evaluator"] = queries.rows_of(list(evaluator.candidates))
@@ -81,7 +70,7 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
             if summary.shortest < summary.longest:
                 raise ValueError(
                     f"{name} needs lists of one length, and these rows have {summary.shortest} to {summary.longest} "
-                    "documents per query; cut them to one length, or leave the loss out."
+                    "documents; cut them to one length, or leave the loss out."
                 )
         elif LOSSES[name].needs_teacher:
             reading.append(name)
@@ -90,8 +79,7 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
     if reading and not summary.has_margins:
         raise ValueError(
             f"All teacher margins are 0: in each of the {len(rows):,} rows, the first of them {rows.row_name(0)}, all "
-            f"documents have one score, from which {reading[0]} learns nothing; check the teacher, or train with "
-            "ranknet."
+            f"scores are equal, so that {reading[0]} learns nothing; check the teacher, or train with ranknet."
         )
     bound = max(abs(summary.lowest), abs(summary.highest))
     if args.teacher_factor() == 1 and bound <= 1 and not rows.has_only_margins and reading_scores:
@@ -105,20 +93,16 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
 
 @dataclass
 class _Fault:
-    """The rows with one fault: the first of them, their number, and up to three of the bad ids."""
-
     first: int = 0
     rows: int = 0
-    ids: list = field(default_factory=list)
+    ids: list = field(default_factory=list)  # up to three
 
-    def add(self, bad_rows: np.ndarray, ids: pa.Array | None = None) -> None:
+    def add(self, bad_rows: np.ndarray, ids: pa.Array) -> None:
         """Count bad rows, given in ascending order, and keep the first of their ids."""
-        if len(bad_rows) == 0:
-            return
-        if self.rows == 0:
+        if self.rows == 0 and len(bad_rows):
             self.first = int(bad_rows[0])
         self.rows += len(np.unique(bad_rows))
-        if ids is not None and len(self.ids) < 3:
+        if len(self.ids) < 3:
             self.ids = list(dict.fromkeys(self.ids + ids.unique()[:3].to_pylist()))[:3]
 
 
@@ -126,21 +110,17 @@ def check_rows(
     rows: TeacherRows,
     queries: TextStore,
     documents: TextStore,
-    batch_size: int = VALUES_AT_ONCE,
+    batch_size: int = 1_000_000,
     show_progress: bool = False,
 ) -> RowSummary:
     """Look at every row once, a batch at a time.
 
     Args:
-        rows: with teacher scores.
-        queries: query_id -> text.
-        documents: doc_id -> text.
         batch_size: about as many documents are read at once.
         show_progress: True shows a progress bar if the check takes more than 3 seconds.
 
     Raises:
-        KeyError: for ids without a text; for queries and documents each file and line of the first, its id, and the
-            number of such rows.
+        KeyError: for queries or documents without a text; names file and line of the first, and the number of rows.
         ValueError: with file and line, for a document that appears twice in a row; for rows without scores.
     """
     if not rows.has_scores:
@@ -148,15 +128,8 @@ def check_rows(
     summary = RowSummary(np.zeros(len(queries), dtype=bool))
     no_query, no_document, repeated = _Fault(), _Fault(), _Fault()
     step = max(1, batch_size // len(rows[0]["doc_ids"]))
-    batches = tqdm(
-        rows.batches(size=step),
-        total=-(-len(rows) // step),
-        desc="Checking teacher rows",
-        unit="batch",
-        delay=3,
-        disable=not show_progress,
-    )
-    for start, batch in batches:
+    total, hidden = math.ceil(len(rows) / step), not show_progress
+    for start, batch in tqdm(rows.batches(size=step), "Checking teacher rows", total, delay=3, disable=hidden):
         lengths = pc.list_value_length(batch["doc_ids"]).to_numpy()
         row_numbers = np.repeat(np.arange(start, start + len(lengths)), lengths)  # of each document
         doc_ids, scores = batch["doc_ids"].flatten(), batch["teacher_scores"].flatten().to_numpy()
@@ -165,9 +138,23 @@ def check_rows(
         no_query.add(start + np.flatnonzero(is_missing), batch["query_id"].filter(pa.array(is_missing)))
         _, is_missing = _look_up(documents, doc_ids)
         no_document.add(row_numbers[is_missing], doc_ids.filter(pa.array(is_missing)))
-        repeated.add(_rows_with_repeated(doc_ids, row_numbers))
-        _summarize(summary, scores, lengths)
-    _raise_missing(rows, {"query_id": (no_query, queries), "doc_id": (no_document, documents)})
+        repeated.add(_rows_with_repeated(doc_ids, row_numbers), doc_ids[:0])
+        summary.lowest = min(summary.lowest, float(scores.min()))
+        summary.highest = max(summary.highest, float(scores.max()))
+        first_scores = scores[np.cumsum(lengths) - lengths]
+        summary.has_margins |= bool((scores != np.repeat(first_scores, lengths)).any())
+        summary.shortest = min(summary.shortest, int(lengths.min()))
+        summary.longest = max(summary.longest, int(lengths.max()))
+    messages = []
+    for name, fault, store in (("query_id", no_query, queries), ("doc_id", no_document, documents)):
+        if fault.rows:
+            ids = ", ".join(repr(str(i)) for i in fault.ids)
+            messages.append(
+                f"{rows.row_name(fault.first)}: {name} {str(fault.ids[0])!r} is not among the {len(store):,} texts of "
+                f"{store.source} ({fault.rows:,} of {len(rows):,} rows have such ids: {ids})"
+            )
+    if messages:
+        raise KeyError(f"{'; '.join(messages)}; do scores and texts belong to one release?")
     if repeated.rows:
         doc_ids = rows[repeated.first]["doc_ids"]
         raise ValueError(
@@ -175,15 +162,6 @@ def check_rows(
             f"({repeated.rows:,} of {len(rows):,} rows have such), and has no margin over itself; drop these rows."
         )
     return summary
-
-
-def _summarize(summary: RowSummary, scores: np.ndarray, lengths: np.ndarray) -> None:
-    summary.lowest = min(summary.lowest, float(scores.min()))
-    summary.highest = max(summary.highest, float(scores.max()))
-    first_scores = scores[np.cumsum(lengths) - lengths]
-    summary.has_margins |= bool((scores != np.repeat(first_scores, lengths)).any())
-    summary.shortest = min(summary.shortest, int(lengths.min()))
-    summary.longest = max(summary.longest, int(lengths.max()))
 
 
 def _look_up(store: TextStore, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -201,16 +179,3 @@ def _rows_with_repeated(doc_ids: pa.Array, row_numbers: np.ndarray) -> np.ndarra
     codes = doc_ids.dictionary_encode().indices.to_numpy().astype(np.int64)
     keys = np.sort(row_numbers << 32 | codes)
     return keys[1:][keys[1:] == keys[:-1]] >> 32
-
-
-def _raise_missing(rows: TeacherRows, missing: dict[str, tuple[_Fault, TextStore]]) -> None:
-    messages = []
-    for name, (fault, store) in missing.items():
-        if fault.rows:
-            ids = ", ".join(repr(str(i)) for i in fault.ids)
-            messages.append(
-                f"{rows.row_name(fault.first)}: {name} {str(fault.ids[0])!r} is not among the {len(store):,} texts of "
-                f"{store.source} ({fault.rows:,} of {len(rows):,} rows have such ids: {ids})"
-            )
-    if messages:
-        raise KeyError(f"{'; '.join(messages)}; do scores and texts belong to one release?")

@@ -22,16 +22,12 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     """Refuse losses over the batch that student or teacher do not support.
 
     Raises:
-        ValueError: if one of them cannot score a stored document for another query, the teacher is missing, or no loss
-            reads it.
+        ValueError: if one cannot score a stored document for another query, or a teacher is missing or not read.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
     reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
     if reading and teacher is None:
-        raise ValueError(
-            f"{reading[0]} needs a live teacher, since no file has scores for all pairs of a batch: give "
-            "in_batch_teacher, a ranker such as a trained ColBERT."
-        )
+        raise ValueError(f"{reading[0]} needs a live teacher: give in_batch_teacher, such as a trained ColBERT.")
     if teacher is not None and not reading:
         raise ValueError(f"in_batch_teacher is read only by losses over the batch, and {[*losses]} has none.")
     if not names:
@@ -39,19 +35,13 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     for role, ranker in (("The student", model), ("in_batch_teacher", teacher)):
         if ranker is not None and not ranker.config.is_storable:
             raise ValueError(
-                f"{role}, a {ranker.config.model_type}, reads each document with its query, so each pair of a batch "
-                f"would need a forward pass; {names[0]} needs a BERT_Dot, ColBERT or TK, or a PreTTR with a fixed "
-                "document_position_offset."
+                f"{role}, a {ranker.config.model_type}, reads each document with its query; {names[0]} needs a "
+                "BERT_Dot, ColBERT or TK, or a PreTTR with a fixed document_position_offset."
             )
 
 
 def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return loss name -> its weighted value for the scores of all documents of the batch.
-
-    Args:
-        trainer: a `RankingTrainer`, with its losses, its student and its live teacher.
-        outputs: the student's.
-        targets: the rest of the batch, see `split_batch`.
+    """Return loss name -> its weighted value for all documents of a batch, from the student's outputs.
 
     Raises:
         ValueError: if the lists of the batch differ in length.
@@ -62,15 +52,15 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
     if "is_listed" in targets:
         raise ValueError(f"{next(iter(losses))} needs lists of one length; cut them, or leave the loss out.")
     accelerator, teacher = trainer.accelerator, trainer.in_batch_teacher
-    scores = in_batch_scores(accelerator.unwrap_model(trainer.model), outputs, accelerator)  # (B, N)
-    is_known = known_positives(targets["rows"], accelerator)
+    scores = _score_all(accelerator.unwrap_model(trainer.model), outputs, accelerator)  # (B, N)
+    is_known = _known_positives(targets["rows"], accelerator)
     is_known[:, 0] = False  # the row's own positive stays
     # A teacher scores every document; labels only would turn another positive into a negative.
     labelled = scores.masked_fill(is_known, -torch.inf)
     teacher_scores = torch.zeros_like(scores)
     if teacher is not None:
         with torch.no_grad():
-            teacher_scores = in_batch_scores(teacher, teacher(**targets["teacher_inputs"]), accelerator)
+            teacher_scores = _score_all(teacher, teacher(**targets["teacher_inputs"]), accelerator)
     values = {}
     for name, weight in losses.items():
         loss = LOSSES[name.removeprefix(IN_BATCH)]
@@ -79,44 +69,29 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
     return values
 
 
-def in_batch_scores(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
-    """Score each query with all documents of the batch, from the vectors of one forward pass.
-
-    Args:
-        model: the ranker, not wrapped.
-        output: output for B queries with n documents each.
-
-    Returns:
-        (B, N), N = B * n * processes; a query's own documents come first, its positive in column 0.
-    """
+def _score_all(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
+    """Score B queries with all N = B * n * processes documents, (B, N), a query's own documents first."""
     queries, mask = output.query_vectors, output.document_mask
     # In float32 before it is repeated: a view costs nothing, a cast of one would copy it B times.
-    documents = gather_rows(output.document_vectors.float(), accelerator).flatten(0, 1)  # (N, ...)
+    documents = _gather_rows(output.document_vectors.float(), accelerator).flatten(0, 1)  # (N, ...)
     documents = documents.expand(len(queries), *documents.shape)
     if mask is not None:
-        mask = gather_rows(mask, accelerator).flatten(0, 1).bool()
+        mask = _gather_rows(mask, accelerator).flatten(0, 1).bool()
         mask = mask.expand(len(queries), *mask.shape)
     scores = model.score_vectors(queries, documents, output.query_mask, mask)
     return _own_first(scores, output.document_vectors.shape[1], accelerator)
 
 
-def known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
-    """Return where a document of the batch is a positive of the query in one of its rows.
-
-    Args:
-        rows: `query` (B,) and `document` (B, n), places in the stores.
-
-    Returns:
-        (B, N) bool, columns as `in_batch_scores` has them.
-    """
-    queries, documents = (gather_rows(rows[side], accelerator) for side in ("query", "document"))
+def _known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
+    """Return where a document of the batch is a positive of the query in one of its rows, (B, N) as `_score_all`."""
+    queries, documents = _gather_rows(rows["query"], accelerator), _gather_rows(rows["document"], accelerator)
     is_same_query = rows["query"].unsqueeze(1) == queries  # (B, M)
     is_positive = documents[:, :1] == documents.flatten()  # (M, N)
     known = (is_same_query.float() @ is_positive.float()) > 0
     return _own_first(known, documents.shape[1], accelerator)
 
 
-def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+def _gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
     """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients; tokens are padded."""
     if accelerator.num_processes == 1:
         return tensor

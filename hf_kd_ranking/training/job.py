@@ -11,7 +11,7 @@ from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 from ..artifacts import write_json
-from ..data.rows import TeacherRows, load_teacher_scores
+from ..data.rows import load_teacher_scores
 from ..data.runs import Run, read_qrels, read_run, write_run
 from ..data.texts import TextStore
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
@@ -38,23 +38,18 @@ class TrainingJob:
     max_query_length: int = HfArg(default=30, help="Tokens; 30 in the paper.")
     max_document_length: int = HfArg(default=200, help="Tokens; 200 in the paper.")
     attn_implementation: str | None = HfArg(
-        default=None,
-        help="Attention of the encoder: eager, sdpa, flash_attention_2, ...; the best available if unset.",
+        default=None, help="Attention: eager, sdpa, flash_attention_2, ...; the best available if unset."
     )
     teacher_scores: str | None = HfArg(
         default=None, help="Rows of pos_score neg_score query_id pos_id neg_id (TSV), or lists (JSONL)."
     )
     collection: str | None = HfArg(default=None, help="Documents: id<TAB>text, or JSONL.")
     queries: str | None = HfArg(default=None, help="Queries of the teacher scores and of the evaluation.")
-    in_batch_teacher: str | None = HfArg(
-        default=None, help="Ranker that scores all pairs of a batch, for in_batch_ losses; a ColBERT."
-    )
+    in_batch_teacher: str | None = HfArg(default=None, help="Ranker for in_batch_ losses, such as a ColBERT.")
     query_clusters: int | None = HfArg(
         default=None, help="Number of topics, for batches on one topic (TAS-Balanced); 2000 in the paper."
     )
-    cluster_model: str | None = HfArg(
-        default=None, help="BERT_DOT whose query vectors are clustered, for query_clusters."
-    )
+    cluster_model: str | None = HfArg(default=None, help="BERT_DOT whose query vectors query_clusters clusters.")
     candidates: str | None = HfArg(default=None, help="First-stage run (TREC) of held-out queries.")
     qrels: str | None = HfArg(default=None, help="Judgments (TREC qrels) of the held-out queries.")
     measures: list[str] = HfArg(
@@ -65,15 +60,9 @@ class TrainingJob:
         self.config_overrides = json_option("config_overrides", self.config_overrides)
 
     def check(self) -> None:
-        """Refuse a job that lacks an option.
-
-        Raises:
-            ValueError: naming the options.
-        """
-        missing = []
-        for name in ("model_name", "teacher_scores", "collection", "queries"):
-            if getattr(self, name) is None:
-                missing.append(f"--{name}")
+        """Raise a ValueError that names the options that the job lacks."""
+        required = ("model_name", "teacher_scores", "collection", "queries")
+        missing = [f"--{name}" for name in required if getattr(self, name) is None]
         if missing:
             raise ValueError(f"Training needs {', '.join(missing)} as well.")
         if (self.candidates is None) != (self.qrels is None):
@@ -86,13 +75,8 @@ class TrainingJob:
         overrides = dict(self.config_overrides)
         if self.layers is not None:
             overrides["layers"] = self.layers
-        model = load_ranker(
-            self.model_name,
-            self.architecture,
-            max_query_length=self.max_query_length,
-            max_document_length=self.max_document_length,
-            **overrides,
-        )
+        lengths = {"max_query_length": self.max_query_length, "max_document_length": self.max_document_length}
+        model = load_ranker(self.model_name, self.architecture, **lengths, **overrides)
         if self.attn_implementation is not None:
             model.set_attn_implementation(self.attn_implementation)
         return model
@@ -114,7 +98,7 @@ def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
     """Return an option that is JSON on the command line and a dict in Python; empty if it is not given.
 
     Raises:
-        ValueError: if it is not valid JSON, or not an object.
+        ValueError: if it is not a JSON object.
     """
     if not isinstance(value, str):
         return value or {}
@@ -136,8 +120,6 @@ def train_ranker(
     """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
 
     Args:
-        job: the student and its files.
-        args: the settings.
         is_measured_before: False leaves out the evaluation before training, if many students start alike.
         command: the command line, for the card; None if there is none.
 
@@ -154,10 +136,9 @@ def train_ranker(
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
 
-    # 2. Teacher scores, texts, student, evaluator, trainer
-    rows, queries, documents = open_data(job, args)
-    evaluator = job.load_evaluator(queries, documents)
-    trainer = make_trainer(job, args, rows, queries, documents, evaluator, is_new=checkpoint is None)
+    # 2. Teacher scores, texts, evaluator, student, trainer
+    trainer = _make_trainer(job, args, is_new=checkpoint is None)
+    evaluator = trainer.evaluator
 
     # 3. Train, and evaluate before and after
     results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}
@@ -191,63 +172,26 @@ def train_ranker(
     return results
 
 
-def open_data(job: TrainingJob, args: RankingTrainingArguments) -> tuple[TeacherRows, TextStore, TextStore]:
-    """Return a job's teacher rows, queries and documents; one process builds the mapped files, the others open them.
-
-    Raises:
-        ValueError, FileNotFoundError: for bad files.
-    """
-    with args.main_process_first():
+def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool) -> RankingTrainer:
+    with args.main_process_first():  # one process builds the mapped files, the others open them
         rows = load_teacher_scores(job.teacher_scores)
-        return rows, TextStore.from_file(job.queries), TextStore.from_file(job.collection)
-
-
-def make_trainer(
-    job: TrainingJob,
-    args: RankingTrainingArguments,
-    rows: TeacherRows,
-    queries: TextStore,
-    documents: TextStore,
-    evaluator: RerankingEvaluator | None = None,
-    is_new: bool = True,
-) -> RankingTrainer:
-    """Return the trainer of a job, with its student, live teacher and clusters loaded.
-
-    Args:
-        job: the student and its files.
-        args: the settings.
-        rows: teacher rows.
-        queries: query_id -> text.
-        documents: doc_id -> text.
-        evaluator: measures the student on held-out queries, or None.
-        is_new: False takes the clusters of the run that is resumed.
-    """
-    clusters = teacher = None
+        queries, documents = TextStore.from_file(job.queries), TextStore.from_file(job.collection)
+    data = {"train_dataset": rows, "queries": queries, "documents": documents}
+    data["evaluator"] = job.load_evaluator(queries, documents)
     if job.cluster_model is not None:
         encoder = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
-        clusters = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
+        data["query_clusters"] = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
     model = job.load_model()
     if job.in_batch_teacher is not None:
-        teacher = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
-    return RankingTrainer(
-        model,
-        args,
-        train_dataset=rows,
-        queries=queries,
-        documents=documents,
-        evaluator=evaluator,
-        processing_class=load_tokenizer(job.model_name),
-        in_batch_teacher=teacher,
-        query_clusters=clusters,
-    )
+        data["in_batch_teacher"] = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
+    return RankingTrainer(model, args, processing_class=load_tokenizer(job.model_name), **data)
 
 
 def measure_gain(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:
     """Return `after` (eval_MEASURE -> mean of the run), `first_stage` (measure -> mean) and `tests` of the two."""
-    values = []
-    for ranking in (run, evaluator.candidates):
-        values.append(evaluate_queries(ranking, evaluator.qrels, evaluator.measures))
-    results = compare_with_first_stage(*values)
+    after = evaluate_queries(run, evaluator.qrels, evaluator.measures)
+    first_stage = evaluate_queries(evaluator.candidates, evaluator.qrels, evaluator.measures)
+    results = compare_with_first_stage(after, first_stage)
     results["after"] = {f"eval_{name}": value for name, value in results["after"].items()}
     return results
 

@@ -1,25 +1,15 @@
 """Train LoRA adapters on the encoder in place of all weights, with PEFT."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from ..models import RankerModel
 from .arguments import RankingTrainingArguments
 
-if TYPE_CHECKING:
-    from peft import PeftModel
 
+def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> nn.Module:
+    """Return the ranker, if `lora_r` is set as PEFT wraps it with adapters on all linear layers of its encoder.
 
-def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> "RankerModel | PeftModel":
-    """Add adapters to a ranker's encoder, in place, if `lora_r` is set.
-
-    All linear layers of the encoder are adapted; its own weights do not change, and the layers on top of it are
-    trained fully.
-
-    Returns:
-        The ranker as PEFT wraps it; without `lora_r` the ranker.
+    The encoder's own weights do not change then; the layers on top of it are trained fully.
 
     Raises:
         ValueError: if the ranker has no pretrained encoder.
@@ -44,18 +34,3 @@ def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> "Ranker
         modules_to_save=own or None,
     )
     return get_peft_model(model, config)
-
-
-def merge_adapters(model: "PeftModel", folder: Path | None) -> RankerModel:
-    """Save a wrapped ranker's adapters, then add them to its weights.
-
-    Args:
-        model: the wrapped ranker, not usable afterwards.
-        folder: folder of the adapters; None does not save them.
-
-    Returns:
-        The ranker, with the scores that it had with its adapters.
-    """
-    if folder is not None:
-        model.save_pretrained(folder)
-    return model.merge_and_unload()

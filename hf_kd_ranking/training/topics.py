@@ -18,9 +18,7 @@ def cluster_queries(
     """Cluster the queries of teacher rows by k-means on their vectors.
 
     Args:
-        ranker: encodes them; one vector per text (a BERT_DOT).
-        queries: the store of their texts.
-        rows: teacher rows.
+        ranker: gives one vector per text (a BERT_DOT).
         clusters: number of clusters; 2,000 in the paper, of 400,000 queries.
         seed: seed of the first centres.
 
@@ -48,11 +46,7 @@ def cluster_queries(
 def saved_clusters(
     ranker: Ranker, queries: TextStore, rows: TeacherRows, clusters: int, args: RankingTrainingArguments, is_new: bool
 ) -> np.ndarray:
-    """Return `cluster_queries`, computed once for a run by one process and kept in its output folder.
-
-    Args:
-        is_new: True computes them, False takes those of the run that is resumed.
-    """
+    """Return `cluster_queries`, computed by one process and kept in the output folder for runs that are not new."""
     path = Path(args.output_dir) / "query_clusters.npy"
     with args.main_process_first(local=False):
         if args.process_index == 0 and (is_new or not path.is_file()):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
+from ..artifacts import write_json
 from ..data.collate import RankingCollator, split_batch
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
@@ -28,10 +29,10 @@ from ..ranker import Ranker
 from .agreement import compare_with_teacher
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
-from .checkpoints import check_run, describe_run, last_complete, mark_complete, written_whole
+from .checkpoints import RUN_FILE, check_run, describe_run, last_complete, written_whole
 from .checks import check_data_sets
 from .in_batch import check_in_batch, in_batch_losses
-from .lora import merge_adapters, with_adapters
+from .lora import with_adapters
 from .topics import rows_of_queries, teacher_margins
 
 
@@ -39,8 +40,6 @@ class RankingTrainer(Trainer):
     """Train any ranker on teacher rows.
 
     Args:
-        model: a ranker.
-        args: the settings.
         train_dataset: teacher rows, or a data set of one of their layouts, see `load_teacher_scores`. A
             `datasets.IterableDataset` of lists (`query_id`, `doc_ids`, `teacher_scores`) is read in its own order for
             `max_steps`, and not checked in advance.
@@ -83,10 +82,10 @@ class RankingTrainer(Trainer):
         self.losses = get_losses(args.loss)
         training, held_out = _as_rows(train_dataset), _as_rows(eval_dataset)
         check_data_sets(training, held_out, evaluator, queries, documents, args)
-        teacher_model = teacher_processor = None
+        self.in_batch_teacher = teacher_processor = None
         if in_batch_teacher is not None:
-            teacher_model, teacher_processor = in_batch_teacher.model, in_batch_teacher.processor
-        check_in_batch(self.losses, model, teacher_model)
+            self.in_batch_teacher, teacher_processor = in_batch_teacher.model, in_batch_teacher.processor
+        check_in_batch(self.losses, model, self.in_batch_teacher)
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
         processor = RankingProcessor.from_config(processing_class, model.config)
@@ -111,9 +110,8 @@ class RankingTrainer(Trainer):
             raise ValueError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
-        self.in_batch_teacher = teacher_model
-        if teacher_model is not None:
-            teacher_model.to(self.args.device).eval().requires_grad_(False)
+        if in_batch_teacher is not None:
+            self.in_batch_teacher.to(self.args.device).eval().requires_grad_(False)
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
         self.termination = StopOnTermination(self.accelerator)
@@ -123,14 +121,11 @@ class RankingTrainer(Trainer):
     @property
     def ranker(self) -> Ranker:
         """The model as it is now, with its tokenizer."""
-        return Ranker(
-            self.model,
-            self.processing_class,
-            self.args.per_device_eval_batch_size,
-            # Processes with different shares would make different numbers of forward passes, which sharded models
-            # do not allow: there each process scores everything.
-            is_distributed=self.args.world_size > 1 and self.model.groups_rows,
-        )
+        # Processes with different shares would make different numbers of forward passes, which sharded models do not
+        # allow: there each process scores everything.
+        is_distributed = self.args.world_size > 1 and self.model.groups_rows
+        batch_size = self.args.per_device_eval_batch_size
+        return Ranker(self.model, self.processing_class, batch_size, is_distributed=is_distributed)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train; a resumed run ends bit by bit where an uninterrupted one does.
@@ -155,14 +150,15 @@ class RankingTrainer(Trainer):
         with self.termination.listening():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.args.lora_r is not None:
-            folder = Path(self.args.output_dir) / "adapter" if self.args.should_save else None
-            self.model = self.model_wrapped = merge_adapters(self.accelerator.unwrap_model(self.model), folder)
+            model = self.accelerator.unwrap_model(self.model)
+            if self.args.should_save:
+                model.save_pretrained(Path(self.args.output_dir) / "adapter")
+            self.model = self.model_wrapped = model.merge_and_unload()
         return output
 
     def _run(self) -> dict[str, Any]:
-        args = self.args
         names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
-        order = {name: getattr(args, name) for name in names}
+        order = {name: getattr(self.args, name) for name in names}
         return describe_run(self.model.config.to_dict(), self.train_dataset, **order)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -177,12 +173,12 @@ class RankingTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its random state
                 if args.should_save:
-                    mark_complete(checkpoint, self._run())
+                    write_json(checkpoint / RUN_FILE, self._run())
         finally:
             args.save_total_limit, args.push_to_hub = limit, push
         if push:
             self._push_from_checkpoint(str(checkpoint))
-        if self.args.should_save:
+        if args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
@@ -192,22 +188,17 @@ class RankingTrainer(Trainer):
         if not loss.isfinite():
             raise FloatingPointError(
                 f"The loss of step {self.state.global_step + 1} is {loss.item()}; the weights were not changed by it. "
-                "Try a lower learning_rate, bf16 in place of fp16, and look at the teacher's scores (`teacher "
-                f"diagnose`). Its batch has the queries and documents {self.data_collator.describe(inputs)}."
+                "Try a lower learning_rate, bf16 in place of fp16, and `teacher diagnose`. The queries and documents "
+                f"of its batch: {self.data_collator.describe(inputs)}."
             )
         return loss
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: int | None = None,
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Tensor | tuple[Tensor, Any]:
         """Compute the loss in one forward pass; `inputs` stay as they are.
 
-        Args:
-            num_items_in_batch: rows of all accumulated batches of this step; None for a plain batch mean.
+        `num_items_in_batch` is the rows of all accumulated batches of this step; None gives a plain batch mean.
         """
         features, targets = split_batch(inputs)
         teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
@@ -221,9 +212,7 @@ class RankingTrainer(Trainer):
             loss = loss * (len(teacher_scores) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def row_losses(
-        self, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def row_losses(self, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return loss name -> its weighted value for (B, n) scores of the rows' own documents."""
         values = {}
         for name, weight in self.losses.items():
@@ -248,10 +237,7 @@ class RankingTrainer(Trainer):
     ) -> dict[str, float]:
         """Return loss and agreement on held-out teacher rows, and the evaluator's measures, on every process.
 
-        Args:
-            eval_dataset: teacher rows; None takes those that the trainer was made with, if any.
-            ignore_keys: not used.
-            metric_key_prefix: prefix of the names.
+        `ignore_keys` is not used; without a data set the trainer's own is taken, if it has one.
         """
         rows = self.eval_dataset if eval_dataset is None else load_teacher_scores(eval_dataset).rows
         metrics = {} if rows is None else compare_with_teacher(self, rows)
@@ -270,14 +256,9 @@ class RankingTrainer(Trainer):
         if self.query_clusters is None:
             return ShuffledSampler(self.train_dataset, seed)
         rows = TeacherRows(self.train_dataset)
-        return TopicBalancedSampler(
-            rows_of_queries(rows, self.data_collator.queries),
-            teacher_margins(rows),
-            self.query_clusters,
-            args.train_batch_size * args.world_size,
-            seed,
-            args.margin_bins,
-        )
+        queries, margins = rows_of_queries(rows, self.data_collator.queries), teacher_margins(rows)
+        batch_size = args.train_batch_size * args.world_size
+        return TopicBalancedSampler(queries, margins, self.query_clusters, batch_size, seed, args.margin_bins)
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         # When the parent resumes within an epoch on several processes, accelerate's wrappers that skip and share
@@ -309,12 +290,9 @@ class RankingTrainer(Trainer):
             return optimizer
         in_head = {id(parameter) for parameter in self.model.head_parameters()}
         for group in list(optimizer.param_groups):
-            encoder, head = [], []
-            for parameter in group["params"]:
-                side = head if id(parameter) in in_head else encoder
-                side.append(parameter)
+            head = [parameter for parameter in group["params"] if id(parameter) in in_head]
             if head:
-                group["params"] = encoder
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in in_head]
                 optimizer.add_param_group({**group, "params": head, "lr": self.args.head_learning_rate})
         return optimizer
 
@@ -340,34 +318,23 @@ class RankingTrainer(Trainer):
 
         Args:
             model_name: name on the card; None is the repository's.
-            results: see `write_manifest`; None takes the last evaluation.
-            files: see `write_manifest`.
-            command: the command line that trains, for the card.
+            results, files, command: see `write_manifest`; without results the last evaluation is taken.
         """
         if not self.is_world_process_zero():
             return
         if results is None:
-            results = {"after": self._last_measures()}
+            measured = [measures for measures in map(select_measures, self.state.log_history) if measures]
+            results = {"after": measured[-1] if measured else {}}
         arguments = self.args.to_dict()
         write_manifest(self.args.output_dir, arguments, self._training_rows(), results, files or {}, command=command)
         write_model_card(self.args.output_dir, model_name or self.args.hub_model_id)
 
-    def _last_measures(self) -> dict[str, float]:
-        for entry in reversed(self.state.log_history):
-            measures = select_measures(entry)
-            if measures:
-                return measures
-        return {}
-
     def push_to_hub(self, *args: Any, token: str | None = None, **kwargs: Any) -> str | None:
-        """Save weights and card, and publish the folder, see `publish_ranker`.
+        """Save weights and card, publish the folder, and return the commit's address (None but on the first process).
 
         Args:
             token: access token of the Hub; None takes `hub_token`, or the one that is logged in.
             **kwargs: arguments of `create_model_card`.
-
-        Returns:
-            The commit's address; None on other processes than the first.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
@@ -375,8 +342,8 @@ class RankingTrainer(Trainer):
         self.create_model_card(**kwargs)
         if not self.is_world_process_zero():
             return None
-        options = {"overwrite": True, "token": token or self.args.hub_token}
-        return publish_ranker(self.args.output_dir, self.hub_model_id, **options)["address"]
+        token = token or self.args.hub_token
+        return publish_ranker(self.args.output_dir, self.hub_model_id, overwrite=True, token=token)["address"]
 
     def _training_rows(self) -> int:
         if isinstance(self.train_dataset, datasets.Dataset):
