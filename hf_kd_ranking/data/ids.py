@@ -92,7 +92,8 @@ class IdIndex:
 
     def columns(self, rows: np.ndarray | None = None) -> list[pa.Array]:
         """Return the ids of some rows, or of all, as arrays of strings, for `build`."""
-        rows = np.arange(len(self)) if rows is None else rows
+        if rows is None:
+            rows = np.arange(len(self))
         starts = range(0, len(rows), 100_000)
         return [pa.array(self.ids_of(rows[start : start + 100_000]), pa.string()) for start in starts]
 
@@ -157,8 +158,10 @@ def open_ids(folder: Path) -> tuple[np.ndarray | pa.LargeStringArray, np.ndarray
     """Map what `save_ids` wrote, the arguments of `IdIndex` after the count; nothing if each id is its row."""
     if not (folder / "keys.npy").is_file():
         return ()
-    has_strings = (folder / "ids.bin").is_file()
-    ids = open_strings(folder / "ids") if has_strings else np.load(folder / "ids.npy", mmap_mode="r")
+    if (folder / "ids.bin").is_file():
+        ids = open_strings(folder / "ids")
+    else:
+        ids = np.load(folder / "ids.npy", mmap_mode="r")
     return ids, np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "rows.npy", mmap_mode="r")
 
 
