@@ -109,12 +109,7 @@ class DistillJob:
         return self.data_name or Path(self.collection).name
 
     def training_options(self, architecture: str, is_teacher: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return how an architecture is trained, and the fields of its config that differ from the defaults.
-
-        Args:
-            architecture: its name.
-            is_teacher: True for a teacher that is trained here.
-        """
+        """Return how an architecture (or a teacher) is trained, and the fields of its config that are set."""
         own = self.overrides.get("teacher" if is_teacher else architecture, {})
         config = {**ARCHITECTURE_SETTINGS.get(architecture, {}), **own}
         options = {"learning_rates": self.learning_rates, "epochs": self.epochs, "head_learning_rate": None}
@@ -125,11 +120,7 @@ class DistillJob:
         return options, config
 
     def check(self) -> None:
-        """Check the options before anything is read.
-
-        Raises:
-            ValueError, FileNotFoundError: naming what cannot work.
-        """
+        """Check the options before anything is read, or raise a ValueError that names what cannot work."""
         self._check_names()
         self._check_sources()
         self._check_numbers()

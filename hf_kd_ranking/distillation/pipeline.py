@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..artifacts import locked
+from ..artifacts import building, locked
 from ..models import ARCHITECTURES
 from .context import Context, name_sources
 from .costs import Cost, Plan
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER, DistillJob
-from .selection import choose, deliver, rank_test, rank_untrained, search_collection, time_students, write_outcome
+from .selection import choose, rank_test, rank_untrained, search_collection, time_students, write_outcome
 from .steps import (
     average_rankings,
     average_scores,
@@ -52,55 +52,63 @@ class Material(NamedTuple):
 
 def prepare(work: Workspace, context: Context) -> Material:
     """Make what students learn from: candidates, judgments, labelled triples, teachers and their scores."""
-    job, splits = context.job, context.splits
+    job = context.job
     index = work.step("bm25", index_collection, context)
-    candidates: dict[str, Artifact] = {}
+    data = Material({}, {}, {}, {})
     for split in SPLITS[1:] if job.scores else SPLITS:  # scores bring what is trained on
         positives = context.grades(split) if split == "train" else {}
         inputs = (index, context.texts(split), job.k, positives)
-        candidates[split] = work.step(f"candidates/{split}", find_candidates, *inputs)
-    judgments, rankings, scores = {}, {}, []
-    files = [Path(path) for path in job.scores]
-
-    def label() -> Artifact:
-        inputs = (files, candidates.get("train"), judgments["train"], job.triples_per_query)
-        return work.step("labels", label_triples, *inputs)
-
+        data.candidates[split] = work.step(f"candidates/{split}", find_candidates, *inputs)
     if context.is_judged:
         for split in SPLITS:
-            judgments[split] = work.step(f"judgments/{split}", write_judgments, context.grades(split))
-        labels = label()
+            data.judgments[split] = work.step(f"judgments/{split}", write_judgments, context.grades(split))
+        label(work, data, job)
     teachers: dict[str, str | Path | Artifact] = {}
     for name, source in name_sources(job).items():
         teachers[name] = BM25 if source == BM25 else Path(source)
         if source in ARCHITECTURES:  # trained on the labels
             recipe = Recipe.of_job(job, source, NO_TEACHER, is_teacher=True)
-            material = Material(candidates, judgments, {}, {NO_TEACHER: labels})
-            teachers[name] = train(work, f"teachers/{name}", recipe, material, context, is_teacher=True)[0]
+            teachers[name] = train(work, f"teachers/{name}", recipe, data, context, is_teacher=True)[0]
     if not job.brings_rows:
-        ranked = [split for split in SPLITS if split != "train" or not context.is_judged]
-        query_ids = [query_id for split in ranked for query_id in splits[split]]
-        runs = [candidates[split] for split in ranked if split in candidates]
-        for name, teacher in teachers.items():
-            rankings[name] = work.step(f"rankings/{name}", rank_candidates, teacher, runs, query_ids, context)
-        each = dict(rankings)
-        rankings["mean"] = work.step("rankings/mean", average_rankings, list(each.values()))
-        if context.is_judged:
-            dev = candidates["dev"], judgments["dev"]
-            work.step("teacher_check", check_teacher, rankings["mean"], each, *dev, job.measure, job.force)
+        rank(work, teachers, data, context)
     if not context.is_judged:  # the teachers' best candidates count as relevant
         for split in SPLITS:
-            inputs = (rankings["mean"], splits[split])
-            judgments[split] = work.step(f"judgments/{split}", judge_by_agreement, *inputs)
-        labels = label()
+            inputs = (data.rankings["mean"], context.splits[split])
+            data.judgments[split] = work.step(f"judgments/{split}", judge_by_agreement, *inputs)
+        label(work, data, job)
+    scores = list(teachers.values())
+    if not job.brings_rows:
+        inputs = (data.scores[NO_TEACHER], data.candidates.get("train"), context)
+        scores = [work.step(f"scores/{name}", score_triples, teachers[name], *inputs) for name in teachers]
+    data.scores[FIRST_TEACHER] = data.scores[TEACHER] = scores[0]
+    if len(scores) > 1:
+        data.scores[TEACHER] = work.step("scores/mean", average_scores, scores)
+    return data
+
+
+def label(work: Workspace, data: Material, job: DistillJob) -> None:
+    """Sample the triples that all students see, with the labels as scores."""
+    inputs = (
+        list(map(Path, job.scores)),
+        data.candidates.get("train"),
+        data.judgments["train"],
+        job.triples_per_query,
+    )
+    data.scores[NO_TEACHER] = work.step("labels", label_triples, *inputs)
+
+
+def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: Material, context: Context) -> None:
+    """Rank the candidates of dev and test (of all queries, if they are not judged) with every teacher."""
+    job, splits = context.job, SPLITS[1:] if context.is_judged else SPLITS
+    query_ids = [query_id for split in splits for query_id in context.splits[split]]
+    runs = [data.candidates[split] for split in splits if split in data.candidates]
     for name, teacher in teachers.items():
-        if job.brings_rows:
-            scores.append(teacher)
-        else:
-            inputs = (teacher, labels, candidates.get("train"), context)
-            scores.append(work.step(f"scores/{name}", score_triples, *inputs))
-    mean = scores[0] if len(scores) == 1 else work.step("scores/mean", average_scores, scores)
-    return Material(candidates, judgments, rankings, {NO_TEACHER: labels, FIRST_TEACHER: scores[0], TEACHER: mean})
+        data.rankings[name] = work.step(f"rankings/{name}", rank_candidates, teacher, runs, query_ids, context)
+    each = dict(data.rankings)
+    data.rankings["mean"] = mean = work.step("rankings/mean", average_rankings, list(each.values()))
+    if context.is_judged:
+        inputs = (mean, each, data.candidates["dev"], data.judgments["dev"], job.measure, job.force)
+        work.step("teacher_check", check_teacher, *inputs)
 
 
 def train(
@@ -125,7 +133,7 @@ def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: M
     if material.rankings:
         rankings["teacher"] = [material.rankings["mean"]]
     for name, source in name_sources(job).items():
-        if name in material.rankings and len(material.rankings) > 2 and source != BM25:
+        if len(material.rankings) > 2 and source != BM25:
             rankings[f"teacher {name}"] = [material.rankings[name]]
     for architecture in job.architectures:
         name, recipe = f"{architecture} untrained", Recipe.of_job(job, architecture, NO_TEACHER)
@@ -185,7 +193,8 @@ def distill(job: DistillJob) -> dict[str, Any]:
         outcome["folders"] = {name: str((seeds[0].path / "ranker").resolve()) for name, seeds in students.items()}
         outcome["best"] = choose(outcome, job.budget_ms)
         outcome["ranker"], outcome["page"] = str(work.folder / "best"), str(work.folder / "report.html")
-        deliver(students[outcome["best"]][0], work.folder / "best")
+        with building(work.folder / "best", replaces=True) as best:
+            shutil.copytree(students[outcome["best"]][0].path / "ranker", best, dirs_exist_ok=True)
         shutil.copyfile(made.path / "report.html", outcome["page"])
     return outcome
 
