@@ -48,9 +48,7 @@ class DistillJob:
         default_factory=list,
         help="Files of teacher scores, in place of teachers: rows of triples as published, or TREC runs.",
     )
-    qrels: str | None = HfArg(
-        default=None, help="Judgments; without them the agreement with the teachers is measured."
-    )
+    qrels: str | None = HfArg(default=None, help="Judgments; without them agreement with the teachers is measured.")
     dev_qrels: str | None = HfArg(default=None, help="Judgments of the validation (dev) queries.")
     test_qrels: str | None = HfArg(default=None, help="Judgments of the test queries.")
     model_name: str = HfArg(default="distilbert/distilbert-base-uncased", help="Encoder of the students.")
@@ -66,9 +64,7 @@ class DistillJob:
     budget_ms: float | None = HfArg(default=None, help="Longest median latency of the chosen ranker, ms per query.")
     k: int = HfArg(default=100, help="Number of BM25 candidates per query.")
     triples_per_query: int = HfArg(default=8, help="Number of triples that are sampled per query.")
-    held_out: float = HfArg(
-        default=0.2, help="Share of the queries for validation (half of it) and for the test (the other half)."
-    )
+    held_out: float = HfArg(default=0.2, help="Share of the queries for validation and the test, half for each.")
     measure: str = HfArg(default="nDCG@10", help="Measure that decides, in ir_measures' notation.")
     learning_rates: list[float] = HfArg(
         default_factory=lambda: [2e-5, 7e-5],
@@ -86,12 +82,8 @@ class DistillJob:
         "head_learning_rate, layers (those that are kept of the encoder), or fields of the config.",
     )
     base_model: str | None = HfArg(default=None, help="Name of the encoder on the Hub, for cards.")
-    data_name: str | None = HfArg(
-        default=None, help="Name of the collection, for cards; its file's name if not given."
-    )
-    retrieve: bool = HfArg(
-        default=True, help="Whether rankers that store one vector per passage also search the whole collection."
-    )
+    data_name: str | None = HfArg(default=None, help="Name of the collection, for cards; None is its file's name.")
+    retrieve: bool = HfArg(default=True, help="Search the whole collection with rankers of one vector per passage.")
     device: str | None = HfArg(default=None, help="Device: cpu or cuda; a GPU if there is one and none is given.")
     force: bool = HfArg(default=False, help="Continue although the teacher ranks no better than BM25.")
 

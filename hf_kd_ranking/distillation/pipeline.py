@@ -13,23 +13,10 @@ from typing import Any, NamedTuple
 
 from ..artifacts import building, locked
 from ..models import ARCHITECTURES
+from . import selection, steps
 from .context import Context, name_sources
 from .costs import Cost, Plan
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER, DistillJob
-from .selection import choose, rank_test, rank_untrained, search_collection, time_students, write_outcome
-from .steps import (
-    average_rankings,
-    average_scores,
-    check_teacher,
-    find_candidates,
-    index_collection,
-    judge_by_agreement,
-    label_triples,
-    rank_candidates,
-    rows_file,
-    score_triples,
-    write_judgments,
-)
 from .students import Recipe, choose_rate, train_student
 from .work import Artifact, Workspace
 
@@ -53,15 +40,15 @@ class Material(NamedTuple):
 def prepare(work: Workspace, context: Context) -> Material:
     """Make what students learn from: candidates, judgments, labelled triples, teachers and their scores."""
     job = context.job
-    index = work.step("bm25", index_collection, context)
+    index = work.step("bm25", steps.index_collection, context)
     data = Material({}, {}, {}, {})
     for split in SPLITS[1:] if job.scores else SPLITS:  # scores bring what is trained on
         positives = context.grades(split) if split == "train" else {}
         inputs = (index, context.texts(split), job.k, positives)
-        data.candidates[split] = work.step(f"candidates/{split}", find_candidates, *inputs)
+        data.candidates[split] = work.step(f"candidates/{split}", steps.find_candidates, *inputs)
     if context.is_judged:
         for split in SPLITS:
-            data.judgments[split] = work.step(f"judgments/{split}", write_judgments, context.grades(split))
+            data.judgments[split] = work.step(f"judgments/{split}", steps.write_judgments, context.grades(split))
         label(work, data, job)
     teachers: dict[str, str | Path | Artifact] = {}
     for name, source in name_sources(job).items():
@@ -74,27 +61,23 @@ def prepare(work: Workspace, context: Context) -> Material:
     if not context.is_judged:  # the teachers' best candidates count as relevant
         for split in SPLITS:
             inputs = (data.rankings["mean"], context.splits[split])
-            data.judgments[split] = work.step(f"judgments/{split}", judge_by_agreement, *inputs)
+            data.judgments[split] = work.step(f"judgments/{split}", steps.judge_by_agreement, *inputs)
         label(work, data, job)
     scores = list(teachers.values())
     if not job.brings_rows:
         inputs = (data.scores[NO_TEACHER], data.candidates.get("train"), context)
-        scores = [work.step(f"scores/{name}", score_triples, teachers[name], *inputs) for name in teachers]
+        scores = [work.step(f"scores/{name}", steps.score_triples, teachers[name], *inputs) for name in teachers]
     data.scores[FIRST_TEACHER] = data.scores[TEACHER] = scores[0]
     if len(scores) > 1:
-        data.scores[TEACHER] = work.step("scores/mean", average_scores, scores)
+        data.scores[TEACHER] = work.step("scores/mean", steps.average_scores, scores)
     return data
 
 
 def label(work: Workspace, data: Material, job: DistillJob) -> None:
     """Sample the triples that all students see, with the labels as scores."""
-    inputs = (
-        list(map(Path, job.scores)),
-        data.candidates.get("train"),
-        data.judgments["train"],
-        job.triples_per_query,
-    )
-    data.scores[NO_TEACHER] = work.step("labels", label_triples, *inputs)
+    files, triples = [Path(path) for path in job.scores], job.triples_per_query
+    inputs = (files, data.candidates.get("train"), data.judgments["train"], triples)
+    data.scores[NO_TEACHER] = work.step("labels", steps.label_triples, *inputs)
 
 
 def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: Material, context: Context) -> None:
@@ -103,12 +86,12 @@ def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: M
     query_ids = [query_id for split in splits for query_id in context.splits[split]]
     runs = [data.candidates[split] for split in splits if split in data.candidates]
     for name, teacher in teachers.items():
-        data.rankings[name] = work.step(f"rankings/{name}", rank_candidates, teacher, runs, query_ids, context)
+        data.rankings[name] = work.step(f"rankings/{name}", steps.rank_candidates, teacher, runs, query_ids, context)
     each = dict(data.rankings)
-    data.rankings["mean"] = mean = work.step("rankings/mean", average_rankings, list(each.values()))
+    data.rankings["mean"] = mean = work.step("rankings/mean", steps.average_rankings, list(each.values()))
     if context.is_judged:
         inputs = (mean, each, data.candidates["dev"], data.judgments["dev"], job.measure, job.force)
-        work.step("teacher_check", check_teacher, *inputs)
+        work.step("teacher_check", steps.check_teacher, *inputs)
 
 
 def train(
@@ -137,21 +120,21 @@ def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: M
             rankings[f"teacher {name}"] = [material.rankings[name]]
     for architecture in job.architectures:
         name, recipe = f"{architecture} untrained", Recipe.of_job(job, architecture, NO_TEACHER)
-        rankings[name] = [work.step(f"test/{name}", rank_untrained, recipe, candidates, context)]
+        rankings[name] = [work.step(f"test/{name}", selection.rank_untrained, recipe, candidates, context)]
     searches = {}
     for name, seeds in students.items():
         rankings[name] = []
         for number, student in enumerate(seeds):
             step = f"test/{name}" if number == 0 else f"test/{name} seed {number}"
-            rankings[name].append(work.step(step, rank_test, student, candidates, context))
+            rankings[name].append(work.step(step, selection.rank_test, student, candidates, context))
         config = ARCHITECTURES[name.split()[0]].config_class
         if job.retrieve and config.vectors_per_text == "one" and config.similarity == "dot":
             inputs = (seeds[0], judgments, job.measure, context)
-            searches[name] = work.step(f"collection_search/{name}", search_collection, *inputs)
+            searches[name] = work.step(f"collection_search/{name}", selection.search_collection, *inputs)
     firsts = {name: seeds[0] for name, seeds in students.items()}
-    timing = work.step("timing", time_students, firsts, context.splits["test"], job.k, context)
+    timing = work.step("timing", selection.time_students, firsts, context.splits["test"], job.k, context)
     inputs = (rankings, searches, firsts, judgments, candidates, timing, job.measure, context)
-    return work.step("report", write_outcome, *inputs)
+    return work.step("report", selection.write_outcome, *inputs)
 
 
 def make_all(work: Workspace, context: Context) -> tuple[Material, dict[str, list[Artifact]], Artifact]:
@@ -188,10 +171,10 @@ def distill(job: DistillJob) -> dict[str, Any]:
         work.claim(subject(job))
         material, students, made = make_all(work, context)
         outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
-        with rows_file(material.scores[NO_TEACHER]).open("rb") as file:
+        with steps.rows_file(material.scores[NO_TEACHER]).open("rb") as file:
             outcome["triples"] = sum(1 for _ in file)
         outcome["folders"] = {name: str((seeds[0].path / "ranker").resolve()) for name, seeds in students.items()}
-        outcome["best"] = choose(outcome, job.budget_ms)
+        outcome["best"] = selection.choose(outcome, job.budget_ms)
         outcome["ranker"], outcome["page"] = str(work.folder / "best"), str(work.folder / "report.html")
         with building(work.folder / "best", replaces=True) as best:
             shutil.copytree(students[outcome["best"]][0].path / "ranker", best, dirs_exist_ok=True)
