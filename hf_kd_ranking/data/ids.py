@@ -53,13 +53,11 @@ class IdIndex:
             keys = np.concatenate([_hashes(column.to_pylist()) for column in columns])
         elif removed is None and np.array_equal(keys, np.arange(len(keys))):
             return cls(len(keys))
-        order = np.argsort(keys, kind="stable")
-        if removed is not None:
-            order = order[~removed[order]]
-        keys = keys[order]
-        is_first = np.ones(len(keys), dtype=bool)
-        is_first[1:] = keys[1:] != keys[:-1]
-        return cls(len(ids), ids, keys[is_first], order[is_first])
+        if removed is None:
+            removed = np.zeros(len(keys), dtype=bool)
+        rows = np.flatnonzero(~removed)
+        keys, places = np.unique(keys[rows], return_index=True)  # the first place of each
+        return cls(len(ids), ids, keys, rows[places])
 
     def save_ids(self, folder: Path) -> None:
         """Write the index into a folder, unless each id is its row."""

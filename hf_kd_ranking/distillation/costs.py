@@ -86,11 +86,10 @@ class Plan(Workspace):
     The method `_NAME` returns the cost of the step function `NAME` and takes its inputs.
     """
 
-    def __init__(self, folder: Path, context: Context) -> None:
-        super().__init__(folder)
+    def __init__(self, context: Context) -> None:
+        super().__init__(Path(context.job.output))
         self.costs: list[Cost] = []
-        self._context = context
-        self._job = context.job
+        self._context, self._job = context, context.job
         self._passages = len(context.documents)
         self._triples = len(context.splits["train"]) * self._job.triples_per_query
         if self._job.brings_rows:
@@ -177,7 +176,7 @@ class Plan(Workspace):
         return seconds, 0.0, 0.0
 
     def _recipe(self, student: Artifact) -> Recipe:
-        architecture = student.path.relative_to(Path(self._job.output, "students")).parts[0]
+        architecture = student.path.relative_to(self.folder / "students").parts[0]
         return Recipe.of_job(self._job, architecture, NO_TEACHER)
 
 
@@ -261,11 +260,11 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
 
 
 def _some_texts(store: TextStore, count: int) -> list[str]:
-    """Return texts from all over a store, again from the start if it has fewer."""
     return store.texts.take(pa.array(_some_places(store, count))).to_pylist()
 
 
 def _some_places(store: TextStore, count: int) -> np.ndarray:
+    """Return rows from all over a store, again from the start if it has fewer."""
     return np.linspace(0, max(len(store), count) - 1, count).astype(int) % len(store)
 
 

@@ -17,7 +17,6 @@ from ..training.job import json_option
 SPLITS = ("train", "dev", "test")
 NO_TEACHER, FIRST_TEACHER, TEACHER = CONDITIONS = ("no_teacher", "first_teacher", "teacher")
 BM25 = "bm25"  # as a teacher: the scores of the candidates
-TRAINING_OPTIONS = ("learning_rates", "epochs", "head_learning_rate")
 # Settings of single architectures. Fresh layers learn faster than the encoder, and TK has no others.
 ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
@@ -104,11 +103,9 @@ class DistillJob:
         """Return how an architecture (or a teacher) is trained, and the fields of its config that are set."""
         own = self.overrides.get("teacher" if is_teacher else architecture, {})
         config = {**ARCHITECTURE_SETTINGS.get(architecture, {}), **own}
-        options = {"learning_rates": self.learning_rates, "epochs": self.epochs, "head_learning_rate": None}
-        for name in TRAINING_OPTIONS:
-            if name in config:
-                options[name] = config.pop(name)
-        options["epochs"] = float(options["epochs"])  # 2 and 2.0 are the same training, with the same digest
+        options = {"learning_rates": config.pop("learning_rates", self.learning_rates)}
+        options["epochs"] = float(config.pop("epochs", self.epochs))  # 2 and 2.0 have the same digest
+        options["head_learning_rate"] = config.pop("head_learning_rate", None)
         return options, config
 
     def check(self) -> None:
@@ -174,7 +171,5 @@ def is_run(path: str | Path) -> bool:
     """Return whether a file of scores is a TREC run, which has six columns; a row of a triple has five."""
     if Path(path).suffix == ".parquet":
         return False
-    for _, text in read_lines(existing_file(path, "scores")):
-        if text.strip():
-            return len(text.split()) == 6
-    return False
+    widths = (len(text.split()) for _, text in read_lines(existing_file(path, "scores")))
+    return next(filter(None, widths), 0) == 6

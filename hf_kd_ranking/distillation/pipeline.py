@@ -22,19 +22,12 @@ from .work import Artifact, Workspace
 
 
 class Material(NamedTuple):
-    """The data that students learn from and are measured on.
+    """The data that students learn from and are measured on."""
 
-    Args:
-        candidates: split -> BM25's candidates.
-        judgments: split -> judgments.
-        rankings: teacher, and "mean" -> its ranking of the candidates.
-        scores: condition -> teacher rows or labels.
-    """
-
-    candidates: dict[str, Artifact]
-    judgments: dict[str, Artifact]
-    rankings: dict[str, Artifact]
-    scores: dict[str, Path | Artifact]
+    candidates: dict[str, Artifact]  # split -> BM25's candidates
+    judgments: dict[str, Artifact]  # by split
+    rankings: dict[str, Artifact]  # teacher, or "mean" -> its ranking of the candidates
+    scores: dict[str, Path | Artifact]  # condition -> teacher rows or labels
 
 
 def prepare(work: Workspace, context: Context) -> Material:
@@ -189,7 +182,7 @@ def make_plan(job: DistillJob) -> list[Cost]:
         ValueError, FileNotFoundError: as `distill` raises before any work.
     """
     context = Context(job)
-    plan = Plan(Path(job.output), context)
+    plan = Plan(context)
     plan.claim(subject(job))
     make_all(plan, context)
     return plan.costs
