@@ -27,8 +27,7 @@ class RankingCollator:
 
     Args:
         processor: turns B queries and B * n documents into a ranker's inputs, see `models.RankingProcessor`.
-        queries: query_id -> text.
-        documents: doc_id -> text.
+        queries, documents: the texts of the ids.
         teacher_processor: turns the same texts into the inputs of a live teacher, `teacher_inputs`, if there is one.
     """
 
@@ -38,11 +37,7 @@ class RankingCollator:
     teacher_processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Raises:
-            KeyError: if a store lacks an id.
-        """
+        """Collate rows; a KeyError names an id that a store lacks."""
         query_ids = [row["query_id"] for row in rows]
         lengths = [len(row["doc_ids"]) for row in rows]
         n = max(lengths)

@@ -31,9 +31,7 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 class RankingCollection:
     """Queries, documents and judgments that belong together; each is read at its first use.
 
-    Args:
-        name: the collection's name.
-        parts: `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
+    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -173,11 +171,8 @@ def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
         records = [(record.query_id, record.doc_id, record.score) for record in source.scoreddocs_iter()]
         return Run.from_scores(*zip(*records, strict=True))
 
-    parts = {
-        "documents": partial(texts, "docs", source.docs_iter),
-        "queries": partial(texts, "queries", source.queries_iter),
-        "qrels": qrels,
-    }
+    parts = {"documents": partial(texts, "docs", source.docs_iter), "qrels": qrels}
+    parts["queries"] = partial(texts, "queries", source.queries_iter)
     if source.has_scoreddocs():
         parts["candidates"] = candidates
     return parts

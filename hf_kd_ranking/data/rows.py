@@ -48,17 +48,12 @@ class TeacherRows:
     """Rows of `query_id`, `doc_ids` (the positive first) and `teacher_scores`, one score per document.
 
     Lists may differ in length. Ids are int64 where all ids of the source are plain integers (`str(int(x)) == x`), else
-    strings. Rows of triples have no `teacher_scores`.
-
-    Args:
-        rows: the table; `rows[i]` is a dictionary.
-        source: file or data set that the rows came from, for messages.
-        has_only_margins: True if the source has differences of scores: they are the positives' scores, and the
-            negatives have the score 0.
+    strings. Rows of triples have no `teacher_scores`. With `has_only_margins` the source has differences of scores:
+    they are the positives' scores, and the negatives have the score 0.
     """
 
     rows: datasets.Dataset
-    source: str = "the teacher rows"
+    source: str = "the teacher rows"  # file or data set that the rows came from, for messages
     has_only_margins: bool = False
 
     def __len__(self) -> int:

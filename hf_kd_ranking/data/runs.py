@@ -42,11 +42,8 @@ class Run(dict[str, list[tuple[str, float]]]):
 def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     """Read a TREC run file (`query_id Q0 doc_id rank score tag`), sorted by score; ties keep the order of the file.
 
-    A warning names the first rank that contradicts the scores.
-
-    Args:
-        path: the file.
-        k: keeps the first k documents of every query and those that tie with the last of them; None keeps all.
+    `k` keeps the first k documents of every query and those that tie with the last of them. A warning names the first
+    rank that contradicts the scores.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -169,12 +166,9 @@ def write_run(
 
 
 def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read TREC relevance judgments (`query_id 0 doc_id grade`).
+    """Read TREC judgments (`query_id 0 doc_id grade`) as query_id -> {doc_id: grade}.
 
     BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
-
-    Returns:
-        query_id -> {doc_id: grade}, grades as they are written.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -197,11 +191,7 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments.
-
-    Raises:
-        ValueError: if an id holds white space, which separates the columns.
-    """
+    """Write TREC relevance judgments; an id that holds white space is a ValueError."""
     with writing(path) as file:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():

@@ -50,7 +50,7 @@ class TopicBalancedSampler(Sampler[int]):
         margins: (N,) each row's teacher margin.
         clusters: (Q,) cluster of each query; not read for queries without rows.
         batch_size: rows of a step on all processes.
-        seed: seed of the order; the epoch is added to it.
+        seed: seed of the order, together with the epoch.
         bins: number of bins of equal width, from a query's lowest margin to its highest.
 
     Raises:

@@ -14,9 +14,8 @@ from ..data.runs import Run, read_qrels, read_run, write_qrels, write_run
 from ..evaluation.metrics import evaluate_run
 from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import fuse_runs
+from ..teachers import load
 from ..teachers.ensemble import ensemble_teachers
-from ..teachers.load import Teacher as LoadedTeacher
-from ..teachers.load import load_teacher
 from ..teachers.sample import sample_triples
 from ..teachers.score import score_teacher
 from .context import Context, Grades
@@ -72,11 +71,10 @@ def write_judgments(folder: Path, judgments: Grades) -> None:
 
 def judge_by_agreement(folder: Path, teacher: Artifact, query_ids: Sequence[str]) -> None:
     """Take the teacher's best candidates of each query for relevant, the best with the highest grade."""
-    run, judgments = ranking(teacher), {}
+    run, judgments = ranking(teacher).top(AGREED), {}
     for query_id in query_ids:
-        judgments[query_id] = {}
-        for place, (doc_id, _) in enumerate(run.get(query_id, [])[:AGREED]):
-            judgments[query_id][doc_id] = AGREED - place
+        doc_ids = dict(run.get(query_id, []))
+        judgments[query_id] = dict(zip(doc_ids, range(AGREED, 0, -1), strict=False))
     write_qrels(judgments, folder / "qrels.txt")
 
 
@@ -209,10 +207,10 @@ def _look_up_scores(run: Run, labels: Artifact, output: Path) -> None:
     _write_rows(triples, scores, output)
 
 
-def _load(teacher: Teacher, context: Context) -> LoadedTeacher:
+def _load(teacher: Teacher, context: Context) -> load.Teacher:
     if isinstance(teacher, Artifact):
         teacher = teacher.path / "ranker"
-    return load_teacher(str(teacher), device=context.device)
+    return load.load_teacher(str(teacher), device=context.device)
 
 
 def average_scores(folder: Path, scores: Sequence[Path | Artifact]) -> None:

@@ -29,7 +29,6 @@ SEED = 42
 # Products of vectors have a natural size, to which the teacher's margins are matched. The scores of fresh layers are
 # near 0: there the teacher's margins get this root mean square (with matched margins a PreTTR learned half as much).
 LAYERS_MARGIN = 1.5
-WITHOUT_TEACHER = "ranknet"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Recipe:
             options["head_learning_rate"],
             seed=0,
             encoder=Path(job.model_name),
-            loss=WITHOUT_TEACHER if condition == NO_TEACHER else job.loss,
+            loss="ranknet" if condition == NO_TEACHER else job.loss,
             **{name: getattr(job, name) for name in shared},
         )
 
