@@ -36,11 +36,7 @@ DESCRIPTION = "artifact.json"
 
 
 def existing_file(path: str | os.PathLike, what: str) -> Path:
-    """Return the path of a file that must exist and not be empty.
-
-    Args:
-        path: the file.
-        what: what the file is, for the message.
+    """Return the path of a file that must exist and not be empty; messages call it `what`.
 
     Raises:
         FileNotFoundError: if it does not exist, or is a folder.
@@ -71,12 +67,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
-    """Open a file that gets its name when the block ends without an error.
-
-    Args:
-        path: the file.
-        mode: "w" for UTF-8 text with line feeds, "wb" for bytes.
-    """
+    """Open a file ("w": UTF-8 text with line feeds; "wb": bytes) that gets its name when the block ends well."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -98,9 +89,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def building(folder: Path, replaces: bool = False) -> Iterator[Path]:
     """Give a temporary folder that gets its name when the block ends without an error, and is removed otherwise.
 
-    Args:
-        folder: the final name.
-        replaces: True replaces a folder of this name. False keeps one that another process has built meanwhile.
+    `replaces` replaces a folder of this name; otherwise one that another process has built meanwhile is kept.
     """
     temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -154,7 +143,7 @@ def content_digest(path: str | os.PathLike) -> str:
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write what a folder was made from, with a checksum."""
+    """Write what a folder was made from."""
     write_json(folder / DESCRIPTION, {**description, "checksum": _checksum(description)})
 
 
@@ -201,17 +190,13 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     The description is replaced in one step when the version is complete. Until then, and wherever a process dies, a
     reader opens the old version.
 
-    Args:
-        folder: the folder of the index.
-        description: what it was built with, among it its `kind`.
+    `description` is what it was built with, including its `kind`.
 
     Raises:
         ValueError: if another process writes the index now.
     """
     with locked(folder):
-        number = 1
-        if has_description(folder):
-            number += read_description(folder)["version"]
+        number = read_description(folder)["version"] + 1 if has_description(folder) else 1
         data = folder / f"v{number}"
         shutil.rmtree(data, ignore_errors=True)  # left by a process that died
         data.mkdir(parents=True)
@@ -230,10 +215,7 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
 def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dict[str, Any], Path]:
     """Return the description of an index and the folder of its files, after their sizes were checked.
 
-    Args:
-        folder: the folder of the index.
-        kind: the kind that the index must have.
-        is_verified: True reads every file and compares checksums.
+    `is_verified` reads every file and compares checksums.
 
     Raises:
         FileNotFoundError: if the index, or one of its files, is missing.
@@ -247,9 +229,9 @@ def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dic
         path = data / name
         if not path.is_file():
             raise FileNotFoundError(f"The index file {path} does not exist; build the index again.")
-        found = path.stat().st_size
-        if found != size:
-            raise ValueError(f"{path} has {found:,} bytes of {size:,}: it is truncated; build the index again.")
+        length = path.stat().st_size
+        if length != size:
+            raise ValueError(f"{path} has {length:,} bytes of {size:,}: it is truncated; build the index again.")
         if is_verified and _file_checksum(path) != checksum:
             raise ValueError(f"{path} is damaged: its checksum differs; build the index again.")
     return description, data
@@ -271,7 +253,7 @@ def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> I
 
     Args:
         output: what the work makes.
-        prepare: called by the main process with the folder, before the others enter; writes what all of them read and
+        prepare: called by the main process with the folder, before the others enter; writes what they read and
             returns the inputs of the work.
 
     Raises:
@@ -293,25 +275,20 @@ def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> I
 
 
 def _begin_work(folder: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> None:
-    is_new = not has_description(folder)
-    if is_new:
-        shutil.rmtree(folder, ignore_errors=True)  # left by a process that died while it prepared
-        folder.mkdir(parents=True)
-    try:
-        inputs = prepare(folder)
-    except BaseException:
-        if is_new:
-            shutil.rmtree(folder)
-        raise
-    if is_new:
-        write_description(folder, inputs)
+    if has_description(folder):
+        changed = " and another ".join(changed_names(read_description(folder), prepare(folder)))
+        if changed:
+            raise ValueError(
+                f"{folder} holds the unfinished work of another {changed}; finish that first, or remove the folder."
+            )
         return
-    changed = changed_names(read_description(folder), inputs)
-    if changed:
-        raise ValueError(
-            f"{folder} holds the unfinished work of another {' and another '.join(changed)}; finish that first, or "
-            "remove the folder."
-        )
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that died while it prepared
+    folder.mkdir(parents=True)
+    try:
+        write_description(folder, prepare(folder))
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
 
 
 def compute_blocks(
@@ -324,13 +301,11 @@ def compute_blocks(
 ) -> tuple[list[Path], int]:
     """Compute the blocks that are missing in a work folder; the processes of a job share them.
 
-    The content of a block does not depend on when or by which process it is computed.
-
     Args:
         folder: the work folder.
         rows: number of rows of all blocks.
         per_block: rows between two saves, and so the most that a kill loses per process.
-        compute: rows of a block -> its arrays by name.
+        compute: rows of a block -> its arrays by name; must not depend on when or by which process it is called.
         description: title of the progress bar.
         unit: name of a row in the progress bar.
 
@@ -339,14 +314,13 @@ def compute_blocks(
     """
     state = processes()
     parts, missing, finished = [], [], 0
-    for number, start in enumerate(range(0, rows, per_block)):
+    for start in range(0, rows, per_block):
         block = slice(start, min(start + per_block, rows))
-        part = folder / f"block-{number:06d}.npz"
-        parts.append(part)
-        if part.is_file():
+        parts.append(folder / f"block-{len(parts):06d}.npz")
+        if parts[-1].is_file():
             finished += block.stop - block.start
         else:
-            missing.append((part, block))
+            missing.append((parts[-1], block))
     state.wait_for_everyone()  # all processes have seen the same files
     is_quiet = not state.is_main_process
     with tqdm(total=rows, initial=finished, desc=description, unit=unit, disable=is_quiet) as progress:
@@ -377,9 +351,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         process = owner.read_text(encoding="utf-8") if owner.is_file() else "unknown"
-        raise ValueError(
-            f"{folder} is in use by process {process}; wait until it has ended, or give another output."
-        ) from None
+        raise ValueError(f"{folder} is in use by process {process}; wait until it has ended.") from None
     try:
         owner.write_text(str(os.getpid()), encoding="utf-8")
         yield
@@ -395,10 +367,7 @@ def locked(folder: Path) -> Iterator[None]:
 def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None = None) -> Path:
     """Return the folder for what is built from a file; it depends on the file's path, size and modification time.
 
-    Args:
-        path: the file.
-        kind: what is built from it.
-        cache_dir: the folder of all of them; None is the cache of `datasets`.
+    `kind` is what is built from it; `cache_dir` the folder of all of them, None for the cache of `datasets`.
     """
     import datasets  # slow to import
 

@@ -22,15 +22,13 @@ class RankingCollator:
          ranker that joins texts, the pair's {"input_ids": (B, n, L), ...} replace query and document. `rows` are the
          places of the texts in their stores. Rows without scores give no `teacher_scores`.
 
-    Lists that differ in length are filled up to the longest with their positive and the score 0; only then the batch
-    has `is_listed` (B, n), False at what was filled in.
+    Shorter lists are filled up with their positive and the score 0; only then the batch has `is_listed` (B, n), False
+    at what was filled in.
 
     Args:
         processor: turns B queries and B * n documents into a ranker's inputs, see `models.RankingProcessor`.
-        queries: query_id -> text.
-        documents: doc_id -> text.
-        teacher_processor: turns the same texts into the inputs of a live teacher, `teacher_inputs`; None if there is
-            no live teacher.
+        queries, documents: the texts of the ids.
+        teacher_processor: turns the same texts into the inputs of a live teacher, `teacher_inputs`, if there is one.
     """
 
     processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]]
@@ -39,18 +37,14 @@ class RankingCollator:
     teacher_processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Raises:
-            KeyError: if a store lacks an id.
-        """
+        """Collate rows; a KeyError names an id that a store lacks."""
         query_ids = [row["query_id"] for row in rows]
         lengths = [len(row["doc_ids"]) for row in rows]
         n = max(lengths)
         doc_ids: list = []
         scores: list[list[float]] = []
-        for row, length in zip(rows, lengths, strict=True):
-            filled_in = n - length
+        for row in rows:
+            filled_in = n - len(row["doc_ids"])
             doc_ids += [*row["doc_ids"], *row["doc_ids"][:1] * filled_in]
             if "teacher_scores" in row:
                 scores.append([*row["teacher_scores"], *[0.0] * filled_in])
@@ -80,9 +74,5 @@ class RankingCollator:
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a batch's inputs for the student, and the rest, see `TARGETS`."""
-    inputs: dict[str, Any] = {}
-    targets: dict[str, Any] = {}
-    for name, value in batch.items():
-        side = targets if name in TARGETS else inputs
-        side[name] = value
-    return inputs, targets
+    targets = {name: batch[name] for name in TARGETS if name in batch}
+    return {name: value for name, value in batch.items() if name not in targets}, targets

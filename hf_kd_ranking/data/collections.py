@@ -21,8 +21,8 @@ SHORT_NAMES = {
 }
 # Parts of a collection -> readers of their files.
 READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
-    "queries": TextStore.from_file,
     "documents": TextStore.from_file,
+    "queries": TextStore.from_file,
     "qrels": read_qrels,
     "candidates": read_run,
 }
@@ -31,9 +31,7 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 class RankingCollection:
     """Queries, documents and judgments that belong together; each is read at its first use.
 
-    Args:
-        name: the collection's name.
-        parts: `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
+    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -57,17 +55,14 @@ class RankingCollection:
 
     def judged_queries(self) -> dict[str, str]:
         """Return the queries that have judgments, or all queries of a collection without judgments."""
-        queries = dict(self.queries.items())
-        if "qrels" not in self._parts:
-            return queries
-        return {query_id: text for query_id, text in queries.items() if query_id in self.qrels}
+        is_judged = "qrels" in self._parts
+        return {query_id: text for query_id, text in self.queries.items() if not is_judged or query_id in self.qrels}
 
     @cached_property
     def candidates(self) -> Run | None:
         """The run of a first stage, or None if the collection has none."""
-        if "candidates" not in self._parts:
-            return None
-        return self._parts["candidates"]()
+        read = self._parts.get("candidates")
+        return read and read()
 
 
 def load_collection(
@@ -83,42 +78,35 @@ def load_collection(
     `.SPLIT` are for every split).
 
     Args:
-        name: see above.
+        name: as above.
         split: split of a folder, or of a data set on the Hub that has several; ir_datasets' names contain it.
         parts: functions that read other `queries`, `documents`, `qrels` or `candidates` than the collection's.
 
     Raises:
         FileNotFoundError: if there is no such collection, or a file of its folder is missing.
     """
-    readers = None
-    for folder in (Path(name), Path(os.environ.get(DATA_FOLDER) or ".") / name):
-        if readers is None and folder.is_dir():
-            readers = _folder_parts(folder, split)
-    readers = readers or _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name, split)
+    folders = (Path(name), Path(os.environ.get(DATA_FOLDER) or ".") / name)
+    folder = next(filter(Path.is_dir, folders), None)
+    if folder is not None:
+        readers = _folder_parts(folder, split)
+    else:
+        readers = _ir_datasets_parts(SHORT_NAMES.get(name, name)) or _hub_parts(name, split)
     return RankingCollection(name, {**readers, **(parts or {})})
 
 
 def _folder_parts(folder: Path, split: str) -> dict[str, Callable[[], Any]]:
     if (folder / "corpus.jsonl").is_file():
-        paths = {
-            "documents": folder / "corpus.jsonl",
-            "queries": folder / "queries.jsonl",
-            "qrels": folder / "qrels" / f"{split}.tsv",
-        }
+        paths = [folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"]
     else:
-        paths = {
-            "documents": _split_file(folder / "collection.tsv", split),
-            "queries": _split_file(folder / "queries.tsv", split),
-            "qrels": _split_file(folder / "qrels.txt", split),
-        }
-    missing = [str(path) for path in paths.values() if not path.is_file()]
+        paths = [_split_file(folder / name, split) for name in ("collection.tsv", "queries.tsv", "qrels.txt")]
+    missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}: a collection has corpus.jsonl, queries.jsonl and qrels/{split}.tsv "
             f"(BEIR), or collection.tsv, queries.{split}.tsv and qrels.{split}.txt."
         )
-    paths["candidates"] = _split_file(folder / "candidates.trec", split)
-    return {part: partial(READERS[part], path) for part, path in paths.items() if path.is_file()}
+    paths.append(_split_file(folder / "candidates.trec", split))
+    return {part: partial(READERS[part], path) for part, path in zip(READERS, paths, strict=True) if path.is_file()}
 
 
 def _split_file(path: Path, split: str) -> Path:
@@ -138,14 +126,11 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
             ) from error
         if len(splits) > 1 and split not in splits:
             raise ValueError(f"The {config} of {name} have the splits {', '.join(splits)}, not {split!r}.")
-        if len(splits) == 1:
-            (split_name,) = splits
-            return splits[split_name]
-        return splits[split]
+        return splits[split] if split in splits else next(iter(splits.values()))
 
     def texts(config: str) -> TextStore:
         dataset = rows(config)
-        folder = cache_folder(Path(dataset.cache_files[0]["filename"]), "store", None)
+        folder = cache_folder(Path(dataset.cache_files[0]["filename"]), "store")
         return TextStore.from_dataset(dataset, folder, id_column="_id")
 
     def qrels() -> dict[str, dict[str, int]]:
@@ -186,11 +171,8 @@ def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
         records = [(record.query_id, record.doc_id, record.score) for record in source.scoreddocs_iter()]
         return Run.from_scores(*zip(*records, strict=True))
 
-    parts = {
-        "documents": partial(texts, "docs", source.docs_iter),
-        "queries": partial(texts, "queries", source.queries_iter),
-        "qrels": qrels,
-    }
+    parts = {"documents": partial(texts, "docs", source.docs_iter), "qrels": qrels}
+    parts["queries"] = partial(texts, "queries", source.queries_iter)
     if source.has_scoreddocs():
         parts["candidates"] = candidates
     return parts

@@ -43,27 +43,21 @@ class IdIndex:
 
     @classmethod
     def build(cls, columns: Sequence[pa.Array], removed: np.ndarray | None = None) -> "IdIndex":
-        """Index ids given as arrays of strings, those of the first rows first.
+        """Index arrays of strings, those of the first rows first.
 
-        Args:
-            columns: arrays of strings.
-            removed: (N,) True at rows that no look-up returns; None if there are none.
+        `removed` (N,) is True at rows that no look-up returns; None if there are none.
         """
-        integers = _all_integers(columns)
-        if integers is not None:
-            ids = keys = integers
-            if removed is None and np.array_equal(keys, np.arange(len(keys))):
-                return cls(len(keys))
-        else:
+        ids = keys = _all_integers(columns)
+        if ids is None:
             ids = pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
             keys = np.concatenate([_hashes(column.to_pylist()) for column in columns])
-        order = np.argsort(keys, kind="stable")
-        if removed is not None:
-            order = order[~removed[order]]
-        keys = keys[order]
-        is_first = np.ones(len(keys), dtype=bool)
-        is_first[1:] = keys[1:] != keys[:-1]
-        return cls(len(ids), ids, keys[is_first], order[is_first])
+        elif removed is None and np.array_equal(keys, np.arange(len(keys))):
+            return cls(len(keys))
+        if removed is None:
+            removed = np.zeros(len(keys), dtype=bool)
+        rows = np.flatnonzero(~removed)
+        keys, places = np.unique(keys[rows], return_index=True)  # the first place of each
+        return cls(len(ids), ids, keys, rows[places])
 
     def save_ids(self, folder: Path) -> None:
         """Write the index into a folder, unless each id is its row."""
@@ -98,10 +92,8 @@ class IdIndex:
         """Return the ids of some rows, or of all, as arrays of strings, for `build`."""
         if rows is None:
             rows = np.arange(len(self))
-        columns = []
-        for start in range(0, len(rows), 100_000):
-            columns.append(pa.array(self.ids_of(rows[start : start + 100_000]), pa.string()))
-        return columns
+        starts = range(0, len(rows), 100_000)
+        return [pa.array(self.ids_of(rows[start : start + 100_000]), pa.string()) for start in starts]
 
     def distinct_rows(self) -> np.ndarray:
         """Return the first row of each id, ascending."""
@@ -133,11 +125,7 @@ class IdIndex:
         return self.rows_of(ids.to_pylist() if integers is None else integers)
 
     def rows_of_known(self, ids: Sequence[Id] | np.ndarray, what: str) -> np.ndarray:
-        """Return `rows_of` ids that must be known.
-
-        Args:
-            ids: a flat sequence.
-            what: what the rows are, for the message.
+        """Return `rows_of` ids that must be known; messages call the rows `what`.
 
         Raises:
             KeyError: naming the first missing ids and their count.
@@ -146,10 +134,8 @@ class IdIndex:
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             names = ", ".join(repr(str(ids[place])) for place in missing[:3])
-            raise KeyError(
-                f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} {what}: {names}; do the files "
-                "belong to one release?"
-            )
+            problem = f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} {what}: {names}"
+            raise KeyError(f"{problem}; do the files belong to one release?")
         return rows
 
     def _keys_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
@@ -178,11 +164,7 @@ def open_ids(folder: Path) -> tuple[np.ndarray | pa.LargeStringArray, np.ndarray
 
 
 def write_strings(path: Path, arrays: Iterable[pa.Array]) -> int:
-    """Write arrays of strings one after another (`path`.bin), and where each string begins (`path`.offsets.npy).
-
-    Returns:
-        Number of strings.
-    """
+    """Write strings one after another (`path`.bin), where each begins (`path`.offsets.npy); return their number."""
     lengths = [np.zeros(1, dtype=np.int64)]
     with path.with_suffix(".bin").open("wb") as file:
         for array in arrays:
@@ -199,12 +181,9 @@ def write_strings(path: Path, arrays: Iterable[pa.Array]) -> int:
 
 
 def open_strings(path: Path) -> pa.LargeStringArray:
-    """Map what `write_strings` wrote as one Arrow array; only rows that are taken are read.
+    """Map what `write_strings` wrote; only rows that are taken are read.
 
-    One array, because taking rows of a chunked array copies all of it first.
-
-    Raises:
-        FileNotFoundError: if it does not exist.
+    It is one array, because taking rows of a chunked array copies all of it first.
     """
     data = existing_file(path.with_suffix(".bin"), "text store's")
     offsets = np.load(path.with_suffix(".offsets.npy"), mmap_mode="r")

@@ -39,6 +39,7 @@ PAIR_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
 TRIPLE_COLUMNS = PAIR_COLUMNS[2:]
 MARGIN_COLUMNS = ("query_id", "positive_id", "negative_id", "score")
 LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")
+LIST_RULE = "needed one score per document, and at least two documents."
 ROWS_AT_ONCE = 1 << 19
 
 
@@ -47,17 +48,12 @@ class TeacherRows:
     """Rows of `query_id`, `doc_ids` (the positive first) and `teacher_scores`, one score per document.
 
     Lists may differ in length. Ids are int64 where all ids of the source are plain integers (`str(int(x)) == x`), else
-    strings. Rows of triples have no `teacher_scores`.
-
-    Args:
-        rows: the table; `rows[i]` is a dictionary.
-        source: file or data set that the rows came from, for messages.
-        has_only_margins: True if the source has differences of scores: they are the positives' scores, and the
-            negatives have the score 0.
+    strings. Rows of triples have no `teacher_scores`. With `has_only_margins` the source has differences of scores:
+    they are the positives' scores, and the negatives have the score 0.
     """
 
     rows: datasets.Dataset
-    source: str = "the teacher rows"
+    source: str = "the teacher rows"  # file or data set that the rows came from, for messages
     has_only_margins: bool = False
 
     def __len__(self) -> int:
@@ -78,15 +74,7 @@ class TeacherRows:
         return f"{self.source} row {row}"
 
     def batches(self, names: Sequence[str] | None = None, size: int = ROWS_AT_ONCE) -> Iterator[tuple[int, dict]]:
-        """Read the table some rows at a time.
-
-        Args:
-            names: columns; None for all.
-            size: rows of a batch.
-
-        Yields:
-            The number of the first row, and column name -> Arrow array (of lists for `doc_ids`, `teacher_scores`).
-        """
+        """Yield the first row's number and column name -> Arrow array, `size` rows at a time; no names are all."""
         names = list(names or self.rows.column_names)
         table = self.rows.select_columns(names).with_format("arrow")
         for start in range(0, len(table), size):
@@ -104,7 +92,7 @@ def load_teacher_scores(
     """Load teacher rows of any layout, see the module, as a memory-mapped table of lists.
 
     Args:
-        path_or_dataset: a `.tsv` file (plain or compressed), `.jsonl` or `.parquet` file, or a `datasets.Dataset`.
+        path_or_dataset: a `.tsv` or `.jsonl` file (plain or compressed), a `.parquet` file, or a `datasets.Dataset`.
         cache_dir: folder of the table that is built from a file, once per path, size and modification time; None is
             the cache of `datasets`.
 
@@ -121,9 +109,9 @@ def load_teacher_scores(
     is_parquet = path.suffix == ".parquet"
     folder = cache_folder(path, "rows", cache_dir)
     if not folder.is_dir():
+        batches = _read_parquet(path) if is_parquet else _read_text(path)
         with building(folder) as temporary:
-            read = _read_parquet if is_parquet else _read_text
-            write_arrow(temporary / "rows.arrow", read(path), str(path))
+            write_arrow(temporary / "rows.arrow", batches, str(path))
     table = datasets.Dataset.from_file(str(folder / "rows.arrow"))
     has_only_margins = is_parquet and _layout(pa.parquet.read_schema(path).names, str(path)) == MARGIN_COLUMNS
     return TeacherRows(table, str(path), has_only_margins)
@@ -137,10 +125,8 @@ def _layout(names: Sequence[str], source: str) -> tuple[str, ...]:
     for layout in (LIST_COLUMNS, PAIR_COLUMNS, MARGIN_COLUMNS, TRIPLE_COLUMNS, LIST_COLUMNS[:2]):
         if set(layout) <= set(names):
             return layout
-    raise ValueError(
-        f"{source} has the columns {', '.join(names)}; teacher rows need {', '.join(PAIR_COLUMNS)}, "
-        f"{', '.join(LIST_COLUMNS)}, or margins ({', '.join(MARGIN_COLUMNS)})."
-    )
+    layouts = f"{', '.join(PAIR_COLUMNS)}, {', '.join(LIST_COLUMNS)}, or margins ({', '.join(MARGIN_COLUMNS)})"
+    raise ValueError(f"{source} has the columns {', '.join(names)}; teacher rows need {layouts}.")
 
 
 def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
@@ -173,75 +159,59 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 def _check_table(table: pa.Table, start: int, source: str) -> None:
     """Refuse scores that are not finite, missing values, and lists that do not belong together."""
     for name in table.column_names:
-        column = values = table[name].combine_chunks()
-        if column.null_count:
-            row = column.is_null().index(True).as_py()
-            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
-        if pa.types.is_nested(column.type):
-            values = column.flatten()
-        if values.null_count:
-            row = _row_of_value(column, values.is_null().index(True).as_py())
-            raise ValueError(f"{source} row {start + row}: {name} has a missing value.")
-        if "score" in name:
-            _check_finite(column, values, start, source, name)
+        _check_column(name, table[name].combine_chunks(), start, source)
     if "doc_ids" in table.column_names:
         lengths = scores = pc.list_value_length(table["doc_ids"]).to_numpy()
         if "teacher_scores" in table.column_names:
             scores = pc.list_value_length(table["teacher_scores"]).to_numpy()
         bad = np.flatnonzero((lengths != scores) | (lengths < 2))
         if len(bad):
-            row = int(bad[0])
-            raise ValueError(
-                f"{source} row {start + row}: {lengths[row]} doc_ids and {scores[row]} teacher_scores; needed one "
-                "score per document, and at least two documents."
-            )
+            counts = f"{lengths[bad[0]]} doc_ids and {scores[bad[0]]} teacher_scores"
+            raise ValueError(f"{source} row {start + bad[0]}: {counts}; {LIST_RULE}")
 
 
-def _check_finite(column: pa.Array, values: pa.Array, start: int, source: str, name: str) -> None:
+def _check_column(name: str, column: pa.Array, start: int, source: str) -> None:
+    values, rows = column, np.arange(len(column))  # rows: the row of each value
+    if pa.types.is_nested(column.type) and not column.null_count:
+        values, rows = column.flatten(), pc.list_parent_indices(column)
+    if values.null_count:
+        row = rows[values.is_null().index(True).as_py()]
+        raise ValueError(f"{source} row {start + int(row)}: {name} has a missing value.")
+    if "score" not in name:
+        return
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         raise ValueError(f"{source}: the column {name} must hold numbers, got {values.type}.")
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
     if len(bad):
-        row = _row_of_value(column, int(bad[0]))
-        raise ValueError(f"{source} row {start + row}: {name} must be finite numbers, got {values[int(bad[0])]}.")
-
-
-def _row_of_value(column: pa.Array, place: int) -> int:
-    """Return the row of the value at a place of a column, or of its flattened lists."""
-    if not pa.types.is_nested(column.type):
-        return place
-    ends = np.cumsum(pc.list_value_length(column).to_numpy())
-    return int(np.searchsorted(ends, place, side="right"))
+        place = int(bad[0])
+        raise ValueError(
+            f"{source} row {start + int(rows[place])}: {name} must be finite numbers, got {values[place]}."
+        )
 
 
 def _as_lists(table: pa.Table) -> pa.Table:
     """Turn pairs, triples or margins into lists of two."""
-    names = set(table.column_names)
-    positive, negative = "pos_id", "neg_id"
-    if "positive_id" in names:
-        positive, negative = "positive_id", "negative_id"
-    columns = {"query_id": table["query_id"], "doc_ids": _interleaved(table[positive], table[negative])}
-    if "score" in names:
-        zeros = pa.array(np.zeros(len(table), dtype=np.float32))
+    columns = {"query_id": table["query_id"]}
+    if "positive_id" in table.column_names:
+        columns["doc_ids"] = _interleaved(table["positive_id"], table["negative_id"])
+        zeros = pa.chunked_array([np.zeros(len(table), dtype=np.float32)])
         columns["teacher_scores"] = _interleaved(table["score"].cast(pa.float32()), zeros)
-    elif "pos_score" in names:
+        return pa.table(columns)
+    columns["doc_ids"] = _interleaved(table["pos_id"], table["neg_id"])
+    if "pos_score" in table.column_names:
         scores = [table[name].cast(pa.float32()) for name in PAIR_COLUMNS[:2]]
         columns["teacher_scores"] = _interleaved(*scores)
     return pa.table(columns)
 
 
-def _interleaved(first: pa.Array | pa.ChunkedArray, second: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+def _interleaved(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ListArray:
     """Return lists [first[i], second[i]]."""
     count = len(first)
     order = np.arange(2 * count).reshape(2, count).T.ravel()  # 0, N, 1, N + 1, ...
-    both = pa.chunked_array([*_chunks(first), *_chunks(second.cast(first.type))])
+    both = pa.chunked_array([*first.chunks, *second.cast(first.type).chunks])
     values = both.combine_chunks().take(pa.array(order))
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)), values)
-
-
-def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
-    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
 
 
 # ---- Text files -----------------------------------------------------------------------------------------------------
@@ -251,31 +221,20 @@ def _read_text(path: Path) -> Iterator[pa.RecordBatch]:
     if {".jsonl", ".json"} & set(path.suffixes):
         yield from _read_lists(path)
         return
-    types = _column_types(path)
+    first_line = next((text for _, text in read_lines(path) if text.strip()), "")
+    types = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
+    if first_line.count("\t") + 1 != len(TRIPLE_COLUMNS):
+        types = dict.fromkeys(PAIR_COLUMNS[:2], pa.float32()) | types
     are_integers = True
     for batch in read_tsv(path, types):
         if any(plain_integers(batch[name]) is None for name in TRIPLE_COLUMNS):
             are_integers = False
             break
+    final_types = dict(types)
+    if are_integers:
+        final_types |= dict.fromkeys(TRIPLE_COLUMNS, pa.int64())
     for batch in read_tsv(path, types):
-        table = pa.Table.from_batches([batch])
-        if are_integers:
-            for name in TRIPLE_COLUMNS:
-                table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.int64()))
-        yield from _as_lists(table).to_batches()
-
-
-def _column_types(path: Path) -> dict[str, pa.DataType]:
-    """Return three columns of ids, or five with scores before them, by the first line that is not blank."""
-    width = 0
-    for _, text in read_lines(path):
-        if text.strip():
-            width = text.count("\t") + 1
-            break
-    types = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
-    if width == len(TRIPLE_COLUMNS):
-        return types
-    return dict.fromkeys(PAIR_COLUMNS[:2], pa.float32()) | types
+        yield from _as_lists(pa.Table.from_batches([batch]).cast(pa.schema(final_types))).to_batches()
 
 
 def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
@@ -284,22 +243,16 @@ def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
         _check_list(path, line, row)
         if not all(is_plain_integer(str(i)) for i in (row["query_id"], *row["doc_ids"])):
             are_integers = False
-    kind, convert = pa.string(), str
-    if are_integers:
-        kind, convert = pa.int64(), int
-    fields = [("query_id", kind), ("doc_ids", pa.list_(kind)), ("teacher_scores", pa.list_(pa.float32()))]
-    schema = pa.schema(fields)
+    kind, convert = (pa.int64(), int) if are_integers else (pa.string(), str)
+    types = {"query_id": kind, "doc_ids": pa.list_(kind), "teacher_scores": pa.list_(pa.float32())}
     rows: list[dict] = []
     for _, row in read_jsonl(path):
-        doc_ids = [convert(i) for i in row["doc_ids"]]
-        rows.append(
-            {"query_id": convert(row["query_id"]), "doc_ids": doc_ids, "teacher_scores": row["teacher_scores"]}
-        )
+        rows.append({**row, "query_id": convert(row["query_id"]), "doc_ids": [convert(i) for i in row["doc_ids"]]})
         if len(rows) == 10_000:
-            yield pa.RecordBatch.from_pylist(rows, schema=schema)
+            yield pa.RecordBatch.from_pylist(rows, schema=pa.schema(types))
             rows = []
     if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+        yield pa.RecordBatch.from_pylist(rows, schema=pa.schema(types))
 
 
 def _check_list(path: Path, line: int, row: dict) -> None:
@@ -310,10 +263,7 @@ def _check_list(path: Path, line: int, row: dict) -> None:
     if not isinstance(scores, list) or not isinstance(ids, list):
         raise ValueError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
     if len(scores) != len(ids) or len(ids) < 2:
-        raise ValueError(
-            f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; needed one score per document, "
-            "and at least two documents."
-        )
+        raise ValueError(f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; {LIST_RULE}")
     try:
         are_finite = bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
     except (TypeError, ValueError):
@@ -332,8 +282,7 @@ def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
     in theirs; Parquet has lists where a row has more than two documents.
 
     Raises:
-        ValueError: if a layout cannot hold the rows: longer lists in TSV, margins anywhere but in Parquet, triples in
-            JSON lines.
+        ValueError: for longer lists in TSV, margins anywhere but in Parquet, triples in JSON lines.
     """
     path = Path(path)
     if rows.has_only_margins and path.suffix != ".parquet":
@@ -379,14 +328,9 @@ def _are_pairs(rows: TeacherRows) -> bool:
 def _write_parquet(rows: TeacherRows, file: object, are_pairs: bool) -> None:
     writer = None
     for _, columns in rows.batches():
+        table = pa.table(as_pairs(columns) if are_pairs else columns)
         if rows.has_only_margins:
-            pairs = as_pairs(columns)
-            columns = {
-                name: pairs[own] for name, own in zip(MARGIN_COLUMNS, (*TRIPLE_COLUMNS, "pos_score"), strict=True)
-            }
-        elif are_pairs:
-            columns = as_pairs(columns)
-        table = pa.table(columns)
+            table = table.select([*TRIPLE_COLUMNS, "pos_score"]).rename_columns(MARGIN_COLUMNS)
         if writer is None:
             writer = pa.parquet.ParquetWriter(file, table.schema)
         writer.write_table(table)

@@ -22,7 +22,7 @@ RUN_COLUMNS = ("query_id", "Q0", "doc_id", "rank", "score", "tag")
 
 
 class Run(dict[str, list[tuple[str, float]]]):
-    """A ranking per query: query_id -> [(doc_id, score)], best first. BM25, rerankers and indexes all produce it."""
+    """A ranking per query: query_id -> [(doc_id, score)], best first."""
 
     def top(self, k: int) -> "Run":
         """Return the first k documents of every query."""
@@ -42,11 +42,8 @@ class Run(dict[str, list[tuple[str, float]]]):
 def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     """Read a TREC run file (`query_id Q0 doc_id rank score tag`), sorted by score; ties keep the order of the file.
 
-    A warning names the first rank that contradicts the scores.
-
-    Args:
-        path: the file.
-        k: keeps the first k documents of every query and those that tie with the last of them; None keeps all.
+    `k` keeps the first k documents of every query and those that tie with the last of them. A warning names the first
+    rank that contradicts the scores.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -96,12 +93,8 @@ def _read_at_once(path: Path) -> _Columns | None:
     """Return the columns of a file with one space or tab between them; None if its lines must be read one by one."""
     with open_binary(path) as file:
         delimiter = "\t" if b"\t" in file.readline() else " "
-    types = {
-        "query_id": pa.dictionary(pa.int32(), pa.string()),
-        "doc_id": pa.large_string(),
-        "rank": pa.int64(),
-        "score": pa.float64(),
-    }
+    types = {"query_id": pa.dictionary(pa.int32(), pa.string()), "doc_id": pa.large_string()}
+    types |= {"rank": pa.int64(), "score": pa.float64()}
     try:
         table = pa.csv.read_csv(
             pa.input_stream(str(path), compression="detect"),
@@ -150,27 +143,16 @@ def _read_by_line(path: Path) -> _Columns:
 
 def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
     """Warn of ranks that contradict the scores; all arrays are in the order of the scores, `rows` are their lines."""
-    is_wrong = (np.diff(queries) == 0) & (np.diff(ranks) < 0) & (np.diff(scores) < 0)
-    if is_wrong.any():
-        place = int(np.flatnonzero(is_wrong)[0])
-        logger.warning(
-            "%s line %d: rank %d contradicts the scores (%d such places), which give the order.",
-            path,
-            nth_line(path, int(rows[place + 1])),
-            ranks[place + 1],
-            is_wrong.sum(),
-        )
+    wrong = np.flatnonzero((np.diff(queries) == 0) & (np.diff(ranks) < 0) & (np.diff(scores) < 0)) + 1
+    if len(wrong):
+        problem = f"rank {ranks[wrong[0]]} contradicts the scores ({len(wrong)} such places), which give the order."
+        logger.warning("%s line %d: %s", path, nth_line(path, int(rows[wrong[0]])), problem)
 
 
 def write_run(
     run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
 ) -> None:
-    """Write a TREC run file that is complete or absent, ranks from 1.
-
-    Args:
-        run: query_id -> [(doc_id, score)], best first.
-        path: the file.
-        tag: last column, the name of the system.
+    """Write a TREC run file that is complete or absent, ranks from 1; `tag`, the last column, names the system.
 
     Raises:
         ValueError: if an id or the tag holds white space, which separates the columns.
@@ -184,12 +166,9 @@ def write_run(
 
 
 def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
-    """Read TREC relevance judgments (`query_id 0 doc_id grade`).
+    """Read TREC judgments (`query_id 0 doc_id grade`) as query_id -> {doc_id: grade}.
 
     BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
-
-    Returns:
-        query_id -> {doc_id: grade}, grades as they are written.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -199,28 +178,20 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     path = existing_file(path, "qrels")
     with open_binary(path) as file:
         is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
-    columns: tuple[str, ...] = ("query_id", "0", "doc_id", "grade")
-    delimiter = None
+    lines = _trec_lines(path, ("query_id", "0", "doc_id", "grade"))
     if is_beir:
-        columns, delimiter = ("query-id", "corpus-id", "score"), "\t"
+        lines = _trec_lines(path, ("query-id", "corpus-id", "score"), "\t")
+        next(lines)  # the header
     qrels: dict[str, dict[str, int]] = {}
-    for line, fields in _trec_lines(path, columns, delimiter):
-        if is_beir and line == 1:
-            continue
-        query_id, doc_id, grade = fields[0], fields[-2], number(path, line, "grade", fields[-1], int)
+    for line, (query_id, *_, doc_id, text) in lines:
+        grade = number(path, line, "grade", text, int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise ValueError(
-                f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
-            )
+            raise ValueError(f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one")
     return qrels
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments.
-
-    Raises:
-        ValueError: if an id holds white space, which separates the columns.
-    """
+    """Write TREC relevance judgments; an id that holds white space is a ValueError."""
     with writing(path) as file:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():
@@ -237,10 +208,8 @@ def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None
         fields = text.split(delimiter)
         if len(fields) != len(columns):
             hint = "" if delimiter else "; ids cannot hold white space"
-            raise ValueError(
-                f"{path} line {line}: needed {len(columns)} columns ({layout}), got {len(fields)}: "
-                f"{text[:80]!r}{hint}."
-            )
+            problem = f"needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}{hint}"
+            raise ValueError(f"{path} line {line}: {problem}.")
         is_empty = False
         yield line, fields
     if is_empty:

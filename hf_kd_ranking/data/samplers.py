@@ -8,15 +8,10 @@ from torch.utils.data import Sampler
 
 
 class ShuffledSampler(Sampler[int]):
-    """Yield a seeded permutation of the rows, another one in each epoch, the same after a resume.
+    """Yield a permutation of fewer than 2^31 rows, seeded by `seed` + epoch, the same after a resume.
 
-    The permutation is one int32 tensor (160 MB for 40 million rows), turned into Python integers one chunk at a time;
-    `RandomSampler` makes a list of all, 1.6 GB.
-
-    Args:
-        data: the rows; fewer than 2^31.
-        seed: seed of the order; the epoch is added to it.
-        chunk_size: number of rows turned into integers at once.
+    The permutation is one int32 tensor (160 MB for 40 million rows), of which `chunk_size` rows at a time become
+    Python integers; `RandomSampler` makes a list of all, 1.6 GB.
     """
 
     def __init__(self, data: Sized, seed: int, chunk_size: int = 65_536) -> None:
@@ -47,15 +42,15 @@ class TopicBalancedSampler(Sampler[int]):
     one row is drawn: first one of the bins of its margins that are not empty, then a row of the bin. Rows are drawn
     independently, so an epoch has as many batches as the rows fill, but not every row once.
 
-    Consecutive `batch_size` indices are the batch of all processes, which take turns.
-    Memory is 4 bytes per row (8 while it is built, beside the arguments), and 16 per bin of each query.
+    Consecutive `batch_size` indices are the batch of all processes. Memory is 4 bytes per row (8 while it is built,
+    beside the arguments), and 16 per bin of each query.
 
     Args:
         queries: (N,) each row's query, an index into `clusters`.
         margins: (N,) each row's teacher margin.
         clusters: (Q,) cluster of each query; not read for queries without rows.
         batch_size: rows of a step on all processes.
-        seed: seed of the order; the epoch is added to it.
+        seed: seed of the order, together with the epoch.
         bins: number of bins of equal width, from a query's lowest margin to its highest.
 
     Raises:
@@ -84,7 +79,6 @@ class TopicBalancedSampler(Sampler[int]):
             )
         self.batch_size = batch_size
         self.seed = seed
-        self.bins = bins
         self.epoch = 0
         code = np.empty(len(clusters), dtype=np.int32)
         code[used] = np.arange(len(used))

@@ -38,10 +38,8 @@ def _decode(path: Path, line: int, raw: bytes) -> str:
     try:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} line {line}: byte {raw[error.start]:#04x} at column {error.start + 1} is not UTF-8; convert the "
-            "file first, for example with iconv."
-        ) from None
+        place = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
+        raise ValueError(f"{path} line {line}: {place} is not UTF-8; convert the file, as with iconv.") from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
@@ -66,8 +64,7 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 <
     """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
 
     Raises:
-        ValueError: with file and line, for a wrong number of columns, a value that is not a finite number in a column
-            of numbers, bad UTF-8.
+        ValueError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
     """
     try:
         reader = pa.csv.open_csv(
@@ -96,27 +93,18 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
             continue
         fields = text.split("\t")
         if len(fields) != len(types):
-            raise ValueError(
-                f"{path} line {line}: needed {len(types)} tab-separated columns ({', '.join(types)}), got "
-                f"{len(fields)}: {text[:80]!r}."
-            )
+            needed = f"{len(types)} tab-separated columns ({', '.join(types)})"
+            raise ValueError(f"{path} line {line}: needed {needed}, got {len(fields)}: {text[:80]!r}.")
         for (name, kind), field in zip(types.items(), fields, strict=True):
             if pa.types.is_floating(kind):
                 number(path, line, name, field, _float32 if kind == pa.float32() else float)
 
 
 def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
-    """Return the finite number in a field of a line.
-
-    Args:
-        path: the file, for the message.
-        line: number of the line.
-        name: name of the field.
-        text: the field.
-        kind: int or float, or another function of the text.
+    """Return the finite number in a field of a line, by `kind`: int, float, or another function of the text.
 
     Raises:
-        ValueError: with file and line, if it is not a finite number.
+        ValueError: with file, line and the field's name, if it is not a finite number.
     """
     try:
         value = kind(text)
@@ -134,11 +122,7 @@ def _float32(text: str) -> float:
 
 
 def nth_line(path: Path, row: int) -> int:
-    """Return the line of a file that holds a row; rows are counted from 0, without blank lines.
-
-    Raises:
-        IndexError: if the file has fewer rows.
-    """
+    """Return the line of a file that holds a row; rows are counted from 0, without blank lines."""
     rows = -1
     for line, text in read_lines(path):
         if text.strip(" "):  # a row of tabs is a row
@@ -178,14 +162,11 @@ def plain_integers(ids: pa.Array) -> np.ndarray | None:
 def tsv_lines(columns: Sequence[pa.Array]) -> tuple[memoryview, bytes]:
     """Return tab-separated lines, one per row of the columns, in two parts, for `file.writelines`."""
     columns = [column.cast(pa.large_string()) for column in columns]
+    line_break, nothing, tab = pa.array(["\n", "", "\t"], pa.large_string())
     # Each row begins with the line break that ends the one before: appending it to the last column would copy that.
-    columns[0] = pc.binary_join_element_wise(_text("\n"), columns[0], _text(""))
-    _, _, data = pc.binary_join_element_wise(*columns, _text("\t")).buffers()
+    columns[0] = pc.binary_join_element_wise(line_break, columns[0], nothing)
+    _, _, data = pc.binary_join_element_wise(*columns, tab).buffers()
     return memoryview(data)[1:], b"\n"
-
-
-def _text(value: str) -> pa.Scalar:
-    return pa.scalar(value, pa.large_string())
 
 
 def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
@@ -194,13 +175,11 @@ def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> N
     Raises:
         ValueError: if the batches have no row.
     """
-    writer = None
-    with pa.OSFile(str(path), "wb") as sink:
+    batches = (batch for batch in batches if len(batch))
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(f"{source} holds no rows.")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        writer.write_batch(first)
         for batch in batches:
-            if writer is None and len(batch):
-                writer = pa.ipc.new_stream(sink, batch.schema)
-            if writer is not None:
-                writer.write_batch(batch)
-        if writer is None:
-            raise ValueError(f"{source} holds no rows.")
-        writer.close()
+            writer.write_batch(batch)

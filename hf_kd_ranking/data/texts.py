@@ -7,7 +7,7 @@ all memory-mapped, and `store.json`. It pickles to its path, so forked and spawn
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -39,31 +39,22 @@ class TextStore(IdIndex):
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "TextStore":
-        """Open a store that was built before.
-
-        Raises:
-            FileNotFoundError: if the folder does not hold a store.
-        """
+        """Open a store that was built before, or raise FileNotFoundError."""
         return cls(folder)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "TextStore":
         """Open the folder of a store, or build one from a `.jsonl` or TSV file."""
-        path = Path(path)
-        if path.is_dir():
+        if Path(path).is_dir():
             return cls.open(path)
-        if ".jsonl" in path.suffixes:
-            return cls.from_jsonl(path)
-        return cls.from_tsv(path)
+        return cls.from_jsonl(path) if ".jsonl" in Path(path).suffixes else cls.from_tsv(path)
 
     @classmethod
     def from_tsv(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
         """Build from lines of `id<TAB>text` without header (MS MARCO's collection and queries), once.
 
-        Args:
-            path: the file.
-            folder: folder of the store; None is one in the cache of `datasets` that depends on the file's path, size
-                and modification time.
+        The folder of the store is, if none is given, one in the cache of `datasets` that depends on the file's path,
+        size and modification time.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -71,25 +62,20 @@ class TextStore(IdIndex):
                 with different texts; for an empty file.
         """
         path = existing_file(path, "text")
-        columns = {"id": pa.string(), "text": pa.string()}
-        return cls._build(path, folder, lambda: read_tsv(path, columns))
+        return cls._build(path, folder, read_tsv(path, {"id": pa.string(), "text": pa.string()}))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
         """Build from JSON lines with an id (`_id`, `id`, `doc_id`, `query_id`), `text`, and optionally `title` (BEIR).
 
-        A title is put before its text, with a blank between. Arguments and errors are those of `from_tsv`.
+        A title is put before its text, with a blank between. Folder and errors are those of `from_tsv`.
         """
         path = existing_file(path, "text")
-        return cls._build(path, folder, lambda: _read_json_texts(path))
+        return cls._build(path, folder, _read_json_texts(path))
 
     @classmethod
     def from_dataset(
-        cls,
-        dataset: datasets.Dataset,
-        folder: str | os.PathLike,
-        id_column: str = "id",
-        text_column: str = "text",
+        cls, dataset: datasets.Dataset, folder: str | os.PathLike, id_column: str = "id", text_column: str = "text"
     ) -> "TextStore":
         """Build from two columns of a data set.
 
@@ -102,23 +88,19 @@ class TextStore(IdIndex):
                 f"The data set has the columns {', '.join(dataset.column_names)}, not {', '.join(sorted(missing))}; "
                 "name them by id_column and text_column."
             )
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            for rows in dataset.select_columns([id_column, text_column]).iter(ROWS_AT_ONCE):
-                yield _batch([str(i) for i in rows[id_column]], rows[text_column])
-
-        return cls._build(None, folder, batches)
+        rows = dataset.select_columns([id_column, text_column]).iter(ROWS_AT_ONCE)
+        return cls._build(None, folder, (_batch(map(str, part[id_column]), part[text_column]) for part in rows))
 
     @classmethod
-    def _build(cls, path: Path | None, folder: str | os.PathLike | None, batches) -> "TextStore":
-        folder = cache_folder(path, "store", None) if folder is None else Path(folder)
+    def _build(
+        cls, path: Path | None, folder: str | os.PathLike | None, batches: Iterator[pa.RecordBatch]
+    ) -> "TextStore":
+        folder = cache_folder(path, "store") if folder is None else Path(folder)
         if not (folder / "store.json").is_file():
             if folder.is_dir() and any(folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} holds something that is not a text store; give an empty or a new folder."
-                )
+                raise FileExistsError(f"{folder} holds something that is not a text store; give an empty folder.")
             with building(folder) as temporary:
-                _write_store(temporary, batches(), str(path or "the data set"))
+                _write_store(temporary, batches, str(path or "the data set"))
         return cls(folder)
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
@@ -154,12 +136,10 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
     ids, texts = [], []
     for line, row in read_jsonl(path):
         keys = [key for key in _ID_KEYS if key in row]
-        if not keys or not isinstance(row.get("text"), str):
-            raise ValueError(
-                f"{path} line {line}: needed an id ({', '.join(_ID_KEYS[:4])}) and a string 'text', got the keys "
-                f"{', '.join(row)}."
-            )
-        text = row["text"]
+        text = row.get("text")
+        if not keys or not isinstance(text, str):
+            needed = f"an id ({', '.join(_ID_KEYS[:4])}) and a string 'text'"
+            raise ValueError(f"{path} line {line}: needed {needed}, got the keys {', '.join(row)}.")
         if "title" in row:
             text = f"{row['title'] or ''} {text}".strip()
         ids.append(str(row[keys[0]]))
@@ -171,7 +151,7 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
         yield _batch(ids, texts)
 
 
-def _batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
+def _batch(ids: Iterable[str], texts: Iterable[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
 
 
@@ -199,7 +179,5 @@ def _check_repeated(store: TextStore) -> None:
         if first < 0:
             raise ValueError(f"{store.source}: the id {later!r} shares its 64-bit hash with another; rename it.")
         if store.texts[first] != store.texts[int(row)]:
-            raise ValueError(
-                f"{store.source}: id {later!r} appears twice with different texts, in rows {first + 1} and {row + 1}; "
-                "an id must name one text."
-            )
+            places = f"rows {first + 1} and {row + 1}"
+            raise ValueError(f"{store.source}: id {later!r} appears twice with different texts, in {places}.")

@@ -51,23 +51,17 @@ def demo_job(
 ) -> DistillJob:
     """Build the collection, choose queries whose passage is among BM25's candidates, and return the job.
 
-    Args:
-        output: folder of all steps.
-        seeds: number of trainings of each chosen student.
-        is_complete: True for all five architectures.
-        queries: split -> largest number of queries; None is QUERIES.
+    `queries` are split -> largest number of queries, None is QUERIES; the rest as for `run_demo`.
     """
     docs = build_pydocs(output / "collection")
     qrels = {split: output / f"qrels.{split}.txt" for split in SPLITS}
     if not (output / "queries.tsv").is_file():
         _choose_queries(docs, output, qrels, queries or QUERIES)
-    backbone = output / "all-MiniLM-L6-v2"  # a name for cards and tables
-    if not backbone.is_symlink() and Path(find_backbone()).is_dir():
-        backbone.symlink_to(find_backbone())
-    model_name = str(backbone) if backbone.is_symlink() else find_backbone()
-    architectures = ["bert_dot", "colbert"]
-    if is_complete:
-        architectures = list(ARCHITECTURES)
+    model_name, backbone = find_backbone(), output / "all-MiniLM-L6-v2"  # a name for cards and tables
+    if not backbone.is_symlink() and Path(model_name).is_dir():
+        backbone.symlink_to(model_name)
+    if backbone.is_symlink():
+        model_name = str(backbone)
     return DistillJob(
         str(docs.collection),
         str(output / "queries.tsv"),
@@ -77,7 +71,7 @@ def demo_job(
         dev_qrels=str(qrels["dev"]),
         test_qrels=str(qrels["test"]),
         model_name=model_name,
-        architectures=architectures,
+        architectures=list(ARCHITECTURES) if is_complete else ["bert_dot", "colbert"],
         k=CANDIDATES,
         learning_rates=LEARNING_RATES,
         seeds=seeds,
@@ -136,23 +130,15 @@ def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
     typer.echo(plan_text(make_plan(job)), err=True)
     outcome = distill(job)
     stats = json.loads((output / "collection" / "stats.json").read_text(encoding="utf-8"))
-    typer.echo(f"\n{_collection_text(stats)}\n{outcome_text(outcome, job)}\n\n{_next_steps(outcome, job)}")
-    return outcome
-
-
-def _collection_text(stats: dict) -> str:
-    return (
-        f"PyDocs: {sum(stats['pairs'].values()):,} documents from {stats['docstrings']:,} docstrings of "
+    ranker, files = outcome["ranker"], f"--collection {job.collection} --queries {job.queries}"
+    typer.echo(
+        f"\nPyDocs: {sum(stats['pairs'].values()):,} documents from {stats['docstrings']:,} docstrings of "
         f"{len(stats['packages'])} packages; dropped {sum(stats['dropped'].values()):,} by length or as duplicates, "
         f"and {sum(stats['near_duplicates_removed'].values()):,} near duplicates across the splits. Queries are first "
-        f"sentences whose passage is among BM25's top {CANDIDATES}, which favours BM25."
-    )
-
-
-def _next_steps(outcome: dict, job: DistillJob) -> str:
-    ranker, files = outcome["ranker"], f"--collection {job.collection} --queries {job.queries}"
-    return (
+        f"sentences whose passage is among BM25's top {CANDIDATES}, which favours BM25.\n"
+        f"{outcome_text(outcome, job)}\n\n"
         f"Next: hf-kd-ranking serve --model {ranker} {files}\n"
         f"      hf-kd-ranking push {ranker} YOUR_NAME/YOUR_MODEL --dry-run\n"
         "      hf-kd-ranking distill --help, for your documents and your teacher"
     )
+    return outcome

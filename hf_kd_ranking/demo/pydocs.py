@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..artifacts import building, content_digest
+from ..artifacts import building, changed_names, content_digest
 
 logger = logging.getLogger(__name__)
 
@@ -86,19 +86,12 @@ MARKUP = (
 
 @dataclass(frozen=True)
 class PyDocs:
-    """The files of one built collection.
+    """The files of one built collection; `queries` and `qrels` by split, with one relevant passage per query."""
 
-    Args:
-        collection: `doc_id<TAB>passage`, ids 0 to N-1, all splits together.
-        queries: for each of train, dev and test a file `query_id<TAB>query`.
-        qrels: for each split a TREC file `query_id 0 doc_id 1`; one relevant passage per query.
-        stats: counts of files, docstrings, drops by rule and pairs by split, and the versions they come from.
-    """
-
-    collection: Path
-    queries: dict[str, Path]
-    qrels: dict[str, Path]
-    stats: dict[str, Any]
+    collection: Path  # `doc_id<TAB>passage`, ids 0 to N-1, all splits together
+    queries: dict[str, Path]  # `query_id<TAB>query`
+    qrels: dict[str, Path]  # `query_id 0 doc_id 1`
+    stats: dict[str, Any]  # counts of files, docstrings, drops by rule and pairs by split; versions of the packages
 
 
 class Pair(NamedTuple):
@@ -122,9 +115,6 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         output: folder to write; replaced as a whole once everything is ready.
         roots: name -> source folder. None: the standard library and those of `PACKAGES` that are installed.
 
-    Returns:
-        Paths and counts, the counts also in `stats.json`.
-
     Raises:
         ValueError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
     """
@@ -134,12 +124,14 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
     else:
         sources, versions = dict(sorted(roots.items())), {}
         for name, root in sources.items():
-            _check_root(root)
+            if not root.is_dir():
+                raise ValueError(f"PyDocs needs a folder of .py files as root, and {root} is not a folder.")
             versions[name] = content_digest(root)
     origin = {"recipe": RECIPE, "python": platform.python_version(), "packages": versions}
-    saved = _read_saved(output)
-    if saved is not None and all(saved.get(key) == value for key, value in origin.items()):
-        return _describe(output, saved)
+    if all((output / name).is_file() for name in FILE_NAMES):
+        saved = json.loads((output / "stats.json").read_text(encoding="utf-8"))
+        if not changed_names(saved, origin):
+            return _describe(output, saved)
     if not _is_replaceable(output):
         raise ValueError(f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another.")
     files: list[Path] = []
@@ -171,11 +163,6 @@ def _installed_sources() -> tuple[dict[str, Path], dict[str, str]]:
             roots[name] = Path(spec.origin).parent
             versions[name] = importlib.metadata.version(DISTRIBUTIONS.get(name, name))
     return dict(sorted(roots.items())), dict(sorted(versions.items()))
-
-
-def _check_root(root: Path) -> None:
-    if not root.is_dir():
-        raise ValueError(f"PyDocs needs a folder of .py files as root, and {root} is not a folder; correct the path.")
 
 
 def _python_files(root: Path) -> list[Path]:
@@ -276,10 +263,7 @@ def _broken_rule(pair: Pair, passages: dict[str, str], seen: set[str]) -> str | 
         "duplicate_query": pair.query in passages,
         "duplicate_passage": pair.passage in seen,
     }
-    for rule in RULES:
-        if is_broken[rule]:
-            return rule
-    return None
+    return next((rule for rule in RULES if is_broken[rule]), None)
 
 
 def _split(pairs: list[Pair]) -> tuple[dict[Pair, str], dict[str, int]]:
@@ -344,26 +328,15 @@ def _file_texts(split_of: dict[Pair, str], stats: dict[str, Any]) -> dict[str, s
     return texts
 
 
-def _read_saved(output: Path) -> dict[str, Any] | None:
-    if not all((output / name).is_file() for name in FILE_NAMES):
-        return None
-    return json.loads((output / "stats.json").read_text(encoding="utf-8"))
-
-
 def _is_replaceable(output: Path) -> bool:
     """Return whether nothing but an earlier PyDocs would be lost; other files may have the same names."""
-    if not output.exists():
-        return True
-    if output.is_file():
-        return False
+    if not output.is_dir():
+        return not output.exists()
     names = {path.name for path in output.iterdir()}
     return not names or ("stats.json" in names and names <= FILE_NAMES)
 
 
 def _describe(output: Path, stats: dict[str, Any]) -> PyDocs:
-    return PyDocs(
-        collection=output / "collection.tsv",
-        queries={split: output / f"queries.{split}.tsv" for split in SPLITS},
-        qrels={split: output / f"qrels.{split}.txt" for split in SPLITS},
-        stats=stats,
-    )
+    queries = {split: output / f"queries.{split}.tsv" for split in SPLITS}
+    qrels = {split: output / f"qrels.{split}.txt" for split in SPLITS}
+    return PyDocs(output / "collection.tsv", queries, qrels, stats)

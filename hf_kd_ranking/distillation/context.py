@@ -1,7 +1,7 @@
 """Texts and judgments of a distillation, and the split of its queries into training, validation (dev) and test."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.rows import load_teacher_scores
@@ -17,9 +17,6 @@ Grades = dict[str, dict[str, int]]
 class Context:
     """A job with its texts, judgments and split of the queries; everything is checked before any work.
 
-    Args:
-        job: the job.
-
     Raises:
         ValueError, FileNotFoundError: if an option or a file cannot work, an id appears twice in the collection, or
             several processes were launched.
@@ -31,15 +28,16 @@ class Context:
         job.check()
         self.job = job
         self.device = job.device or processes().device.type
-        self.judgments = read_judgments(job)
+        self.judgments: Grades = {}
+        for path in (job.qrels, job.dev_qrels, job.test_qrels):
+            if path is not None:
+                self.judgments.update(read_qrels(path))
         self.queries = TextStore.from_file(job.queries)
-        self.splits = split_queries(job, self.judgments, self.queries)
+        self.splits = _split_queries(job, self.judgments, self.queries)
         self.documents = TextStore.from_file(job.collection)
         repeated = len(self.documents) - len(self.documents.distinct_rows())
         if repeated:
-            raise ValueError(
-                f"{job.collection} has {repeated:,} documents under the id of another; give each document its own id."
-            )
+            raise ValueError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
         self._fingerprint = self.documents.fingerprint() + self.queries.fingerprint()
 
     @property
@@ -63,99 +61,42 @@ class Context:
         """
         grades = {}
         for query_id in self.splits[split]:
-            of_query = self.judgments.get(query_id)
-            if of_query is None:
-                continue
-            if split == "train":
-                of_query = {doc_id: grade for doc_id, grade in of_query.items() if doc_id in self.documents}
-            grades[query_id] = of_query
+            if query_id in self.judgments:
+                judged = self.judgments[query_id].items()
+                grades[query_id] = {doc: grade for doc, grade in judged if split != "train" or doc in self.documents}
         return grades
 
 
-def read_judgments(job: DistillJob) -> Grades:
-    """Return all judgments of a job; empty if it has none."""
-    judgments: Grades = {}
-    for path in (job.qrels, job.dev_qrels, job.test_qrels):
-        if path is not None:
-            judgments.update(read_qrels(path))
-    return judgments
-
-
-def split_queries(job: DistillJob, judgments: Mapping[str, Mapping[str, int]], queries: TextStore) -> dict:
+def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> dict[str, list[str]]:
     """Return "train", "dev" and "test" -> query ids in the order of the file.
 
     The split of a query depends on a digest of its id, so that other queries do not move it. Rows of scores bring
     their own training queries: all other judged queries are held out.
-
-    Raises:
-        ValueError: if a split has too few queries, with the counts.
     """
-    with_judgments = {}
+    split_of: dict[str, str] = {}  # queries with judgments for one split
+    shared = ["test", "dev"]
     for split, path in (("dev", job.dev_qrels), ("test", job.test_qrels)):
         if path is not None:
-            with_judgments[split] = read_qrels(path).keys()
-    trained, held_out = None, job.held_out
+            split_of |= dict.fromkeys(read_qrels(path), split)
+            shared.remove(split)
+    trained: set[str] = set()
+    held_out = job.held_out
     if job.brings_rows:
-        trained, held_out = _queries_of_rows(job), 1.0
+        held_out = 1.0
+        for _, columns in load_teacher_scores(job.scores[0]).batches(["query_id"]):
+            trained.update(map(str, columns["query_id"].unique().to_pylist()))
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for query_id in _usable_queries(job, judgments, queries):
-        if trained is not None and query_id in trained:
-            splits["train"].append(query_id)
+        split = split_of.get(query_id) or _split_by_digest(query_id, held_out, shared)
+        if query_id in trained:
+            split = "train"
+        elif trained and split == "train":
             continue
-        split = split_by_digest(query_id, held_out, with_judgments)
-        for judged_split, query_ids in with_judgments.items():
-            if query_id in query_ids:
-                split = judged_split
-        if trained is None or split != "train":
-            splits[split].append(query_id)
-    if trained is not None and not splits["train"]:
+        splits[split].append(query_id)
+    if trained and not splits["train"]:
         raise ValueError(f"None of the {len(trained):,} queries of the scores has a text in {job.queries}.")
-    _check_sizes(job, splits)
-    return splits
-
-
-def split_by_digest(query_id: str, held_out: float, with_judgments: Mapping[str, object]) -> str:
-    """Return the split of a query.
-
-    Args:
-        query_id: the query.
-        held_out: share of the queries that are not trained on; half of it is for the test and half for validation, or
-            all of it for the one of them that has no judgments of its own.
-        with_judgments: the splits that have judgments of their own.
-    """
-    place = int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8]) / 2**64
-    shared = [split for split in ("test", "dev") if split not in with_judgments]
-    for number, split in enumerate(shared, start=1):
-        if place < held_out * number / len(shared):
-            return split
-    return "train"
-
-
-def _usable_queries(job: DistillJob, judgments: Mapping[str, Mapping[str, int]], queries: TextStore) -> list[str]:
-    """Return the queries with a relevant document; without judgments those that every run of scores has."""
-    usable = []
-    if job.qrels is not None:
-        for query_id, _ in queries.items():
-            if max(judgments.get(query_id, {}).values(), default=0) > 0:
-                usable.append(query_id)
-        return usable
-    runs = [read_run(path) for path in job.scores]
-    for query_id, _ in queries.items():
-        if all(query_id in run for run in runs):
-            usable.append(query_id)
-    return usable
-
-
-def _queries_of_rows(job: DistillJob) -> set[str]:
-    query_ids: set[str] = set()
-    for _, columns in load_teacher_scores(job.scores[0]).batches(["query_id"]):
-        query_ids.update(map(str, columns["query_id"].unique().to_pylist()))
-    return query_ids
-
-
-def _check_sizes(job: DistillJob, splits: Mapping[str, list[str]]) -> None:
     least = dict(LEAST_QUERIES)
-    if job.brings_rows:
+    if trained:
         least["train"] = 0
     short = [split for split in SPLITS if len(splits[split]) < least[split]]
     if short:
@@ -164,15 +105,36 @@ def _check_sizes(job: DistillJob, splits: Mapping[str, list[str]]) -> None:
         raise ValueError(
             f"Too few queries{with_what} for {' and '.join(short)}: {counts}; add queries, or change --held-out."
         )
+    return splits
+
+
+def _split_by_digest(query_id: str, held_out: float, shared: Sequence[str]) -> str:
+    """Return the split of a query; the splits that share what is held out get equal parts of it."""
+    place = int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8]) / 2**64
+    for number, split in enumerate(shared, start=1):
+        if place < held_out * number / len(shared):
+            return split
+    return "train"
+
+
+def _usable_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> list[str]:
+    """Return the queries with a relevant document; without judgments those that every run of scores has."""
+    usable = []
+    runs = [read_run(path) for path in job.scores if job.qrels is None]
+    for query_id in queries.ids():
+        if job.qrels is None:
+            is_usable = all(query_id in run for run in runs)
+        else:
+            is_usable = max(judgments.get(query_id, {}).values(), default=0) > 0
+        if is_usable:
+            usable.append(query_id)
+    return usable
 
 
 def name_sources(job: DistillJob) -> dict[str, str]:
     """Return short name -> teacher, or file of scores, in the order given."""
     paths = job.teachers or job.scores
-    sources, numbered = {}, {}
-    for number, path in enumerate(paths):
-        name = Path(path).name
-        sources[name] = path
-        numbered[f"{name}-{number}"] = path
-    is_ambiguous = len(sources) < len(paths) or not {"mean", "", ".."}.isdisjoint(sources)
-    return numbered if is_ambiguous else sources
+    sources = {Path(path).name: path for path in paths}
+    if len(sources) == len(paths) and {"mean", "", ".."}.isdisjoint(sources):
+        return sources
+    return {f"{Path(path).name}-{number}": path for number, path in enumerate(paths)}

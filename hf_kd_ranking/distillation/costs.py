@@ -1,7 +1,7 @@
-"""The cost of a job before it starts: time, disk and memory of every step, from probes on its own texts.
+"""The cost of a job before it starts: time, disk and memory of every step.
 
-A probe runs the real code on a few texts: three steps of training, some scores. What it measures is scaled to the
-job's numbers of pairs, triples and passages. Steps that are done are not probed and cost nothing.
+Probes run the real code on a few of the job's texts; what they measure is scaled to its numbers of pairs, triples and
+passages. Steps that are done are not probed and cost nothing.
 """
 
 import tempfile
@@ -40,51 +40,13 @@ BM25_BYTES = 2_500  # peak memory of building a BM25 index, per passage
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one step.
-
-    Args:
-        name: path of its artifact.
-        seconds: time; 0 if it is done.
-        disk: bytes that stay.
-        memory: bytes of the process at its peak.
-        is_done: True if its artifact exists and was made from the same inputs.
-    """
+    """The cost of one step, named by the path of its artifact; 0 if it is done."""
 
     name: str
     seconds: float = 0.0
-    disk: float = 0.0
-    memory: float = 0.0
+    disk: float = 0.0  # bytes that stay
+    memory: float = 0.0  # bytes of the process at its peak
     is_done: bool = False
-
-
-class Plan(Workspace):
-    """A workspace that runs no step, and notes what each would cost.
-
-    Args:
-        folder: the output of the job.
-        context: the job.
-    """
-
-    def __init__(self, folder: Path, context: Context) -> None:
-        super().__init__(folder)
-        self.costs: list[Cost] = []
-        self._estimates = Estimates(context)
-
-    def claim(self, inputs: Mapping[str, Any]) -> None:
-        """Check the folder without writing into it, see `Workspace.claim`."""
-        if has_description(self.folder):
-            super().claim(inputs)
-
-    def step(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
-        """Note the cost of a step, and return the artifact that it would make."""
-        artifact = self.locate(name, function, *inputs)
-        if self.is_done(artifact):
-            cost = Cost(name, is_done=True)
-        else:
-            seconds, disk, memory = self._estimates.of_step(function, inputs)
-            cost = Cost(name, seconds, disk, memory)
-        self.costs.append(cost)
-        return artifact
 
 
 def plan_text(costs: Sequence[Cost]) -> str:
@@ -92,14 +54,12 @@ def plan_text(costs: Sequence[Cost]) -> str:
     lines = ["| step | time | disk | memory |", "| --- | --- | --- | --- |"]
     seconds = disk = memory = 0.0
     for cost in costs:
-        if cost.is_done:
-            lines.append(f"| {cost.name} | done |  |  |")
-            continue
-        lines.append(
-            f"| {cost.name} | {_time_text(cost.seconds)} | {_size_text(cost.disk)} | {_size_text(cost.memory)} |"
-        )
         seconds, disk, memory = seconds + cost.seconds, disk + cost.disk, max(memory, cost.memory)
-    lines.append(f"| all | {_time_text(seconds)} | {_size_text(disk)} | {_size_text(memory)} |")
+    for cost in (*costs, Cost("all", seconds, disk, memory)):
+        cells = f"{_time_text(cost.seconds)} | {_size_text(cost.disk)} | {_size_text(cost.memory)}"
+        if cost.is_done:
+            cells = "done |  | "
+        lines.append(f"| {cost.name} | {cells} |")
     return "\n".join(lines)
 
 
@@ -120,70 +80,83 @@ def _size_text(size: float) -> str:
 Estimate = tuple[float, float, float]  # seconds, bytes of disk, bytes of memory
 
 
-class Estimates:
-    """The cost of every kind of step: a method has the name of the step's function and takes its inputs.
+class Plan(Workspace):
+    """A workspace that runs no step, and notes what each would cost.
 
-    Args:
-        context: the job.
+    The method `_NAME` returns the cost of the step function `NAME` and takes its inputs.
     """
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        self.job = context.job
-        self.passages = len(context.documents)
-        self.triples = len(context.splits["train"]) * self.job.triples_per_query
-        if self.job.brings_rows:
-            self.triples = len(load_teacher_scores(self.job.scores[0]))
+        super().__init__(Path(context.job.output))
+        self.costs: list[Cost] = []
+        self._context, self._job = context, context.job
+        self._passages = len(context.documents)
+        self._triples = len(context.splits["train"]) * self._job.triples_per_query
+        if self._job.brings_rows:
+            self._triples = len(load_teacher_scores(self._job.scores[0]))
         self._probes: dict[str, Any] = {}
 
-    def of_step(self, function: Callable[..., object], inputs: Sequence[Any]) -> Estimate:
-        """Return the cost of a step; one without a method only moves rows."""
-        estimate = getattr(self, f"_{function.__name__}", None)
-        return (ROW_SECONDS * self.triples, 0.0, 0.0) if estimate is None else estimate(*inputs)
+    def claim(self, inputs: Mapping[str, Any]) -> None:
+        """Check the folder without writing into it, see `Workspace.claim`."""
+        if has_description(self.folder):
+            super().claim(inputs)
+
+    def step(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
+        """Note the cost of a step, and return the artifact that it would make."""
+        artifact = self.locate(name, function, *inputs)
+        if self.is_done(artifact):
+            self.costs.append(Cost(name, is_done=True))
+        else:
+            estimate = getattr(self, f"_{function.__name__}", self._move_rows)
+            self.costs.append(Cost(name, *estimate(*inputs)))
+        return artifact
+
+    def _move_rows(self, *_: Any) -> Estimate:
+        return ROW_SECONDS * self._triples, 0.0, 0.0
 
     def _probe(self, key: str, probe: Callable[..., Any], *arguments: Any) -> Any:
         if key not in self._probes:
-            self._probes[key] = probe(*arguments, self.context)
+            self._probes[key] = probe(*arguments, self._context)
         return self._probes[key]
 
     def _student(self, recipe: Recipe) -> "Probe":
-        return self._probe(f"{recipe.architecture} {recipe.config}", probe_training, recipe)
+        return self._probe(f"{recipe.architecture} {recipe.config}", _probe_training, recipe)
 
     def _index_collection(self, context: Context) -> Estimate:
-        seconds, _ = self._probe("bm25", probe_bm25)
-        return seconds * self.passages, 1_000 * self.passages, BM25_BYTES * self.passages
+        seconds, _ = self._probe("bm25", _probe_bm25)
+        return seconds * self._passages, 1_000 * self._passages, BM25_BYTES * self._passages
 
     def _find_candidates(self, index: Artifact, texts: Mapping, k: int, positives: Mapping) -> Estimate:
-        _, seconds = self._probe("bm25", probe_bm25)
-        return seconds * len(texts) * self.passages, len(texts) * k * LINE_BYTES, BM25_BYTES * self.passages
+        _, seconds = self._probe("bm25", _probe_bm25)
+        return seconds * len(texts) * self._passages, len(texts) * k * LINE_BYTES, BM25_BYTES * self._passages
 
     def _rank_candidates(self, teacher: Teacher, candidates: Sequence, query_ids: Sequence, context: Any) -> Estimate:
-        return self._score_by(teacher, len(query_ids) * self.job.k)
+        return self._score_by(teacher, len(query_ids) * self._job.k)
 
     def _score_triples(self, teacher: Teacher, *inputs: Any) -> Estimate:
-        return self._score_by(teacher, 2 * self.triples)
+        return self._score_by(teacher, 2 * self._triples)
 
     def _score_by(self, teacher: Teacher, pairs: int) -> Estimate:
-        if self.job.scores or teacher == BM25:
+        if self._job.scores or teacher == BM25:
             return pairs * ROW_SECONDS, pairs * LINE_BYTES, 0.0
         if isinstance(teacher, Path):
-            seconds = self._probe(f"teacher {teacher}", probe_teacher, str(teacher))
+            seconds = self._probe(f"teacher {teacher}", _probe_teacher, str(teacher))
             return pairs * seconds, pairs * LINE_BYTES, 0.0
-        source = name_sources(self.job)[teacher.path.parent.name]  # an architecture that a step of this job trains
-        return self._rank_untrained(Recipe.of_job(self.job, source, NO_TEACHER, is_teacher=True), pairs=pairs)
+        source = name_sources(self._job)[teacher.path.parent.name]  # an architecture that a step of this job trains
+        return self._rank_untrained(Recipe.of_job(self._job, source, NO_TEACHER, is_teacher=True), pairs=pairs)
 
     def _train_student(self, recipe: Recipe, *inputs: Any) -> Estimate:
         probe = self._student(recipe)
-        evaluation = self._rank_untrained(recipe, pairs=len(self.context.splits["dev"]) * self.job.k)[0]
+        evaluation = self._rank_untrained(recipe, pairs=len(self._context.splits["dev"]) * self._job.k)[0]
         evaluations = 1 + (recipe.epochs if recipe.epochs > 1 else 0)
-        seconds = probe.start + self.triples * recipe.epochs * probe.triple + evaluations * evaluation
+        seconds = probe.start + self._triples * recipe.epochs * probe.triple + evaluations * evaluation
         return seconds, probe.model_bytes, probe.memory
 
     def _rank_untrained(self, recipe: Recipe, *inputs: Any, pairs: int | None = None) -> Estimate:
         """Score pairs from text; a passage that is encoded without its query is encoded once."""
-        pairs = len(self.context.splits["test"]) * self.job.k if pairs is None else pairs
+        pairs = len(self._context.splits["test"]) * self._job.k if pairs is None else pairs
         probe = self._student(recipe)
-        seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self.passages) * probe.passage
+        seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self._passages) * probe.passage
         return seconds, pairs * LINE_BYTES, probe.memory
 
     def _rank_test(self, student: Artifact, *inputs: Any) -> Estimate:
@@ -191,20 +164,20 @@ class Estimates:
 
     def _search_collection(self, student: Artifact, *inputs: Any) -> Estimate:
         probe = self._student(self._recipe(student))
-        vectors = 2_048 * self.passages  # in memory, about 512 values per passage
-        return self.passages * probe.passage, 0.0, probe.memory + vectors
+        vectors = 2_048 * self._passages  # in memory, about 512 values per passage
+        return self._passages * probe.passage, 0.0, probe.memory + vectors
 
     def _time_students(self, students: Mapping[str, Artifact], *inputs: Any) -> Estimate:
         seconds = 0.0
         for student in students.values():
             probe = self._student(self._recipe(student))
             rounds = 2 if probe.passage else TIMED_QUERIES + 2
-            seconds += rounds * self.job.k * probe.pair
+            seconds += rounds * self._job.k * probe.pair
         return seconds, 0.0, 0.0
 
     def _recipe(self, student: Artifact) -> Recipe:
-        architecture = student.path.relative_to(Path(self.job.output, "students")).parts[0]
-        return Recipe.of_job(self.job, architecture, NO_TEACHER)
+        architecture = student.path.relative_to(self.folder / "students").parts[0]
+        return Recipe.of_job(self._job, architecture, NO_TEACHER)
 
 
 # ---- Probes ---------------------------------------------------------------------------------------------------------
@@ -212,26 +185,17 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Probe:
-    """The cost of an architecture on this machine, in seconds and bytes.
+    """The cost of an architecture on this machine, in seconds and bytes."""
 
-    Args:
-        triple: seconds of training per triple.
-        pair: seconds of scoring a pair from text.
-        passage: seconds of encoding a passage; 0 if that needs the query.
-        start: seconds of a training besides its steps.
-        model_bytes: size of a checkpoint.
-        memory: bytes of the process while it trains.
-    """
-
-    triple: float
-    pair: float
-    passage: float
-    start: float
-    model_bytes: int
-    memory: float
+    triple: float  # to train on a triple
+    pair: float  # to score a pair from text
+    passage: float  # to encode a passage; 0 if that needs the query
+    start: float  # of a training besides its steps
+    model_bytes: int  # of a checkpoint
+    memory: float  # of the process while it trains
 
 
-def probe_bm25(context: Context) -> tuple[float, float]:
+def _probe_bm25(context: Context) -> tuple[float, float]:
     """Return the seconds to index a passage, and to compare a query with a passage."""
     count = min(SAMPLED_PASSAGES, len(context.documents))
     columns = {"id": np.arange(count).astype(str).tolist(), "text": _some_texts(context.documents, count)}
@@ -246,7 +210,7 @@ def probe_bm25(context: Context) -> tuple[float, float]:
     return (built - start) / count, (searched - built) / (len(queries) * count)
 
 
-def probe_teacher(name: str, context: Context) -> float:
+def _probe_teacher(name: str, context: Context) -> float:
     """Return the seconds that a teacher takes per pair."""
     return _seconds_per_text(load_teacher(name, device=context.device).score, context)
 
@@ -259,7 +223,7 @@ class _StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def probe_training(recipe: Recipe, context: Context) -> Probe:
+def _probe_training(recipe: Recipe, context: Context) -> Probe:
     """Train three steps on random pairs, and score and encode some texts."""
     began = time.perf_counter()
     before = peak_mb() * 2**20
@@ -296,11 +260,11 @@ def probe_training(recipe: Recipe, context: Context) -> Probe:
 
 
 def _some_texts(store: TextStore, count: int) -> list[str]:
-    """Return texts from all over a store, again from the start if it has fewer."""
     return store.texts.take(pa.array(_some_places(store, count))).to_pylist()
 
 
 def _some_places(store: TextStore, count: int) -> np.ndarray:
+    """Return rows from all over a store, again from the start if it has fewer."""
     return np.linspace(0, max(len(store), count) - 1, count).astype(int) % len(store)
 
 

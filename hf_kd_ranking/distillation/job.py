@@ -17,7 +17,6 @@ from ..training.job import json_option
 SPLITS = ("train", "dev", "test")
 NO_TEACHER, FIRST_TEACHER, TEACHER = CONDITIONS = ("no_teacher", "first_teacher", "teacher")
 BM25 = "bm25"  # as a teacher: the scores of the candidates
-TRAINING_OPTIONS = ("learning_rates", "epochs", "head_learning_rate")
 # Settings of single architectures. Fresh layers learn faster than the encoder, and TK has no others.
 ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
@@ -48,9 +47,7 @@ class DistillJob:
         default_factory=list,
         help="Files of teacher scores, in place of teachers: rows of triples as published, or TREC runs.",
     )
-    qrels: str | None = HfArg(
-        default=None, help="Judgments; without them the agreement with the teachers is measured."
-    )
+    qrels: str | None = HfArg(default=None, help="Judgments; without them agreement with the teachers is measured.")
     dev_qrels: str | None = HfArg(default=None, help="Judgments of the validation (dev) queries.")
     test_qrels: str | None = HfArg(default=None, help="Judgments of the test queries.")
     model_name: str = HfArg(default="distilbert/distilbert-base-uncased", help="Encoder of the students.")
@@ -66,9 +63,7 @@ class DistillJob:
     budget_ms: float | None = HfArg(default=None, help="Longest median latency of the chosen ranker, ms per query.")
     k: int = HfArg(default=100, help="Number of BM25 candidates per query.")
     triples_per_query: int = HfArg(default=8, help="Number of triples that are sampled per query.")
-    held_out: float = HfArg(
-        default=0.2, help="Share of the queries for validation (half of it) and for the test (the other half)."
-    )
+    held_out: float = HfArg(default=0.2, help="Share of the queries for validation and the test, half for each.")
     measure: str = HfArg(default="nDCG@10", help="Measure that decides, in ir_measures' notation.")
     learning_rates: list[float] = HfArg(
         default_factory=lambda: [2e-5, 7e-5],
@@ -86,12 +81,8 @@ class DistillJob:
         "head_learning_rate, layers (those that are kept of the encoder), or fields of the config.",
     )
     base_model: str | None = HfArg(default=None, help="Name of the encoder on the Hub, for cards.")
-    data_name: str | None = HfArg(
-        default=None, help="Name of the collection, for cards; its file's name if not given."
-    )
-    retrieve: bool = HfArg(
-        default=True, help="Whether rankers that store one vector per passage also search the whole collection."
-    )
+    data_name: str | None = HfArg(default=None, help="Name of the collection, for cards; None is its file's name.")
+    retrieve: bool = HfArg(default=True, help="Search the whole collection with rankers of one vector per passage.")
     device: str | None = HfArg(default=None, help="Device: cpu or cuda; a GPU if there is one and none is given.")
     force: bool = HfArg(default=False, help="Continue although the teacher ranks no better than BM25.")
 
@@ -109,27 +100,16 @@ class DistillJob:
         return self.data_name or Path(self.collection).name
 
     def training_options(self, architecture: str, is_teacher: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return how an architecture is trained, and the fields of its config that differ from the defaults.
-
-        Args:
-            architecture: its name.
-            is_teacher: True for a teacher that is trained here.
-        """
+        """Return how an architecture (or a teacher) is trained, and the fields of its config that are set."""
         own = self.overrides.get("teacher" if is_teacher else architecture, {})
         config = {**ARCHITECTURE_SETTINGS.get(architecture, {}), **own}
-        options = {"learning_rates": self.learning_rates, "epochs": self.epochs, "head_learning_rate": None}
-        for name in TRAINING_OPTIONS:
-            if name in config:
-                options[name] = config.pop(name)
-        options["epochs"] = float(options["epochs"])  # 2 and 2.0 are the same training, with the same digest
+        options = {"learning_rates": config.pop("learning_rates", self.learning_rates)}
+        options["epochs"] = float(config.pop("epochs", self.epochs))  # 2 and 2.0 have the same digest
+        options["head_learning_rate"] = config.pop("head_learning_rate", None)
         return options, config
 
     def check(self) -> None:
-        """Check the options before anything is read.
-
-        Raises:
-            ValueError, FileNotFoundError: naming what cannot work.
-        """
+        """Check the options before anything is read, or raise a ValueError that names what cannot work."""
         self._check_names()
         self._check_sources()
         self._check_numbers()
@@ -191,7 +171,5 @@ def is_run(path: str | Path) -> bool:
     """Return whether a file of scores is a TREC run, which has six columns; a row of a triple has five."""
     if Path(path).suffix == ".parquet":
         return False
-    for _, text in read_lines(existing_file(path, "scores")):
-        if text.strip():
-            return len(text.split()) == 6
-    return False
+    widths = (len(text.split()) for _, text in read_lines(existing_file(path, "scores")))
+    return next(filter(None, widths), 0) == 6

@@ -11,96 +11,80 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..artifacts import locked
+from ..artifacts import building, locked
 from ..models import ARCHITECTURES
+from . import selection, steps
 from .context import Context, name_sources
 from .costs import Cost, Plan
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER, DistillJob
-from .selection import choose, deliver, rank_test, rank_untrained, search_collection, time_students, write_outcome
-from .steps import (
-    average_rankings,
-    average_scores,
-    check_teacher,
-    find_candidates,
-    index_collection,
-    judge_by_agreement,
-    label_triples,
-    rank_candidates,
-    rows_file,
-    score_triples,
-    write_judgments,
-)
 from .students import Recipe, choose_rate, train_student
 from .work import Artifact, Workspace
 
 
 class Material(NamedTuple):
-    """The data that students learn from and are measured on.
+    """The data that students learn from and are measured on."""
 
-    Args:
-        candidates: split -> BM25's candidates.
-        judgments: split -> judgments.
-        rankings: teacher, and "mean" -> its ranking of the candidates.
-        scores: condition -> teacher rows or labels.
-    """
-
-    candidates: dict[str, Artifact]
-    judgments: dict[str, Artifact]
-    rankings: dict[str, Artifact]
-    scores: dict[str, Path | Artifact]
+    candidates: dict[str, Artifact]  # split -> BM25's candidates
+    judgments: dict[str, Artifact]  # by split
+    rankings: dict[str, Artifact]  # teacher, or "mean" -> its ranking of the candidates
+    scores: dict[str, Path | Artifact]  # condition -> teacher rows or labels
 
 
 def prepare(work: Workspace, context: Context) -> Material:
     """Make what students learn from: candidates, judgments, labelled triples, teachers and their scores."""
-    job, splits = context.job, context.splits
-    index = work.step("bm25", index_collection, context)
-    candidates: dict[str, Artifact] = {}
+    job = context.job
+    index = work.step("bm25", steps.index_collection, context)
+    data = Material({}, {}, {}, {})
     for split in SPLITS[1:] if job.scores else SPLITS:  # scores bring what is trained on
         positives = context.grades(split) if split == "train" else {}
         inputs = (index, context.texts(split), job.k, positives)
-        candidates[split] = work.step(f"candidates/{split}", find_candidates, *inputs)
-    judgments, rankings, scores = {}, {}, []
-    files = [Path(path) for path in job.scores]
-
-    def label() -> Artifact:
-        inputs = (files, candidates.get("train"), judgments["train"], job.triples_per_query)
-        return work.step("labels", label_triples, *inputs)
-
+        data.candidates[split] = work.step(f"candidates/{split}", steps.find_candidates, *inputs)
     if context.is_judged:
         for split in SPLITS:
-            judgments[split] = work.step(f"judgments/{split}", write_judgments, context.grades(split))
-        labels = label()
+            data.judgments[split] = work.step(f"judgments/{split}", steps.write_judgments, context.grades(split))
+        label(work, data, job)
     teachers: dict[str, str | Path | Artifact] = {}
     for name, source in name_sources(job).items():
         teachers[name] = BM25 if source == BM25 else Path(source)
         if source in ARCHITECTURES:  # trained on the labels
             recipe = Recipe.of_job(job, source, NO_TEACHER, is_teacher=True)
-            material = Material(candidates, judgments, {}, {NO_TEACHER: labels})
-            teachers[name] = train(work, f"teachers/{name}", recipe, material, context, is_teacher=True)[0]
+            teachers[name] = train(work, f"teachers/{name}", recipe, data, context, is_teacher=True)[0]
     if not job.brings_rows:
-        ranked = [split for split in SPLITS if split != "train" or not context.is_judged]
-        query_ids = [query_id for split in ranked for query_id in splits[split]]
-        runs = [candidates[split] for split in ranked if split in candidates]
-        for name, teacher in teachers.items():
-            rankings[name] = work.step(f"rankings/{name}", rank_candidates, teacher, runs, query_ids, context)
-        each = dict(rankings)
-        rankings["mean"] = work.step("rankings/mean", average_rankings, list(each.values()))
-        if context.is_judged:
-            dev = candidates["dev"], judgments["dev"]
-            work.step("teacher_check", check_teacher, rankings["mean"], each, *dev, job.measure, job.force)
+        rank(work, teachers, data, context)
     if not context.is_judged:  # the teachers' best candidates count as relevant
         for split in SPLITS:
-            inputs = (rankings["mean"], splits[split])
-            judgments[split] = work.step(f"judgments/{split}", judge_by_agreement, *inputs)
-        labels = label()
+            inputs = (data.rankings["mean"], context.splits[split])
+            data.judgments[split] = work.step(f"judgments/{split}", steps.judge_by_agreement, *inputs)
+        label(work, data, job)
+    scores = list(teachers.values())
+    if not job.brings_rows:
+        inputs = (data.scores[NO_TEACHER], data.candidates.get("train"), context)
+        scores = [work.step(f"scores/{name}", steps.score_triples, teachers[name], *inputs) for name in teachers]
+    data.scores[FIRST_TEACHER] = data.scores[TEACHER] = scores[0]
+    if len(scores) > 1:
+        data.scores[TEACHER] = work.step("scores/mean", steps.average_scores, scores)
+    return data
+
+
+def label(work: Workspace, data: Material, job: DistillJob) -> None:
+    """Sample the triples that all students see, with the labels as scores."""
+    files, triples = [Path(path) for path in job.scores], job.triples_per_query
+    inputs = (files, data.candidates.get("train"), data.judgments["train"], triples)
+    data.scores[NO_TEACHER] = work.step("labels", steps.label_triples, *inputs)
+
+
+def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: Material, context: Context) -> None:
+    """Rank the candidates of dev and test (of all queries, if they are not judged) with every teacher."""
+    job, splits = context.job, SPLITS[1:] if context.is_judged else SPLITS
+    query_ids = [query_id for split in splits for query_id in context.splits[split]]
+    runs = [data.candidates[split] for split in splits if split in data.candidates]
     for name, teacher in teachers.items():
-        if job.brings_rows:
-            scores.append(teacher)
-        else:
-            inputs = (teacher, labels, candidates.get("train"), context)
-            scores.append(work.step(f"scores/{name}", score_triples, *inputs))
-    mean = scores[0] if len(scores) == 1 else work.step("scores/mean", average_scores, scores)
-    return Material(candidates, judgments, rankings, {NO_TEACHER: labels, FIRST_TEACHER: scores[0], TEACHER: mean})
+        data.rankings[name] = work.step(f"rankings/{name}", steps.rank_candidates, teacher, runs, query_ids, context)
+    each = dict(data.rankings)
+    data.rankings["mean"] = mean = work.step("rankings/mean", steps.average_rankings, list(each.values()))
+    if context.is_judged:
+        inputs = (mean, each, data.candidates["dev"], data.judgments["dev"], job.measure, job.force)
+        work.step("teacher_check", steps.check_teacher, *inputs)
 
 
 def train(
@@ -125,25 +109,25 @@ def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: M
     if material.rankings:
         rankings["teacher"] = [material.rankings["mean"]]
     for name, source in name_sources(job).items():
-        if name in material.rankings and len(material.rankings) > 2 and source != BM25:
+        if len(material.rankings) > 2 and source != BM25:
             rankings[f"teacher {name}"] = [material.rankings[name]]
     for architecture in job.architectures:
         name, recipe = f"{architecture} untrained", Recipe.of_job(job, architecture, NO_TEACHER)
-        rankings[name] = [work.step(f"test/{name}", rank_untrained, recipe, candidates, context)]
+        rankings[name] = [work.step(f"test/{name}", selection.rank_untrained, recipe, candidates, context)]
     searches = {}
     for name, seeds in students.items():
         rankings[name] = []
         for number, student in enumerate(seeds):
             step = f"test/{name}" if number == 0 else f"test/{name} seed {number}"
-            rankings[name].append(work.step(step, rank_test, student, candidates, context))
+            rankings[name].append(work.step(step, selection.rank_test, student, candidates, context))
         config = ARCHITECTURES[name.split()[0]].config_class
         if job.retrieve and config.vectors_per_text == "one" and config.similarity == "dot":
             inputs = (seeds[0], judgments, job.measure, context)
-            searches[name] = work.step(f"collection_search/{name}", search_collection, *inputs)
+            searches[name] = work.step(f"collection_search/{name}", selection.search_collection, *inputs)
     firsts = {name: seeds[0] for name, seeds in students.items()}
-    timing = work.step("timing", time_students, firsts, context.splits["test"], job.k, context)
+    timing = work.step("timing", selection.time_students, firsts, context.splits["test"], job.k, context)
     inputs = (rankings, searches, firsts, judgments, candidates, timing, job.measure, context)
-    return work.step("report", write_outcome, *inputs)
+    return work.step("report", selection.write_outcome, *inputs)
 
 
 def make_all(work: Workspace, context: Context) -> tuple[Material, dict[str, list[Artifact]], Artifact]:
@@ -180,12 +164,13 @@ def distill(job: DistillJob) -> dict[str, Any]:
         work.claim(subject(job))
         material, students, made = make_all(work, context)
         outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
-        with rows_file(material.scores[NO_TEACHER]).open("rb") as file:
+        with steps.rows_file(material.scores[NO_TEACHER]).open("rb") as file:
             outcome["triples"] = sum(1 for _ in file)
         outcome["folders"] = {name: str((seeds[0].path / "ranker").resolve()) for name, seeds in students.items()}
-        outcome["best"] = choose(outcome, job.budget_ms)
+        outcome["best"] = selection.choose(outcome, job.budget_ms)
         outcome["ranker"], outcome["page"] = str(work.folder / "best"), str(work.folder / "report.html")
-        deliver(students[outcome["best"]][0], work.folder / "best")
+        with building(work.folder / "best", replaces=True) as best:
+            shutil.copytree(students[outcome["best"]][0].path / "ranker", best, dirs_exist_ok=True)
         shutil.copyfile(made.path / "report.html", outcome["page"])
     return outcome
 
@@ -197,7 +182,7 @@ def make_plan(job: DistillJob) -> list[Cost]:
         ValueError, FileNotFoundError: as `distill` raises before any work.
     """
     context = Context(job)
-    plan = Plan(Path(job.output), context)
+    plan = Plan(context)
     plan.claim(subject(job))
     make_all(plan, context)
     return plan.costs

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..artifacts import building, write_json
+from ..artifacts import write_json
 from ..data.runs import Run, write_run
 from ..evaluation.metrics import evaluate_queries, evaluate_run
 from ..evaluation.rerank import rerank_run
@@ -87,21 +87,23 @@ def write_outcome(
         judgments, candidates: of the test queries.
         timing: costs of the students.
         measure: the measure that decides.
-        context: texts and words.
+        context: the job and its texts.
     """
     qrels, first_stage = grades(judgments), ranking(candidates)
     costs = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))
-    figures = ("test", "dev", "fused", "retrieval", "latency_ms", "rates", "queries")
+    figures = ("test", "dev", "fused", "retrieval", "latency_ms", "rates")
     outcome: dict[str, Any] = {name: {} for name in figures}
     values = {}
-    (folder / "runs").mkdir(exist_ok=True)
+    shutil.copy(timing.path / "efficiency.json", folder)
+    for name in ("runs", "training"):
+        (folder / name).mkdir(exist_ok=True)
     for name, seeds in rankings.items():
-        runs = [_of_same_queries(ranking(artifact), first_stage) for artifact in seeds]
+        runs = [_select_queries(ranking(artifact), first_stage) for artifact in seeds]
         if not qrels.keys() & first_stage.keys() <= runs[0].keys():
             continue  # a teacher that ranked some of the queries only cannot be compared
         write_run(runs[0], folder / "runs" / f"{name}.trec", tag=name.replace(" ", "_"))
         by_seed = [evaluate_queries(run, qrels, (measure,))[measure] for run in runs]
-        values[name] = _query_means(by_seed)
+        values[name] = {query_id: fmean(seed[query_id] for seed in by_seed) for query_id in by_seed[0]}
         outcome["test"][name] = fmean(values[name].values())
         if name != "BM25":
             hybrid = [fuse_runs([run, first_stage], "weighted_sum") for run in runs]
@@ -113,23 +115,22 @@ def write_outcome(
         outcome["dev"][name] = validation_value(student, measure)
         outcome["latency_ms"][name] = costs["rankers"][name]["total_ms"]["p50"]
         outcome["rates"][name] = learning_rate(student)
+        shutil.copy(student.path / "ranker" / "trainer_state.json", folder / "training" / f"{name}.json")
     for name, found in searches.items():
         outcome["retrieval"][name] = evaluate_run(ranking(found), qrels, (measure,))[measure]
-    for split, query_ids in context.splits.items():
-        outcome["queries"][split] = len(query_ids)
-    outcome["tests"] = compare_with_labels(values, list(students))
-    _write_report(folder, students, timing, judgments, candidates, measure, outcome["tests"], context)
+    outcome["queries"] = {split: len(query_ids) for split, query_ids in context.splits.items()}
+    outcome["tests"] = _compare_with_labels(values, list(students))
+    files = {"queries": context.job.queries, "collection": context.job.collection}
+    files |= {"qrels": judgments.path / "qrels.txt", "candidates": candidates.path / "run.trec"}
+    arrows = [(test["control"], test["treatment"]) for test in outcome["tests"]]
+    title = f"Distillation on {context.job.data_name or context.job.collection}"
+    write_report(folder, folder / "report.html", (measure,), arrows, title=title, files=files)
     write_json(folder / "outcome.json", outcome)
 
 
-def _of_same_queries(run: Run, first_stage: Run) -> Run:
+def _select_queries(run: Run, first_stage: Run) -> Run:
     """Return a run with the queries of the first stage, in its order."""
     return Run((query_id, run[query_id]) for query_id in first_stage if query_id in run)
-
-
-def _query_means(by_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over the seeds of every query."""
-    return {query_id: fmean(values[query_id] for values in by_seed) for query_id in by_seed[0]}
 
 
 def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Context) -> None:
@@ -140,16 +141,8 @@ def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Co
     write_model_card(ranker, name.replace(" ", "-"), select_efficiency(costs, name))
 
 
-def compare_with_labels(values: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[dict[str, Any]]:
-    """Test every student with a teacher against the same architecture without one, corrected by Holm's method.
-
-    Args:
-        values: ranker -> query_id -> value.
-        students: names "architecture condition".
-
-    Returns:
-        `control`, `treatment`, `difference`, `p_value`, `queries` and `p_corrected` of each test.
-    """
+def _compare_with_labels(values: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[dict[str, Any]]:
+    """Test every student with a teacher against the same architecture without one, corrected by Holm's method."""
     tests = []
     for treatment in students:
         control = f"{treatment.split()[0]} {NO_TEACHER}"
@@ -162,31 +155,6 @@ def compare_with_labels(values: Mapping[str, Mapping[str, float]], students: Seq
     return tests
 
 
-def _write_report(
-    folder: Path,
-    students: Mapping[str, Artifact],
-    timing: Artifact,
-    judgments: Artifact,
-    candidates: Artifact,
-    measure: str,
-    tests: Sequence[Mapping[str, Any]],
-    context: Context,
-) -> None:
-    (folder / "training").mkdir(exist_ok=True)
-    for name, student in students.items():
-        shutil.copy(student.path / "ranker" / "trainer_state.json", folder / "training" / f"{name}.json")
-    shutil.copy(timing.path / "efficiency.json", folder)
-    files = {
-        "qrels": judgments.path / "qrels.txt",
-        "candidates": candidates.path / "run.trec",
-        "queries": context.job.queries,
-        "collection": context.job.collection,
-    }
-    arrows = [(test["control"], test["treatment"]) for test in tests]
-    title = f"Distillation on {context.job.data_name or context.job.collection}"
-    write_report(folder, folder / "report.html", (measure,), arrows, title=title, files=files)
-
-
 # ---- The choice -----------------------------------------------------------------------------------------------------
 
 
@@ -196,24 +164,15 @@ def choose(outcome: Mapping[str, Any], budget_ms: float | None) -> str:
     Raises:
         ValueError: if no ranker is within the budget; it names the fastest.
     """
-    latency = outcome["latency_ms"]
-    within = dict(outcome["dev"])
-    for name, milliseconds in latency.items():
-        if budget_ms is not None and milliseconds > budget_ms:
-            del within[name]
+    dev, latency = outcome["dev"], outcome["latency_ms"]
+    within = [name for name in dev if budget_ms is None or latency[name] <= budget_ms]
     if not within:
         fastest = min(latency, key=latency.get)
         raise ValueError(
             f"No ranker is within {budget_ms:g} ms per query; the fastest, {fastest}, takes {latency[fastest]:.1f} "
             "ms: raise --budget-ms, lower --k, or add a faster architecture."
         )
-    return max(within, key=within.get)
-
-
-def deliver(student: Artifact, folder: Path) -> None:
-    """Copy the chosen ranker into the folder `best` of the output."""
-    with building(folder, replaces=True) as temporary:
-        shutil.copytree(student.path / "ranker", temporary, dirs_exist_ok=True)
+    return max(within, key=dev.get)
 
 
 def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
@@ -238,14 +197,13 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
         for key, form in columns.values():
             cells.append(format(outcome[key][name], form) if name in outcome[key] else "")
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *map(finding_text, outcome["tests"])]
+    lines += ["", *map(_finding_text, outcome["tests"])]
     budget = "" if job.budget_ms is None else f" within {job.budget_ms:g} ms per query"
     lines.append(f"\nChosen on dev{budget}: {outcome['best']}, in {outcome['ranker']}. Report: {outcome['page']}")
     return "\n".join(lines)
 
 
-def finding_text(test: Mapping[str, Any]) -> str:
-    """Return one test as a sentence."""
+def _finding_text(test: Mapping[str, Any]) -> str:
     if test["p_corrected"] >= 0.05:
         verdict = f"no difference found ({test['difference']:+.4f})"
     elif test["difference"] > 0:

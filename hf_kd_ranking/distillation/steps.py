@@ -14,9 +14,8 @@ from ..data.runs import Run, read_qrels, read_run, write_qrels, write_run
 from ..evaluation.metrics import evaluate_run
 from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import fuse_runs
+from ..teachers import load
 from ..teachers.ensemble import ensemble_teachers
-from ..teachers.load import Teacher as LoadedTeacher
-from ..teachers.load import load_teacher
 from ..teachers.sample import sample_triples
 from ..teachers.score import score_teacher
 from .context import Context, Grades
@@ -72,11 +71,10 @@ def write_judgments(folder: Path, judgments: Grades) -> None:
 
 def judge_by_agreement(folder: Path, teacher: Artifact, query_ids: Sequence[str]) -> None:
     """Take the teacher's best candidates of each query for relevant, the best with the highest grade."""
-    run, judgments = ranking(teacher), {}
+    run, judgments = ranking(teacher).top(AGREED), {}
     for query_id in query_ids:
-        judgments[query_id] = {}
-        for place, (doc_id, _) in enumerate(run.get(query_id, [])[:AGREED]):
-            judgments[query_id][doc_id] = AGREED - place
+        doc_ids = dict(run.get(query_id, []))
+        judgments[query_id] = dict(zip(doc_ids, range(AGREED, 0, -1), strict=False))
     write_qrels(judgments, folder / "qrels.txt")
 
 
@@ -88,15 +86,15 @@ def label_triples(
 ) -> None:
     """Write triples with the labels 1 and 0 as scores.
 
-    They are the rows of the user's scores, or are sampled from the documents that all of the user's runs have, or from
-    the candidates otherwise.
+    They are the rows of the user's scores, or sampled from the documents of all the user's runs, or from candidates.
     """
     if scores and not is_run(scores[0]):
-        _write_labels(load_teacher_scores(scores[0]), folder)
+        triples = load_teacher_scores(scores[0])
     elif scores:
-        _write_labels(sample_triples(*_common_documents(scores, grades(judgments)), per_query), folder)
+        triples = sample_triples(*_common_documents(scores, grades(judgments)), per_query)
     else:
-        _write_labels(sample_triples(ranking(candidates), grades(judgments), per_query), folder)
+        triples = sample_triples(ranking(candidates), grades(judgments), per_query)
+    _write_rows(triples, [[1.0, 0.0]] * len(triples), folder / "rows.tsv")
 
 
 def _common_documents(scores: Sequence[Path], judged: Grades) -> tuple[Run, Grades]:
@@ -109,10 +107,6 @@ def _common_documents(scores: Sequence[Path], judged: Grades) -> tuple[Run, Grad
         common[query_id] = [(doc_id, score) for doc_id, score in listed[0].items() if doc_id in doc_ids]
         known[query_id] = {doc_id: grade for doc_id, grade in of_query.items() if doc_id in doc_ids}
     return common, known
-
-
-def _write_labels(triples: TeacherRows, folder: Path) -> None:
-    _write_rows(triples, [[1.0, 0.0]] * len(triples), folder / "rows.tsv")
 
 
 def _write_rows(triples: TeacherRows, scores: list[list[float]], output: Path) -> None:
@@ -164,35 +158,27 @@ def check_teacher(
     Raises:
         ValueError: with both values, unless `is_forced`.
     """
-    first_stage, averaged, judged = ranking(candidates), ranking(mean), {}
-    for query_id, of_query in grades(judgments).items():
-        if query_id in first_stage and query_id in averaged:
-            judged[query_id] = of_query
+    common = ranking(candidates).keys() & ranking(mean).keys()
+    judged = {query_id: of_query for query_id, of_query in grades(judgments).items() if query_id in common}
     if not judged:
         return
 
-    def value(run: Run) -> float:
-        return evaluate_run(run, judged, (measure,))[measure]
+    def value(artifact: Artifact) -> float:
+        return evaluate_run(ranking(artifact), judged, (measure,))[measure]
 
-    bm25, teacher = value(first_stage), value(averaged)
+    bm25, teacher = value(candidates), value(mean)
     if teacher <= bm25 and not is_forced:
         raise ValueError(
             f"The teacher ranks the {len(judged)} validation queries no better than BM25 ({measure} {teacher:.4f}, "
             f"BM25 {bm25:.4f}), and students would learn that; give another teacher, or --force."
         )
-    values = {}
-    for name, artifact in rankings.items():
-        values[name] = value(ranking(artifact))
+    values = {name: value(artifact) for name, artifact in rankings.items()}
     best = max(values, key=values.get)
     if values[best] > teacher:
+        figures = f"{measure} {values[best]:.4f}, mean {teacher:.4f}"
         logger.warning(
-            "%s ranks the %d validation queries better than the mean of the teachers (%s %.4f, mean %.4f): a mean "
-            "pays where teachers are about equally good.",
-            best,
-            len(judged),
-            measure,
-            values[best],
-            teacher,
+            f"{best} ranks the {len(judged)} validation queries better than the mean of the teachers ({figures}): a "
+            "mean pays where teachers are about equally good."
         )
 
 
@@ -221,10 +207,10 @@ def _look_up_scores(run: Run, labels: Artifact, output: Path) -> None:
     _write_rows(triples, scores, output)
 
 
-def _load(teacher: Teacher, context: Context) -> LoadedTeacher:
-    return load_teacher(
-        str(teacher.path / "ranker" if isinstance(teacher, Artifact) else teacher), device=context.device
-    )
+def _load(teacher: Teacher, context: Context) -> load.Teacher:
+    if isinstance(teacher, Artifact):
+        teacher = teacher.path / "ranker"
+    return load.load_teacher(str(teacher), device=context.device)
 
 
 def average_scores(folder: Path, scores: Sequence[Path | Artifact]) -> None:

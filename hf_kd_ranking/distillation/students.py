@@ -26,35 +26,22 @@ from .steps import rows_file
 from .work import Artifact
 
 SEED = 42
-# A ranker that compares vectors by their products has scores of a natural size, to which the teacher's margins are
-# matched. The scores of fresh layers are near 0: there the teacher's margins get this root mean square (with matched
-# margins a PreTTR learned half as much).
+# Products of vectors have a natural size, to which the teacher's margins are matched. The scores of fresh layers are
+# near 0: there the teacher's margins get this root mean square (with matched margins a PreTTR learned half as much).
 LAYERS_MARGIN = 1.5
-WITHOUT_TEACHER = "ranknet"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training: everything that its result depends on besides its files.
-
-    Args:
-        architecture: name of the architecture.
-        condition: one of `CONDITIONS`.
-        config: fields of the architecture's config, and `layers`.
-        epochs: number of epochs.
-        head_learning_rate: learning rate of the ranker's own layers; None is that of the encoder.
-        seed: number of the training, from 0.
-        encoder: folder or name of the encoder.
-        loss, batch_size, bf16, max_query_length, max_document_length, measure: as in the job.
-    """
+    """One training: everything that its result depends on besides its files; options are those of the job."""
 
     architecture: str
-    condition: str
-    config: dict[str, Any]
+    condition: str  # one of `CONDITIONS`
+    config: dict[str, Any]  # fields of the architecture's config, and `layers`
     epochs: float
-    head_learning_rate: float | None
-    seed: int
-    encoder: Path
+    head_learning_rate: float | None  # of the ranker's own layers; None is that of the encoder
+    seed: int  # number of the training, from 0
+    encoder: Path  # folder or name
     loss: str
     batch_size: int
     bf16: bool
@@ -75,7 +62,7 @@ class Recipe:
             options["head_learning_rate"],
             seed=0,
             encoder=Path(job.model_name),
-            loss=WITHOUT_TEACHER if condition == NO_TEACHER else job.loss,
+            loss="ranknet" if condition == NO_TEACHER else job.loss,
             **{name: getattr(job, name) for name in shared},
         )
 
@@ -180,7 +167,6 @@ def training_arguments(
         saving["metric_for_best_model"] = f"eval_{recipe.measure}"
     else:
         saving = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
-    is_alone = recipe.condition == NO_TEACHER
     has_encoder = bool(ARCHITECTURES[recipe.architecture].base_model_prefix)
     args = RankingTrainingArguments(
         str(output),
@@ -201,7 +187,7 @@ def training_arguments(
         dataloader_pin_memory=context.device != "cpu",
         data_name=context.job.collection_name,
         base_model=context.job.base_model if has_encoder else None,
-        teacher_name="the labels of the triples" if is_alone else describe_teacher(context.job, recipe.condition),
+        teacher_name=_describe_teacher(context.job, recipe.condition),
         **saving,
     )
     args._n_gpu = min(args.n_gpu, 1)  # transformers would put a batch on every GPU
@@ -222,12 +208,13 @@ def teacher_scale(recipe: Recipe, scores: Path) -> str:
     return f"{LAYERS_MARGIN / max(squares / len(rows), 1e-12) ** 0.5:.6g}"
 
 
-def describe_teacher(job: DistillJob, condition: str) -> str:
+def _describe_teacher(job: DistillJob, condition: str) -> str:
     """Return in words what the students of a condition learn from."""
+    if condition == NO_TEACHER:
+        return "the labels of the triples"
     names = []
     for name, source in name_sources(job).items():
         if source in ARCHITECTURES:
-            names.append(f"a {name} trained on the labels of the triples")
-        else:
-            names.append(name.replace(BM25, "BM25"))
+            name = f"a {name} trained on the labels of the triples"
+        names.append(name.replace(BM25, "BM25"))
     return names[0] if condition == FIRST_TEACHER else " and ".join(names)

@@ -8,7 +8,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import content_digest, has_description, read_description, remove_folder, write_description
+from ..artifacts import (
+    changed_names,
+    content_digest,
+    has_description,
+    read_description,
+    remove_folder,
+    write_description,
+)
 
 LONGEST_INPUT = 500  # characters of an input that a description shows; of a longer one it has the digest
 
@@ -27,35 +34,24 @@ class Artifact:
 
 
 class Workspace:
-    """A folder in which every step of a job leaves an artifact.
-
-    Args:
-        folder: the output of the job.
-    """
+    """A folder, the output of a job, in which every step leaves an artifact."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
-        """Write down what the whole job is about, or check that the folder is about the same.
+        """Write down what the whole job is about, or raise a ValueError that names what differs.
 
-        Args:
-            inputs: name -> input, see `comparable`.
-
-        Raises:
-            ValueError: naming what differs.
+        `inputs` are name -> input, see `comparable`.
         """
         described = comparable(inputs)
         if not has_description(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_description(self.folder, described)
             return
-        before = read_description(self.folder)
-        changed = [name for name in described if before.get(name) != described[name]]
+        changed = " and another ".join(changed_names(read_description(self.folder), described))
         if changed:
-            raise ValueError(
-                f"{self.folder} was made from another {' and another '.join(changed)}; give another output folder."
-            )
+            raise ValueError(f"{self.folder} was made from another {changed}; give another output folder.")
 
     def step(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
         """Run a step, unless its artifact exists and was made from the same inputs.
