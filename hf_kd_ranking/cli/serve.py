@@ -68,8 +68,8 @@ def serve(
     about = {"title": title, "documents": len(documents), "examples": _examples(queries), "rankers": lines}
     if space is not None:
         repeated = {"--k": k, "--settings": settings, "--probes": probes, "--batch-size": batch_size, "--dtype": dtype}
-        repeated |= {"--rerank": rerank, "--fuse": fuse}
         arguments = [f"{name}={value}" for name, value in repeated.items() if value is not None]
+        arguments += [name for name, is_set in (("--rerank", rerank), ("--fuse", fuse)) if is_set]
         write_space(space, engine, about, arguments, __version__)
         return options.print_result({"space": str(space), "documents": len(documents)}, as_json)
     app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])

@@ -61,8 +61,9 @@ class TrainingJob:
 
     def check(self) -> None:
         """Raise a ValueError that names the options that the job lacks."""
-        required = ("model_name", "teacher_scores", "collection", "queries")
-        missing = [f"--{name}" for name in required if getattr(self, name) is None]
+        required = {"model_name": "--model", "teacher_scores": "--scores"}
+        required |= {"collection": "--collection", "queries": "--queries"}
+        missing = [option for name, option in required.items() if getattr(self, name) is None]
         if missing:
             raise ValueError(f"Training needs {', '.join(missing)} as well.")
         if (self.candidates is None) != (self.qrels is None):
