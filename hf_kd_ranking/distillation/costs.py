@@ -28,7 +28,7 @@ from .context import Context, name_sources
 from .job import BM25, NO_TEACHER
 from .selection import TIMED_QUERIES
 from .steps import Teacher
-from .students import Recipe, training_arguments, training_job
+from .students import Recipe, Student, training_arguments, training_job
 from .work import Artifact, Workspace
 
 SAMPLED_PASSAGES, SAMPLED_QUERIES, SCORED_PAIRS = 4_000, 100, 64
@@ -159,25 +159,21 @@ class Plan(Workspace):
         seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self._passages) * probe.passage
         return seconds, pairs * LINE_BYTES, probe.memory
 
-    def _rank_test(self, student: Artifact, *inputs: Any) -> Estimate:
-        return self._rank_untrained(self._recipe(student))
+    def _rank_test(self, student: Student, *inputs: Any) -> Estimate:
+        return self._rank_untrained(student.recipe)
 
-    def _search_collection(self, student: Artifact, *inputs: Any) -> Estimate:
-        probe = self._student(self._recipe(student))
+    def _search_collection(self, student: Student, *inputs: Any) -> Estimate:
+        probe = self._student(student.recipe)
         vectors = 2_048 * self._passages  # in memory, about 512 values per passage
         return self._passages * probe.passage, 0.0, probe.memory + vectors
 
-    def _time_students(self, students: Mapping[str, Artifact], *inputs: Any) -> Estimate:
+    def _time_students(self, students: Mapping[str, Student], *inputs: Any) -> Estimate:
         seconds = 0.0
         for student in students.values():
-            probe = self._student(self._recipe(student))
+            probe = self._student(student.recipe)
             rounds = 2 if probe.passage else TIMED_QUERIES + 2
             seconds += rounds * self._job.k * probe.pair
         return seconds, 0.0, 0.0
-
-    def _recipe(self, student: Artifact) -> Recipe:
-        architecture = student.path.relative_to(self.folder / "students").parts[0]
-        return Recipe.of_job(self._job, architecture, NO_TEACHER)
 
 
 # ---- Probes ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from . import selection, steps
 from .context import Context, name_sources
 from .costs import Cost, Plan
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER, DistillJob
-from .students import Recipe, choose_rate, train_student
+from .students import Recipe, Student, choose_rate, train_student
 from .work import Artifact, Workspace
 
 
@@ -48,7 +48,7 @@ def prepare(work: Workspace, context: Context) -> Material:
         teachers[name] = BM25 if source == BM25 else Path(source)
         if source in ARCHITECTURES:  # trained on the labels
             recipe = Recipe.of_job(job, source, NO_TEACHER, is_teacher=True)
-            teachers[name] = train(work, f"teachers/{name}", recipe, data, context, is_teacher=True)[0]
+            teachers[name] = train(work, f"teachers/{name}", recipe, data, context, is_teacher=True)[0].training
     if not job.brings_rows:
         rank(work, teachers, data, context)
     if not context.is_judged:  # the teachers' best candidates count as relevant
@@ -89,20 +89,21 @@ def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: M
 
 def train(
     work: Workspace, folder: str, recipe: Recipe, material: Material, context: Context, is_teacher: bool = False
-) -> list[Artifact]:
+) -> list[Student]:
     """Train with every learning rate, choose on the validation queries, then train the other seeds of students."""
     rates = context.job.training_options(recipe.architecture, is_teacher)[0]["learning_rates"]
     inputs = (material.scores[recipe.condition], material.candidates["dev"], material.judgments["dev"], context)
     trained = [work.step(f"{folder}/rate-{rate:g}", train_student, recipe, rate, *inputs) for rate in rates]
     chosen = work.step(f"{folder}/chosen", choose_rate, trained, rates, recipe.measure)
-    seeds = [chosen]
+    seeds = [Student(recipe, chosen)]
     for seed in range(1, 1 if is_teacher else context.job.seeds):
         other = replace(recipe, seed=seed)
-        seeds.append(work.step(f"{folder}/seed-{seed}", train_student, other, chosen, *inputs))
+        training = work.step(f"{folder}/seed-{seed}", train_student, other, chosen, *inputs)
+        seeds.append(Student(other, training))
     return seeds
 
 
-def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: Material, context: Context) -> Artifact:
+def measure(work: Workspace, students: Mapping[str, list[Student]], material: Material, context: Context) -> Artifact:
     """Rank the test queries with everything, once; time the students; write figures, cards and the report."""
     job, candidates, judgments = context.job, material.candidates["test"], material.judgments["test"]
     rankings = {"BM25": [candidates]}
@@ -120,7 +121,7 @@ def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: M
         for number, student in enumerate(seeds):
             step = f"test/{name}" if number == 0 else f"test/{name} seed {number}"
             rankings[name].append(work.step(step, selection.rank_test, student, candidates, context))
-        config = ARCHITECTURES[name.split()[0]].config_class
+        config = ARCHITECTURES[seeds[0].recipe.architecture].config_class
         if job.retrieve and config.vectors_per_text == "one" and config.similarity == "dot":
             inputs = (seeds[0], judgments, job.measure, context)
             searches[name] = work.step(f"collection_search/{name}", selection.search_collection, *inputs)
@@ -130,7 +131,7 @@ def measure(work: Workspace, students: Mapping[str, list[Artifact]], material: M
     return work.step("report", selection.write_outcome, *inputs)
 
 
-def make_all(work: Workspace, context: Context) -> tuple[Material, dict[str, list[Artifact]], Artifact]:
+def make_all(work: Workspace, context: Context) -> tuple[Material, dict[str, list[Student]], Artifact]:
     """Make every artifact of a job: the material, "architecture condition" -> students (one per seed), the outcome."""
     material = prepare(work, context)
     students = {}
@@ -166,11 +167,11 @@ def distill(job: DistillJob) -> dict[str, Any]:
         outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
         with steps.rows_file(material.scores[NO_TEACHER]).open("rb") as file:
             outcome["triples"] = sum(1 for _ in file)
-        outcome["folders"] = {name: str((seeds[0].path / "ranker").resolve()) for name, seeds in students.items()}
+        outcome["folders"] = {name: str(seeds[0].checkpoint.resolve()) for name, seeds in students.items()}
         outcome["best"] = selection.choose(outcome, job.budget_ms)
         outcome["ranker"], outcome["page"] = str(work.folder / "best"), str(work.folder / "report.html")
         with building(work.folder / "best", replaces=True) as best:
-            shutil.copytree(students[outcome["best"]][0].path / "ranker", best, dirs_exist_ok=True)
+            shutil.copytree(students[outcome["best"]][0].checkpoint, best, dirs_exist_ok=True)
         shutil.copyfile(made.path / "report.html", outcome["page"])
     return outcome
 

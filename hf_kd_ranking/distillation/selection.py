@@ -22,7 +22,7 @@ from ..retrieval.fusion import fuse_runs
 from .context import Context
 from .job import NO_TEACHER, DistillJob
 from .steps import grades, ranking
-from .students import Recipe, learning_rate, untrained_ranker, validation_value
+from .students import Recipe, Student, learning_rate, untrained_ranker, validation_value
 from .work import Artifact
 
 TIMED_QUERIES = 10
@@ -32,9 +32,9 @@ RETRIEVED = 1_000
 # ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
-def rank_test(folder: Path, student: Artifact, candidates: Artifact, context: Context) -> None:
+def rank_test(folder: Path, student: Student, candidates: Artifact, context: Context) -> None:
     """Rank the test candidates with a trained ranker."""
-    ranker = Ranker.from_pretrained(student.path / "ranker", device=context.device)
+    ranker = Ranker.from_pretrained(student.checkpoint, device=context.device)
     run = rerank_run(ranker, ranking(candidates), context.queries, context.documents)
     write_run(run, folder / "run.trec", tag=folder.name.replace(" ", "_"))
 
@@ -45,22 +45,22 @@ def rank_untrained(folder: Path, recipe: Recipe, candidates: Artifact, context: 
     write_run(run, folder / "run.trec", tag=folder.name.replace(" ", "_"))
 
 
-def search_collection(folder: Path, student: Artifact, judgments: Artifact, measure: str, context: Context) -> None:
+def search_collection(folder: Path, student: Student, judgments: Artifact, measure: str, context: Context) -> None:
     """Search the whole collection for the test queries with a ranker that stores one vector per passage."""
     from ..evaluation.retrieve import RetrievalEvaluator  # needs faiss, an extra
 
     evaluator = RetrievalEvaluator(grades(judgments), context.queries, context.documents, (measure,), RETRIEVED)
-    ranker = Ranker.from_pretrained(student.path / "ranker", device=context.device)
+    ranker = Ranker.from_pretrained(student.checkpoint, device=context.device)
     write_run(evaluator.retrieve(ranker), folder / "run.trec", tag=folder.name.replace(" ", "_"))
 
 
 def time_students(
-    folder: Path, students: Mapping[str, Artifact], query_ids: Sequence[str], k: int, context: Context
+    folder: Path, students: Mapping[str, Student], query_ids: Sequence[str], k: int, context: Context
 ) -> None:
     """Measure latency, memory and storage of the students with as many passages as they re-rank."""
     rankers = {}
     for name, student in students.items():
-        rankers[name] = partial(Ranker.from_pretrained, student.path / "ranker", device=context.device)
+        rankers[name] = partial(Ranker.from_pretrained, student.checkpoint, device=context.device)
     passages = context.documents.texts[:k].to_pylist()
     queries = context.queries[list(query_ids[:TIMED_QUERIES])]
     write_json(folder / "efficiency.json", measure_efficiency(rankers, queries, passages))
@@ -70,7 +70,7 @@ def write_outcome(
     folder: Path,
     rankings: Mapping[str, Sequence[Artifact]],
     searches: Mapping[str, Artifact],
-    students: Mapping[str, Artifact],
+    students: Mapping[str, Student],
     judgments: Artifact,
     candidates: Artifact,
     timing: Artifact,
@@ -110,16 +110,16 @@ def write_outcome(
             outcome["fused"][name] = fmean(evaluate_run(run, qrels, (measure,))[measure] for run in hybrid)
         if name in students:
             results = compare_with_first_stage({measure: by_seed[0]}, {measure: values["BM25"]})
-            _write_card(students[name].path / "ranker", name, results, costs, context)
+            _write_card(students[name].checkpoint, name, results, costs, context)
     for name, student in students.items():
-        outcome["dev"][name] = validation_value(student, measure)
+        outcome["dev"][name] = validation_value(student.training, measure)
         outcome["latency_ms"][name] = costs["rankers"][name]["total_ms"]["p50"]
-        outcome["rates"][name] = learning_rate(student)
-        shutil.copy(student.path / "ranker" / "trainer_state.json", folder / "training" / f"{name}.json")
+        outcome["rates"][name] = learning_rate(student.training)
+        shutil.copy(student.checkpoint / "trainer_state.json", folder / "training" / f"{name}.json")
     for name, found in searches.items():
         outcome["retrieval"][name] = evaluate_run(ranking(found), qrels, (measure,))[measure]
     outcome["queries"] = {split: len(query_ids) for split, query_ids in context.splits.items()}
-    outcome["tests"] = _compare_with_labels(values, list(students))
+    outcome["tests"] = _compare_with_labels(values, students)
     files = {"queries": context.job.queries, "collection": context.job.collection}
     files |= {"qrels": judgments.path / "qrels.txt", "candidates": candidates.path / "run.trec"}
     arrows = [(test["control"], test["treatment"]) for test in outcome["tests"]]
@@ -141,11 +141,13 @@ def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Co
     write_model_card(ranker, name.replace(" ", "-"), select_efficiency(costs, name))
 
 
-def _compare_with_labels(values: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[dict[str, Any]]:
+def _compare_with_labels(
+    values: Mapping[str, Mapping[str, float]], students: Mapping[str, Student]
+) -> list[dict[str, Any]]:
     """Test every student with a teacher against the same architecture without one, corrected by Holm's method."""
     tests = []
-    for treatment in students:
-        control = f"{treatment.split()[0]} {NO_TEACHER}"
+    for treatment, student in students.items():
+        control = f"{student.recipe.architecture} {NO_TEACHER}"
         if treatment != control and control in students:
             test = paired_t_test(values[treatment], values[control])
             tests.append({"control": control, "treatment": treatment, **test})

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import set_seed
@@ -67,6 +67,18 @@ class Recipe:
         )
 
 
+class Student(NamedTuple):
+    """A trained ranker."""
+
+    recipe: Recipe
+    training: Artifact
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder with its weights, card and manifest."""
+        return self.training.path / "ranker"
+
+
 # ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
@@ -111,9 +123,9 @@ def learning_rate(rate: float | Artifact) -> float:
     return rate
 
 
-def validation_value(student: Artifact, measure: str) -> float:
+def validation_value(training: Artifact, measure: str) -> float:
     """Return the measure of a trained ranker on the validation queries."""
-    results = json.loads((student.path / "ranker" / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((training.path / "ranker" / "results.json").read_text(encoding="utf-8"))
     return results["after"][f"eval_{measure}"]
 
 
