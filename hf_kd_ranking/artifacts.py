@@ -344,8 +344,9 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: naming the process that works on the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}.lock")
-    owner = folder.with_name(f".{folder.name}.owner")
+    place = folder.resolve()  # "." has no name
+    path = place.with_name(f".{place.name}.lock")
+    owner = place.with_name(f".{place.name}.owner")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -194,3 +194,11 @@ def test_folder_is_refused_with_the_process_that_uses_it(tmp_path):
     with locked(tmp_path / "out"):
         assert (tmp_path / ".out.owner").read_text() == str(os.getpid())
     assert names(tmp_path) == []
+
+
+def test_working_folder_is_locked_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with locked(Path(".")), pytest.raises(ValueError, match="here is in use by process"), locked(tmp_path / "here"):
+        pass
+    assert names(tmp_path) == ["here"]
