@@ -152,6 +152,7 @@ def push(
     """Publish teacher rows as a Parquet data set with a card."""
     check_name(push_to)
     rows = load_teacher_scores(scores)
+    rows.check_scores()
     with tempfile.TemporaryDirectory() as folder:
         write_teacher_scores(rows, Path(folder) / FILE)
         write_dataset_card(folder, push_to, len(rows), teacher, texts, license)

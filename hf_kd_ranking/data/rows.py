@@ -67,6 +67,11 @@ class TeacherRows:
         """True if the rows have teacher scores."""
         return "teacher_scores" in self.rows.column_names
 
+    def check_scores(self) -> None:
+        """Raise ValueError if the rows have no teacher scores."""
+        if not self.has_scores:
+            raise ValueError(f"{self.source} has no teacher scores; `teacher score` adds them.")
+
     def row_name(self, row: int) -> str:
         """Return the name of a row as its user knows it: file and line if it came from a text file."""
         if os.path.isfile(self.source) and not self.source.endswith(".parquet"):
@@ -174,6 +179,8 @@ def _check_column(name: str, column: pa.Array, start: int, source: str) -> None:
     values, rows = column, np.arange(len(column))  # rows: the row of each value
     if pa.types.is_nested(column.type) and not column.null_count:
         values, rows = column.flatten(), pc.list_parent_indices(column)
+    elif name in LIST_COLUMNS[1:] and not pa.types.is_nested(column.type):
+        raise ValueError(f"{source} row {start}: {name} must be a list, got {column.type}.")
     if values.null_count:
         row = rows[values.is_null().index(True).as_py()]
         raise ValueError(f"{source} row {start + int(row)}: {name} has a missing value.")
@@ -208,8 +215,10 @@ def _as_lists(table: pa.Table) -> pa.Table:
 def _interleaved(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ListArray:
     """Return lists [first[i], second[i]]."""
     count = len(first)
+    if first.type != second.type:  # an integer would lose the zeros of "007"
+        first, second = first.cast(pa.string()), second.cast(pa.string())
     order = np.arange(2 * count).reshape(2, count).T.ravel()  # 0, N, 1, N + 1, ...
-    both = pa.chunked_array([*first.chunks, *second.cast(first.type).chunks])
+    both = pa.chunked_array([*first.chunks, *second.chunks])
     values = both.combine_chunks().take(pa.array(order))
     return pa.ListArray.from_arrays(pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)), values)
 
@@ -264,9 +273,10 @@ def _check_list(path: Path, line: int, row: dict) -> None:
         raise ValueError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
     if len(scores) != len(ids) or len(ids) < 2:
         raise ValueError(f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; {LIST_RULE}")
+    are_finite = all(isinstance(score, int | float) for score in scores)
     try:
-        are_finite = bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
-    except (TypeError, ValueError):
+        are_finite = are_finite and bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
+    except OverflowError:  # of an integer
         are_finite = False
     if not are_finite:
         raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")

@@ -76,7 +76,10 @@ def id_keys(ids: pa.Array) -> np.ndarray:
     Two of 10 million strings have the same hash with a probability of 3e-6.
     """
     if pa.types.is_integer(ids.type):
-        return ids.cast(pa.int64()).to_numpy()
+        keys = ids.cast(pa.int64()).to_numpy()
+        if len(keys) == 0 or -(10**18) < keys.min() <= keys.max() < 10**18:  # as all plain integers
+            return keys
+        ids = ids.cast(pa.string())
     integers = plain_integers(ids)
     if integers is not None:
         return integers

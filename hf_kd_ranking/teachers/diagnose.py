@@ -6,6 +6,7 @@ file are held at a time, and the rows of all files are matched in buckets on dis
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from ..artifacts import existing_file
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
-from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets, number_rows
+from .buckets import BucketFile, id_keys, matched_buckets, number_rows
 
 BINS = 40
 QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99}
@@ -56,7 +57,7 @@ def diagnose_teachers(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if no file is given; for what `load_teacher_scores` refuses.
+        ValueError: if no file is given; for rows without scores; for what `load_teacher_scores` refuses.
     """
     if isinstance(files, (str, os.PathLike)):
         files = [files]
@@ -64,10 +65,13 @@ def diagnose_teachers(
     if not paths or examples < 0:
         raise ValueError(f"Needed one teacher file or more and examples >= 0, got {len(paths)} and {examples}.")
     cache = Path(datasets.config.HF_DATASETS_CACHE)  # has room for files of this size; /tmp may be memory
-    with bucket_folder(cache / f"diagnose.{os.getpid()}") as folder:
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="diagnose.", dir=cache) as folder:
         teachers = []
         for i, path in enumerate(paths):
-            teachers.append(_read_teacher(load_teacher_scores(path), BucketFile(folder / f"{i}.bin", ENTRY)))
+            rows = load_teacher_scores(path)
+            rows.check_scores()
+            teachers.append(_read_teacher(rows, BucketFile(Path(folder, f"{i}.bin"), ENTRY)))
         return {
             "files": [teacher.figures | _count_distinct(teacher) for teacher in teachers],
             "comparisons": [_compare(pair, queries, examples) for pair in combinations(teachers, 2)],

@@ -123,8 +123,7 @@ def check_rows(
         KeyError: for queries or documents without a text; names file and line of the first, and the number of rows.
         ValueError: with file and line, for a document that appears twice in a row; for rows without scores.
     """
-    if not rows.has_scores:
-        raise ValueError(f"{rows.source} has no teacher scores; `teacher score` adds them.")
+    rows.check_scores()
     summary = RowSummary(np.zeros(len(queries), dtype=bool))
     no_query, no_document, repeated = _Fault(), _Fault(), _Fault()
     step = max(1, batch_size // len(rows[0]["doc_ids"]))

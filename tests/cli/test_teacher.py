@@ -311,6 +311,14 @@ BAD_INPUT = {
     ),
     "triples: none": (f"{TRIPLES} --qrels {{toy}}/qrels.txt --minimum-grade 9", "No triple: none of the 4 queries"),
     "triples: qrels": (f"{TRIPLES} --qrels {{tmp}}/short.tsv", "short.tsv line 1: needed 4 columns"),
+    "diagnose: no scores": (
+        "diagnose --scores {tmp}/triples.tsv",
+        "triples.tsv has no teacher scores; `teacher score`",
+    ),
+    "push: no scores": (
+        "push --scores {tmp}/triples.tsv --push-to me/x --teacher t --texts t",
+        "triples.tsv has no teacher scores; `teacher score`",
+    ),
     "push: no number": (
         "push --scores {tmp}/word.tsv --push-to me/x --teacher t --texts t",
         "word.tsv line 1: pos_score must be a finite number",
@@ -325,6 +333,7 @@ def test_bad_input_is_one_line_and_leaves_no_output(run, hub, teachers, toy, tmp
         "short.tsv": "1\t2\t100\t1\t2\n1\t2\t100\n",
         "word.tsv": "high\t2\t100\t1\t2\n",
         "empty.tsv": "",
+        "triples.tsv": "100\t1\t2\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)

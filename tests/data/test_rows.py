@@ -113,6 +113,11 @@ def test_tables_of_every_layout_become_lists(tmp_path, columns, is_file):
     assert kd.load_teacher_scores(rows) is rows
 
 
+def test_columns_of_integers_and_strings_keep_their_ids():
+    table = datasets.Dataset.from_dict(PAIRS | {"neg_id": ["007", "7"]})
+    assert kd.load_teacher_scores(table).rows["doc_ids"][:] == [["12", "007"], ["1", "7"]]
+
+
 def test_batches_cover_all_rows_in_order(tmp_path):
     rows = kd.load_teacher_scores(written(tmp_path, [LIST_ROW, SHORT_ROW, LIST_ROW]))
     batches = list(rows.batches(["doc_ids"], size=2))
@@ -177,6 +182,8 @@ BAD_FILES = {
     "no list of ids": ([LIST_ROW, LIST_ROW | {"doc_ids": None}], "line 2: doc_ids and teacher_scores must be lists"),
     "one score": ([LIST_ROW | {"teacher_scores": 3}], "line 1: doc_ids and teacher_scores must be lists, got [12, 3"),
     "NaN in a list": ([LIST_ROW | {"teacher_scores": [1, float("nan"), 2]}], "line 1: teacher_scores must be finite"),
+    "number as a word": ([LIST_ROW | {"teacher_scores": [1, "2", 3]}], "line 1: teacher_scores must be finite"),
+    "huge integer": ([LIST_ROW | {"teacher_scores": [1, 10**400, 3]}], "line 1: teacher_scores must be finite"),
     "word in a list": ([LIST_ROW | {"teacher_scores": [1, "high", 2]}], "line 1: teacher_scores must be finite"),
 }
 
@@ -224,6 +231,10 @@ BAD_TABLES = {
     "fewer scores": (lists([[1, 2], [3, 4]], [[1.0, 2.0], [1.0]]), "row 1: 2 doc_ids and 1 teacher_scores"),
     "no negative": (lists([[1, 2], [3]], [[1.0, 2.0], [1.0]]), "row 1: 1 doc_ids and 1 teacher_scores"),
     "no list": (lists([[1, 2], None], [[1.0, 2.0]] * 2), "row 1: doc_ids has a missing value"),
+    "no lists": (
+        PAIRS | {"doc_ids": [1, 2], "teacher_scores": [1.0, 2.0]},
+        "row 0: doc_ids must be a list, got int64",
+    ),
     "no id in a list": (lists([[1, 2], [3, None]], [[1.0, 2.0]] * 2), "row 1: doc_ids has a missing value"),
 }
 

@@ -14,6 +14,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.rows import PAIR_COLUMNS
 from hf_kd_ranking.teachers import buckets, diagnose
 from hf_kd_ranking.teachers.diagnose import diagnose_teachers
 from hf_kd_ranking.teachers.diagnosis import diagnosis_text
@@ -252,6 +253,14 @@ def test_integer_ids_match_those_among_strings(tmp_path, first):
     assert diagnosis["false_negatives"]["rows"] == 6
 
 
+def test_integers_beyond_18_digits_match_their_spelling(tmp_path):
+    ids = [10**18, 10**18 + 1, -(10**18)]
+    path = write_rows(tmp_path / "ids.tsv", [(2, 1, *ids)])
+    columns = dict(zip(PAIR_COLUMNS, ([2.0], [1.0], *([id_] for id_ in ids)), strict=True))
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "ids.parquet")
+    assert diagnose_teachers([path, tmp_path / "ids.parquet"])["comparisons"][0]["shared_rows"] == 1
+
+
 def made_up(path: Path, seed: int, is_string: bool) -> tuple[Path, list[tuple]]:
     rng = random.Random(seed)
     name = "q{}".format if is_string else int
@@ -389,6 +398,19 @@ def test_malformed_row_is_named_by_line(tmp_path):
 
 def test_single_path_is_one_file(first):
     assert diagnose_teachers(first) == diagnose_teachers(str(first)) == diagnose_teachers([first])
+
+
+def test_diagnoses_at_one_time_keep_apart(first, second, monkeypatch):
+    wanted = diagnose_teachers([first])
+    load = diagnose.load_teacher_scores
+
+    def load_after_another(path):
+        monkeypatch.setattr(diagnose, "load_teacher_scores", load)
+        diagnose_teachers([second])
+        return load(path)
+
+    monkeypatch.setattr(diagnose, "load_teacher_scores", load_after_another)
+    assert diagnose_teachers([first]) == wanted
 
 
 def test_only_loaded_tables_stay_on_disk(tmp_path, first):
