@@ -186,7 +186,9 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     for line, (query_id, *_, doc_id, text) in lines:
         grade = number(path, line, "grade", text, int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise ValueError(f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one")
+            raise ValueError(
+                f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
+            )
     return qrels
 
 

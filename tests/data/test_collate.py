@@ -208,7 +208,7 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused(tokenizer, model):
     RankingProcessor.from_config(tokenizer, model.config)  # as large is right
     model.config.get_text_config().vocab_size -= 1
     size = len(tokenizer)
-    with pytest.raises(ValueError, match=rf"tokenizer has {size} tokens, the encoder embeddings for {size - 1}; they"):
+    with pytest.raises(ValueError, match=rf"tokenizer has {size} tokens, the encoder embeddings for {size - 1}; take"):
         RankingProcessor.from_config(tokenizer, model.config)
 
 
