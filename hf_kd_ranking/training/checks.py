@@ -4,12 +4,13 @@ import math
 import warnings
 from dataclasses import dataclass, field
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from ..data.rows import TeacherRows
+from ..data.rows import LIST_COLUMNS, TeacherRows
 from ..data.texts import TextStore
 from ..evaluation.rerank import RerankingEvaluator
 from ..losses import IN_BATCH, LOSSES, check_data, get_losses
@@ -89,6 +90,20 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
             f"of at most {margin}; give raw logits (`teacher score` writes them), or teacher_scale match.",
             stacklevel=4,
         )
+
+
+def endless(
+    stream: datasets.IterableDataset, args: RankingTrainingArguments, query_clusters: np.ndarray | None
+) -> datasets.IterableDataset:
+    """Return a stream that begins again where it ends: one epoch for Trainer, which resumes only within an epoch."""
+    columns = next(iter(stream), {}).keys()
+    if not columns >= set(LIST_COLUMNS):
+        found = ", ".join(columns) or "none"
+        raise ValueError(f"The first row of the stream needs the columns {', '.join(LIST_COLUMNS)}, got {found}.")
+    if query_clusters is not None:
+        raise ValueError("Batches on one topic need all rows at once, got a stream; leave query_clusters out.")
+    args.accelerator_config.dispatch_batches = False  # one process that reads for all joins batches of unlike lengths
+    return stream.repeat(None)
 
 
 @dataclass

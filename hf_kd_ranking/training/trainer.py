@@ -30,7 +30,7 @@ from .agreement import compare_with_teacher
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import RUN_FILE, check_run, describe_run, last_complete, written_whole
-from .checks import check_data_sets
+from .checks import check_data_sets, endless
 from .in_batch import check_in_batch, in_batch_losses
 from .lora import with_adapters
 from .topics import rows_of_queries, teacher_margins
@@ -41,8 +41,8 @@ class RankingTrainer(Trainer):
 
     Args:
         train_dataset: teacher rows, or a data set of one of their layouts, see `load_teacher_scores`. A
-            `datasets.IterableDataset` of lists (`query_id`, `doc_ids`, `teacher_scores`) is read in its own order for
-            `max_steps`, and not checked in advance.
+            `datasets.IterableDataset` of lists (`query_id`, `doc_ids`, `teacher_scores`) is read in its own order, as
+            often as `max_steps` needs, and not checked in advance.
         queries: query_id -> text, of all rows.
         documents: doc_id -> text, of all rows.
         eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`, or None.
@@ -80,7 +80,15 @@ class RankingTrainer(Trainer):
         self.evaluator = evaluator
         self.query_clusters = query_clusters
         self.losses = get_losses(args.loss)
-        training, held_out = _as_rows(train_dataset), _as_rows(eval_dataset)
+        training = held_out = None
+        if isinstance(train_dataset, datasets.IterableDataset):
+            train_dataset = endless(train_dataset, args, query_clusters)
+        elif train_dataset is not None:
+            training = load_teacher_scores(train_dataset)
+            train_dataset = training.rows
+        if eval_dataset is not None:
+            held_out = load_teacher_scores(eval_dataset)
+            eval_dataset = held_out.rows
         check_data_sets(training, held_out, evaluator, queries, documents, args)
         self.in_batch_teacher = teacher_processor = None
         if in_batch_teacher is not None:
@@ -89,9 +97,6 @@ class RankingTrainer(Trainer):
         self.teacher_scale = args.teacher_factor()
         self.statistics = StepStatistics()
         processor = RankingProcessor.from_config(processing_class, model.config)
-        if training is not None:
-            train_dataset = training.rows
-        eval_dataset = None if held_out is None else held_out.rows
         super().__init__(
             model=with_adapters(model, args),
             args=args,
@@ -349,9 +354,3 @@ class RankingTrainer(Trainer):
         if isinstance(self.train_dataset, datasets.Dataset):
             return len(self.train_dataset)
         return self.state.global_step * self.get_total_train_batch_size(self.args)  # of a stream, or 0
-
-
-def _as_rows(dataset: TeacherRows | datasets.Dataset | datasets.IterableDataset | None) -> TeacherRows | None:
-    if dataset is None or isinstance(dataset, datasets.IterableDataset):
-        return None
-    return load_teacher_scores(dataset)

@@ -62,11 +62,10 @@ def train(name, run, accumulation=1, parts=None, **arguments):
             disable_tqdm=True,
             **arguments,
         ),
-        train_dataset=rows,
         queries=queries,
         documents=documents,
         processing_class=tokenizer,
-        **(parts or {}),
+        **({"train_dataset": rows} | (parts or {})),
     )
     assert trainer.is_fsdp_enabled == is_fsdp
     trainer.train()
@@ -92,6 +91,7 @@ with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
 teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
 loss = "margin_mse:1,in_batch_margin_mse:0.75"
 train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
+train("bert_dot", "stream", parts={"train_dataset": rows.rows.to_iterable_dataset()})
 train("bert_dot", "topics", parts={"query_clusters": np.arange(len(queries)) % 3})
 PartialState().destroy_process_group()
 """
@@ -105,7 +105,7 @@ SETTINGS = {
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
-RUNS = {"ddp": (*SETTINGS, "in_batch", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
+RUNS = {"ddp": (*SETTINGS, "in_batch", "stream", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
 EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
     "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
