@@ -194,6 +194,8 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
         if not overwrite or read_description(folder).get("kind") != kind:
             replace = f"--overwrite (overwrite=True) to replace a {kind} index"
             raise FileExistsError(f"{folder} exists; give a new folder, or {replace}.")
+    elif folder.is_file():
+        raise FileExistsError(f"{folder} is a file; give a new folder.")
     elif folder.exists():
         for path in folder.iterdir():
             # A process that is killed while it writes the first version leaves such names.

@@ -132,6 +132,9 @@ def test_save_never_replaces_something_else(documents, store, tmp_path):
             index.save(tmp_path / "mine", overwrite=True)
         with pytest.raises(FileExistsError, match=f"store exists.*to replace a {kind} index"):
             index.save(store.folder, overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file is a file; give a new folder"):
+        indexes["bm25"].save(tmp_path / "file", overwrite=True)
     with pytest.raises(FileExistsError, match="contains vendor"):
         store.compress(tmp_path / "mine", "SQ8")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["vendor"]
