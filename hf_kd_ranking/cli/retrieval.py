@@ -8,6 +8,7 @@ import typer
 from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
 from ..processes import processes
+from ..retrieval.base import refuse_replacing
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
 
@@ -35,7 +36,7 @@ def index(
         unread = [option for option, value in given.items() if value is not None]
         if unread:
             raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
-        refuse_existing(output, overwrite)
+        refuse_replacing(output, "bm25", overwrite)  # before the work
         BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
         return {"output": str(output), "documents": len(data.documents)}
 

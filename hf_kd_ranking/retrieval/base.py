@@ -37,7 +37,7 @@ class Index:
     queries_at_once: ClassVar[int] = 256
     ranker: Ranker  # encodes the queries
     ids: IdIndex  # of the rows
-    description: dict[str, Any]  # what the index was built from
+    description: dict[str, Any] | None = None  # what the index was built from; None if `save` cannot write it
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write a BM25 or dense index, which appears, or replaces the old version, when it is complete.
@@ -45,13 +45,13 @@ class Index:
         Raises:
             FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
             OSError: if the disk is full; the old version stays.
+            NotImplementedError: if the index is of another kind.
         """
+        if self.description is None:
+            raise NotImplementedError(f"A {type(self).__name__} is saved where it is built.")
         refuse_replacing(Path(folder), self.description["kind"], overwrite)
         with new_version(Path(folder), self.description) as data:
             self._write(data)
-
-    def _write(self, data: Path) -> None:
-        raise NotImplementedError(f"A {type(self).__name__} is saved where it is built.")
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
         """Return the best k documents of every query; tied documents are in the order of the collection.
@@ -124,7 +124,7 @@ def open_index(
     if ranker is None:
         from .bm25 import BM25Index  # every index needs libraries of its own
 
-        if has_description(folder) and read_description(folder)["kind"] != "bm25":
+        if has_description(folder) and read_description(folder).get("kind") in ("vectors", "dense"):
             raise ValueError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
         if exact:
             raise ValueError("--exact is for the vectors of a ranker (--model); BM25 does not read it.")
@@ -142,7 +142,7 @@ def open_index(
         _refuse_unread(folder, settings)
         index.probes = probes
         return index
-    faiss_folder = folder if description["kind"] == "dense" else folder / "dense"
+    faiss_folder = folder if description.get("kind") == "dense" else folder / "dense"
     if exact or not has_description(faiss_folder):
         _refuse_unread(folder, settings, probes)
         return DenseIndex.build(VectorStore.open(folder, ranker))
@@ -191,9 +191,11 @@ def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], fo
 def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
     """Refuse, by a FileExistsError, to write over other files or kinds, or to replace an index without `overwrite`."""
     if has_description(folder):
-        if not overwrite or read_description(folder)["kind"] != kind:
+        if not overwrite or read_description(folder).get("kind") != kind:
             replace = f"--overwrite (overwrite=True) to replace a {kind} index"
             raise FileExistsError(f"{folder} exists; give a new folder, or {replace}.")
+    elif folder.is_file():
+        raise FileExistsError(f"{folder} is a file; give a new folder.")
     elif folder.exists():
         for path in folder.iterdir():
             # A process that is killed while it writes the first version leaves such names.

@@ -11,7 +11,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from ..artifacts import new_version, open_version
+from ..artifacts import has_description, new_version, open_version
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
@@ -61,7 +61,7 @@ class ColBERTIndex(Index):
         """Open a store and the centroids inside, if there are any, which must belong to its vectors; see `Index`."""
         index = cls(VectorStore.open(folder, ranker, is_verified))
         inside = index.store.folder / "centroids"
-        if inside.is_dir():
+        if has_description(inside):
             description, data = open_version(inside, "centroids", is_verified)
             check_vectors(description, index.store.description, inside)
             for name in ("centroids", "starts", "lists"):

@@ -94,7 +94,9 @@ class RankerSearch:
 
     def __post_init__(self) -> None:
         if self.is_fused and self.index is not None:
-            raise ValueError("BM25's scores are added to re-ranked candidates; this ranker searches an index.")
+            raise ValueError(
+                "BM25's scores are added to re-ranked candidates (--rerank); this ranker searches an index."
+            )
         self.config = self.ranker.model.config
         compares_tokens = self.config.token_similarity is not None and self.config.is_storable
         self.has_matches = compares_tokens and self.ranker.tokenizer.is_fast  # others do not know a token's place
@@ -272,7 +274,7 @@ def _match_indexes(rankers: Mapping[str, Ranker], folders: Sequence[Path]) -> di
                 matched[name] = folder
                 break
         else:
-            architecture = description.get("architecture", description["kind"])
+            architecture = description.get("architecture", description.get("kind"))
             raise ValueError(
                 f"{folder} ({architecture}) was not built by one of the models ({', '.join(rankers)}), or is the "
                 "second index of one; give the model that built it, or build it again."

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.artifacts import locked
+from hf_kd_ranking.artifacts import locked, write_description
 from hf_kd_ranking.retrieval.base import model_identity, open_index
 
 BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
@@ -50,6 +50,15 @@ def test_open_index_refuses_an_index_of_older_vectors(ranker, documents, store):
     kd.VectorStore.build(ranker, documents, store.folder, "float16", overwrite=True)
     refused("dense was built from an earlier version of the vectors", folder=store.folder, ranker=ranker)
     assert len(open_index(store.folder, ranker, exact=True)) == 41
+
+
+@BERT_DOT
+def test_a_description_of_something_else_is_not_an_index(ranker, documents, tmp_path):
+    write_description(tmp_path, {"teacher": "of a step of `distill`"})
+    for given in (None, ranker):
+        refused("is an index of kind None, needed", folder=tmp_path, ranker=given)
+    with pytest.raises(FileExistsError, match="to replace a bm25 index"):
+        kd.BM25Index.build(documents).save(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
@@ -123,9 +132,20 @@ def test_save_never_replaces_something_else(documents, store, tmp_path):
             index.save(tmp_path / "mine", overwrite=True)
         with pytest.raises(FileExistsError, match=f"store exists.*to replace a {kind} index"):
             index.save(store.folder, overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file is a file; give a new folder"):
+        indexes["bm25"].save(tmp_path / "file", overwrite=True)
     with pytest.raises(FileExistsError, match="contains vendor"):
         store.compress(tmp_path / "mine", "SQ8")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["vendor"]
+
+
+@pytest.mark.parametrize("model", ["colbert"], indirect=True)
+def test_save_refuses_an_index_that_is_saved_where_it_is_built(store, tmp_path):
+    for index in (kd.ColBERTIndex.build(store), kd.QdrantIndex.build(store, tmp_path / "db")):
+        with pytest.raises(NotImplementedError, match=f"{type(index).__name__} is saved where it is built"):
+            index.save(tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 @BERT_DOT

@@ -100,3 +100,11 @@ def test_colbert_open_refuses_centroids_of_older_vectors(ranker, documents, stor
     kd.VectorStore.build(ranker, documents, store.folder, "float16", overwrite=True)
     with pytest.raises(ValueError, match="centroids was built from an earlier version of the vectors"):
         kd.ColBERTIndex.open(store.folder, ranker)
+
+
+def test_interrupted_centroids_leave_the_vectors_searchable(ranker, store, queries, stop_at_write):
+    stop_at_write(1)
+    with pytest.raises(KeyboardInterrupt):
+        kd.ColBERTIndex.build(store, centroids=4)
+    opened = kd.ColBERTIndex.open(store.folder, ranker)
+    assert opened.search(queries, 3) == kd.ColBERTIndex.build(store).search(queries, 3)

@@ -52,7 +52,7 @@ def test_fused_search_adds_the_scores_of_bm25(ranker, documents, bm25):
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 def test_search_of_an_index_is_not_fused(ranker, documents, store):
-    with pytest.raises(ValueError, match="this ranker searches an index"):
+    with pytest.raises(ValueError, match=r"\(--rerank\); this ranker searches an index"):
         RankerSearch(ranker, documents, store, open_index(store.folder, ranker), is_fused=True)
 
 
@@ -146,11 +146,14 @@ def test_engine_opens_and_verifies_vectors_once(architecture, encoder, tokenizer
     assert engine.rankers["a"].store.folder == folder
 
 
-def test_engine_refuses_foreign_and_second_indexes(rankers, documents, folders):
+def test_engine_refuses_foreign_and_second_indexes(rankers, documents, folders, tmp_path):
     with pytest.raises(ValueError, match=r"tk-index \(TK\) was not built by one of the models \(dot\)"):
         build_engine({"dot": rankers["dot"]}, documents, folders)
     with pytest.raises(ValueError, match="or is the second index of one"):
         build_engine(rankers, documents, [folders[0], folders[0]])
+    artifacts.write_description(tmp_path, {"teacher": "of a step of `distill`"})
+    with pytest.raises(ValueError, match=r"\(None\) was not built by one of the models"):
+        build_engine(rankers, documents, [tmp_path])
 
 
 def test_engine_gives_settings_to_faiss_indexes_only(rankers, documents, folders):
