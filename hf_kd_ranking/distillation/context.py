@@ -83,8 +83,15 @@ def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> di
     held_out = job.held_out
     if job.brings_rows:
         held_out = 1.0
-        for _, columns in load_teacher_scores(job.scores[0]).batches(["query_id"]):
-            trained.update(map(str, columns["query_id"].unique().to_pylist()))
+        for path in job.scores:
+            rows = load_teacher_scores(path)
+            if not rows.has_scores:
+                raise ValueError(f"{path} has no teacher scores; `teacher score` adds them.")
+            for _, columns in rows.batches(["query_id", "doc_ids"]):
+                if len(columns["doc_ids"].flatten()) > 2 * len(columns["doc_ids"]):
+                    raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
+                if path == job.scores[0]:  # the others must score the same triples
+                    trained.update(map(str, columns["query_id"].unique().to_pylist()))
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for query_id in _usable_queries(job, judgments, queries):
         split = split_of.get(query_id) or _split_by_digest(query_id, held_out, shared)

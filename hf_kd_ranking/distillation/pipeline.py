@@ -126,8 +126,9 @@ def measure(work: Workspace, students: Mapping[str, list[Student]], material: Ma
             inputs = (seeds[0], judgments, job.measure, context)
             searches[name] = work.step(f"collection_search/{name}", selection.search_collection, *inputs)
     firsts = {name: seeds[0] for name, seeds in students.items()}
-    timing = work.step("timing", selection.time_students, firsts, context.splits["test"], job.k, context)
-    inputs = (rankings, searches, firsts, judgments, candidates, timing, job.measure, context)
+    inputs = (firsts, context.splits["test"], job.k, context.device, context)
+    timing = work.step("timing", selection.time_students, *inputs)
+    inputs = (rankings, searches, firsts, judgments, candidates, timing, job.measure, job.collection_name, context)
     return work.step("report", selection.write_outcome, *inputs)
 
 

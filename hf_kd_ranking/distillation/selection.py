@@ -55,12 +55,12 @@ def search_collection(folder: Path, student: Student, judgments: Artifact, measu
 
 
 def time_students(
-    folder: Path, students: Mapping[str, Student], query_ids: Sequence[str], k: int, context: Context
+    folder: Path, students: Mapping[str, Student], query_ids: Sequence[str], k: int, device: str, context: Context
 ) -> None:
     """Measure latency, memory and storage of the students with as many passages as they re-rank."""
     rankers = {}
     for name, student in students.items():
-        rankers[name] = partial(Ranker.from_pretrained, student.checkpoint, device=context.device)
+        rankers[name] = partial(Ranker.from_pretrained, student.checkpoint, device=device)
     passages = context.documents.texts[:k].to_pylist()
     queries = context.queries[list(query_ids[:TIMED_QUERIES])]
     write_json(folder / "efficiency.json", measure_efficiency(rankers, queries, passages))
@@ -75,6 +75,7 @@ def write_outcome(
     candidates: Artifact,
     timing: Artifact,
     measure: str,
+    data_name: str,
     context: Context,
 ) -> None:
     """Write the figures of all rankers into `outcome.json`, the cards of the students, and the report.
@@ -87,6 +88,7 @@ def write_outcome(
         judgments, candidates: of the test queries.
         timing: costs of the students.
         measure: the measure that decides.
+        data_name: name of the collection, for the cards and the report.
         context: the job and its texts.
     """
     qrels, first_stage = grades(judgments), ranking(candidates)
@@ -110,7 +112,7 @@ def write_outcome(
             outcome["fused"][name] = fmean(evaluate_run(run, qrels, (measure,))[measure] for run in hybrid)
         if name in students:
             results = compare_with_first_stage({measure: by_seed[0]}, {measure: values["BM25"]})
-            _write_card(students[name].checkpoint, name, results, costs, context)
+            _write_card(students[name].checkpoint, name, results, costs, data_name)
     for name, student in students.items():
         outcome["dev"][name] = validation_value(student.training, measure)
         outcome["latency_ms"][name] = costs["rankers"][name]["total_ms"]["p50"]
@@ -123,7 +125,7 @@ def write_outcome(
     files = {"queries": context.job.queries, "collection": context.job.collection}
     files |= {"qrels": judgments.path / "qrels.txt", "candidates": candidates.path / "run.trec"}
     arrows = [(test["control"], test["treatment"]) for test in outcome["tests"]]
-    title = f"Distillation on {context.job.data_name or context.job.collection}"
+    title = f"Distillation on {data_name}"
     write_report(folder, folder / "report.html", (measure,), arrows, title=title, files=files)
     write_json(folder / "outcome.json", outcome)
 
@@ -133,10 +135,10 @@ def _select_queries(run: Run, first_stage: Run) -> Run:
     return Run((query_id, run[query_id]) for query_id in first_stage if query_id in run)
 
 
-def _write_card(ranker: Path, name: str, results: dict, costs: dict, context: Context) -> None:
+def _write_card(ranker: Path, name: str, results: dict, costs: dict, data_name: str) -> None:
     manifest = read_manifest(ranker)
     manifest["results"] = results
-    manifest["data"] = context.job.collection_name
+    manifest["data"] = data_name
     save_manifest(ranker, manifest)
     write_model_card(ranker, name.replace(" ", "-"), select_efficiency(costs, name))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import (
+    DESCRIPTION,
     changed_names,
     content_digest,
     has_description,
@@ -72,8 +73,6 @@ class Workspace:
             return artifact
         folder = artifact.path
         if folder.exists() and not self._is_begun(artifact):
-            if not has_description(folder) and any(folder.iterdir()):
-                raise FileExistsError(f"{folder} contains files that no step wrote; give another output folder.")
             remove_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"step": function.__name__, "inputs": _shortened(inputs), "digest": artifact.digest}
@@ -85,8 +84,13 @@ class Workspace:
         return artifact
 
     def locate(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
-        """Return the artifact that a step makes, without making it."""
-        return Artifact(self.folder / name, inputs_digest([function.__name__, inputs]))
+        """Return the artifact that a step makes, without making it; errors as `step`."""
+        folder = self.folder / name
+        if folder.exists() and not has_description(folder):
+            # A process that was killed as it began leaves a half-written description.
+            if any(not path.name.startswith(DESCRIPTION) for path in folder.iterdir()):
+                raise FileExistsError(f"{folder} contains files that no step wrote; give another output folder.")
+        return Artifact(folder, inputs_digest([function.__name__, inputs]))
 
     def is_done(self, artifact: Artifact) -> bool:
         """Return whether an artifact is complete and was made from its inputs."""

@@ -4,8 +4,9 @@ import dataclasses
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_description
-from hf_kd_ranking.distillation.costs import Cost, plan_text
-from hf_kd_ranking.distillation.pipeline import make_plan
+from hf_kd_ranking.distillation.context import Context
+from hf_kd_ranking.distillation.costs import Cost, Plan, plan_text
+from hf_kd_ranking.distillation.pipeline import make_all, make_plan
 
 
 def test_plan_walks_the_steps_of_the_job_and_knows_what_is_done(make_job, trainings, tmp_path):
@@ -34,6 +35,13 @@ def test_plan_never_takes_a_step_of_other_inputs_for_done(make_job):
         assert any(name.startswith("students/bert_dot/teacher-") for name in pending), change
         assert all(cost.seconds > 0 for cost in plan if cost.name in pending)
     assert "bert_dot untrained" in " ".join(pending) and "judgments/test" not in pending
+    plan = make_plan(make_job(architectures=["bert_dot"], data_name="Words"))
+    assert [cost.name for cost in plan if not cost.is_done] == ["report"]
+    context = Context(make_job(architectures=["bert_dot"]))
+    context.device = "cpu:0"  # another name, as on a machine with a GPU
+    plan = Plan(context)
+    make_all(plan, context)
+    assert [cost.name for cost in plan.costs if not cost.is_done] == ["timing", "report"]
 
 
 def test_plan_is_a_table_with_its_sum():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -36,6 +37,9 @@ def splits_of(job: kd.DistillJob) -> dict[str, list[str]]:
         ({"loss": "margin_mse:1,in_batch_margin_mse:1"}, "trains on pairs; in_batch_margin_mse needs more"),
         ({"measure": "nDGC@10"}, "nDGC@10"),
         ({"scores": ["scores.jsonl"]}, "scores.jsonl holds lists"),
+        ({"scores": ["lists.parquet"]}, "lists.parquet holds lists"),
+        ({"scores": ["triples.tsv"]}, "triples.tsv has no teacher scores"),
+        ({"scores": ["scores.tsv", "triples.tsv"]}, "triples.tsv has no teacher scores"),
         ({"device": "gpu"}, "device is cpu or cuda, got 'gpu'"),
         ({"seeds": 0, "epochs": -1}, "above 0, got seeds 0, epochs -1"),
         ({"held_out": 1.5}, "between 0 and 1, got 1.5"),
@@ -46,7 +50,10 @@ def test_bad_options_are_refused_before_any_work(make_job, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     Path("scores.tsv").write_text("1.0\t0.5\tq0\td0\td1\n")
+    Path("triples.tsv").write_text("q0\td0\td1\n")
     Path("scores.jsonl").write_text("{}")
+    lists = {"query_id": ["q0"], "doc_ids": [["d0", "d1", "d2"]], "teacher_scores": [[3.0, 2.0, 1.0]]}
+    datasets.Dataset.from_dict(lists).to_parquet("lists.parquet")
     Path("scores.trec").write_text("q0 Q0 d0 1 0.5 x\n")
     with pytest.raises(ValueError, match=words):
         kd.distill(make_job(**options))
@@ -65,13 +72,6 @@ def test_judgments_of_their_own_decide_what_is_held_out(make_job, tmp_path):
     assert splits["test"] == [f"q{i}" for i in range(45, 60)]
     assert len(splits["dev"]) > 10  # all of the held out half of 40
     assert splits_of(make_job(test_qrels=test, held_out=0.25))["dev"] == splits_of(make_job(held_out=0.5))["test"]
-
-
-def test_a_whole_number_and_the_same_with_a_point_are_one_option(make_job, trainings):
-    for epochs in (1, 1.0):
-        overrides = {"bert_dot": {"epochs": 2 * epochs}}
-        kd.distill(make_job(architectures=["bert_dot", "colbert"], epochs=epochs, overrides=overrides))
-    assert len(trainings) == 4
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("reproduce_*.yaml")), ids=lambda file: file.stem)

@@ -228,8 +228,9 @@ def test_files_that_no_step_wrote_are_kept(make_job, tmp_path, out, trainings):
     (out / "rankings").mkdir(parents=True)
     (tmp_path / "teacher").rename(out / "rankings/teacher")
     job = dataclasses.replace(make_job(), teachers=[str(out / "rankings/teacher")])
-    with pytest.raises(FileExistsError, match="rankings/teacher contains files that no step wrote"):
-        kd.distill(job)
+    for call in (make_plan, kd.distill):
+        with pytest.raises(FileExistsError, match="rankings/teacher contains files that no step wrote"):
+            call(job)
     assert kd.load_ranker(out / "rankings/teacher")
     (out / "best").mkdir()
     (out / "best/notes.txt").write_text("mine")

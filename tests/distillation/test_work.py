@@ -60,6 +60,9 @@ def test_step_refuses_a_folder_with_files_of_others(work, step):
     with pytest.raises(FileExistsError, match="contains files that no step wrote"):
         work.step("mine", step, 1)
     assert (work.folder / "mine" / "notes.txt").read_text() == "keep"
+    (work.folder / "killed").mkdir()
+    (work.folder / "killed" / "artifact.json.tmp7").write_text("{")  # by a process that was killed as it began
+    assert work.is_done(work.step("killed", lambda *_: None, 1))
 
 
 def test_claim_keeps_an_output_for_its_collection(work, tmp_path):
