@@ -62,7 +62,11 @@ class Command(TyperCommand):
                     result.append(f"{name}={rest.popleft()}")
             else:
                 result.append(name)  # its values follow as they are
-        return super().parse_args(ctx, [*result, *rest])
+        arguments = super().parse_args(ctx, [*result, *rest])
+        given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+        if "dtype" not in given and given & {"bf16", "fp16"}:
+            ctx.params["dtype"] = None  # the one of an option file; the command line wins
+        return arguments
 
 
 class Group(TyperGroup):

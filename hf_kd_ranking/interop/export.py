@@ -101,6 +101,10 @@ def export_ranker(
     refuse_existing(output, overwrite)
     if output.exists() and not (output / "config.json").is_file():
         raise FileExistsError(f"{output} exists and is not a model's folder, so it is kept; give another output.")
+    if output.resolve() == Path(name_or_path).resolve():
+        raise ValueError(
+            f"The output {output} is the ranker itself, which an export would replace; give another output."
+        )
     overrides.setdefault("dtype", torch.float32)
     ranker = Ranker.from_pretrained(name_or_path, architecture, "cpu", **overrides)
     config = ranker.model.config

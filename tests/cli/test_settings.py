@@ -131,6 +131,13 @@ def test_dtype_sets_the_precision_of_training(tmp_path, dtype, expected):
         parse_settings([DistillJob], [*texts, "--dtype", "int8"])
 
 
+@pytest.mark.parametrize(("flags", "expected"), [(["--bf16"], (True, False)), (["--no-fp16"], (False, False))])
+def test_precision_flags_win_over_the_dtype_of_a_file(tmp_path, flags, expected):
+    (tmp_path / "job.yaml").write_text("dtype: fp16\n")
+    _, args, _ = parse_job(["--config", str(tmp_path / "job.yaml"), "--use-cpu", *flags])
+    assert (args.bf16, args.fp16) == expected
+
+
 def test_distill_takes_the_names_of_the_other_verbs():
     given = "--collection c --queries q --output o --model m --teacher a b --scores s t --k 7 --batch-size 5 --json"
     (job,), as_json = parse_settings([DistillJob], given.split())

@@ -275,6 +275,8 @@ def test_export_replaces_only_models_and_only_if_asked(ranker_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="is not a model's folder"):
         kd.export_ranker(folder, "sentence-transformer", tmp_path / "mine", overwrite=True)
+    with pytest.raises(ValueError, match="is the ranker itself"):
+        kd.export_ranker(folder, "sentence-transformer", folder, overwrite=True)
 
 
 def test_unknown_format_lists_the_known_ones(tmp_path):
