@@ -56,7 +56,7 @@ def cut(ranker: kd.Ranker, longest: int, *texts: list[str]) -> dict[str, torch.T
 
 
 def with_masks(ranker: kd.Ranker, query: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """ColBERT and PreTTR read eight attended [MASK] behind a query."""
+    """ColBERT and PreTTR read eight attended [MASK] after a query."""
     if not isinstance(ranker.model, kd.ColBERT | kd.PreTTR):
         return query
     values = {"input_ids": ranker.tokenizer.mask_token_id, "attention_mask": 1, "token_type_ids": 0}

@@ -136,9 +136,12 @@ def check_rows(
 
     Raises:
         KeyError: for queries or documents without a text; names file and line of the first, and the number of rows.
-        ValueError: with file and line, for a document that appears twice in a row; for rows without scores.
+        ValueError: with file and line, for a document that appears twice in a row; for rows without scores, and if
+            there are no rows.
     """
     rows.check_scores()
+    if len(rows) == 0:
+        raise ValueError("There are no teacher rows to train or evaluate on, got 0.")
     summary = RowSummary(np.zeros(len(queries), dtype=bool))
     no_query, no_document, repeated = _Fault(), _Fault(), _Fault()
     step = max(1, batch_size // len(rows[0]["doc_ids"]))

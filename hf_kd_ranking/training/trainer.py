@@ -77,8 +77,7 @@ class RankingTrainer(Trainer):
     ) -> None:
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
-        self.evaluator = evaluator
-        self.query_clusters = query_clusters
+        self.evaluator, self.query_clusters = evaluator, query_clusters
         self.losses = get_losses(args.loss)
         training = held_out = None
         if isinstance(train_dataset, datasets.IterableDataset):

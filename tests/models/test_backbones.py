@@ -204,9 +204,9 @@ def test_prettr_refuses_encoders_that_it_cannot_split(encoders, backbone):
 @pytest.mark.parametrize("backbone", ["roberta", "xlm-roberta"])
 @pytest.mark.parametrize("architecture", ["bert_dot", "prettr"])
 def test_positions_after_the_padding_id_are_counted(encoders, backbone, architecture):
-    # 42 embeddings, of which the first two, up to the padding id, are no positions.
+    # 42 embeddings, of which the first two, up to the padding id, are not positions.
     model, query = build(encoders / backbone, architecture), random_batch(architecture)["query"]
-    longest = 40 if architecture == "bert_dot" else 40 - 8 + 1  # behind the query, without [CLS]
+    longest = 40 if architecture == "bert_dot" else 40 - 8 + 1  # after the query, without [CLS]
     ids = torch.full((3, 2, longest + 1), 5)
     document = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     fits = {name: tensor[..., :longest] for name, tensor in document.items()}

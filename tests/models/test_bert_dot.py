@@ -41,7 +41,7 @@ def test_scores_in_double_stay_within_the_tolerance():
         with torch.no_grad():
             output = model(**sides(case))
         assert output.query_vectors.dtype == torch.float64
-        # The dot product is taken in float32, so scores near 100 have five digits behind the point.
+        # The dot product is taken in float32, so scores near 100 have five digits after the point.
         np.testing.assert_allclose(output.scores, case["scores_float64"], rtol=1e-6, atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""What every architecture must do, over the `model` fixture."""
+"""Tests of every architecture, over the `model` fixture."""
 
 import dataclasses
 import json

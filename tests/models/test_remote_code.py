@@ -127,7 +127,7 @@ def name(request) -> str:
 
 @pytest.fixture
 def answers(root, name) -> dict[str, Any]:
-    """What the other machine answered for a checkpoint."""
+    """Return the answers of the other machine for a checkpoint."""
     found = json.loads((root / "answers.json").read_text())[name]
     assert "error" not in found, found["error"]
     return found

@@ -270,7 +270,7 @@ def test_positions_of_a_fresh_model_are_those_of_the_checkpoint(golden_checkpoin
     weights = torch.load(golden_checkpoint(folder) / "best-model.pytorch-state-dict")
     fresh = kd.TK(published[folder].config)
     for name in ("positional_features_q", "positional_features_d"):
-        # Angles up to 700 have four digits behind the point in float32.
+        # Angles up to 700 have four digits after the point in float32.
         assert torch.allclose(getattr(fresh, name), weights[f"neural_ir_model.{name}"], atol=1e-4)
     same = torch.equal(fresh.positional_features_q, fresh.positional_features_d)
     assert same == (folder == "tk_nomix_samepos")

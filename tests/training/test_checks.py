@@ -144,6 +144,11 @@ def test_summary_is_of_all_rows(write, stores, batch_size):
     assert not check_rows(rows.select(range(1, 8)), *stores).has_margins
 
 
+def test_selection_without_rows_is_refused(write, stores):
+    with pytest.raises(ValueError, match="no teacher rows"):
+        check_rows(write(LISTS).select([]), *stores)
+
+
 def test_rows_without_scores_are_refused(stores):
     rows = kd.load_teacher_scores(datasets.Dataset.from_dict({"query_id": [100], "pos_id": [1], "neg_id": [2]}))
     with pytest.raises(ValueError, match=r"the data set has no teacher scores; `teacher score` adds them"):
