@@ -7,7 +7,6 @@ students. Every card is in a folder with the name of its repository, with `.eval
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import yaml
@@ -33,11 +32,11 @@ def main() -> None:
     # 2. The students that the demo chose, with the results and latency that it measured
     if args.demo is None:
         return
-    outcome = json.loads((args.demo / "report" / "outcome.json").read_text(encoding="utf-8"))
-    for student, folder in outcome["folders"].items():
-        name = f"{student.replace(' ', '-')}-pydocs"
+    for folder in sorted(args.demo.glob("students/*/*/chosen/ranker")):
+        architecture, recipe = folder.parts[-4:-2]  # bert_dot, teacher-margin_mse
+        name = f"{architecture}-{recipe.partition('-')[0]}-pydocs"
         (args.output / name).mkdir(parents=True, exist_ok=True)
-        write_model_card(args.demo / folder, name, output=args.output / name)
+        write_model_card(folder, name, output=args.output / name)
 
 
 if __name__ == "__main__":
