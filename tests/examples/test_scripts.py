@@ -114,6 +114,14 @@ def test_write_model_cards_renders_the_published_cards(run_example, tmp_path):
     assert len(list(tmp_path.rglob("README.md"))) == 5
 
 
+def test_write_model_cards_renders_the_students_of_a_demo(run_example, training, tmp_path):
+    chosen = tmp_path / "demo" / "students" / "bert_dot" / "teacher-margin_mse" / "chosen" / "ranker"
+    run_example("train.py", *training[:-1], chosen)
+    run_example("write_model_cards.py", "--demo", tmp_path / "demo", "--output", tmp_path / "cards")
+    card = tmp_path / "cards" / "bert_dot-teacher-pydocs" / "README.md"
+    assert "\n# bert_dot-teacher-pydocs\n" in card.read_text()
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_script_is_short_and_documented(path):
     text = path.read_text(encoding="utf-8")
