@@ -83,15 +83,7 @@ def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> di
     held_out = job.held_out
     if job.brings_rows:
         held_out = 1.0
-        for path in job.scores:
-            rows = load_teacher_scores(path)
-            if not rows.has_scores:
-                raise ValueError(f"{path} has no teacher scores; `teacher score` adds them.")
-            for _, columns in rows.batches(["query_id", "doc_ids"]):
-                if len(columns["doc_ids"].flatten()) > 2 * len(columns["doc_ids"]):
-                    raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
-                if path == job.scores[0]:  # the others must score the same triples
-                    trained.update(map(str, columns["query_id"].unique().to_pylist()))
+        trained, *_ = [_queries_of_triples(path) for path in job.scores]  # the others must score the same triples
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for query_id in _usable_queries(job, judgments, queries):
         split = split_of.get(query_id) or _split_by_digest(query_id, held_out, shared)
@@ -113,6 +105,18 @@ def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> di
             f"Too few queries{with_what} for {' and '.join(short)}: {counts}; add queries, or change --held-out."
         )
     return splits
+
+
+def _queries_of_triples(path: str) -> set[str]:
+    """Return the queries of a file of scored triples; other rows are refused."""
+    rows, query_ids = load_teacher_scores(path), set()
+    if not rows.has_scores:
+        raise ValueError(f"{path} has no teacher scores; `teacher score` adds them.")
+    for _, columns in rows.batches(["query_id", "doc_ids"]):
+        if len(columns["doc_ids"].flatten()) > 2 * len(columns["doc_ids"]):
+            raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
+        query_ids.update(str(query_id) for query_id in columns["query_id"].unique().to_pylist())
+    return query_ids
 
 
 def _split_by_digest(query_id: str, held_out: float, shared: Sequence[str]) -> str:

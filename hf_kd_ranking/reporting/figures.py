@@ -71,16 +71,21 @@ def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]
     for key, label in keys.items():
         curves = {}
         for name, history in training.items():
-            points = {}  # the first of each step, because a training's last evaluation is that of its best step
-            for entry in history:
-                if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
-                    points.setdefault(entry["step"], entry[key])
-            if points:
-                curves[name] = sorted(points.items())
+            curve = _training_curve(history, key)
+            if curve:
+                curves[name] = curve
         if curves:
             figure = line_plot(curves, context["styles"], "step", label, log_y=key == "loss")
             panels.append((figure, f"{label} by step", _describe(curves)))
     return panels
+
+
+def _training_curve(history: History, key: str) -> list[tuple[float, float]]:
+    points = {}  # the first of each step, because a training's last evaluation is that of its best step
+    for entry in history:
+        if isinstance(entry.get(key), int | float) and math.isfinite(entry[key]):
+            points.setdefault(entry["step"], entry[key])
+    return sorted(points.items())
 
 
 def _describe(curves: Curves) -> list[str]:
