@@ -12,40 +12,13 @@ import datasets
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
+from teacher_files import FIRST, SECOND, write_rows
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.rows import PAIR_COLUMNS
 from hf_kd_ranking.teachers import buckets, diagnose
 from hf_kd_ranking.teachers.diagnose import diagnose_teachers
 from hf_kd_ranking.teachers.diagnosis import diagnosis_text
-
-# Margins 5, -1, 0, 6 and 5 again; pairs (1,10) (1,11) (1,12) (2,20) (2,21) (2,22).
-FIRST = [(9, 4, 1, 10, 11), (2, 3, 1, 10, 12), (5, 5, 2, 20, 21), (7, 1, 2, 20, 22), (9, 4, 1, 10, 11)]
-# Another order; the row (1, 10, 99) is new; margins -2, 1, -4, 3.
-SECOND = [(1, 3, 1, 10, 12), (4, 3, 2, 20, 21), (0, 4, 1, 10, 99), (8, 5, 2, 20, 22)]
-
-
-def write_rows(path: Path, rows: list[tuple]) -> Path:
-    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def first(tmp_path) -> Path:
-    return write_rows(tmp_path / "first.tsv", FIRST)
-
-
-@pytest.fixture
-def second(tmp_path) -> Path:
-    return write_rows(tmp_path / "second.tsv", SECOND)
-
-
-@pytest.fixture
-def stores(tmp_path) -> tuple[kd.TextStore, kd.TextStore]:
-    """Texts of all ids but query 2 and document 99."""
-    queries = write_rows(tmp_path / "queries.tsv", [(1, "what is <b>kd</b>")])
-    documents = write_rows(tmp_path / "documents.tsv", [(i, f"text of {i}") for i in (10, 11, 12, 20, 21, 22)])
-    return kd.TextStore.from_tsv(queries), kd.TextStore.from_tsv(documents)
 
 
 def read_warnings(tmp_path, rows: list[tuple]) -> list[str]:
