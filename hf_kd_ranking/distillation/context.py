@@ -83,7 +83,9 @@ def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> di
     held_out = job.held_out
     if job.brings_rows:
         held_out = 1.0
-        trained, *_ = [_queries_of_triples(path) for path in job.scores]  # the others must score the same triples
+        trained = _queries_of_triples(job.scores[0])
+        for path in job.scores[1:]:  # only checked: they must score the same triples
+            _queries_of_triples(path)
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for query_id in _usable_queries(job, judgments, queries):
         split = split_of.get(query_id) or _split_by_digest(query_id, held_out, shared)

@@ -136,8 +136,8 @@ def check_rows(
 
     Raises:
         KeyError: for queries or documents without a text; names file and line of the first, and the number of rows.
-        ValueError: with file and line, for a document that appears twice in a row; for rows without scores, and if
-            there are no rows.
+        ValueError: with file and line, for a document that appears twice in a row; for rows without scores, and for
+            an empty selection.
     """
     rows.check_scores()
     if len(rows) == 0:

@@ -77,7 +77,8 @@ class RankingTrainer(Trainer):
     ) -> None:
         if queries is None or documents is None or processing_class is None:
             raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
-        self.evaluator, self.query_clusters = evaluator, query_clusters
+        self.evaluator = evaluator
+        self.query_clusters = query_clusters
         self.losses = get_losses(args.loss)
         training = held_out = None
         if isinstance(train_dataset, datasets.IterableDataset):
@@ -119,8 +120,8 @@ class RankingTrainer(Trainer):
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
         self.termination = StopOnTermination(self.accelerator)
-        self.add_callback(self.termination)
-        self.add_callback(LogWithCheckpoints())  # after all that may ask for a checkpoint
+        for callback in (self.termination, LogWithCheckpoints()):
+            self.add_callback(callback)  # after all that may ask for a checkpoint
 
     @property
     def ranker(self) -> Ranker:
