@@ -117,11 +117,14 @@ class RankingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         if in_batch_teacher is not None:
             self.in_batch_teacher.to(self.args.device).eval().requires_grad_(False)
+        self._add_callbacks()
+
+    def _add_callbacks(self) -> None:
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
         self.termination = StopOnTermination(self.accelerator)
-        for callback in (self.termination, LogWithCheckpoints()):
-            self.add_callback(callback)  # after all that may ask for a checkpoint
+        self.add_callback(self.termination)
+        self.add_callback(LogWithCheckpoints())  # after all that may ask for a checkpoint
 
     @property
     def ranker(self) -> Ranker:
