@@ -1,6 +1,7 @@
 """`hf-kd-ranking teacher ...`: make, average, inspect, expand and publish teacher scores."""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from ..teachers.diagnosis import diagnosis_html, diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
-from ..teachers.sample import sample_triples
+from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import score_teacher
 from . import options
 from .parser import add_verb, make_app
@@ -122,21 +123,49 @@ def triples(
     candidates: Annotated[Path, typer.Option(help="TREC run that negatives are drawn from.")],
     qrels: Annotated[Path, typer.Option(help="TREC qrels that positives are drawn from.")],
     output: options.Output,
-    per_query: Annotated[int, typer.Option(min=1, help="Number of triples per query.")] = 1,
+    per_query: Annotated[int, typer.Option(min=1, help="Number of rows per query.")] = 1,
+    documents: Annotated[int, typer.Option(min=2, help="Number of documents per row, the positive included.")] = 2,
+    sampling: Annotated[str, typer.Option(help=f"Choice of negatives: {', '.join(SAMPLINGS)}.")] = "random",
     minimum_grade: Annotated[int, typer.Option(help="Lowest grade of a positive.")] = 1,
     ranks: Annotated[tuple[int, int] | None, typer.Option(help="First and last rank of negatives.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Teacher's run, which filters negatives.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Teacher's run: filters negatives, scores the rows.")] = None,
     margin: Annotated[float, typer.Option(help="Least margin of a positive over its negatives.")] = 0.0,
+    relative_margin: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Highest score of a negative as a share of its positive's [with scores: {RELATIVE_MARGIN}]."
+        ),
+    ] = None,
+    collection: Annotated[Path | None, typer.Option(help="Documents, to leave out copies of positives.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Sample (query, positive, negative) triples from your own collection, to be scored by a teacher."""
+    """Sample triples or longer lists from your own collection: a positive and negatives per row.
+
+    They are to be scored by a teacher, or have the scores of `--scores`.
+    """
     refuse_existing(output, overwrite)
     run, judgments = read_run(candidates), read_qrels(qrels)
     teacher = scores and read_run(scores)
-    sample = sample_triples(run, judgments, per_query, minimum_grade, ranks, teacher, margin, seed)
+    texts = collection and TextStore.from_file(collection)
+    left_out: Counter[str] = Counter()
+    sample = sample_triples(
+        run,
+        judgments,
+        per_query,
+        teacher,
+        texts,
+        left_out,
+        minimum_grade=minimum_grade,
+        ranks=ranks,
+        documents=documents,
+        sampling=sampling,
+        teacher_margin=margin,
+        relative_margin=relative_margin,
+        seed=seed,
+    )
     write_teacher_scores(sample, output)
-    counts = {"rows": len(sample), "queries": len(sample.rows.unique("query_id"))}
+    counts = {"rows": len(sample), "queries": len(sample.rows.unique("query_id")), **left_out}
     return {"output": str(output), **counts}
 
 

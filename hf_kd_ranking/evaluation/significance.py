@@ -148,6 +148,71 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
     return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
 
 
+def compare_seeds(
+    treatment: Sequence[Mapping[str, float]],
+    control: Sequence[Mapping[str, float]],
+    resamples: int = RESAMPLES,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Compare two rankers that were trained several times, by a bootstrap over training seeds and queries.
+
+    A resample draws seeds of each side and queries, the same for both sides, all with replacement. So the test covers
+    new seeds and new queries, which a test of the means over seeds does not. It is conservative where seeds differ by
+    chance on single queries, and too confident with two seeds of very different means: train three or more.
+
+    Args:
+        treatment, control: query_id -> value of a measure, one per training seed; all of the same queries.
+        resamples: number of resamples.
+        seed: seed of the resampling.
+
+    Returns:
+        `difference` (mean of treatment minus control), `interval` (95 %), `p_value` (two-sided, from the share of
+        resamples on the other side of 0; with one seed on both sides that of `paired_t_test`), `queries`, and `seeds`
+        (their numbers, treatment and control).
+
+    Raises:
+        ValueError: if a side has no seed, or the queries differ or are fewer than two.
+    """
+    runs = [*treatment, *control]
+    counts = [len(treatment), len(control)]
+    if 0 in counts or len(runs[0]) < 2 or any(run.keys() != runs[0].keys() for run in runs):
+        queries = ", ".join(str(len(run)) for run in runs)
+        raise ValueError(
+            "A comparison of seeds needs a seed on both sides and the same queries for all seeds, at least two; got "
+            f"{counts[0]} and {counts[1]} seeds with {queries or 'no'} queries."
+        )
+    query_ids = list(runs[0])
+    values = np.array([[run[query_id] for query_id in query_ids] for run in runs])  # (seeds, queries)
+    differences = _resample_differences(values, counts, resamples, np.random.default_rng(seed))
+    if counts == [1, 1]:
+        p_value = paired_t_test(runs[0], runs[1])["p_value"]
+    else:
+        fewer = min((differences <= 0).sum(), (differences >= 0).sum())
+        p_value = min(1.0, 2 * float(fewer + 1) / (resamples + 1))
+    return {
+        "difference": float(values[: counts[0]].mean() - values[counts[0] :].mean()),
+        "interval": np.percentile(differences, [2.5, 97.5]).tolist(),
+        "p_value": p_value,
+        "queries": len(query_ids),
+        "seeds": counts,
+    }
+
+
+def _resample_differences(
+    values: np.ndarray, counts: Sequence[int], resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the mean differences of resamples; `values` has a row per seed, those of the treatment first."""
+    shares = [rng.multinomial(count, [1 / count] * count, resamples) / count for count in counts]
+    weights = np.hstack([shares[0], -shares[1]])  # (resamples, seeds)
+    queries = values.shape[1]
+    differences = np.empty(resamples)
+    for start in range(0, resamples, RESAMPLING["batch"]):
+        by_query = weights[start : start + RESAMPLING["batch"]] @ values
+        drawn = rng.integers(0, queries, by_query.shape)
+        differences[start : start + len(drawn)] = np.take_along_axis(by_query, drawn, axis=1).mean(axis=1)
+    return differences.round(12)  # else rounding errors give equal sides a sign
+
+
 def mean_interval(values: Sequence[float], seed: int = 42) -> dict[str, float]:
     """Return the `mean` of at least two values and its 95 % bootstrap interval (scipy), `low` to `high`."""
     from scipy.stats import bootstrap

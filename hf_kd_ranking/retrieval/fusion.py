@@ -1,10 +1,13 @@
 """Fuse several runs over the same queries into one (hybrid search)."""
 
 from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
 
 from ..data.runs import Run
 
-METHODS = ("reciprocal_rank", "weighted_sum")
+METHODS = ("reciprocal_rank", "weighted_sum", "standardized")
 
 
 def fuse_runs(
@@ -12,24 +15,30 @@ def fuse_runs(
 ) -> Run:
     """Fuse runs into one of all their documents, best first; ties are in the order of the runs.
 
-    A document that a run does not contain gets nothing from it.
+    A document that a run does not contain gets nothing from it, unless scores are standardized.
 
     Args:
         runs: rankings of the same collection; a query may be missing in some.
         method: "reciprocal_rank", the sum of weight / (constant + rank) with ranks from 1 (Cormack et al. 2009,
-            https://doi.org/10.1145/1571941.1572114), which needs no common scale; or "weighted_sum" of scores that are
-            scaled to 0..1 in each ranking (a ranking of equal scores gives 1).
+            https://doi.org/10.1145/1571941.1572114), which needs no common scale; "weighted_sum" of scores that are
+            scaled to 0..1 in each ranking (a ranking of equal scores gives 1); or "standardized", the weighted sum of
+            scores minus their run's mean, divided by the root mean square of their deviations from the means of their
+            queries: margins within queries have one unit in all runs, and remain larger where a run is more certain.
+            A document that a run lacks has there the lowest score of the query.
         weights: one per run; None for equal ones that sum to 1.
         constant: the constant of reciprocal ranks.
 
     Raises:
         ValueError: if no runs are given, the method is unknown, or there is not one weight per run.
+        KeyError: naming the query, if scores are standardized and a run has no document for a query of another.
     """
     if method not in METHODS:
         raise ValueError(f"Runs are fused by {' or '.join(METHODS)}, got {method!r}.")
     weights = [1 / max(len(runs), 1)] * len(runs) if weights is None else list(weights)
     if not runs or len(weights) != len(runs):
         raise ValueError(f"Fusion needs at least one run and a weight for each, got {len(runs)} and {len(weights)}.")
+    if method == "standardized":
+        runs = _standardize(runs)
     sums: dict[str, dict[str, float]] = {}
     for run, weight in zip(runs, weights, strict=True):
         for query_id, ranking in run.items():
@@ -43,11 +52,56 @@ def fuse_runs(
     return fused
 
 
+def _standardize(runs: Sequence[Run]) -> list[Run]:
+    """Return runs of standardized scores that all have the same documents for each query."""
+    doc_ids: dict[str, dict[str, None]] = {}
+    for query_id, ranking in chain.from_iterable(run.items() for run in runs):
+        doc_ids.setdefault(query_id, {}).update(dict.fromkeys(doc_id for doc_id, _ in ranking))
+    standardized = []
+    for number, run in enumerate(runs, start=1):
+        mean, unit = _mean_and_unit(run)
+        result = Run()
+        for query_id, wanted in doc_ids.items():
+            scores = {doc_id: (score - mean) / unit for doc_id, score in run.get(query_id, ())}
+            if wanted and not scores:
+                raise KeyError(
+                    f"Run {number} of {len(runs)} has no document for query {query_id!r}, which another has; "
+                    "standardized scores are fused over the same queries."
+                )
+            lowest = min(scores.values(), default=0.0)
+            for doc_id in wanted:
+                scores.setdefault(doc_id, lowest)
+            result[query_id] = list(scores.items())
+        standardized.append(result)
+    return standardized
+
+
+def _mean_and_unit(run: Run) -> tuple[float, float]:
+    """Return the mean of a run's scores, and the root mean square of deviations from the means of their queries."""
+    count, total, squares = 0, 0.0, 0.0
+    for ranking in run.values():
+        scores = np.array([score for _, score in ranking])
+        if len(scores):
+            count += len(scores)
+            total += scores.sum()
+            squares += ((scores - scores.mean()) ** 2).sum()
+    if count == 0:
+        return 0.0, 1.0
+    return float(total / count), float(squares / count) ** 0.5 or 1.0
+
+
 def _values(ranking: Sequence[tuple[str, float]], method: str, constant: int) -> list[float]:
     """Return what each document of a ranking adds to its sum."""
     if method == "reciprocal_rank":
         return [1 / (constant + rank) for rank in range(1, len(ranking) + 1)]
     scores = [score for _, score in ranking]
+    if method == "standardized":
+        return scores
+    return scale_scores(scores)
+
+
+def scale_scores(scores: Sequence[float]) -> list[float]:
+    """Scale the scores of one ranking to 0..1; equal scores give 1."""
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     if high == low:
         return [1.0] * len(scores)

@@ -26,6 +26,7 @@ from ..ranker import load_tokenizer
 
 KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
 MAX_LENGTH = 512
+REMEMBERED = 500_000  # vectors of a bi-encoder that are kept between calls: 1.5 GB of 768 values
 MIN_TEXT = 4  # tokens of a query and a document for which a prompt must leave room
 
 # The published prompt of Qwen3-Reranker.
@@ -226,11 +227,20 @@ def _bi_encoder(
         raise ValueError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
     options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
 
-    def encode(function: Callable, texts: Sequence[str]) -> np.ndarray:
-        distinct, rows = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-        return function(list(distinct), **options, convert_to_numpy=True).astype(np.float32)[rows]
+    known: dict[str, np.ndarray] = {}  # documents of earlier calls: candidates of many queries are the same
+
+    def encode(function: Callable, texts: Sequence[str]) -> list[np.ndarray]:
+        return list(function(list(texts), **options, convert_to_numpy=True).astype(np.float32))
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        return (encode(model.encode_query, queries) * encode(model.encode_document, documents)).sum(1)
+        query_texts = list(dict.fromkeys(queries))
+        query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
+        if len(known) > REMEMBERED:
+            known.clear()
+        new = [text for text in dict.fromkeys(documents) if text not in known]
+        if new:
+            known.update(zip(new, encode(model.encode_document, new), strict=True))
+        pairs = zip(queries, documents, strict=True)
+        return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
 
     return score, fingerprint(model, "bi-encoder", similarity, batch_size, dtype)

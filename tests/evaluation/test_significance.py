@@ -13,6 +13,7 @@ from hf_kd_ranking.evaluation.metrics import evaluate_run
 from hf_kd_ranking.evaluation.significance import (
     bonferroni,
     compare_runs,
+    compare_seeds,
     compare_values,
     compare_with_first_stage,
     holm,
@@ -183,3 +184,72 @@ def test_compare_runs_refuses_or_intersects_queries():
 def test_compare_runs_refuses_bad_input(runs, settings, message):
     with pytest.raises(ValueError, match=message):
         compare_runs(runs, QRELS, **settings)
+
+
+# ---- Several training seeds -----------------------------------------------------------------------------------------
+
+
+def by_query(values: np.ndarray) -> dict[str, float]:
+    return {f"q{i}": float(value) for i, value in enumerate(values)}
+
+
+def test_compare_seeds_with_one_seed_is_the_t_test_with_a_bootstrap_interval():
+    result = compare_seeds([TREATMENT], [CONTROL])
+    assert result["p_value"] == paired_t_test(TREATMENT, CONTROL)["p_value"]
+    assert (result["queries"], result["seeds"]) == (3, [1, 1])
+    assert result["difference"] == pytest.approx(0.2)
+    # 1 of 27 resamples takes 0.1 three times (and 0.3): more than 2.5 % of them.
+    assert result["interval"] == pytest.approx([0.1, 0.3])
+    json.dumps(result)
+
+
+def test_compare_seeds_resamples_the_seeds_of_both_sides():
+    flat = np.zeros(5)
+    # Queries are all equal: a treatment seed is 0 or 3, a control seed 0 or 1. Means of two drawn ones have the shares
+    # 1/4, 1/2, 1/4; differences of at most 0 need treatment 0 (all controls: 1/4): p = 2 * 1/4.
+    result = compare_seeds([by_query(flat), by_query(flat + 3)], [by_query(flat), by_query(flat + 1)])
+    assert result["difference"] == pytest.approx(1.0)
+    assert result["p_value"] == pytest.approx(0.5, abs=0.03)
+    assert result["interval"] == pytest.approx([-1.0, 3.0])  # 1/16 of the resamples each
+    assert result["seeds"] == [2, 2]
+
+
+def test_compare_seeds_pairs_sides_by_query():
+    queries = np.random.default_rng(0).uniform(0, 1, 50)
+    sides = [[by_query(queries + gain) for _ in range(3)] for gain in (0.01, 0.0)]
+    result = compare_seeds(*sides)
+    assert result["interval"] == pytest.approx([0.01, 0.01])  # however much queries differ
+    assert result["p_value"] == pytest.approx(2 / 10_001)
+    shuffled = [dict(reversed(values.items())) for values in sides[1]]
+    assert compare_seeds(sides[0], shuffled)["p_value"] == result["p_value"]
+
+
+def test_compare_seeds_of_equal_sides_finds_nothing():
+    values = [by_query(np.random.default_rng(0).uniform(0, 1, 50))] * 3
+    result = compare_seeds(values, values)
+    assert (result["difference"], result["interval"], result["p_value"]) == (0, [0, 0], 1)
+
+
+def test_compare_seeds_is_symmetric_and_reproducible():
+    rng = np.random.default_rng(1)
+    first, second = ([by_query(rng.normal(mean, 1, 200)) for _ in range(3)] for mean in (0.15, 0.0))
+    forth, back = compare_seeds(first, second), compare_seeds(second, first)
+    assert forth == compare_seeds(first, second)
+    assert back["difference"] == pytest.approx(-forth["difference"])
+    assert back["p_value"] == pytest.approx(forth["p_value"], abs=0.02)
+    assert 0.01 < forth["p_value"] < 0.5
+    assert compare_seeds(first, second[:1])["seeds"] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "counts"),
+    [
+        ([], [CONTROL], "0 and 1 seeds with 3 queries"),
+        ([], [], "0 and 0 seeds with no queries"),
+        ([TREATMENT, {"q1": 1.0, "q2": 0.0}], [CONTROL], "2 and 1 seeds with 3, 2, 3 queries"),
+        ([{"q1": 1.0}], [{"q1": 1.0}], "1 and 1 seeds with 1, 1 queries"),
+    ],
+)
+def test_compare_seeds_refuses_different_or_too_few_queries(treatment, control, counts):
+    with pytest.raises(ValueError, match=f"the same queries for all seeds, at least two; got {counts}"):
+        compare_seeds(treatment, control)
