@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 from ..artifacts import refuse_existing, write_json
+from ..data.runs import read_run
 from ..data.texts import TextStore
 from ..reporting.efficiency import efficiency_text, measure_efficiency
 from . import options
@@ -17,10 +18,12 @@ def benchmark(
     model: options.Models,
     queries: options.Queries = None,
     collection: options.Collection = None,
+    candidates: options.Candidates = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
     output: Annotated[Path | None, typer.Option(help="JSON file of the result, for `report`.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Number of candidates per query, drawn from the collection.")] = 1_000,
+    k: Annotated[int, typer.Option(min=1, help="Largest number of candidates per query.")] = 1_000,
+    depth: Annotated[list[int] | None, typer.Option(min=1, help="Numbers of candidates to time, at most K.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of queries that are timed, drawn at random.")] = 20,
     warm_up: Annotated[int, typer.Option(min=0, help="Number of rounds before them that are not counted.")] = 2,
     architecture: options.Architecture = None,
@@ -29,20 +32,37 @@ def benchmark(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one if not given.")] = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Measure latency, throughput, memory and storage of rankers in turn."""
+    """Measure latency, throughput, memory and storage of rankers in turn.
+
+    Without --candidates, every query is timed with the same documents, drawn from the collection.
+    """
     if output is not None:
         refuse_existing(output, overwrite)
     options.torch_dtype(dtype)  # refused before the first ranker is loaded
     rankers = {}
     for name, path in options.named_paths(model, "rankers").items():
         rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
+    if depth and max(depth) > k:
+        raise ValueError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
-    results = measure_efficiency(rankers, _drawn(data.queries, rounds), _drawn(data.documents, k), warm_up)
+    if candidates is None:
+        texts, documents = _drawn(data.queries, rounds), _drawn(data.documents, k)
+    else:
+        run = read_run(candidates).top(k)
+        query_ids = list(run)
+        texts, documents = [], []
+        for row in _rows(len(query_ids), rounds):
+            texts.append(data.queries[query_ids[row]])
+            documents.append(data.documents[[doc_id for doc_id, _ in run[query_ids[row]]]])
+    results = measure_efficiency(rankers, texts, documents, warm_up, depth or ())
     if output is not None:
         write_json(output, results)
     return results, efficiency_text(results)
 
 
 def _drawn(store: TextStore, count: int) -> list[str]:
-    rows = np.sort(np.random.default_rng(42).permutation(len(store))[:count])
-    return store[store.ids_of(rows)]
+    return store[store.ids_of(_rows(len(store), count))]
+
+
+def _rows(total: int, count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(42).permutation(total)[:count])

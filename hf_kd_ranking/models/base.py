@@ -21,6 +21,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
 from .padding import run_by_length
+from .scoring import ALL_PAIRS
 
 Side = Literal["query", "document"]
 
@@ -208,6 +209,26 @@ class RankerModel(PreTrainedModel):
     ) -> Tensor:
         """Score vectors as `forward` returned them, stored or fresh; (B,) or (B, n) float32."""
         raise NotImplementedError
+
+    def score_all_pairs(
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
+    ) -> Tensor:
+        """Score every query with every document.
+
+        Args:
+            query, query_mask: vectors and mask of B queries, as `forward` returned them.
+            document, document_mask: of N documents, (N, D) or (N, Ld, D), and (N, Ld).
+
+        Returns:
+            (B, N) float32.
+        """
+        if self.config.similarity in ALL_PAIRS:
+            return ALL_PAIRS[self.config.similarity](query, document, query_mask, document_mask)
+        # Layers read pairs. In float32 before it is repeated: a cast of the repeated view would copy it B times.
+        document = document.float().expand(len(query), *document.shape)
+        if document_mask is not None:
+            document_mask = document_mask.expand(len(query), *document_mask.shape)
+        return self.score_vectors(query, document, query_mask, document_mask)
 
     def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""

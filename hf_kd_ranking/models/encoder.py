@@ -26,6 +26,8 @@ RANKER_HEADS = ("_classification_layer.", "compressor.")
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
 LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder.layer")
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
+# Encoders that read nothing from input ids but their embeddings, by model_type: others derive positions from them.
+READ_EMBEDDINGS = ("bert", "distilbert")
 # Encoders whose first position follows the padding id, by model_type.
 COUNT_FROM_PADDING = (
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
@@ -142,6 +144,9 @@ class EncoderRanker(RankerModel):
         """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
+        if self.groups_rows and torch.is_grad_enabled() and self.config.encoder_config.model_type in READ_EMBEDDINGS:
+            # Once for all groups of rows: the gradient of each lookup is a table of the whole vocabulary.
+            flat["inputs_embeds"] = self.bert_model.get_input_embeddings()(flat.pop("input_ids"))
 
         def run(**rows: Tensor) -> Tensor:
             return self.bert_model(**rows).last_hidden_state

@@ -6,6 +6,7 @@ Computed in float32 for inputs of any dtype, also under autocast: in bfloat16 sc
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 # Similarity of a padded document token, the published constant. Not 0: it would beat every negative similarity. Not
 # -inf: a document with nothing attended would score NaN; with this it scores the constant per query token.
@@ -45,16 +46,53 @@ def max_sim(
         (B,) or (B, n), unbounded.
     """
     documents, mask = _with_document_axis(query, document, document_mask)
-    chunk = max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
-    largest = []
-    for start in range(0, documents.shape[1], chunk):
-        chosen = slice(start, start + chunk)
-        largest.append(_largest_products(query, documents[:, chosen], None if mask is None else mask[:, chosen]))
-    similarity = torch.cat(largest, 1)  # (B, n, Lq)
+    similarity = _largest_in_chunks(query, documents, mask)  # (B, n, Lq)
     if query_mask is not None:
         similarity = similarity * query_mask.unsqueeze(1)
     scores = similarity.sum(-1)  # (B, n)
     return scores.squeeze(1) if document.dim() == query.dim() else scores
+
+
+def dot_products(
+    query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
+) -> Tensor:
+    """Score every query with every document by `dot_product`, in one matrix product.
+
+    Args:
+        query: (B, D).
+        document: (N, D).
+        query_mask, document_mask: ignored; for one signature with `max_sims`.
+
+    Returns:
+        (B, N).
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        return query.float() @ document.float().T
+
+
+def max_sims(
+    query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
+) -> Tensor:
+    """Score every query with every document by `max_sim`: all query tokens are those of one long query.
+
+    Args:
+        query: (B, Lq, D).
+        document: (N, Ld, D).
+        query_mask, document_mask: (B, Lq) and (N, Ld), as in `max_sim`.
+
+    Returns:
+        (B, N).
+    """
+    mask = None if document_mask is None else document_mask.unsqueeze(0)
+    largest = _largest_in_chunks(query.flatten(0, 1).unsqueeze(0), document.unsqueeze(0), mask)  # (1, N, B * Lq)
+    similarity = largest.view(len(document), *query.shape[:2])  # (N, B, Lq)
+    if query_mask is not None:
+        similarity = similarity * query_mask
+    return similarity.sum(-1).T
+
+
+# The similarities that need no layers of a model, see `RankerConfig` -> their scores of all pairs.
+ALL_PAIRS = {"dot": dot_products, "max_sim": max_sims}
 
 
 def kernel_pooling(
@@ -105,6 +143,24 @@ def _products(query: Tensor, documents: Tensor) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):
         products = documents.float().flatten(1, 2) @ query.float().transpose(1, 2)  # (B, n * Ld, Lq)
     return products.unflatten(1, documents.shape[1:3])
+
+
+def _largest_in_chunks(query: Tensor, documents: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the largest product of each query token with each document's tokens, (B, n, Lq), in chunks of documents.
+
+    Of several chunks none keeps its products for the backward pass, which computes them again.
+    """
+    size = max(1, CHUNK_SIZE // (query.shape[0] * query.shape[1] * documents.shape[2]))
+    is_kept = documents.shape[1] <= size or not torch.is_grad_enabled()
+    largest = []
+    for start in range(0, documents.shape[1], size):
+        chosen = slice(start, start + size)
+        chunk = (query, documents[:, chosen], None if mask is None else mask[:, chosen])
+        if is_kept:
+            largest.append(_largest_products(*chunk))
+        else:
+            largest.append(checkpoint(_largest_products, *chunk, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(largest, 1)
 
 
 def _largest_products(query: Tensor, documents: Tensor, mask: Tensor | None) -> Tensor:

@@ -116,6 +116,25 @@ def line_plot(
     return figure
 
 
+@matplotlib.rc_context(SETTINGS)
+def frontier_plot(
+    points: Sequence[tuple[str, float, float]], frontier: Sequence[tuple[str, float, float]], measure: str
+) -> Figure:
+    """Plot pipelines, (name, value of the measure, ms per query), and a line through those that nothing beats."""
+    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([ms for _, _, ms in points], [value for _, value, _ in points], "o", color=COLOURS[-1], markersize=4)
+    x, y = [ms for _, _, ms in frontier], [value for _, value, _ in frontier]
+    axes.step(x, y, where="post", color=COLOURS[0], marker="o", markersize=6, linewidth=1.4)
+    for name, value, ms in frontier:
+        axes.annotate(_short(name), (ms, value), xytext=(5, -11), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    _set_plain(axes.xaxis)
+    axes.margins(x=0.2, y=0.12)
+    axes.set(xlabel="median latency of a query with its first stage, ms (log scale)", ylabel=f"{measure}, dev")
+    return figure
+
+
 def line_styles(names: Sequence[str]) -> Styles:
     """Return a colour and a line style for each name."""
     return {name: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, name in enumerate(names)}

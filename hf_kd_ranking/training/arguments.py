@@ -19,8 +19,9 @@ class RankingTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of distillation.
 
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
-    `per_device_eval_batch_size` 64 and `logging_steps` 50. `remove_unused_columns` is always False, because ids and
-    scores are not arguments of a model.
+    `per_device_eval_batch_size` 64, `logging_steps` 50, and `restore_callback_states_from_checkpoint` True, without
+    which a resumed run forgets the patience of an `EarlyStoppingCallback`. `remove_unused_columns` is always False,
+    because ids and scores are not arguments of a model.
     """
 
     learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")
@@ -28,6 +29,9 @@ class RankingTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward pass.")
     logging_steps: float = HfArg(default=50, help="Steps between log lines (a share of all, below 1).")
     remove_unused_columns: bool = HfArg(default=False, help="Must stay False: batches are made from ids.")
+    restore_callback_states_from_checkpoint: bool = HfArg(
+        default=True, help="Resume the state of callbacks as well, for example the patience of early stopping."
+    )
 
     # Distillation
     loss: str = HfArg(
@@ -42,6 +46,10 @@ class RankingTrainingArguments(TrainingArguments):
     )
     head_learning_rate: float | None = HfArg(default=None, help="Learning rate of the layers on top of the encoder.")
     margin_bins: int = HfArg(default=10, help="Bins of a query's teacher margins, for batches on one topic.")
+
+    early_stopping_patience: int | None = HfArg(
+        default=None, help="Evaluations without a gain after which training stops; needs metric_for_best_model."
+    )
 
     # Adapters
     lora_r: int | None = HfArg(default=None, help="Rank of LoRA adapters on the encoder; None trains all weights.")

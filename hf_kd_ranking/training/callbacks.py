@@ -119,14 +119,14 @@ class MatchTeacherScale(TrainerCallback):
 
     @torch.no_grad()
     def _margins(self) -> tuple[Tensor, Tensor]:
-        """Return the listed margins of student and teacher on 8 batches; every process reads the same rows."""
+        """Return the listed margins of student and teacher on the rows of 8 steps; every process reads all of them."""
         trainer = self.trainer
         if not isinstance(trainer.train_dataset, Sized):
             raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler)
         student_margins, teacher_margins = [], []
-        for _ in range(8):
+        for _ in range(8 * trainer.args.world_size):
             chosen = list(islice(rows, trainer.args.per_device_train_batch_size))
             if not chosen:
                 break

@@ -25,7 +25,6 @@ class RowSummary:
     lowest: float = np.inf
     highest: float = -np.inf
     has_margins: bool = False  # a row has two different scores
-    shortest: int = np.iinfo(np.int64).max
     longest: int = 0
 
 
@@ -68,12 +67,8 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
     reading, reading_scores = [], []
     for name in losses:
         if name.startswith(IN_BATCH):
-            if summary.shortest < summary.longest:
-                raise ValueError(
-                    f"{name} needs lists of one length, and these rows have {summary.shortest} to {summary.longest} "
-                    "documents; cut them to one length, or leave the loss out."
-                )
-        elif LOSSES[name].needs_teacher:
+            continue
+        if LOSSES[name].needs_teacher:
             reading.append(name)
             if not LOSSES[name].needs_grades:
                 reading_scores.append(name)
@@ -160,7 +155,6 @@ def check_rows(
         summary.highest = max(summary.highest, float(scores.max()))
         first_scores = scores[np.cumsum(lengths) - lengths]
         summary.has_margins |= bool((scores != np.repeat(first_scores, lengths)).any())
-        summary.shortest = min(summary.shortest, int(lengths.min()))
         summary.longest = max(summary.longest, int(lengths.max()))
     messages = []
     for name, fault, store in (("query_id", no_query, queries), ("doc_id", no_document, documents)):

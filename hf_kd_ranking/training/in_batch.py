@@ -15,7 +15,12 @@ from torch import Tensor
 from transformers import Trainer
 
 from ..losses import IN_BATCH, LOSSES
-from ..models import RankerModel, RankingOutput
+from ..models import RankerConfig, RankerModel, RankingOutput
+
+
+def can_be_live(ranker_config: RankerConfig) -> bool:
+    """Return whether a ranker can score each query of a batch with all its documents: it encodes them separately."""
+    return ranker_config.is_storable
 
 
 def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerModel | None) -> None:
@@ -33,24 +38,19 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     if not names:
         return
     for role, ranker in (("The student", model), ("in_batch_teacher", teacher)):
-        if ranker is not None and not ranker.config.is_storable:
+        if ranker is not None and not can_be_live(ranker.config):
             raise ValueError(
-                f"{role}, a {ranker.config.model_type}, reads each document with its query; {names[0]} needs a "
-                "BERT_Dot, ColBERT or TK, or a PreTTR with a fixed document_position_offset."
+                f"{role}, a {ranker.config.model_type}, reads each document with its query; {names[0]} needs a ranker "
+                "that encodes them separately (can_be_live): BERT_Dot, ColBERT, TK, or a PreTTR with a fixed "
+                "document_position_offset."
             )
 
 
 def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return loss name -> its weighted value for all documents of a batch, from the student's outputs.
-
-    Raises:
-        ValueError: if the lists of the batch differ in length.
-    """
+    """Return loss name -> its weighted value for all documents of a batch, from the student's outputs."""
     losses = {name: weight for name, weight in trainer.losses.items() if name.startswith(IN_BATCH)}
     if not losses:
         return {}
-    if "is_listed" in targets:
-        raise ValueError(f"{next(iter(losses))} needs lists of one length; cut them, or leave the loss out.")
     accelerator, teacher = trainer.accelerator, trainer.in_batch_teacher
     scores = _score_all(accelerator.unwrap_model(trainer.model), outputs, accelerator)  # (B, N)
     is_known = _known_positives(targets["rows"], accelerator)
@@ -60,25 +60,29 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
     teacher_scores = torch.zeros_like(scores)
     if teacher is not None:
         with torch.no_grad():
-            teacher_scores = _score_all(teacher, teacher(**targets["teacher_inputs"]), accelerator)
+            with accelerator.autocast():
+                teacher_outputs = teacher(**targets["teacher_inputs"])
+            teacher_scores = _score_all(teacher, teacher_outputs, accelerator)
+    mask = None
+    if "is_listed" in targets:  # shorter lists were filled up
+        listed = _gather_rows(targets["is_listed"], accelerator)  # (M, n)
+        mask = _own_first(listed.flatten().expand(len(scores), -1), listed.shape[1], accelerator)
     values = {}
     for name, weight in losses.items():
         loss = LOSSES[name.removeprefix(IN_BATCH)]
         student_scores = scores if loss.needs_teacher else labelled
-        values[name] = weight * loss.function(student_scores, teacher_scores * trainer.teacher_scale)
+        values[name] = weight * loss.function(student_scores, teacher_scores * trainer.teacher_scale, mask=mask)
     return values
 
 
 def _score_all(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
     """Score B queries with all N = B * n * processes documents, (B, N), a query's own documents first."""
-    queries, mask = output.query_vectors, output.document_mask
-    # In float32 before it is repeated: a view costs nothing, a cast of one would copy it B times.
     documents = _gather_rows(output.document_vectors.float(), accelerator).flatten(0, 1)  # (N, ...)
-    documents = documents.expand(len(queries), *documents.shape)
+    mask = output.document_mask
     if mask is not None:
         mask = _gather_rows(mask, accelerator).flatten(0, 1).bool()
-        mask = mask.expand(len(queries), *mask.shape)
-    scores = model.score_vectors(queries, documents, output.query_mask, mask)
+    with accelerator.autocast():  # for the layers of those that score by layers
+        scores = model.score_all_pairs(output.query_vectors, documents, output.query_mask, mask)
     return _own_first(scores, output.document_vectors.shape[1], accelerator)
 
 

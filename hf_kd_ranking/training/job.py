@@ -89,6 +89,12 @@ class TrainingJob:
         candidates, qrels = read_run(self.candidates), read_qrels(self.qrels)
         return RerankingEvaluator(candidates, qrels, queries, documents, self.measures)
 
+    def load_in_batch_teacher(self, args: RankingTrainingArguments) -> Ranker | None:
+        """Load the ranker that scores all pairs of a batch; None if the job has none."""
+        if self.in_batch_teacher is None:
+            return None
+        return Ranker.from_pretrained(self.in_batch_teacher, device=args.device)
+
     def files(self) -> dict[str, str | None]:
         """Return name -> path of what a training reads, for the card."""
         names = ("teacher_scores", "collection", "queries", "candidates", "qrels")
@@ -183,8 +189,7 @@ def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool
         encoder = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
         data["query_clusters"] = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
     model = job.load_model()
-    if job.in_batch_teacher is not None:
-        data["in_batch_teacher"] = Ranker.from_pretrained(job.in_batch_teacher, device=args.device)
+    data["in_batch_teacher"] = job.load_in_batch_teacher(args)
     return RankingTrainer(model, args, processing_class=load_tokenizer(job.model_name), **data)
 
 

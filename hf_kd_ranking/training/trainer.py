@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..artifacts import write_json
@@ -122,6 +122,8 @@ class RankingTrainer(Trainer):
     def _add_callbacks(self) -> None:
         if self.teacher_scale is None:
             self.add_callback(MatchTeacherScale(self))
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.termination = StopOnTermination(self.accelerator)
         self.add_callback(self.termination)
         self.add_callback(LogWithCheckpoints())  # after all that may ask for a checkpoint
@@ -230,12 +232,19 @@ class RankingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """Return the batches of one step and their number of rows: the mean of the loss is over rows, not batches."""
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the parent would train one more step
+        if self._is_over():  # resumed at its end: the parent would train one more step
             self.control.should_training_stop = True
             return [], 0
         with self.statistics.waiting():
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, sum(len(batch["teacher_scores"]) for batch in batches)
+
+    def _is_over(self) -> bool:
+        is_stopped = False
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                is_stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return is_stopped or self.state.global_step >= self.state.max_steps
 
     def evaluate(
         self,

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.reporting.efficiency import measure_efficiency
 
 
 @pytest.fixture
@@ -28,12 +29,34 @@ def test_benchmark_prints_a_table_and_writes_a_file(call, command, tmp_path):
     assert json.loads(out)["rankers"]["bert_dot"]["architecture"] == "bert_dot"
 
 
+def test_benchmark_times_the_candidates_of_a_run(call, command, toy, tmp_path, monkeypatch):
+    run, queries = kd.read_run(toy / "candidates.trec"), kd.TextStore.from_tsv(toy / "queries.tsv")
+    documents, timed = kd.TextStore.from_tsv(toy / "collection.tsv"), []
+
+    def measure(rankers, texts, lists, warm_up, depths):
+        timed.extend(zip(texts, lists, strict=True))
+        return measure_efficiency(rankers, texts, lists, warm_up, depths)
+
+    monkeypatch.setattr("hf_kd_ranking.cli.benchmark.measure_efficiency", measure)
+    options = f"--candidates {toy}/candidates.trec --k 6 --depth 2 --depth 4 --json"
+    status, out, err = call(f"{command} --model {tmp_path}/bert_dot {options}")
+    assert status == 0, err
+    wanted = []
+    for query_id, ranking in run.items():
+        wanted.append((queries[query_id], documents[[doc_id for doc_id, _ in ranking[:6]]]))
+    assert timed == wanted
+    results = json.loads(out)
+    assert list(results["rankers"]["bert_dot"]["total_ms_by_depth"]) == ["2", "4"]
+    assert (results["protocol"]["queries"], results["protocol"]["candidates"]) == (4, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--model {0}/bert_dot --model {0}/bert_dot", "Two of the rankers are called 'bert_dot'; write NAME=PATH"),
         ("--model {0}/bert_dot --dtype int4", "--dtype is one of fp32, bf16, fp16, got 'int4'"),
         ("--model {0}/gone", "gone"),
+        ("--model {0}/bert_dot --k 10 --depth 5 11", "--depth is at most --k, 10, got 11"),
     ],
 )
 def test_benchmark_refuses_bad_input_in_one_line(call, command, tmp_path, options, message):

@@ -52,7 +52,19 @@ def test_encoder_reads_groups_without_padding(encoder_model, monkeypatch, groups
     monkeypatch.setitem(GROUP_TOKENS, "cpu", 1)
     encoder_model.groups_rows = groups_rows
     encoder_model.bert_model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["attention_mask"].shape)), with_kwargs=True
     )
     encoder_model.encode_tokens({"input_ids": IDS, "attention_mask": MASK})
     assert shapes == wanted
+
+
+def test_word_embeddings_are_read_once_for_all_groups(encoder_model, monkeypatch):
+    shapes = []
+    monkeypatch.setitem(GROUP_TOKENS, "cpu", 1)
+    words = encoder_model.bert_model.get_input_embeddings()
+    words.register_forward_hook(lambda _, args, output: shapes.append(tuple(args[0].shape)))
+    encoder_model.encode_tokens({"input_ids": IDS, "attention_mask": MASK})
+    assert shapes == [(5, 5)]
+    with torch.no_grad():
+        encoder_model.encode_tokens({"input_ids": IDS, "attention_mask": MASK})
+    assert shapes == [(5, 5), (2, 5), (1, 3), (1, 2), (1, 1)]

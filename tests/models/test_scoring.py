@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_kd_ranking.models import scoring
-from hf_kd_ranking.models.scoring import dot_product, kernel_pooling, max_sim
+from hf_kd_ranking.models.scoring import dot_product, dot_products, kernel_pooling, max_sim, max_sims
 
 QUERY = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 4.0]])
 
@@ -63,6 +63,14 @@ def test_vectors_of_different_width_are_refused():
         dot_product(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
+def test_all_pairs_of_one_vector_match_hand_computed_values():
+    document = torch.tensor([[3.0, 1.0, 2.0], [2.0, 9.0, -0.25], [0.0, 0.0, 1.0]])
+    assert dot_products(QUERY, document).tolist() == [[3.0, 20.25, -1.0], [9.5, 0.0, 4.0]]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = dot_products(torch.tensor([[8.0, 0.125]]), torch.tensor([[12.5, 1.0]]))
+    assert (scores.dtype, scores.item()) == (torch.float32, 100.125)
+
+
 # ---- MaxSim ---------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +99,14 @@ def test_masked_document_tokens_never_win_max_sim():
 def test_max_sim_of_a_document_without_tokens_is_the_constant():
     mask = torch.tensor([[[1, 1], [0, 0]]])
     assert max_sim(TOKENS, DOCUMENTS, torch.tensor([[1, 1, 0]]), mask).tolist() == [[10.0, -20_000.0]]
+
+
+def test_all_pairs_of_tokens_match_hand_computed_values():
+    queries = torch.cat([TOKENS, -TOKENS])
+    assert max_sims(queries, DOCUMENTS[0]).tolist() == [[19.0, -4.5], [-10.0, 10.0]]
+    masks = torch.tensor([[1, 0, 1], [1, 1, 1]]), torch.tensor([[1, 0], [1, 0]])
+    # First query: 2 + 9 and -1 - 6; second: -2 - 2 - 9 and 1 + 2 + 6.
+    assert max_sims(queries, DOCUMENTS[0], *masks).tolist() == [[11.0, -7.0], [-13.0, 9.0]]
 
 
 # ---- Kernel pooling -------------------------------------------------------------------------------------------------
@@ -131,6 +147,31 @@ def test_counts_of_nothing_are_finite():
 
 
 # ---- Both, over many documents --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4 * 3 * 5 * 2])
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_all_pairs_have_the_scores_and_gradients_of_expanded_documents(monkeypatch, chunk, has_masks):
+    if chunk is not None:  # of these several compute their products again in the backward pass
+        monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
+    generator = torch.Generator().manual_seed(0)
+    query, documents = torch.randn(4, 3, 8, generator=generator), torch.randn(7, 5, 8, generator=generator)
+    masks = wide = (None, None)
+    if has_masks:
+        masks = torch.rand(4, 3, generator=generator) < 0.7, torch.rand(7, 5, generator=generator) < 0.7
+        wide = masks[0], masks[1].expand(4, 7, 5)
+    forms = [
+        (lambda q, d: max_sims(q, d, *masks), lambda q, d: max_sim(q, d.expand(4, *d.shape), *wide)),
+        (lambda q, d: dot_products(q[:, 0], d[:, 0]), lambda q, d: dot_product(q[:, 0], d[:, 0].expand(4, 7, 8))),
+    ]
+    for forms_of_one in forms:
+        found = []
+        for function in forms_of_one:
+            sides = [query.clone().requires_grad_(), documents.clone().requires_grad_()]
+            scores = function(*sides)
+            found.append((scores.detach(), *torch.autograd.grad(scores.square().sum(), sides)))
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def max_sim_of(query, documents, query_mask, document_mask):

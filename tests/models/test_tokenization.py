@@ -77,6 +77,27 @@ def test_augmentation_without_a_mask_token_is_refused(tokenizer, model):
     assert RankingProcessor.from_config(maskless, model.config).query_augmentation == 0
 
 
+def test_tokenizer_without_a_padding_token_is_refused(tokenizer, model):
+    backend = tokenizer.backend_tokenizer
+    padless = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", mask_token="[MASK]")
+    with pytest.raises(ValueError, match=r"no padding token, which batches need; set tokenizer\.pad_token"):
+        RankingProcessor.from_config(padless, model.config)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_that_of_the_tokenizer(tokenizer, side):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = side, "dog"
+    processor = ranking_tokenizer(tokenizer, query_augmentation=2)
+    tokens = processor.queries(["apple", "", "bread cat dog", "cat apple bread"])
+    wanted = tokenizer.pad(tokens, padding=True, return_tensors="pt")
+    padded = processor.pad(tokens, (2, 2))
+    assert padded.keys() == wanted.keys()
+    for name, tensor in padded.items():
+        assert tensor.dtype == torch.int64
+        assert torch.equal(tensor, wanted[name].view(2, 2, 7))
+
+
 # ---- Plain words ----------------------------------------------------------------------------------------------------
 
 

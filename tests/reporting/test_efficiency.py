@@ -3,6 +3,7 @@
 import mmap
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,52 @@ def test_efficiency_times_rankers_in_turns_after_warm_up(encoder, tokenizer, mon
     assert "queries 2; warm_up 1; candidates 4" in table
 
 
+def test_efficiency_times_each_query_with_its_own_candidates_at_each_depth(ranker, monkeypatch):
+    calls, lists = [], [DOCUMENTS[:3], DOCUMENTS[2:], DOCUMENTS[::-1]]
+    timed, encode = efficiency._time_query, ranker.encode_documents
+
+    def recorded(ranker, query, documents, stored):
+        calls.append((query, documents))
+        if stored is not None:
+            for vectors, wanted in zip(stored, encode(documents), strict=True):
+                assert torch.allclose(torch.as_tensor(vectors), torch.as_tensor(wanted), atol=1e-5)
+        return timed(ranker, query, documents, stored)
+
+    encoded = []
+    ranker.encode_documents = lambda texts: encoded.extend(texts) or encode(texts)
+    monkeypatch.setattr(efficiency, "_time_query", recorded)
+    results = kd.measure_efficiency({"ours": lambda: ranker}, QUERIES, lists, warm_up=1, depths=(3, 1, 3))
+    wanted = []
+    for place in (0, 0, 1, 2):
+        wanted += [(QUERIES[place], lists[place][:1]), (QUERIES[place], lists[place][:3])]
+    assert calls == wanted
+    assert encoded == (DOCUMENTS if ranker.model.config.is_storable else [])  # every text once
+    figures = results["rankers"]["ours"]
+    assert list(figures["total_ms_by_depth"]) == ["1", "3"]
+    assert figures["total_ms_by_depth"]["3"] == figures["total_ms"]
+    assert results["protocol"].items() >= {"candidates": 3, "candidate_lists": "one per query"}.items()
+    assert "ours, total p50 ms by number of candidates: 1: " in efficiency.efficiency_text(results)
+
+
+class Graph:
+    """What an exported ranker has: `score` only."""
+
+    def score(self, queries: list[str], documents: list[str]) -> np.ndarray:
+        return np.array([len(query) + len(document) for query, document in zip(queries, documents, strict=True)])
+
+
+def test_efficiency_times_what_only_scores_and_a_first_stage():
+    searched = []
+    results = kd.measure_efficiency({"graph": Graph}, QUERIES, DOCUMENTS, 1, first_stages={"BM25": searched.append})
+    assert searched == [QUERIES[0], *QUERIES]
+    figures = results["rankers"]["graph"]
+    assert (figures["architecture"], figures["parameters"], figures["bytes_per_passage"]) == ("Graph", None, None)
+    assert 0 < figures["score_ms"]["p50"] == figures["total_ms"]["p50"]
+    assert results["first_stages"]["BM25"]["total_ms"]["p50"] > 0
+    text = efficiency.efficiency_text(results)
+    assert "| graph | Graph | " in text and "BM25, first stage: total p50 0.0 ms" in text
+
+
 def pages(megabytes: int) -> mmap.mmap:
     """Memory that is certainly in use: an allocator could reuse memory that it already has."""
     block = mmap.mmap(-1, megabytes << 20)
@@ -92,3 +139,7 @@ def test_efficiency_peak_memory_is_the_rankers_own(encoder, tokenizer):
 def test_efficiency_refuses_empty_input():
     with pytest.raises(ValueError, match="needs rankers, queries and documents, got 0, 3 and 4"):
         kd.measure_efficiency({}, QUERIES, DOCUMENTS)
+    with pytest.raises(ValueError, match="one per query and not empty, got 2 of 0 to 4 texts for 3 queries"):
+        kd.measure_efficiency({"graph": Graph}, QUERIES, [DOCUMENTS, []])
+    with pytest.raises(ValueError, match="depths are numbers of candidates, at least 1, got 0"):
+        kd.measure_efficiency({"graph": Graph}, QUERIES, DOCUMENTS, depths=(0, 2))

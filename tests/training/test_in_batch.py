@@ -8,6 +8,8 @@ from torch import Tensor
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.losses import LOSSES
+from hf_kd_ranking.models import RankerModel
+from hf_kd_ranking.training.in_batch import can_be_live
 
 STORABLE = pytest.mark.parametrize(
     "model", ["bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "tk"], indirect=True
@@ -83,6 +85,24 @@ def test_in_batch_losses_train_and_leave_the_teacher_alone(teacher, make_trainer
     assert all(torch.equal(before[name], value) for name, value in teacher.model.state_dict().items())
 
 
+@STORABLE
+def test_live_teacher_runs_in_bf16_and_scores_in_float32(model, teacher, make_trainer, monkeypatch):
+    dtypes, all_pairs = [], RankerModel.score_all_pairs
+
+    def recorded(*arguments: object) -> Tensor:
+        scores = all_pairs(*arguments)
+        dtypes.append(scores.dtype)
+        return scores
+
+    monkeypatch.setattr(RankerModel, "score_all_pairs", recorded)
+    teacher.model.compressor.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_margin_mse", bf16=True)
+    loss = loss_of(trainer, CHOSEN)
+    assert loss.isfinite() and loss.dtype == torch.float32
+    # The student's scores, the teacher's queries and documents, its scores.
+    assert dtypes == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32]
+
+
 @BERT_DOT
 def test_gradients_reach_documents_through_other_queries(model, make_trainer, teacher):
     trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_mse")
@@ -115,23 +135,32 @@ def test_in_batch_losses_refuse_students_and_missing_teachers(
         make_trainer(model, parts, loss=loss)
 
 
+def test_rankers_that_encode_documents_separately_can_be_live(model):
+    is_joint = model.config.joins_texts or getattr(model.config, "document_position_offset", 0) == "query_length"
+    assert can_be_live(model.config) is not is_joint
+
+
 @BERT_DOT
 def test_in_batch_teacher_that_joins_texts_is_refused(model, encoder, make_trainer, tokenizer):
     teacher = kd.Ranker(kd.BertCat.from_encoder(encoder, max_query_length=8, max_document_length=16), tokenizer)
-    with pytest.raises(ValueError, match="in_batch_teacher, a BERT_Cat, reads each document with its query"):
+    message = r"in_batch_teacher, a BERT_Cat, reads each document with its query; .*\(can_be_live\)"
+    with pytest.raises(ValueError, match=message):
         make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_margin_mse")
 
 
 @BERT_DOT
-def test_in_batch_losses_refuse_lists_of_different_lengths(model, make_trainer, tmp_path):
+def test_documents_that_fill_up_shorter_lists_count_nothing(model, teacher, make_trainer, tokenizer, tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"query_id": 100, "doc_ids": [1, 2], "teacher_scores": [1.0, 0.0]}\n'
-        '{"query_id": 101, "doc_ids": [1, 2, 3], "teacher_scores": [1.0, 0.0, 0.0]}\n'
+        '{"query_id": 101, "doc_ids": [3, 4, 5], "teacher_scores": [1.0, 0.0, 0.0]}\n'
     )
     rows = kd.load_teacher_scores(tmp_path / "rows.jsonl")
-    with pytest.raises(ValueError, match="in_batch_info_nce needs lists of one length, and these rows have 2 to 3"):
-        make_trainer(model, {"train_dataset": rows}, loss="in_batch_info_nce")
-    stream = rows.rows.to_iterable_dataset()  # which is not read in advance
-    trainer = make_trainer(model, {"train_dataset": stream}, loss="in_batch_info_nce", max_steps=1)
-    with pytest.raises(ValueError, match="in_batch_info_nce needs lists of one length; cut them"):
-        trainer.train()
+    more = {"train_dataset": rows, "in_batch_teacher": teacher}
+    trainer = make_trainer(model, more, loss="in_batch_margin_mse")
+    texts = trainer.data_collator
+    errors = []
+    for query_id, doc_ids in ((100, [1, 2, 3, 4, 5]), (101, [3, 4, 5, 1, 2])):
+        query, documents = texts.queries[query_id], texts.documents[doc_ids]
+        student, taught = (ranker.score(query, documents) for ranker in (kd.Ranker(model, tokenizer), teacher))
+        errors.append((((student[0] - student[1:]) - (taught[0] - taught[1:])) ** 2).mean())
+    assert loss_of(trainer, [0, 1]).item() == pytest.approx(sum(errors) / 2, rel=1e-4)
