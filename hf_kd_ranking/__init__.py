@@ -50,6 +50,7 @@ _LAZY = {
     "ensemble_teachers": "teachers.ensemble",
     "export_ranker": "interop.export",
     "load_collection": "data.collections",
+    "load_pipeline": "searcher",
     "load_teacher": "teachers.load",
     "load_teacher_scores": "data.rows",
     "measure_efficiency": "reporting.efficiency",

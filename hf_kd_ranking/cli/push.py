@@ -1,4 +1,4 @@
-"""`hf-kd-ranking push`: a trained ranker to the Hub."""
+"""`hf-kd-ranking push`: a trained ranker, or a pipeline, to the Hub."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import typer
 
 from ..artifacts import existing_file
 from ..hub.model_card import select_efficiency
-from ..hub.publish import publish_ranker
+from ..hub.publish import PIPELINE, publish_pipeline, publish_ranker
 from . import options
 
 
 def push(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained ranker.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a trained ranker or a pipeline.")],
     repository: Annotated[str, typer.Argument(help="Repository on the Hub, owner/name.")],
     efficiency: Annotated[Path | None, typer.Option(help="Output of `benchmark`, for the card.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in --efficiency; that of the folder if not given.")] = None,
@@ -21,12 +21,15 @@ def push(
     overwrite: Annotated[bool, typer.Option(help="Commit onto a repository that exists.")] = False,
     dry_run: Annotated[bool, typer.Option(help="List the files; publish nothing and change nothing.")] = False,
 ) -> options.Result:
-    """Publish a ranker: weights, tokenizer, code, card, results, manifest and runs in one commit."""
+    """Publish a ranker (weights, tokenizer, code, card, results, manifest, runs) or a pipeline in one commit."""
     figures = None
     if efficiency is not None:
         measured = existing_file(efficiency, "efficiency").read_text(encoding="utf-8")
         figures = select_efficiency(json.loads(measured), name or model.name)
-    plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
+    if (model / PIPELINE).is_file():
+        plan = publish_pipeline(model, repository, private, overwrite, dry_run, figures)
+    else:
+        plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
     lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
     verb = "would go to" if dry_run else "went to"
     target = f"repository {repository}"

@@ -7,6 +7,7 @@ all memory-mapped, and `store.json`. It pickles to its path, so forked and spawn
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -102,6 +103,12 @@ class TextStore(IdIndex):
             with building(folder) as temporary:
                 _write_store(temporary, batches, str(path or "the data set"))
         return cls(folder)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Copy the store into a new folder, which names the source without its folders."""
+        shutil.copytree(self.folder, folder)
+        source = Path(self.source).name
+        write_json(Path(folder, "store.json"), {"has_integer_ids": self.has_integer_ids, "source": source})
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
         """Return the texts of ids, or the text of one id.

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,24 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from transformers import CONFIG_MAPPING
 
-from ..artifacts import writing
+from ..artifacts import existing_file, writing
+from .manifest import FILE as MANIFEST
 from .manifest import read_manifest, save_manifest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PIPELINE_USE = """## Use
+
+```python
+import hf_kd_ranking as kd
+from huggingface_hub import snapshot_download
+
+pipeline = kd.load_pipeline(snapshot_download("{repository}"))
+pipeline.search("how are docstrings parsed", k=10)
+```
+
+This repository is a whole pipeline ({purpose}, depth {depth}, weight of BM25's scores {weight}) with the parts
+`{parts}/`.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +167,39 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
         with writing(folder / ".eval_results" / "ranking.yaml") as file:
             yaml.safe_dump(eval_result_entries_to_yaml(entries), file, sort_keys=False)
     return folder / "README.md"
+
+
+def write_pipeline_card(
+    folder: Path,
+    pipeline: Mapping[str, Any],
+    repository: str,
+    output: Path,
+    efficiency: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the card of a pipeline, that of its ranker with a section on how to load the pipeline; return its path.
+
+    Args:
+        folder: folder of the pipeline.
+        pipeline: content of its `pipeline.json`.
+        repository: name on the Hub, owner/name.
+        output: folder for the card.
+        efficiency: see `write_model_card`.
+    """
+    ranker, path = folder / "ranker", output / "README.md"
+    if (ranker / MANIFEST).is_file():
+        write_model_card(ranker, repository, efficiency, output)
+        (output / MANIFEST).unlink(missing_ok=True)  # the ranker has its own
+    elif "ranker" in pipeline["parts"]:
+        shutil.copy(existing_file(ranker / "README.md", "card"), path)
+    else:
+        metadata = ModelCardData(pipeline_tag="text-ranking", tags=["hf_kd_ranking", "passage-ranking"])
+        path.write_text(f"---\n{metadata}\n---\n\n# {repository.rpartition('/')[2]}\n", encoding="utf-8")
+    values = {name: pipeline[name] for name in ("purpose", "depth", "weight")}
+    use = PIPELINE_USE.format(repository=repository, parts="/`, `".join(pipeline["parts"]), **values)
+    before, _, after = path.read_text(encoding="utf-8").partition("## Use\n")  # how to load the ranker alone
+    _, heading, rest = after.partition("\n## ")
+    path.write_text(f"{before.rstrip()}\n\n{use}{heading}{rest}", encoding="utf-8")
+    return path
 
 
 def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:

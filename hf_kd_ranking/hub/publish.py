@@ -4,8 +4,10 @@ huggingface_hub manages the token (`hf auth login`, or HF_TOKEN); it never appea
 interruption the same command sends only what is missing, because the Hub knows the parts of large files that it has.
 """
 
+import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,14 +17,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers import AutoConfig
 
+from ..artifacts import existing_file
 from ..models import RankerConfig
 from .manifest import FILE as MANIFEST
 from .manifest import TOKEN
-from .model_card import write_model_card
+from .model_card import write_model_card, write_pipeline_card
 
 # Files that others need of a checkpoint. Everything else (optimizer states, pickles, logs) is not published.
 SUFFIXES = {".safetensors", ".parquet", ".json", ".py", ".txt", ".model", ".onnx", ".md", ".yaml", ".trec"}
-BINARY = {".safetensors", ".parquet", ".onnx"}
+PART_SUFFIXES = {".npy", ".bin", ".faiss"}  # of the texts, vectors and indexes of a pipeline
+BINARY = {".safetensors", ".parquet", ".onnx", *PART_SUFFIXES}
+PIPELINE = "pipeline.json"
 LEFT_OUT = re.compile(r"checkpoint-\d+|adapter|\.(?!eval_results$).*|__pycache__")
 # Placeholders of templates, of people and of transformers' cards.
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\bTODO\b|\[More Information Needed\]")
@@ -78,14 +83,60 @@ def publish_ranker(
             write_model_card(folder, repo_id, efficiency, rendered)
             files.update(files_to_publish(rendered))
         check_card(files.get("README.md", folder / "README.md"))
-        _check_no_token(files)
-        sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
-        address = None
-        if not is_dry_run:
-            message = f"Upload {config.model_type} ranker by hf_kd_ranking"
-            address = upload(files, repo_id, "model", message, private, overwrite, token)
-    total = sum(sizes.values())
-    return {"repository": repo_id, "private": private, "files": sizes, "bytes": total, "address": address}
+        message = f"Upload {config.model_type} ranker by hf_kd_ranking"
+        return _publish(files, repo_id, message, private, overwrite, is_dry_run, token)
+
+
+def publish_pipeline(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    overwrite: bool = False,
+    is_dry_run: bool = False,
+    efficiency: dict[str, Any] | None = None,
+    token: str | None = None,
+) -> dict[str, Any]:
+    """Publish a pipeline with all its parts, the texts among them; the card is that of its ranker.
+
+    Args:
+        folder: folder that `save_pipeline` wrote, in which nothing is changed.
+        repo_id, private, overwrite, is_dry_run, efficiency, token: see `publish_ranker`, also for result and errors.
+    """
+    folder = Path(folder)
+    check_name(repo_id)
+    pipeline = json.loads(existing_file(folder / PIPELINE, "pipeline's").read_text(encoding="utf-8"))
+    with TemporaryDirectory() as scratch:
+        files = files_to_publish(folder, SUFFIXES | PART_SUFFIXES)
+        missing = [name for name in pipeline["parts"] if not any(path.startswith(f"{name}/") for path in files)]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks parts of its pipeline: {', '.join(missing)}.")
+        check_card(write_pipeline_card(folder, pipeline, repo_id, Path(scratch), efficiency))
+        files.update(files_to_publish(Path(scratch)))
+        return _publish(files, repo_id, "Upload pipeline by hf_kd_ranking", private, overwrite, is_dry_run, token)
+
+
+def _publish(
+    files: dict[str, Path],
+    repo_id: str,
+    message: str,
+    private: bool,
+    overwrite: bool,
+    is_dry_run: bool,
+    token: str | None,
+) -> dict[str, Any]:
+    """Send files, unless it is a dry run, and return what `publish_ranker` returns."""
+    _check_no_token(files)
+    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+    address = None
+    if not is_dry_run:
+        address = upload(files, repo_id, "model", message, private, overwrite, token)
+    return {
+        "repository": repo_id,
+        "private": private,
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+        "address": address,
+    }
 
 
 def check_name(repo_id: str) -> None:
@@ -111,14 +162,14 @@ def check_card(path: Path) -> None:
         raise ValueError(f"{path} line {line} has {placeholder.group()!r} left to fill in.")
 
 
-def files_to_publish(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder to publish: path in the repository -> file, sorted."""
+def files_to_publish(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
+    """Return the files of a folder with one of the suffixes to publish: path in the repository -> file, sorted."""
     files = {}
     for directory, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not LEFT_OUT.fullmatch(name)]
         for name in names:
             path = Path(directory, name)
-            if path.suffix in SUFFIXES and not LEFT_OUT.fullmatch(name):
+            if path.suffix in suffixes and not LEFT_OUT.fullmatch(name):
                 files[path.relative_to(folder).as_posix()] = path
     return dict(sorted(files.items()))
 

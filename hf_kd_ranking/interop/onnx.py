@@ -48,17 +48,21 @@ class OnnxRanker:
             import onnxruntime
         except ImportError as error:
             raise ValueError("Running a graph needs onnxruntime: pip install onnxruntime.") from error
+        self.folder = folder
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self.session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
         self.config: RankerConfig = AutoConfig.from_pretrained(folder)
         self.processor = RankingProcessor.from_config(AutoTokenizer.from_pretrained(folder), self.config)
 
-    def score(self, queries: Sequence[str], documents: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Score pairs of texts; (N,) float32, higher is better."""
+    def score(self, queries: str | Sequence[str], documents: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Score pairs, (N,) float32, higher is better; a single query is scored with every document."""
+        if isinstance(queries, str):
+            queries = [queries] * len(documents)
         scores = []
         for start in range(0, len(queries), batch_size):
-            batch = self.processor(queries[start : start + batch_size], documents[start : start + batch_size])
+            stop = start + batch_size
+            batch = self.processor(queries[start:stop], documents[start:stop])
             scores.append(self._score_batch(batch))
         return np.concatenate(scores)
 

@@ -1,1 +1,1 @@
-"""A page for searching with rankers: the search of a query, the application, and a folder for a Hugging Face Space."""
+"""A page for searching: the search of a query, the application, and a folder for a Hugging Face Space."""

@@ -43,7 +43,7 @@ class SearchPage:
 
     Args:
         engine: searches.
-        about: `title`, `documents` (a number), `examples` (queries), and `rankers`, each with a `name` and a `line`.
+        about: `title`, `documents` (a number), `examples` (queries), and `name` and `line`, which describe the ranker.
         limits: None takes the default limits.
         behind_proxy: True identifies clients by the last address of X-Forwarded-For, which the proxy wrote.
     """

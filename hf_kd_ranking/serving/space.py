@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..artifacts import building
-from .search import SearchEngine
+from ..searcher import Pipeline, save_pipeline
 
 SOURCE = Path(__file__).parents[2]  # a checkout has a setup.cfg there
 README = """---
@@ -18,7 +17,7 @@ sdk: docker
 app_port: 7860
 ---
 
-{rankers}
+**{name}** {line}
 
 Made by `hf-kd-ranking serve --space`.
 """
@@ -32,29 +31,21 @@ CMD {command}
 """
 
 
-def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequence[str], version: str) -> None:
+def write_space(folder: Path, pipeline: Pipeline, about: dict, batch_size: int, version: str) -> None:
     """Write the folder of a Space; it is complete or absent.
 
     Args:
         folder: a new folder.
-        engine: rebuilt by the Space from copies of models, collection and indexes.
+        pipeline: saved in the Space.
         about: see `SearchPage`; the examples become the Space's queries.
-        options: options of `serve` that the Space repeats.
+        batch_size: texts or pairs per forward pass.
         version: version of the package to install if this is not a checkout that can be copied.
     """
+    saved = f"pipeline/{about['name']}"  # the page shows the name of the folder
     command = ["hf-kd-ranking", "serve", "--host", "0.0.0.0", "--port", "7860", "--proxy", "--title", about["title"]]
-    command += ["--collection", "collection", *options]
+    command += ["--pipeline", saved, "--batch-size", str(batch_size)]
     with building(folder) as space:
-        for name, search in engine.rankers.items():
-            search.ranker.save_pretrained(space / "models" / name)
-            command += ["--model", f"{name}=models/{name}"]
-            shutil.copytree(search.documents.folder, space / "collection", dirs_exist_ok=True)
-            if search.store is not None:
-                shutil.copytree(search.store.folder, space / "index" / name)
-                command += ["--index", f"index/{name}"]
-        if engine.first_stage is not None:
-            engine.first_stage.save(space / "bm25")
-            command += ["--candidates", "bm25"]
+        save_pipeline(space / saved, pipeline)
         if about["examples"]:
             queries = "".join(f"{number}\t{query}\n" for number, query in enumerate(about["examples"]))
             (space / "queries.tsv").write_text(queries, encoding="utf-8")
@@ -66,8 +57,8 @@ def write_space(folder: Path, engine: SearchEngine, about: dict, options: Sequen
             shutil.copytree(SOURCE / "hf_kd_ranking", space / "package" / "hf_kd_ranking", ignore=ignored)
             for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
                 shutil.copy(SOURCE / name, space / "package")
-        rankers = "\n".join(f"- **{ranker['name']}** {ranker['line']}" for ranker in about["rankers"])
-        readme = README.format(title=json.dumps(about["title"]), rankers=rankers)  # a JSON string is a YAML string
+        title = json.dumps(about["title"])  # a JSON string is a YAML string
+        readme = README.format(title=title, name=about["name"], line=about["line"])
         (space / "README.md").write_text(readme, encoding="utf-8")
         dockerfile = DOCKERFILE.format(package=package, command=json.dumps(command))
         (space / "Dockerfile").write_text(dockerfile, encoding="utf-8")

@@ -12,7 +12,8 @@ from transformers.trainer_utils import HubStrategy
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import file_digest as digest
 from hf_kd_ranking.hub.manifest import _public_command, read_manifest
-from hf_kd_ranking.hub.publish import publish_ranker
+from hf_kd_ranking.hub.publish import PART_SUFFIXES, SUFFIXES, publish_pipeline, publish_ranker
+from hf_kd_ranking.searcher import CHECKPOINT_FILES, Pipeline, save_pipeline
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
 CODE = {"base.py", "bert_dot.py", "encoder.py", "padding.py", "scoring.py"}
@@ -224,3 +225,71 @@ def test_model_publishes_itself_with_its_code(hub, model):
     model.push_to_hub("me/model")
     files = hub.files("me/model")
     assert {"config.json", "model.safetensors", "base.py"} <= files.keys()
+
+
+# ---- Pipelines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipeline(trained, toy, tmp_path) -> Path:
+    """A pipeline with every kind of part."""
+    ranker, documents = kd.Ranker.from_pretrained(trained), kd.TextStore.from_tsv(toy / "collection.tsv")
+    store = kd.VectorStore.build(ranker, documents, tmp_path / "store")
+    index = kd.DenseIndex.build(store, factory="HNSW4")
+    parts = Pipeline(documents, kd.BM25Index.build(documents), ranker, 5, 0.3, store, index)
+    save_pipeline(tmp_path / "best", parts, trained)
+    return tmp_path / "best"
+
+
+def test_published_pipeline_loads_from_a_copy_of_the_repository(hub, pipeline, tmp_path):
+    before = {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    plan = publish_pipeline(pipeline, "me/best", is_dry_run=True)
+    assert (plan["address"], hub.repositories) == (None, {})
+    published = publish_pipeline(pipeline, "me/best", private=True)
+    assert {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()} == before
+    files = hub.files("me/best")
+    assert plan["files"] == published["files"] == {name: len(content) for name, content in files.items()}
+    local = {path.relative_to(pipeline).as_posix() for path in before}
+    assert files.keys() == local | {"README.md", ".eval_results/ranking.yaml"}
+    assert {"documents/texts.bin", "vectors/v1/vectors.npy", "vectors/dense/v1/dense.faiss"} <= files.keys()
+    for name, content in files.items():
+        copy = tmp_path / "there" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    found = kd.load_pipeline(tmp_path / "there").search("apple bread")
+    assert found == kd.load_pipeline(pipeline).search("apple bread") != []
+
+
+def test_card_of_a_pipeline_is_the_rankers_with_how_to_load_all(hub, pipeline):
+    publish_pipeline(pipeline, "me/best")
+    card = hub.files("me/best")["README.md"].decode()
+    assert 'kd.load_pipeline(snapshot_download("me/best"))' in card and "Ranker.from_pretrained" not in card
+    assert "(search, depth 5, weight of BM25's scores 0.3)" in card
+    assert [line for line in card.splitlines() if line.startswith("## ")][:2] == ["## Use", "## Results"]
+    (pipeline / "ranker" / "manifest.json").unlink()
+    (pipeline / "ranker" / "README.md").write_text("---\nlicense: mit\n---\n\n# Ours\n")
+    publish_pipeline(pipeline, "me/other")
+    card = hub.files("me/other")["README.md"].decode()
+    assert card.startswith("---\nlicense: mit\n---\n\n# Ours\n\n## Use\n") and 'snapshot_download("me/other")' in card
+
+
+def test_pipeline_of_bm25_alone_has_a_card(hub, toy, tmp_path):
+    bm25 = kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv"))
+    save_pipeline(tmp_path / "best", Pipeline(first_stage=bm25))
+    publish_pipeline(tmp_path / "best", "me/best")
+    assert "with the parts\n`first_stage/`." in hub.files("me/best")["README.md"].decode()
+
+
+def test_incomplete_pipeline_is_not_published(hub, pipeline):
+    (pipeline / "ranker" / "manifest.json").unlink()
+    (pipeline / "ranker" / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match=r"README\.md does not exist"):
+        publish_pipeline(pipeline, "me/best")
+    shutil.rmtree(pipeline / "documents")
+    with pytest.raises(FileNotFoundError, match="lacks parts of its pipeline: documents"):
+        publish_pipeline(pipeline, "me/best")
+    assert hub.repositories == {}
+
+
+def test_every_saved_file_of_a_ranker_can_be_published():
+    assert CHECKPOINT_FILES <= SUFFIXES and not CHECKPOINT_FILES & PART_SUFFIXES

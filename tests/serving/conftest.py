@@ -1,11 +1,10 @@
-"""Small engines for searching."""
-
-from collections.abc import Callable
+"""A small engine for searching."""
 
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.serving.search import RankerSearch, SearchEngine
+from hf_kd_ranking.searcher import Pipeline
+from hf_kd_ranking.serving.search import SearchEngine
 
 HOSTILE = "apple bread <script>window.ran = 1</script> <img src=x onerror='window.ran = 1'> & \"king\""
 
@@ -35,10 +34,6 @@ def ranker(model, tokenizer) -> kd.Ranker:
 
 
 @pytest.fixture
-def make_engine(documents, bm25) -> Callable[..., SearchEngine]:
-    """make_engine(a=ranker, b=ranker): rankers that re-rank BM25's candidates from their texts."""
-
-    def make(**rankers: kd.Ranker) -> SearchEngine:
-        return SearchEngine({name: RankerSearch(ranker, documents) for name, ranker in rankers.items()}, bm25, k=20)
-
-    return make
+def engine(documents, bm25, ranker) -> SearchEngine:
+    """Re-ranks BM25's candidates from their texts."""
+    return SearchEngine(Pipeline(documents, bm25, ranker, depth=20))

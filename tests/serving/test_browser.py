@@ -24,11 +24,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def address(ranker, make_engine):
+def address(engine):
     """Address of a server in a thread."""
-    rankers = [{"name": "one", "line": "ColBERT"}, {"name": "<i>two</i>", "line": "ColBERT"}]
-    about = {"title": "Toy", "documents": 41, "examples": ["cat & dog"], "rankers": rankers}
-    engine = make_engine(**{"one": ranker, "<i>two</i>": ranker})
+    about = {"title": "Toy", "documents": 41, "examples": ["cat & dog"], "name": "<i>one</i>", "line": "ColBERT"}
     server = uvicorn.Server(uvicorn.Config(make_app(SearchPage(engine, about)), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -69,7 +67,7 @@ def press(browser, *keys):
     ActionChains(browser).send_keys(*keys).perform()
 
 
-def test_keyboard_search_shows_two_rankings_and_markup_as_text(browser, address, hostile):
+def test_keyboard_search_shows_markup_as_text(browser, address, hostile):
     browser.get(address)
     WebDriverWait(browser, 20).until(lambda _: texts_of(browser, "#examples li"))
     assert focused(browser) == "query"
@@ -77,10 +75,10 @@ def test_keyboard_search_shows_two_rankings_and_markup_as_text(browser, address,
     wait_for_results(browser)
     assert browser.current_url.endswith("?q=script%20king")
     assert browser.title == "script king · Toy"
-    assert texts_of(browser, ".column h2") == ["one", "<i>two</i>"]
+    assert texts_of(browser, "#results h2") == ["<i>one</i>"]
     assert hostile in texts_of(browser, ".passage")
     assert "id <b>41</b>" in texts_of(browser, ".details span")
-    assert texts_of(browser, ".passage script, .passage img, .column i, .details b") == []
+    assert texts_of(browser, ".passage script, .passage img, #results i, .details b") == []
     assert browser.execute_script("return window.ran") is None
     assert texts_of(browser, ".passage mark")
     assert any("query encoding" in text for text in texts_of(browser, ".stages li"))
@@ -91,11 +89,6 @@ def test_keyboard_search_shows_two_rankings_and_markup_as_text(browser, address,
         press(browser, Keys.TAB)
     assert focused(browser) == "BUTTON"
     assert browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    press(browser, Keys.TAB)
-    assert focused(browser) == "A"  # the same passage in the other column
-    press(browser, Keys.ENTER)
-    assert browser.execute_script("return document.querySelector(':target').id").startswith("hit-1-")
-    assert texts_of(browser, ".column h2") == ["one", "<i>two</i>"]
     assert browser.get_log("browser") == []
 
 
@@ -135,20 +128,9 @@ def test_back_button_and_shared_address_repeat_the_search(browser, address):
     assert texts_of(browser, "[role=alert]") == ["The query is empty; type a few words."]
 
 
-def test_columns_stack_on_a_phone_without_sideways_scrolling(browser, address):
+def test_phone_shows_results_without_sideways_scrolling(browser, address):
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(f"{address}/?q=apple")
     wait_for_results(browser)
-    one, two = browser.execute_script(
-        "return [...document.querySelectorAll('.column')].map(e => e.getBoundingClientRect().toJSON())"
-    )
-    assert one["left"] == two["left"]
-    assert one["bottom"] <= two["top"]
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics | {"width": 1280, "mobile": False})
-    one, two = browser.execute_script(
-        "return [...document.querySelectorAll('.column')].map(e => e.getBoundingClientRect().toJSON())"
-    )
-    assert one["top"] == two["top"]
-    assert one["right"] < two["left"]

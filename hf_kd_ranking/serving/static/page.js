@@ -2,7 +2,7 @@
 // Texts are added by textContent only, so that markup in a query or a passage is shown and never run.
 
 const $ = (id) => document.getElementById(id);
-let about = { title: document.title, rankers: [], examples: [] };
+let about = { title: document.title, examples: [] };
 let running = null; // the search that is running, which the next one aborts
 let shown = null; // the query whose results are on the page
 
@@ -25,23 +25,16 @@ async function ask(path, signal) {
 const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
 const sum = (stages) => stages.reduce((total, [, ms]) => total + ms, 0);
 
-function allStages(ranking, results) {
-  const first = results.first_stage_ms === null ? [] : [["BM25", results.first_stage_ms]];
-  return [...first, ...Object.entries(ranking.stages_ms)];
-}
-
-// The bar of the slowest ranker is as wide as its column, so that bars can be compared.
-function timeBar(stages, slowest) {
+function timeBar(stages) {
   const bar = make("div", { className: "bar", ariaHidden: "true" });
   const list = make("ul", { className: "stages" });
-  bar.style.width = `${(100 * sum(stages)) / slowest}%`;
   for (const [name, ms] of stages) {
     const part = make("span", { className: `s-${SHADES[name]}` });
     part.style.flexGrow = ms;
     bar.append(part);
     list.append(make("li", { className: `s-${SHADES[name]}` }, `${name} ${milliseconds(ms)}`));
   }
-  return [make("div", { className: "track" }, bar), list];
+  return [bar, list];
 }
 
 function passage(parts) {
@@ -69,29 +62,11 @@ function firstStageRank(hit, rank, results) {
   return [make("span", { className: rise > 0 ? "rose" : "" }, `BM25 #${hit.first_rank}${arrow}`)];
 }
 
-function elsewhere(hit, column, results) {
-  return results.rankings.flatMap((other, place) => {
-    const rank = 1 + other.hits.findIndex((candidate) => candidate.doc_id === hit.doc_id);
-    return place === column || !rank ? [] : [make("a", { href: `#hit-${place}-${rank}` }, `#${rank} by ${other.name}`)];
-  });
-}
-
-function hitItem(hit, rank, column, results) {
-  const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results), ...elsewhere(hit, column, results),
+function hitItem(hit, rank, results) {
+  const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
   const body = make("div", {}, passage(hit.parts), details, ...matches(hit.parts));
-  return make("li", { id: `hit-${column}-${rank}`, tabIndex: -1 }, make("span", { className: "rank" }, rank), body);
-}
-
-function column(ranking, place, results) {
-  const slowest = Math.max(...results.rankings.map((other) => sum(allStages(other, results))));
-  const name = make("h2", { id: `ranker-${place}` }, ranking.name);
-  const line = make("p", {}, about.rankers[place] ? about.rankers[place].line : "");
-  const section = make("section", { className: "column" }, name, line, ...timeBar(allStages(ranking, results), slowest));
-  section.setAttribute("aria-labelledby", name.id);
-  if (!ranking.hits.length) section.append(make("p", { className: "none" }, "No passage contains a word of this query."));
-  section.append(make("ol", { className: "hits" }, ...ranking.hits.map((hit, i) => hitItem(hit, i + 1, place, results))));
-  return section;
+  return make("li", {}, make("span", { className: "rank" }, rank), body);
 }
 
 // Long passages are folded; a button unfolds them where something is hidden.
@@ -109,11 +84,13 @@ function addFolds() {
 }
 
 function showResults(results) {
-  $("columns").replaceChildren(...results.rankings.map((ranking, place) => column(ranking, place, results)));
+  const stages = Object.entries(results.stages_ms);
+  const found = [make("h2", {}, about.name), make("p", {}, about.line), ...timeBar(stages)];
+  if (!results.hits.length) found.push(make("p", { className: "none" }, "No passage contains a word of this query."));
+  found.push(make("ol", { className: "hits" }, ...results.hits.map((hit, i) => hitItem(hit, i + 1, results))));
+  $("results").replaceChildren(...found);
   addFolds();
-  const counts = results.rankings.map((ranking) => `${ranking.hits.length} by ${ranking.name}`).join(", ");
-  const total = sum(results.rankings.flatMap((ranking) => Object.entries(ranking.stages_ms))) + (results.first_stage_ms || 0);
-  $("status").textContent = `Passages: ${counts}. ${milliseconds(total)} in total.`;
+  $("status").textContent = `Passages: ${results.hits.length}. ${milliseconds(sum(stages))} in total.`;
   $("legend").hidden = !document.querySelector(".passage mark");
   $("intro").hidden = true;
 }
@@ -132,7 +109,7 @@ async function search(query) {
     if (mine.signal.aborted) return;
     $("status").textContent = "";
     $("error").textContent = error.message;
-    $("columns").replaceChildren();
+    $("results").replaceChildren();
     $("legend").hidden = true;
   }
   if (mine === running) $("main").removeAttribute("aria-busy");
@@ -142,7 +119,7 @@ function showIntro() {
   shown = null;
   if (running) running.abort();
   $("main").removeAttribute("aria-busy");
-  $("columns").replaceChildren();
+  $("results").replaceChildren();
   $("status").textContent = $("error").textContent = "";
   $("legend").hidden = true;
   $("intro").hidden = false;
@@ -174,7 +151,7 @@ async function start() {
   $("title").textContent = about.title;
   $("about").textContent = about.documents ? `${about.documents.toLocaleString("en")} passages, ranked by hf_kd_ranking` : "";
   if (about.characters) $("query").maxLength = about.characters;
-  $("rankers").replaceChildren(...about.rankers.map((ranker) => make("li", {}, make("b", {}, ranker.name), ranker.line)));
+  if (about.name) $("ranker").replaceChildren(make("b", {}, about.name), about.line);
   $("examples").hidden = !about.examples.length;
   for (const example of about.examples) {
     const link = make("a", { href: "?q=" + encodeURIComponent(example) }, example);
