@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..distillation.job import DistillJob
+from ..distillation.job import DistillJob, TargetNotMetError
+from ..processes import processes
 from .options import Json, Result, print_result
 from .settings import with_settings
 
@@ -16,15 +17,23 @@ PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory 
 
 @with_settings(DistillJob)
 def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
-    """Distil a slow ranker into fast ones and choose the best within a budget."""
+    """Distil a slow ranker into fast ones, and deliver the best pipeline within a latency budget."""
     from ..distillation import pipeline  # here, so that other verbs do not load it
     from ..distillation.costs import plan_text
-    from ..distillation.selection import outcome_text
+    from ..distillation.outcome import outcome_text
 
-    typer.echo(plan_text(pipeline.make_plan(job)), err=not plan_only)
+    plan, is_main = plan_text(pipeline.make_plan(job)), processes().is_main_process
+    if is_main:
+        typer.echo(plan, err=not plan_only)
     if plan_only:
         return None
-    outcome = pipeline.distill(job)
+    try:
+        outcome = pipeline.distill(job)
+    except TargetNotMetError as error:  # the input is good, so the status is not that of bad input
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if not is_main:
+        return None  # one process prints
     return outcome, outcome_text(outcome, job)
 
 

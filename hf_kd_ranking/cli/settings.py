@@ -19,6 +19,7 @@ NAMES = {
     "model_name": ["--model", "--model-name"],
     "teachers": ["--teacher", "--teachers"],
     "teacher_scores": ["--scores", "--teacher-scores"],
+    "purpose": ["--for", "--purpose"],
     "output_dir": ["--output", "--output-dir"],
     "per_device_train_batch_size": ["--batch-size", "--per-device-train-batch-size"],
 }

@@ -1,49 +1,63 @@
-"""Texts and judgments of a distillation, and the split of its queries into training, validation (dev) and test."""
+"""Texts, judgments and the split of the queries of a distillation; everything is checked before any work."""
 
-import hashlib
-from collections.abc import Sequence
+import logging
+from dataclasses import replace
 from pathlib import Path
 
-from ..data.rows import load_teacher_scores
-from ..data.runs import read_qrels, read_run
+from ..data.runs import Run, read_run
 from ..data.texts import TextStore
+from ..losses import IN_BATCH, LOSSES, get_losses
+from ..models import ARCHITECTURES
 from ..processes import processes
-from .job import SPLITS, DistillJob
+from ..ranker import Ranker
+from ..training.in_batch import can_be_live
+from .job import BM25, NO_TEACHER, TEACHER, DistillJob
+from .queries import Grades, read_judgments, split_queries
 
-LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
-Grades = dict[str, dict[str, int]]
+logger = logging.getLogger(__name__)
 
 
 class Context:
-    """A job with its texts, judgments and split of the queries; everything is checked before any work.
+    """A job with its texts, judgments and split of the queries.
 
     Raises:
-        ValueError, FileNotFoundError: if an option or a file cannot work, an id appears twice in the collection, or
-            several processes were launched.
+        ValueError, FileNotFoundError: if an option or a file cannot work, or an id appears twice in the collection.
     """
 
     def __init__(self, job: DistillJob) -> None:
-        if processes().num_processes > 1:
-            raise ValueError("distill is one process; several can share its parts, `teacher score` and `train`.")
         job.check()
-        self.job = job
-        self.device = job.device or processes().device.type
-        self.judgments: Grades = {}
-        for path in (job.qrels, job.dev_qrels, job.test_qrels):
-            if path is not None:
-                self.judgments.update(read_qrels(path))
-        self.queries = TextStore.from_file(job.queries)
-        self.splits = _split_queries(job, self.judgments, self.queries)
-        self.documents = TextStore.from_file(job.collection)
+        state = processes()
+        if job.batch_size % state.num_processes:
+            raise ValueError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
+        if min(job.parallel, state.num_processes) > 1:
+            raise ValueError(
+                f"parallel {job.parallel} starts processes by itself; launch one process, got {state.num_processes}."
+            )
+        self.is_main_process = state.is_main_process
+        self.device = job.device or state.device.type
+        with state.main_process_first():  # one process builds the stores, the others open them
+            self.queries = TextStore.from_file(job.queries)
+            self.documents = TextStore.from_file(job.collection)
+        self.judgments = read_judgments(job)
+        split = split_queries(job, self.judgments, self.queries)
+        self.splits = split.query_ids
+        self.overlaps = split.overlaps | {"positives of train and test": self._count_shared_positives()}
         repeated = len(self.documents) - len(self.documents.distinct_rows())
         if repeated:
             raise ValueError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
+        self.candidates = self._read_candidates(job)
+        self.job = replace(job, conditions=self._conditions(job))
+        self.live_teacher = _live_teacher(job)
+        self.dense_model = job.dense_model or self.live_teacher
+        self._check_loss()
+        if "dense" in job.shares and self.dense_model is None:
+            raise ValueError("The source dense needs --dense-model: no single teacher encodes documents separately.")
         self._fingerprint = self.documents.fingerprint() + self.queries.fingerprint()
 
     @property
     def is_judged(self) -> bool:
         """True if the queries have judgments; otherwise rankers are measured by their agreement with the teachers."""
-        return bool(self.judgments)
+        return self.job.is_judged
 
     def fingerprint(self) -> str:
         """Return the identity of collection and queries: all that a step may read of a context besides its inputs."""
@@ -61,87 +75,79 @@ class Context:
         """
         grades = {}
         for query_id in self.splits[split]:
-            if query_id in self.judgments:
-                judged = self.judgments[query_id].items()
-                grades[query_id] = {doc: grade for doc, grade in judged if split != "train" or doc in self.documents}
+            judged = self.judgments[split].get(query_id, {})
+            kept = {doc: grade for doc, grade in judged.items() if split != "train" or doc in self.documents}
+            if kept:
+                grades[query_id] = kept
         return grades
 
-
-def _split_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> dict[str, list[str]]:
-    """Return "train", "dev" and "test" -> query ids in the order of the file.
-
-    The split of a query depends on a digest of its id, so that other queries do not move it. Rows of scores bring
-    their own training queries: all other judged queries are held out.
-    """
-    split_of: dict[str, str] = {}  # queries with judgments for one split
-    shared = ["test", "dev"]
-    for split, path in (("dev", job.dev_qrels), ("test", job.test_qrels)):
-        if path is not None:
-            split_of |= dict.fromkeys(read_qrels(path), split)
-            shared.remove(split)
-    trained: set[str] = set()
-    held_out = job.held_out
-    if job.brings_rows:
-        held_out = 1.0
-        trained = _queries_of_triples(job.scores[0])
-        for path in job.scores[1:]:  # only checked: they must score the same triples
-            _queries_of_triples(path)
-    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for query_id in _usable_queries(job, judgments, queries):
-        split = split_of.get(query_id) or _split_by_digest(query_id, held_out, shared)
-        if query_id in trained:
-            split = "train"
-        elif trained and split == "train":
-            continue
-        splits[split].append(query_id)
-    if trained and not splits["train"]:
-        raise ValueError(f"None of the {len(trained):,} queries of the scores has a text in {job.queries}.")
-    least = dict(LEAST_QUERIES)
-    if trained:
-        least["train"] = 0
-    short = [split for split in SPLITS if len(splits[split]) < least[split]]
-    if short:
-        counts = ", ".join(f"{split} {len(splits[split])} (needed {least[split]})" for split in SPLITS)
-        with_what = " with a relevant document" if job.qrels else ""
-        raise ValueError(
-            f"Too few queries{with_what} for {' and '.join(short)}: {counts}; add queries, or change --held-out."
+    def _conditions(self, job: DistillJob) -> list[str]:
+        """Return the conditions of the job, by default all that there are labels for."""
+        has_labels = job.brings_rows or any(
+            max(grades.values()) >= job.minimum_grade for grades in self.grades("train").values()
         )
-    return splits
+        if NO_TEACHER in job.conditions and not has_labels:
+            raise ValueError(f"The condition {NO_TEACHER} needs judgments of training queries, and there are none.")
+        if job.conditions:
+            return job.conditions
+        return [NO_TEACHER, TEACHER] if has_labels else [TEACHER]
+
+    def _check_loss(self) -> None:
+        """Refuse a loss over the batch that no teacher can supervise."""
+        losses = {} if self.job.loss is None else get_losses(self.job.loss)
+        for name in losses:
+            if name.startswith(IN_BATCH) and LOSSES[name.removeprefix(IN_BATCH)].needs_teacher:
+                if self.live_teacher is None:
+                    raise ValueError(
+                        f"{name} needs a live teacher: a single one that encodes queries and documents separately, "
+                        f"such as a bi-encoder or a colbert; got {', '.join(self.job.teachers or self.job.scores)}."
+                    )
+
+    def _count_shared_positives(self) -> int:
+        positives = {}
+        for split in ("train", "test"):
+            positives[split] = set()
+            for query_id in self.splits[split]:
+                grades = self.judgments[split].get(query_id, {})
+                positives[split].update(doc_id for doc_id, grade in grades.items() if grade > 0)
+        return len(positives["train"] & positives["test"])
+
+    def _read_candidates(self, job: DistillJob) -> Run | None:
+        """Read the candidates of the user's engine, if there are any, and check their ids."""
+        if job.candidates is None:
+            return None
+        run = read_run(job.candidates)
+        unknown = [query_id for query_id in run if query_id not in self.queries]
+        if unknown:
+            raise ValueError(
+                f"{job.candidates}: query {unknown[0]!r} ({len(unknown):,} in all) is not in {job.queries}."
+            )
+        doc_ids = list(dict.fromkeys(doc_id for ranking in run.values() for doc_id, _ in ranking))
+        missing = (self.documents.rows_of(doc_ids) < 0).nonzero()[0]
+        if len(missing):
+            raise ValueError(
+                f"{job.candidates}: document {doc_ids[missing[0]]!r} ({len(missing):,} in all) is not in "
+                f"{job.collection}."
+            )
+        for split in ("dev", "test"):
+            lacking = [query_id for query_id in self.splits[split] if query_id not in run]
+            if lacking:
+                raise ValueError(
+                    f"{job.candidates} lacks {len(lacking):,} of the {len(self.splits[split]):,} {split} queries, for "
+                    f"example {lacking[0]!r}; a ranker can only be measured on queries with candidates."
+                )
+        return run
 
 
-def _queries_of_triples(path: str) -> set[str]:
-    """Return the queries of a file of scored triples; other rows are refused."""
-    rows, query_ids = load_teacher_scores(path), set()
-    if not rows.has_scores:
-        raise ValueError(f"{path} has no teacher scores; `teacher score` adds them.")
-    for _, columns in rows.batches(["query_id", "doc_ids"]):
-        if len(columns["doc_ids"].flatten()) > 2 * len(columns["doc_ids"]):
-            raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
-        query_ids.update(str(query_id) for query_id in columns["query_id"].unique().to_pylist())
-    return query_ids
-
-
-def _split_by_digest(query_id: str, held_out: float, shared: Sequence[str]) -> str:
-    """Return the split of a query; the splits that share what is held out get equal parts of it."""
-    place = int.from_bytes(hashlib.sha256(query_id.encode()).digest()[:8]) / 2**64
-    for number, split in enumerate(shared, start=1):
-        if place < held_out * number / len(shared):
-            return split
-    return "train"
-
-
-def _usable_queries(job: DistillJob, judgments: Grades, queries: TextStore) -> list[str]:
-    """Return the queries with a relevant document; without judgments those that every run of scores has."""
-    usable = []
-    runs = [read_run(path) for path in job.scores if job.qrels is None]
-    for query_id in queries.ids():
-        if job.qrels is None:
-            is_usable = all(query_id in run for run in runs)
-        else:
-            is_usable = max(judgments.get(query_id, {}).values(), default=0) > 0
-        if is_usable:
-            usable.append(query_id)
-    return usable
+def _live_teacher(job: DistillJob) -> str | None:
+    """Return the teacher if it is a single one that encodes queries and documents separately, else None."""
+    if len(job.teachers) != 1 or job.teachers[0] == BM25 or job.teachers[0] in ARCHITECTURES:
+        return None
+    try:
+        config = Ranker.from_pretrained(job.teachers[0], device="cpu").model.config
+    except (ValueError, OSError):  # a model of another kind, for example a cross-encoder
+        return None
+    return job.teachers[0] if can_be_live(config) else None
 
 
 def name_sources(job: DistillJob) -> dict[str, str]:

@@ -7,9 +7,9 @@ passages. Steps that are done are not probed and cost nothing.
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -19,22 +19,24 @@ from transformers import PrinterCallback, TrainerCallback
 from ..artifacts import has_description
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
+from ..processes import processes
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import peak_mb
 from ..retrieval.bm25 import BM25Index
 from ..teachers.load import load_teacher
 from ..training.trainer import RankingTrainer
 from .context import Context, name_sources
-from .job import BM25, NO_TEACHER
-from .selection import TIMED_QUERIES
-from .steps import Teacher
+from .job import BM25, NO_TEACHER, RERANK
+from .points import TIMED_QUERIES, WEIGHTS, System
 from .students import Recipe, Student, training_arguments, training_job
-from .work import Artifact, Workspace
+from .teaching import Teacher
+from .work import Artifact, Workspace, is_shared
 
 SAMPLED_PASSAGES, SAMPLED_QUERIES, SCORED_PAIRS = 4_000, 100, 64
 WARM_UP, STEPS, CPU_BATCH = 1, 3, 8
 LINE_BYTES = 60  # of a line of a run, or a row of scores
 ROW_SECONDS = 1e-5  # to sample, write or average a row
+VECTOR_BYTES = 2_048  # of the stored vectors of a passage, about 512 values
 BM25_BYTES = 2_500  # peak memory of building a BM25 index, per passage
 
 
@@ -91,9 +93,11 @@ class Plan(Workspace):
         self.costs: list[Cost] = []
         self._context, self._job = context, context.job
         self._passages = len(context.documents)
-        self._triples = len(context.splits["train"]) * self._job.triples_per_query
-        if self._job.brings_rows:
-            self._triples = len(load_teacher_scores(self._job.scores[0]))
+        job = self._job
+        self._rows = len(context.splits["train"]) * job.lists_per_query
+        self._documents = job.documents
+        if job.brings_rows:
+            self._rows, self._documents = len(load_teacher_scores(job.scores[0])), 2
         self._probes: dict[str, Any] = {}
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
@@ -108,11 +112,24 @@ class Plan(Workspace):
             self.costs.append(Cost(name, is_done=True))
         else:
             estimate = getattr(self, f"_{function.__name__}", self._move_rows)
-            self.costs.append(Cost(name, *estimate(*inputs)))
+            seconds, disk, memory = estimate(*inputs)
+            if is_shared(function):
+                seconds /= processes().num_processes
+            self.costs.append(Cost(name, seconds, disk, memory))
         return artifact
 
+    def steps(self, wanted: Mapping[str, tuple], parallel: int = 1) -> dict[str, Artifact]:
+        """Note the costs of steps of which several run side by side."""
+        first = len(self.costs)
+        artifacts = super().steps(wanted)
+        missing = sum(not cost.is_done for cost in self.costs[first:])
+        count = max(min(parallel, missing), 1)
+        for place, cost in enumerate(self.costs[first:], first):
+            self.costs[place] = replace(cost, seconds=cost.seconds / count, memory=cost.memory * count)
+        return artifacts
+
     def _move_rows(self, *_: Any) -> Estimate:
-        return ROW_SECONDS * self._triples, 0.0, 0.0
+        return ROW_SECONDS * self._rows, 0.0, 0.0
 
     def _probe(self, key: str, probe: Callable[..., Any], *arguments: Any) -> Any:
         if key not in self._probes:
@@ -120,60 +137,82 @@ class Plan(Workspace):
         return self._probes[key]
 
     def _student(self, recipe: Recipe) -> "Probe":
-        return self._probe(f"{recipe.architecture} {recipe.config}", _probe_training, recipe)
+        return self._probe(f"{recipe.architecture} {recipe.config} {recipe.loss}", _probe_training, recipe)
 
     def _index_collection(self, context: Context) -> Estimate:
-        seconds, _ = self._probe("bm25", _probe_bm25)
-        return seconds * self._passages, 1_000 * self._passages, BM25_BYTES * self._passages
+        probe = self._probe("bm25", _probe_bm25)
+        return probe.indexing * self._passages, 1_000 * self._passages, BM25_BYTES * self._passages
 
-    def _find_candidates(self, index: Artifact, texts: Mapping, k: int, positives: Mapping) -> Estimate:
-        _, seconds = self._probe("bm25", _probe_bm25)
-        return seconds * len(texts) * self._passages, len(texts) * k * LINE_BYTES, BM25_BYTES * self._passages
+    def _search_bm25(self, index: Artifact, texts: Mapping, k: int) -> Estimate:
+        probe = self._probe("bm25", _probe_bm25)
+        seconds = len(texts) * (probe.query + probe.comparison * self._passages)
+        return seconds, len(texts) * k * LINE_BYTES, 1_000 * self._passages
 
-    def _rank_candidates(self, teacher: Teacher, candidates: Sequence, query_ids: Sequence, context: Any) -> Estimate:
-        return self._score_by(teacher, len(query_ids) * self._job.k)
-
-    def _score_triples(self, teacher: Teacher, *inputs: Any) -> Estimate:
-        return self._score_by(teacher, 2 * self._triples)
-
-    def _score_by(self, teacher: Teacher, pairs: int) -> Estimate:
-        if self._job.scores or teacher == BM25:
+    def _score_candidates(self, teacher: Teacher, candidates: Artifact, *inputs: Any) -> Estimate:
+        split = candidates.path.name
+        k = self._job.candidates_per_query if split == "train" else self._job.k
+        pairs = len(self._context.splits.get(split, self._context.splits["train"])) * k
+        if teacher == BM25:
             return pairs * ROW_SECONDS, pairs * LINE_BYTES, 0.0
         if isinstance(teacher, Path):
             seconds = self._probe(f"teacher {teacher}", _probe_teacher, str(teacher))
+            if self._context.live_teacher is not None:
+                pairs = min(pairs, self._passages)  # it encodes a passage once
             return pairs * seconds, pairs * LINE_BYTES, 0.0
         source = name_sources(self._job)[teacher.path.parent.name]  # an architecture that a step of this job trains
-        return self._rank_untrained(Recipe.of_job(self._job, source, NO_TEACHER, is_teacher=True), pairs=pairs)
+        return self._rank(Recipe.of_job(self._job, source, NO_TEACHER, is_teacher=True), pairs)
 
     def _train_student(self, recipe: Recipe, *inputs: Any) -> Estimate:
         probe = self._student(recipe)
-        evaluation = self._rank_untrained(recipe, pairs=len(self._context.splits["dev"]) * self._job.k)[0]
-        evaluations = 1 + (recipe.epochs if recipe.epochs > 1 else 0)
-        seconds = probe.start + self._triples * recipe.epochs * probe.triple + evaluations * evaluation
+        evaluation = self._rank(recipe, len(self._context.splits["dev"]) * self._job.k)[0]
+        evaluations = max(recipe.evaluations, recipe.epochs)
+        if evaluations > 1:
+            evaluations += 1  # that of the checkpoint that is kept
+        seconds = probe.start + self._rows * recipe.epochs * probe.row + evaluations * evaluation
         return seconds, probe.model_bytes, probe.memory
 
-    def _rank_untrained(self, recipe: Recipe, *inputs: Any, pairs: int | None = None) -> Estimate:
+    def _rank(self, recipe: Recipe, pairs: int) -> Estimate:
         """Score pairs from text; a passage that is encoded without its query is encoded once."""
-        pairs = len(self._context.splits["test"]) * self._job.k if pairs is None else pairs
         probe = self._student(recipe)
         seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self._passages) * probe.passage
         return seconds, pairs * LINE_BYTES, probe.memory
 
-    def _rank_test(self, student: Student, *inputs: Any) -> Estimate:
-        return self._rank_untrained(student.recipe)
+    def _save_untrained(self, recipe: Recipe, *inputs: Any) -> Estimate:
+        probe = self._student(recipe)
+        return probe.start, probe.model_bytes, probe.memory
 
-    def _search_collection(self, student: Student, *inputs: Any) -> Estimate:
-        probe = self._student(student.recipe)
-        vectors = 2_048 * self._passages  # in memory, about 512 values per passage
-        return self._passages * probe.passage, 0.0, probe.memory + vectors
+    def _rank_candidates(self, student: Student, precision: str, candidates: Artifact, *inputs: Any) -> Estimate:
+        return self._rank(student.recipe, len(self._context.splits[candidates.path.name]) * self._job.k)
 
-    def _time_students(self, students: Mapping[str, Student], *inputs: Any) -> Estimate:
+    def _search_vectors(self, model: Artifact | Path, texts: Mapping, k: int, context: Context) -> Estimate:
+        seconds = self._encode_by_student()[0]
+        if isinstance(model, Path):
+            seconds = self._passages * self._probe(f"teacher {model}", _probe_teacher, str(model))
+        return seconds, VECTOR_BYTES * self._passages, VECTOR_BYTES * self._passages
+
+    def _encode_by_student(self) -> Estimate:
         seconds = 0.0
-        for student in students.values():
-            probe = self._student(student.recipe)
+        for probe in self._probes.values():
+            if isinstance(probe, Probe):
+                seconds = max(seconds, probe.passage)  # any of the students may be the one
+        return self._passages * seconds, VECTOR_BYTES * self._passages, 0.0
+
+    def add_delivery(self) -> None:
+        """Note the cost of the vectors that are delivered: of which ranker the choice decides."""
+        if self._job.store_vectors and self._job.purpose == RERANK:
+            self.costs.append(Cost("vectors", *self._encode_by_student()))
+
+    def _time_rankers(self, systems: Sequence[System], *inputs: Any) -> Estimate:
+        seconds = 0.0
+        for system in systems:
+            probe = self._student(system.students[0].recipe)
             rounds = 2 if probe.passage else TIMED_QUERIES + 2
             seconds += rounds * self._job.k * probe.pair
         return seconds, 0.0, 0.0
+
+    def _find_points(self, systems: Sequence[System], *inputs: Any) -> Estimate:
+        pairs = len(self._context.splits["dev"]) * self._job.k
+        return len(systems) * (len(WEIGHTS) + 4) * pairs * ROW_SECONDS, 0.0, 0.0
 
 
 # ---- Probes ---------------------------------------------------------------------------------------------------------
@@ -183,7 +222,7 @@ class Plan(Workspace):
 class Probe:
     """The cost of an architecture on this machine, in seconds and bytes."""
 
-    triple: float  # to train on a triple
+    row: float  # to train on a row
     pair: float  # to score a pair from text
     passage: float  # to encode a passage; 0 if that needs the query
     start: float  # of a training besides its steps
@@ -191,19 +230,32 @@ class Probe:
     memory: float  # of the process while it trains
 
 
-def _probe_bm25(context: Context) -> tuple[float, float]:
-    """Return the seconds to index a passage, and to compare a query with a passage."""
+class Bm25Probe(NamedTuple):
+    """Seconds of BM25."""
+
+    indexing: float  # a passage
+    query: float  # a query, whatever the collection
+    comparison: float  # of a query with a passage
+
+
+def _probe_bm25(context: Context) -> Bm25Probe:
+    """Build indexes of two sizes and search them: a query has a fixed cost and one that grows with the passages."""
     count = min(SAMPLED_PASSAGES, len(context.documents))
-    columns = {"id": np.arange(count).astype(str).tolist(), "text": _some_texts(context.documents, count)}
+    sizes = (max(count // 4, 1), count)
     queries = dict(enumerate(_some_texts(context.queries, SAMPLED_QUERIES)))
-    with tempfile.TemporaryDirectory() as folder:
-        store = TextStore.from_dataset(datasets.Dataset.from_dict(columns), folder=folder)
-        start = time.perf_counter()
-        index = BM25Index.build(store)
-        built = time.perf_counter()
-        index.search(queries, min(context.job.k, count))
-        searched = time.perf_counter()
-    return (built - start) / count, (searched - built) / (len(queries) * count)
+    indexing, per_query = 0.0, []
+    for size in sizes:
+        columns = {"id": np.arange(size).astype(str).tolist(), "text": _some_texts(context.documents, size)}
+        with tempfile.TemporaryDirectory() as folder:
+            store = TextStore.from_dataset(datasets.Dataset.from_dict(columns), folder=folder)
+            start = time.perf_counter()
+            index = BM25Index.build(store)
+            built = time.perf_counter()
+            index.search(queries, min(context.job.k, size))
+            per_query.append((time.perf_counter() - built) / len(queries))
+        indexing = (built - start) / size
+    comparison = max(per_query[1] - per_query[0], 0.0) / max(sizes[1] - sizes[0], 1)
+    return Bm25Probe(indexing, max(per_query[1] - comparison * sizes[1], 0.0), comparison)
 
 
 def _probe_teacher(name: str, context: Context) -> float:
@@ -234,17 +286,20 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
         trainer = RankingTrainer(
             model,
             args,
-            train_dataset=_some_rows(context, batch * STEPS),
+            train_dataset=_some_rows(context, batch * STEPS, context.job.documents),
             queries=context.queries,
             documents=context.documents,
             processing_class=tokenizer,
             callbacks=[times],
+            in_batch_teacher=job.load_in_batch_teacher(args),
         )
         trainer.remove_callback(PrinterCallback)  # it would print before the table
         trainer.train()
-        triple = (times.ends[-1] - times.ends[WARM_UP - 1]) / (len(times.ends) - WARM_UP) / batch
+        if trainer.termination.is_asked:
+            raise SystemExit("Stopped by SIGTERM while the plan was made; nothing was written.")
+        row = (times.ends[-1] - times.ends[WARM_UP - 1]) / (len(times.ends) - WARM_UP) / batch
         trainer.save_model(_internal_call=True)
-        start = time.perf_counter() - began - triple * batch * STEPS
+        start = time.perf_counter() - began - row * batch * STEPS
     ranker, passage = Ranker(model.eval(), tokenizer), 0.0
     pair = _seconds_per_text(ranker.score, context)
     if model.config.is_storable:
@@ -252,7 +307,7 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     state = 16 * parameters  # weights, gradients and two moments in float32
     activations = max(peak_mb() * 2**20 - before - state, 0) / batch * recipe.batch_size
-    return Probe(triple, pair, passage, start, 4 * parameters, before + state + activations)
+    return Probe(row, pair, passage, start, 4 * parameters, before + state + activations)
 
 
 def _some_texts(store: TextStore, count: int) -> list[str]:
@@ -264,22 +319,21 @@ def _some_places(store: TextStore, count: int) -> np.ndarray:
     return np.linspace(0, max(len(store), count) - 1, count).astype(int) % len(store)
 
 
-def _some_rows(context: Context, count: int) -> TeacherRows:
-    """Return triples of random texts."""
+def _some_rows(context: Context, count: int, documents: int) -> TeacherRows:
+    """Return lists of random texts."""
     places = _some_places(context.documents, count)
-    positives = context.documents.ids_of(places)
-    negatives = context.documents.ids_of((places + 1) % len(context.documents))
-    columns = {
-        "query_id": context.queries.ids_of(_some_places(context.queries, count)),
-        "doc_ids": [list(pair) for pair in zip(positives, negatives, strict=True)],
-        "teacher_scores": [[9.0, 4.0]] * count,
-    }
+    columns: dict[str, list] = {"query_id": context.queries.ids_of(_some_places(context.queries, count))}
+    columns["doc_ids"], columns["teacher_scores"] = [], []
+    for place in places:
+        columns["doc_ids"].append(context.documents.ids_of((place + np.arange(documents)) % len(context.documents)))
+        columns["teacher_scores"].append([9.0 - number for number in range(documents)])
     return TeacherRows(datasets.Dataset.from_dict(columns))
 
 
 def _seconds_per_text(call: Callable[[list[str], list[str]], object], context: Context) -> float:
-    queries, passages = _some_texts(context.queries, SCORED_PAIRS), _some_texts(context.documents, SCORED_PAIRS)
-    call(queries[:1] * SCORED_PAIRS, passages)  # the first call is slower
+    query, passages = _some_texts(context.queries, 1), _some_texts(context.documents, 2 * SCORED_PAIRS)
+    # The first call is slower; it has other passages, since a teacher may remember those that it has encoded.
+    call(query * SCORED_PAIRS, passages[::2])
     start = time.perf_counter()
-    call(queries[:1] * SCORED_PAIRS, passages)
+    call(query * SCORED_PAIRS, passages[1::2])
     return (time.perf_counter() - start) / SCORED_PAIRS

@@ -10,13 +10,18 @@ from transformers.hf_argparser import HfArg
 from ..artifacts import existing_file
 from ..data.tables import read_lines
 from ..evaluation.metrics import parse_measures
-from ..losses import IN_BATCH, LOSSES, get_losses
+from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
+from ..retrieval.base import INDEX_NAMES
 from ..training.job import json_option
 
 SPLITS = ("train", "dev", "test")
 NO_TEACHER, FIRST_TEACHER, TEACHER = CONDITIONS = ("no_teacher", "first_teacher", "teacher")
-BM25 = "bm25"  # as a teacher: the scores of the candidates
+BM25 = "bm25"  # as a teacher, and as a source of candidates
+SOURCES = (BM25, "candidates", "dense")
+RERANK, SEARCH = PURPOSES = ("rerank", "search")
+FLOAT32, INT8 = PRECISIONS = ("float32", "int8")
+SAMPLINGS = ("stratified", "top", "random")
 # Settings of single architectures. Fresh layers learn faster than the encoder, and TK has no others.
 ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
@@ -26,65 +31,127 @@ ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+class TargetNotMetError(RuntimeError):
+    """A job with good input that cannot reach what was asked for: a weak teacher, or a budget that nothing meets."""
+
+
 @dataclass
 class DistillJob:
     """A collection, teachers or their scores, and what the ranker should be; the options of `distill`.
 
-    Rows of scores bring their own training queries, and all judged queries are held out. Without judgments a query's
-    positives are the teachers' best candidates, and rankers are measured by their agreement with the teachers.
+    Students learn from all queries; judgments serve to choose, to test, as labels and to train teachers. Rows of
+    scores bring their own training queries, and all judged queries are held out. Without judgments rankers are
+    measured by their agreement with the teachers.
     """
 
     collection: str = HfArg(help="Documents: id<TAB>text, JSON lines, or a text store.")
-    queries: str = HfArg(help="Queries: id<TAB>text, JSON lines, or a text store.")
-    output: str = HfArg(help="Folder of all steps, of the report and of the best ranker.")
+    queries: str = HfArg(help="Queries: id<TAB>text, JSON lines, or a text store; judged or not.")
+    output: str = HfArg(help="Folder of all steps, of the report and of the chosen pipeline.")
+
+    # What is taught
     teachers: list[str] = HfArg(
         default_factory=list,
-        help="Teachers: rankers, cross-encoders or bi-encoders; architectures, which are first trained on the labels "
-        "of the triples; or bm25. With more than one, students learn the mean of the standardised scores.",
+        help="Teachers: rankers, cross-encoders or bi-encoders; architectures, which are first trained on the labels; "
+        "or bm25. With more than one, students learn the mean of the standardised scores.",
         aliases=["--teacher"],
     )
     scores: list[str] = HfArg(
         default_factory=list,
         help="Files of teacher scores, in place of teachers: rows of triples as published, or TREC runs.",
     )
-    qrels: str | None = HfArg(default=None, help="Judgments; without them agreement with the teachers is measured.")
+    qrels: str | None = HfArg(default=None, help="Judgments of any queries; a share of those is held out.")
     dev_qrels: str | None = HfArg(default=None, help="Judgments of the validation (dev) queries.")
     test_qrels: str | None = HfArg(default=None, help="Judgments of the test queries.")
+    minimum_grade: int = HfArg(default=1, help="Lowest grade of a positive of the training lists.")
+    held_out: float = HfArg(default=0.2, help="Share of the judged queries for validation and test, half for each.")
+    train_queries: int | None = HfArg(default=None, help="Largest number of training queries; all if not given.")
+
+    # Which lists of documents
+    candidates: str | None = HfArg(
+        default=None, help="Candidates of your own search engine, a TREC run of all queries, in place of BM25's."
+    )
+    sources: list[str] = HfArg(
+        default_factory=list,
+        help="Sources of training candidates with shares that sum up to 1, such as bm25:0.5 dense:0.5: bm25, "
+        "candidates (your run), dense (see --dense-model). By default the candidates that are re-ranked.",
+    )
+    dense_model: str | None = HfArg(default=None, help="Bi-encoder of the dense source; the first teacher by default.")
+    candidate_depth: int = HfArg(default=50, help="Ranks of each source over which training candidates are spread.")
+    candidates_per_query: int = HfArg(default=30, help="Training candidates per query that the teacher scores.")
+    documents: int = HfArg(default=4, help="Documents of a training list, the positive first.")
+    lists_per_query: int = HfArg(default=1, help="Training lists per query.", aliases=["--triples-per-query"])
+    sampling: str = HfArg(
+        default="stratified", help=f"Negatives of a list, by the teacher's scores: {', '.join(SAMPLINGS)}."
+    )
+    relative_margin: float = HfArg(
+        default=0.95, help="Candidates above this share of the positive's teacher score are never negatives."
+    )
+    rounds: int = HfArg(default=1, help="2 mines the collection with the best student and trains once more.")
+
+    # How it is taught
     model_name: str = HfArg(default="distilbert/distilbert-base-uncased", help="Encoder of the students.")
     architectures: list[str] = HfArg(
         default_factory=lambda: ["bert_dot", "colbert"], help=f"Architectures to train: {', '.join(ARCHITECTURES)}."
     )
-    conditions: list[str] = HfArg(
-        default_factory=lambda: [NO_TEACHER, TEACHER],
-        help=f"Conditions to train each architecture under ({', '.join(CONDITIONS)}): from the labels only, from the "
-        "first teacher, from the mean of all teachers.",
+    layer_counts: list[int] = HfArg(
+        default_factory=list, help="Numbers of encoder layers that students keep, evenly spread; all by default."
     )
-    loss: str = HfArg(default="margin_mse", help="Loss with a teacher; without one it is RankNet on the labels.")
-    budget_ms: float | None = HfArg(default=None, help="Longest median latency of the chosen ranker, ms per query.")
-    k: int = HfArg(default=100, help="Number of BM25 candidates per query.")
-    triples_per_query: int = HfArg(default=8, help="Number of triples that are sampled per query.")
-    held_out: float = HfArg(default=0.2, help="Share of the queries for validation and the test, half for each.")
-    measure: str = HfArg(default="nDCG@10", help="Measure that decides, in ir_measures' notation.")
+    conditions: list[str] = HfArg(
+        default_factory=list,
+        help=f"Conditions to train each architecture under ({', '.join(CONDITIONS)}): from the labels only, from the "
+        "first teacher, from the mean of all teachers. By default teacher, and no_teacher if there are labels.",
+    )
+    loss: str | None = HfArg(
+        default=None,
+        help="Loss with a teacher; without one it is RankNet on the labels. The default is the measured "
+        "recipe, see the guide.",
+    )
     learning_rates: list[float] = HfArg(
-        default_factory=lambda: [2e-5, 7e-5],
+        default_factory=lambda: [5e-5, 1.5e-4],
         help="Learning rates, tried on the validation queries under every condition; TK has 3e-4 and 1e-3.",
     )
     epochs: float = HfArg(default=1, help="Epochs of each training; the best on the validation queries is kept.")
-    seeds: int = HfArg(default=1, help="Number of trainings of each chosen student; figures are their means.")
-    batch_size: int = HfArg(default=32, help="Triples per step.")
-    bf16: bool = HfArg(default=False, help="Training in bfloat16 mixed precision, for GPUs.")
+    evaluations: int = HfArg(default=1, help="Evaluations on dev per training; the best checkpoint is kept.")
+    patience: int | None = HfArg(default=None, help="Stop a training after so many evaluations without a gain.")
+    seeds: int = HfArg(default=1, help="Number of trainings of each chosen student; the best on dev is delivered.")
+    batch_size: int = HfArg(default=16, help="Lists per step, over all processes.")
+    bf16: bool = HfArg(default=False, help="Training in bfloat16 mixed precision.")
     max_query_length: int = HfArg(default=30, help="Longest query in tokens.")
     max_document_length: int = HfArg(default=200, help="Longest document in tokens.")
+    teacher_batch_size: int = HfArg(default=32, help="Pairs per forward pass of a teacher.")
+    teacher_bf16: bool = HfArg(default=False, help="Teachers score in bfloat16.")
     overrides: dict | str | None = HfArg(
         default=None,
         help="JSON: settings of single architectures, or of 'teacher' for trained ones: learning_rates, epochs, "
         "head_learning_rate, layers (those that are kept of the encoder), or fields of the config.",
     )
+
+    # What is chosen
+    purpose: str = HfArg(
+        default=RERANK,
+        help="Re-rank the candidates (rerank), or search the whole collection (search).",
+    )
+    measure: str = HfArg(default="nDCG@10", help="Measure that decides, in ir_measures' notation.")
+    k: int = HfArg(default=100, help="Number of candidates per query, the largest depth.")
+    depths: list[int] = HfArg(default_factory=list, help="Depths of re-ranking to choose from; k and k/2 by default.")
+    precisions: list[str] = HfArg(
+        default_factory=lambda: [FLOAT32],
+        help=f"Precisions to choose from: {', '.join(PRECISIONS)} (ONNX, for rankers that read both texts at once).",
+    )
+    fusion: bool = HfArg(default=True, help="Try sums with the candidates' own scores; the weight is fitted on dev.")
+    budget_ms: float | None = HfArg(
+        default=None, help="Longest median latency of the chosen pipeline, ms per query, first stage included."
+    )
+    store_vectors: bool = HfArg(default=True, help="Deliver stored vectors of the collection if the ranker has them.")
+
+    # Names and resources
     base_model: str | None = HfArg(default=None, help="Name of the encoder on the Hub, for cards.")
     data_name: str | None = HfArg(default=None, help="Name of the collection, for cards; None is its file's name.")
-    retrieve: bool = HfArg(default=True, help="Search the whole collection with rankers of one vector per passage.")
     device: str | None = HfArg(default=None, help="Device: cpu or cuda; a GPU if there is one and none is given.")
-    force: bool = HfArg(default=False, help="Continue although the teacher ranks no better than BM25.")
+    parallel: int = HfArg(
+        default=1, help="Independent trainings side by side, on several devices or cores of this machine."
+    )
+    force: bool = HfArg(default=False, help="Continue although the teacher ranks no better than the candidates.")
 
     def __post_init__(self) -> None:
         self.overrides = json_option("overrides", self.overrides)
@@ -95,9 +162,34 @@ class DistillJob:
         return bool(self.scores) and not is_run(self.scores[0])
 
     @property
+    def is_judged(self) -> bool:
+        """True if there are judgments of any queries."""
+        return not self.qrels == self.dev_qrels == self.test_qrels is None
+
+    @property
     def collection_name(self) -> str:
         """Name of the collection, for cards."""
         return self.data_name or Path(self.collection).name
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Source of training candidates -> its share."""
+        if not self.sources:
+            return {BM25 if self.candidates is None else "candidates": 1.0}
+        shares = {}
+        for text in self.sources:
+            name, _, share = text.partition(":")
+            try:
+                shares[name] = float(share or 1)
+            except ValueError:
+                raise ValueError(f"The share of the source {name} must be a number, got {share!r}.") from None
+        return shares
+
+    @property
+    def tried_depths(self) -> list[int]:
+        """Depths of re-ranking to choose from, ascending; k is one of them."""
+        depths = self.depths or [max(self.k // 2, 1)]
+        return sorted({*depths, self.k})
 
     def training_options(self, architecture: str, is_teacher: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return how an architecture (or a teacher) is trained, and the fields of its config that are set."""
@@ -112,59 +204,113 @@ class DistillJob:
         """Check the options before anything is read, or raise a ValueError that names what cannot work."""
         self._check_names()
         self._check_sources()
+        self._check_judgments()
         self._check_numbers()
-        if self.device not in (None, "cpu", "cuda"):
-            raise ValueError(f"device is cpu or cuda, got {self.device!r}.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda needs a GPU that torch can use, and there is none.")
         best = Path(self.output, "best")
-        if best.exists() and not (best / "manifest.json").is_file():
-            raise ValueError(f"{best} does not hold a ranker of an earlier call; give another output folder.")
+        if best.exists() and not (best / "pipeline.json").is_file():
+            raise ValueError(f"{best} does not hold a pipeline of an earlier call; give another output folder.")
 
     def _check_names(self) -> None:
         known_names = {
             "architectures": (self.architectures, ARCHITECTURES),
             "conditions": (self.conditions, CONDITIONS),
             "overrides": (self.overrides, (*ARCHITECTURES, "teacher")),
+            "sources": (self.shares, SOURCES),
+            "sampling": ([self.sampling], SAMPLINGS),
+            "purpose": ([self.purpose], PURPOSES),
+            "precisions": (self.precisions, PRECISIONS),
+            "device": ([self.device or "cpu"], ("cpu", "cuda")),
         }
         for option, (names, known) in known_names.items():
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise ValueError(f"Unknown {option} {', '.join(unknown)}; there are {', '.join(known)}.")
         parse_measures([self.measure])
-        for name in get_losses(self.loss):
-            if name.startswith(IN_BATCH) or LOSSES[name].needs_lists:
-                raise ValueError(f"distill trains on pairs; {name} needs more: use `train`.")
         for name, own in self.overrides.items():
             rates = own.get("learning_rates", [0.0]) if isinstance(own, dict) else None
             if not isinstance(rates, list) or not rates:
                 raise ValueError(f"overrides of {name} must be an object, its learning_rates a list; got {own!r}.")
+        separate = [name for name in self.architectures if can_search(name)]
+        if self.purpose == SEARCH and len(separate) < len(self.architectures):
+            raise ValueError("Only bert_dot and colbert search a collection; leave out other architectures.")
+        if self.rounds > 1 and not separate:
+            raise ValueError("A second round mines the collection with a bert_dot or a colbert; train one of them.")
+        if self.loss is None:
+            return
+        in_batch = [name for name in get_losses(self.loss) if name.startswith(IN_BATCH)]
+        joint = [name for name in self.architectures if ARCHITECTURES[name].config_class.vectors_per_text == "none"]
+        if in_batch and joint:
+            raise ValueError(
+                f"{in_batch[0]} scores documents of other queries, which a {joint[0]} cannot: it reads both texts "
+                "at once. Leave out the loss or the architecture."
+            )
 
     def _check_sources(self) -> None:
         for path in self.scores:
             if {".jsonl", ".json"} & set(Path(path).suffixes):
                 raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
         sources = self.teachers or self.scores
-        if not (sources and self.architectures and self.conditions and self.learning_rates):
-            raise ValueError("Distilling needs a teacher or scores, an architecture, a condition and a learning rate.")
+        if not (sources and self.architectures and self.learning_rates):
+            raise ValueError("Distilling needs a teacher or scores, an architecture and a learning rate.")
         if self.teachers and self.scores:
             raise ValueError("Give teachers, or files of their scores, not both.")
         if FIRST_TEACHER in self.conditions and len(sources) == 1:
             raise ValueError(f"The condition {FIRST_TEACHER} needs several teachers; a single one is {TEACHER}.")
         if len({is_run(path) for path in self.scores}) > 1:
             raise ValueError("Scores are all rows of triples, or all TREC runs; ensembles of both need one form.")
-        if self.qrels is None and (self.brings_rows or self.dev_qrels or self.test_qrels):
-            raise ValueError("Give --qrels too: rows of scores and other judgments leave open what is held out.")
+        total = sum(self.shares.values())
+        if abs(total - 1) > 1e-3 or min(self.shares.values()) <= 0:
+            raise ValueError(f"The shares of the sources must be above 0 and sum up to 1, got {total:g} in all.")
+        if self.rounds > 1 and self.scores:
+            raise ValueError("A second round needs teachers that score what is mined; files of scores cannot.")
+        if "candidates" in self.shares and self.candidates is None:
+            raise ValueError("The source candidates is the run of --candidates, which is not given.")
+
+    def _check_judgments(self) -> None:
+        if not self.is_judged and self.brings_rows:
+            raise ValueError("Rows of scores need judgments of other queries: give --qrels, or --dev-qrels with test.")
+        if self.qrels is None and (self.dev_qrels is None) != (self.test_qrels is None):
+            raise ValueError("Give --dev-qrels and --test-qrels, or --qrels for what is missing.")
         if self.qrels is None and set(self.teachers) & set(ARCHITECTURES):
             raise ValueError("A teacher is trained on judgments: give --qrels, or a teacher that is trained.")
+        if not self.is_judged and self.teachers == [BM25]:
+            raise ValueError("The teacher bm25 needs judgments: without them BM25 would be measured against itself.")
 
     def _check_numbers(self) -> None:
-        names = ("k", "triples_per_query", "seeds", "batch_size", "max_query_length", "max_document_length", "epochs")
+        names = [
+            "k",
+            "candidate_depth",
+            "candidates_per_query",
+            "lists_per_query",
+            "rounds",
+            "epochs",
+            "evaluations",
+            "seeds",
+            "parallel",
+        ]
+        names += ["batch_size", "teacher_batch_size", "max_query_length", "max_document_length", "minimum_grade"]
         low = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) <= 0]
+        for name in ("train_queries", "patience", "budget_ms"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                low.append(f"{name} {getattr(self, name)}")
         if low:
             raise ValueError(f"Options must be above 0, got {', '.join(low)}.")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is a share of the queries between 0 and 1, got {self.held_out}.")
+        if self.documents < 2:
+            raise ValueError(f"A training list has at least two documents, got documents {self.documents}.")
+        for name in ("held_out", "relative_margin"):
+            if not 0 < getattr(self, name) <= 1 or self.held_out == 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}.")
+        wrong = [depth for depth in self.depths if not 1 <= depth <= self.k]
+        if wrong:
+            raise ValueError(f"Depths lie between 1 and k, {self.k}; got {', '.join(map(str, wrong))}.")
+
+
+def can_search(architecture: str) -> bool:
+    """Return whether an index can search the vectors of an architecture."""
+    config = ARCHITECTURES[architecture].config_class
+    return (config.vectors_per_text, config.similarity) in INDEX_NAMES
 
 
 def is_run(path: str | Path) -> bool:

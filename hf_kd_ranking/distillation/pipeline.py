@@ -1,4 +1,4 @@
-"""`distill`: every step in order, from a collection and a teacher to the best ranker within a latency budget.
+"""`distill`: every step in order, from a collection and a teacher to the pipeline that is delivered.
 
 `work.step(name, function, *inputs)` runs a function unless its artifact exists and was made from the same inputs. With
 a `costs.Plan` in place of a `Workspace` the same list is walked and every step is asked for its cost.
@@ -7,173 +7,228 @@ a `costs.Plan` in place of a `Workspace` the same list is walked and every step 
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..artifacts import building, locked
-from ..models import ARCHITECTURES
-from . import selection, steps
-from .context import Context, name_sources
+from ..artifacts import locked
+from ..processes import processes
+from . import candidates, points, teaching
+from .context import Context
 from .costs import Cost, Plan
-from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER, DistillJob
-from .students import Recipe, Student, choose_rate, train_student
-from .work import Artifact, Workspace
+from .delivery import deliver
+from .job import INT8, NO_TEACHER, RERANK, SEARCH, TEACHER, DistillJob, can_search
+from .material import MEAN, Material, Rows, mix, prepare, sample_lists, score_split
+from .outcome import ROUND_2, Measured, verdict, write_outcome
+from .points import Point, System
+from .students import Recipe, Student, choose_rate, kept_layers, train_student
+from .work import Artifact, Workspace, stopping_at_termination
+
+Students = dict[str, list[Student]]  # "architecture condition" -> one per seed
 
 
-class Material(NamedTuple):
-    """The data that students learn from and are measured on."""
-
-    candidates: dict[str, Artifact]  # split -> BM25's candidates
-    judgments: dict[str, Artifact]  # by split
-    rankings: dict[str, Artifact]  # teacher, or "mean" -> its ranking of the candidates
-    scores: dict[str, Path | Artifact]  # condition -> teacher rows or labels
+# ---- Students -------------------------------------------------------------------------------------------------------
 
 
-def prepare(work: Workspace, context: Context) -> Material:
-    """Make what students learn from: candidates, judgments, labelled triples, teachers and their scores."""
-    job = context.job
-    index = work.step("bm25", steps.index_collection, context)
-    data = Material({}, {}, {}, {})
-    for split in SPLITS[1:] if job.scores else SPLITS:  # scores bring what is trained on
-        positives = context.grades(split) if split == "train" else {}
-        inputs = (index, context.texts(split), job.k, positives)
-        data.candidates[split] = work.step(f"candidates/{split}", steps.find_candidates, *inputs)
-    if context.is_judged:
-        for split in SPLITS:
-            data.judgments[split] = work.step(f"judgments/{split}", steps.write_judgments, context.grades(split))
-        label(work, data, job)
-    teachers: dict[str, str | Path | Artifact] = {}
-    for name, source in name_sources(job).items():
-        teachers[name] = BM25 if source == BM25 else Path(source)
-        if source in ARCHITECTURES:  # trained on the labels
-            recipe = Recipe.of_job(job, source, NO_TEACHER, is_teacher=True)
-            teachers[name] = train(work, f"teachers/{name}", recipe, data, context, is_teacher=True)[0].training
-    if not job.brings_rows:
-        rank(work, teachers, data, context)
-    if not context.is_judged:  # the teachers' best candidates count as relevant
-        for split in SPLITS:
-            inputs = (data.rankings["mean"], context.splits[split])
-            data.judgments[split] = work.step(f"judgments/{split}", steps.judge_by_agreement, *inputs)
-        label(work, data, job)
-    scores = list(teachers.values())
-    if not job.brings_rows:
-        inputs = (data.scores[NO_TEACHER], data.candidates.get("train"), context)
-        scores = [work.step(f"scores/{name}", steps.score_triples, teachers[name], *inputs) for name in teachers]
-    data.scores[FIRST_TEACHER] = data.scores[TEACHER] = scores[0]
-    if len(scores) > 1:
-        data.scores[TEACHER] = work.step("scores/mean", steps.average_scores, scores)
-    return data
-
-
-def label(work: Workspace, data: Material, job: DistillJob) -> None:
-    """Sample the triples that all students see, with the labels as scores."""
-    files, triples = [Path(path) for path in job.scores], job.triples_per_query
-    inputs = (files, data.candidates.get("train"), data.judgments["train"], triples)
-    data.scores[NO_TEACHER] = work.step("labels", steps.label_triples, *inputs)
-
-
-def rank(work: Workspace, teachers: Mapping[str, str | Path | Artifact], data: Material, context: Context) -> None:
-    """Rank the candidates of dev and test (of all queries, if they are not judged) with every teacher."""
-    job, splits = context.job, SPLITS[1:] if context.is_judged else SPLITS
-    query_ids = [query_id for split in splits for query_id in context.splits[split]]
-    runs = [data.candidates[split] for split in splits if split in data.candidates]
-    for name, teacher in teachers.items():
-        data.rankings[name] = work.step(f"rankings/{name}", steps.rank_candidates, teacher, runs, query_ids, context)
-    each = dict(data.rankings)
-    data.rankings["mean"] = mean = work.step("rankings/mean", steps.average_rankings, list(each.values()))
-    if context.is_judged:
-        inputs = (mean, each, data.candidates["dev"], data.judgments["dev"], job.measure, job.force)
-        work.step("teacher_check", steps.check_teacher, *inputs)
+def train_all(work: Workspace, context: Context, data: Material, rows: Rows, suffix: str = "") -> Students:
+    """Train every architecture, with every number of layers, under every condition that there are rows for."""
+    wanted = {}
+    for architecture in context.job.architectures:
+        for label, layers in kept_layers(context.job, architecture).items():
+            for condition in context.job.conditions:
+                if condition in rows:
+                    recipe = Recipe.of_job(context.job, architecture, condition, context.live_teacher, layers)
+                    wanted[f"{label} {condition}{suffix}"] = (recipe, rows[condition])
+    return train(work, context, data, "students", wanted, context.job.seeds)
 
 
 def train(
-    work: Workspace, folder: str, recipe: Recipe, material: Material, context: Context, is_teacher: bool = False
-) -> list[Student]:
-    """Train with every learning rate, choose on the validation queries, then train the other seeds of students."""
-    rates = context.job.training_options(recipe.architecture, is_teacher)[0]["learning_rates"]
-    inputs = (material.scores[recipe.condition], material.candidates["dev"], material.judgments["dev"], context)
-    trained = [work.step(f"{folder}/rate-{rate:g}", train_student, recipe, rate, *inputs) for rate in rates]
-    chosen = work.step(f"{folder}/chosen", choose_rate, trained, rates, recipe.measure)
-    seeds = [Student(recipe, chosen)]
-    for seed in range(1, 1 if is_teacher else context.job.seeds):
-        other = replace(recipe, seed=seed)
-        training = work.step(f"{folder}/seed-{seed}", train_student, other, chosen, *inputs)
-        seeds.append(Student(other, training))
-    return seeds
+    work: Workspace,
+    context: Context,
+    data: Material,
+    folder: str,
+    wanted: Mapping[str, tuple[Recipe, Path | Artifact]],
+    seeds: int,
+) -> Students:
+    """Train with every learning rate, choose on the validation queries, then train the other seeds.
+
+    `wanted` are name -> recipe and rows. Trainings that do not depend on one another run side by side, see
+    `Workspace.steps`.
+    """
+    inputs = (data.candidates["dev"], data.judgments["dev"], context)
+    steps, parallel = {}, context.job.parallel
+    for name, (recipe, rows) in wanted.items():
+        for rate in recipe.learning_rates:
+            steps[f"{folder}/{name}/rate-{rate:g}"] = (train_student, recipe, rate, rows, *inputs)
+    made, students = work.steps(steps, parallel), {}
+    for name, (recipe, _) in wanted.items():
+        trained = [made[f"{folder}/{name}/rate-{rate:g}"] for rate in recipe.learning_rates]
+        chosen = work.step(f"{folder}/{name}/chosen", choose_rate, trained, recipe.learning_rates, recipe.measure)
+        students[name] = [Student(recipe, chosen)]
+    steps = {}
+    for name, (recipe, rows) in wanted.items():
+        for seed in range(1, seeds):
+            chosen = students[name][0].training
+            steps[f"{folder}/{name}/seed-{seed}"] = (train_student, replace(recipe, seed=seed), chosen, rows, *inputs)
+    made = work.steps(steps, parallel)
+    for name, (recipe, _) in wanted.items():
+        for seed in range(1, seeds):
+            students[name].append(Student(replace(recipe, seed=seed), made[f"{folder}/{name}/seed-{seed}"]))
+    return students
 
 
-def measure(work: Workspace, students: Mapping[str, list[Student]], material: Material, context: Context) -> Artifact:
-    """Rank the test queries with everything, once; time the students; write figures, cards and the report."""
-    job, candidates, judgments = context.job, material.candidates["test"], material.judgments["test"]
-    rankings = {"BM25": [candidates]}
-    if material.rankings:
-        rankings["teacher"] = [material.rankings["mean"]]
-    for name, source in name_sources(job).items():
-        if len(material.rankings) > 2 and source != BM25:
-            rankings[f"teacher {name}"] = [material.rankings[name]]
-    for architecture in job.architectures:
-        name, recipe = f"{architecture} untrained", Recipe.of_job(job, architecture, NO_TEACHER)
-        rankings[name] = [work.step(f"test/{name}", selection.rank_untrained, recipe, candidates, context)]
-    searches = {}
-    for name, seeds in students.items():
-        rankings[name] = []
-        for number, student in enumerate(seeds):
-            step = f"test/{name}" if number == 0 else f"test/{name} seed {number}"
-            rankings[name].append(work.step(step, selection.rank_test, student, candidates, context))
-        config = ARCHITECTURES[seeds[0].recipe.architecture].config_class
-        if job.retrieve and config.vectors_per_text == "one" and config.similarity == "dot":
-            inputs = (seeds[0], judgments, job.measure, context)
-            searches[name] = work.step(f"collection_search/{name}", selection.search_collection, *inputs)
-    firsts = {name: seeds[0] for name, seeds in students.items()}
-    inputs = (firsts, context.splits["test"], job.k, context.device, context)
-    timing = work.step("timing", selection.time_students, *inputs)
-    inputs = (rankings, searches, firsts, judgments, candidates, timing, job.measure, job.collection_name, context)
-    return work.step("report", selection.write_outcome, *inputs)
+def train_again(work: Workspace, context: Context, data: Material, students: Students) -> Students:
+    """Mine the collection with the best searchable student, and train on what it and the first stage find."""
+    job, miners = context.job, []
+    for of_name in students.values():
+        recipe = of_name[0].recipe
+        if recipe.condition == TEACHER and can_search(recipe.architecture):
+            miners.append(of_name[0].training)
+    miner = work.step("round_2/miner", choose_rate, miners, [0.0] * len(miners), job.measure)
+    inputs = (miner, context.texts("train"), job.candidate_depth, context)
+    sources = {"first": data.candidates["train"]}
+    sources["mined"] = work.step("round_2/search", candidates.search_vectors, *inputs)
+    mixed = mix(work, context, "round_2/candidates", sources, {"first": 0.5, "mined": 0.5})
+    mined = replace(data, candidates=data.candidates | {"train": mixed})
+    teacher = score_split(work, context, mined, "train", "round_2/teacher_scores")[MEAN]
+    rows = {TEACHER: sample_lists(work, context, mined, "round_2/lists", teacher)}
+    return train_all(work, context, data, rows, ROUND_2)
 
 
-def make_all(work: Workspace, context: Context) -> tuple[Material, dict[str, list[Student]], Artifact]:
-    """Make every artifact of a job: the material, "architecture condition" -> students (one per seed), the outcome."""
-    material = prepare(work, context)
-    students = {}
+# ---- Measures -------------------------------------------------------------------------------------------------------
+
+
+def list_systems(work: Workspace, context: Context, students: Students) -> list[System]:
+    """Return everything that ranks: the students before and after their training, and their int8 graphs."""
+    systems = []
     for architecture in context.job.architectures:
-        for condition in context.job.conditions:
-            recipe = Recipe.of_job(context.job, architecture, condition)
-            folder = f"students/{architecture}/{condition}-{recipe.loss}"
-            students[f"{architecture} {condition}"] = train(work, folder, recipe, material, context)
-    return material, students, measure(work, students, material, context)
+        for label, layers in kept_layers(context.job, architecture).items():
+            recipe = Recipe.of_job(context.job, architecture, NO_TEACHER, layers=layers)
+            saved = work.step(f"untrained/{label}", points.save_untrained, recipe, context)
+            systems.append(System(f"{label} untrained", (Student(recipe, saved),), is_trained=False))
+    for name, of_name in students.items():
+        systems.append(System(name, tuple(of_name)))
+        if INT8 in context.job.precisions and of_name[0].recipe.architecture == "bert_cat":
+            graph = work.step(f"int8/{name}", points.quantise, of_name[0])
+            systems.append(System(f"{name} int8", (Student(of_name[0].recipe, graph),), precision=INT8))
+    return systems
+
+
+def rank(work: Workspace, context: Context, data: Material, system: System) -> dict[str, list[Artifact]]:
+    """Rank the dev and test queries with a system: split -> rankings, one per seed."""
+    job, rankings = context.job, {"dev": [], "test": []}
+    for seed, student in enumerate(system.students):
+        name = system.name if seed == 0 else f"{system.name} seed {seed}"
+        if job.purpose == SEARCH:
+            texts = context.texts("dev") | context.texts("test")
+            found = work.step(f"search/{name}", candidates.search_vectors, student.training, texts, job.k, context)
+            rankings["dev"].append(found)
+            rankings["test"].append(found)
+            continue
+        inputs = (student, system.precision)
+        left = student.training  # training leaves its ranking of the validation queries
+        if not system.is_trained or system.precision == INT8:
+            left = work.step(f"dev/{name}", points.rank_candidates, *inputs, data.candidates["dev"], context)
+        rankings["dev"].append(left)
+        ranked = work.step(f"test/{name}", points.rank_candidates, *inputs, data.candidates["test"], context)
+        rankings["test"].append(ranked)
+    return rankings
+
+
+def measure(work: Workspace, context: Context, data: Material, systems: list[System]) -> Artifact:
+    """Rank dev and test with everything, time it, find the points of the choice, and write the outcome."""
+    job = context.job
+    rankings = {system.name: rank(work, context, data, system) for system in systems}
+    depths = job.tried_depths if job.purpose == RERANK else [job.k]
+    searches = {}
+    if job.purpose == SEARCH:
+        searches = {name: of_name["dev"][0] for name, of_name in rankings.items()}
+    inputs = (systems, data.teachers, data.candidates["dev"], data.index, searches, depths, context.device)
+    timing = work.step("timing", points.time_rankers, *inputs, context)
+    dev = {name: of_name["dev"] for name, of_name in rankings.items()}
+    settings = {"measure": job.measure, "depths": depths, "fusion": job.fusion, "purpose": job.purpose}
+    inputs = (systems, dev, _first_stages(context, data, "dev"), data.judgments["dev"], timing, settings)
+    found = work.step("points", points.find_points, *inputs)
+    tested = {name: [artifact] for name, artifact in _first_stages(context, data, "test").items()}
+    for name, artifact in data.scores.get("test", {}).items():
+        if name == MEAN:
+            tested["teacher"] = [artifact]
+        elif len(data.teachers) > 1:
+            tested[f"teacher {name}"] = [artifact]
+    tested |= {name: of_name["test"] for name, of_name in rankings.items()}
+    settings = {"measure": job.measure, "k": job.k, "purpose": job.purpose, "budget_ms": job.budget_ms}
+    settings["data_name"] = job.collection_name
+    measured = Measured(systems, tested, data.judgments["test"], found, timing, settings)
+    return work.step("report", write_outcome, measured, context)
+
+
+def _first_stages(context: Context, data: Material, split: str) -> dict[str, Artifact]:
+    """Return the first stages by name, that of the candidates first."""
+    if context.job.candidates is None:
+        return {"BM25": data.bm25[split]}
+    return {"candidates": data.candidates[split], "BM25": data.bm25[split]}
+
+
+# ---- The job --------------------------------------------------------------------------------------------------------
+
+
+def train_teacher(work: Workspace, context: Context, architecture: str, name: str, data: Material) -> Artifact:
+    """Train an architecture on the labels, to be a teacher."""
+    recipe = Recipe.of_job(context.job, architecture, NO_TEACHER, is_teacher=True)
+    wanted = {name: (recipe, data.rows[NO_TEACHER])}
+    return train(work, context, data, "teachers", wanted, seeds=1)[name][0].training
+
+
+def make_all(work: Workspace, context: Context) -> tuple[Material, list[System], Artifact]:
+    """Make every artifact of a job: the material, the rankers that were measured, the outcome."""
+    data = prepare(work, context, partial(train_teacher, work, context))
+    students = train_all(work, context, data, data.rows)
+    if context.job.rounds > 1:
+        students |= train_again(work, context, data, students)
+    systems = list_systems(work, context, students)
+    return data, systems, measure(work, context, data, systems)
 
 
 def distill(job: DistillJob) -> dict[str, Any]:
-    """Distil a teacher into every architecture of a job, and choose the best ranker within the latency budget.
+    """Distil a teacher into every architecture of a job, and choose and deliver the best pipeline within a budget.
 
     Every step has a folder in the job's output and runs once: the same call after an interruption resumes, and a call
-    with another option repeats what depends on it.
+    with another option repeats what depends on it. Under `accelerate launch` the processes share what can be shared.
 
     Returns:
-        `test` and `dev` (name -> mean of the measure), `tests` (of every condition against no teacher: `treatment`,
-        `control`, `difference`, `p_value`, `p_corrected`), `fused` (name -> the measure on test when BM25's scores
-        are added, see `fuse_runs`), `retrieval` (name -> the measure in the whole collection), `latency_ms` (name ->
-        median per query), `rates` (name -> learning rate), `folders` (name -> checkpoint), `queries` and `triples`
-        (their numbers), `page` (the report), `best` (the chosen name) and `ranker`, its folder, ready to push.
+        `chosen` (name of the pipeline), `pipeline` (its ranker, seed, depth, weight, precision), `folder` (where it
+        is, see `load_pipeline`), `ranker` (folder of its checkpoint; None if it has none), `measure`, `test` and `dev`
+        (name -> mean of the measure), `fused` (ranker -> the measure on test with the first stage's scores), `seeds`
+        (name -> the measure of each seed on test), `interval` (95 %, of the chosen pipeline), `tests` (`treatment`,
+        `control`, `difference`, `interval`, `p_value`, `p_corrected`), their `family`, `frontier`, `latency_ms` (name
+        -> median per query), `rates` (name -> learning rate), `folders` (name -> checkpoint), `queries`, `overlaps`
+        and `lists` (their numbers), `verdict` (in words) and `page` (the report).
 
     Raises:
         ValueError, FileNotFoundError, KeyError: for bad input, as far as possible before any work; if another process
             works in the output.
+        TargetNotMetError: if the teacher is no better than the first stage, or no pipeline is within the budget.
     """
-    context, work = Context(job), Workspace(Path(job.output))
-    with locked(work.folder):
-        work.claim(subject(job))
-        material, students, made = make_all(work, context)
-        outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
-        with steps.rows_file(material.scores[NO_TEACHER]).open("rb") as file:
-            outcome["triples"] = sum(1 for _ in file)
-        outcome["folders"] = {name: str(seeds[0].checkpoint.resolve()) for name, seeds in students.items()}
-        outcome["best"] = selection.choose(outcome, job.budget_ms)
-        outcome["ranker"], outcome["page"] = str(work.folder / "best"), str(work.folder / "report.html")
-        with building(work.folder / "best", replaces=True) as best:
-            shutil.copytree(students[outcome["best"]][0].checkpoint, best, dirs_exist_ok=True)
-        shutil.copyfile(made.path / "report.html", outcome["page"])
+    with stopping_at_termination():
+        context, work = Context(job), Workspace(Path(job.output))
+        is_main = processes().is_main_process
+        with locked(work.folder) if is_main else nullcontext():
+            work.claim(subject(job))
+            data, systems, made = make_all(work, context)
+            outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
+            outcome["folders"] = {}
+            for system in systems:
+                outcome["folders"][system.name] = str(system.students[0].checkpoint.resolve())
+            outcome["lists"] = {name: teaching.count_rows(rows) for name, rows in data.rows.items()}
+            outcome["verdict"] = verdict(outcome, job)
+            outcome["page"] = str(work.folder / "report.html")
+            chosen = Point(**outcome["pipeline"])
+            system = next((system for system in systems if system.name == chosen.system), None)
+            outcome["folder"], outcome["ranker"] = deliver(work, context, data, chosen, system, outcome)
+            if is_main:
+                shutil.copyfile(made.path / "report.html", outcome["page"])
     return outcome
 
 
@@ -183,10 +238,12 @@ def make_plan(job: DistillJob) -> list[Cost]:
     Raises:
         ValueError, FileNotFoundError: as `distill` raises before any work.
     """
-    context = Context(job)
-    plan = Plan(context)
-    plan.claim(subject(job))
-    make_all(plan, context)
+    with stopping_at_termination():
+        context = Context(job)
+        plan = Plan(context)
+        plan.claim(subject(job))
+        make_all(plan, context)
+        plan.add_delivery()
     return plan.costs
 
 

@@ -4,6 +4,7 @@ All see the same triples, and the same learning rates are tried under every cond
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,23 +13,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import set_seed
+import pyarrow.compute as pc
+from transformers import AutoConfig, set_seed
 
 from ..artifacts import write_json
 from ..data.rows import load_teacher_scores
+from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
+from ..processes import processes
 from ..ranker import Ranker, load_tokenizer
 from ..training.arguments import MATCH, RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
-from .steps import rows_file
-from .work import Artifact
+from .teaching import rows_file
+from .work import Artifact, shared
 
 SEED = 42
 # Products of vectors have a natural size, to which the teacher's margins are matched. The scores of fresh layers are
 # near 0: there the teacher's margins get this root mean square (with matched margins a PreTTR learned half as much).
 LAYERS_MARGIN = 1.5
+# The losses that distilled best at equal compute, see examples/RESULTS.md: with a teacher that can score every pair of
+# a batch, and with others.
+LIVE_LOSS, LOSS = "in_batch_kl_div", "margin_mse"
 
 
 @dataclass(frozen=True)
@@ -38,33 +45,88 @@ class Recipe:
     architecture: str
     condition: str  # one of `CONDITIONS`
     config: dict[str, Any]  # fields of the architecture's config, and `layers`
+    learning_rates: tuple[float, ...]  # those that are tried
     epochs: float
     head_learning_rate: float | None  # of the ranker's own layers; None is that of the encoder
     seed: int  # number of the training, from 0
     encoder: Path  # folder or name
     loss: str
+    live_teacher: Path | None  # folder or name of the teacher that scores all pairs of a batch
     batch_size: int
+    evaluations: int
+    patience: int | None
     bf16: bool
     max_query_length: int
     max_document_length: int
     measure: str
 
     @classmethod
-    def of_job(cls, job: DistillJob, architecture: str, condition: str, is_teacher: bool = False) -> "Recipe":
-        """Read the recipe of a training from a job."""
+    def of_job(
+        cls,
+        job: DistillJob,
+        architecture: str,
+        condition: str,
+        live_teacher: str | None = None,
+        layers: Sequence[int] | None = None,
+        is_teacher: bool = False,
+    ) -> "Recipe":
+        """Read the recipe of a training from a job.
+
+        Args:
+            job: the job.
+            architecture, condition: of the training.
+            live_teacher: the teacher, if it can score all pairs of a batch; None if it cannot, or there are several.
+            layers: the encoder's layers that are kept; None leaves that to the job's overrides.
+            is_teacher: True for a teacher that is trained here.
+        """
         options, config = job.training_options(architecture, is_teacher)
-        shared = ("batch_size", "bf16", "max_query_length", "max_document_length", "measure")
+        if layers is not None:
+            config = {**config, "layers": list(layers)}
+        loss = choose_loss(job, architecture, condition, live_teacher is not None)
+        reads_batch = any(name.startswith(IN_BATCH) for name in get_losses(loss))
+        shared = ("batch_size", "evaluations", "patience", "bf16", "max_query_length", "max_document_length")
         return cls(
             architecture,
             condition,
             config,
+            tuple(options["learning_rates"]),
             options["epochs"],
             options["head_learning_rate"],
             seed=0,
             encoder=Path(job.model_name),
-            loss="ranknet" if condition == NO_TEACHER else job.loss,
+            loss=loss,
+            live_teacher=Path(live_teacher) if live_teacher is not None and reads_batch else None,
+            measure=job.measure,
             **{name: getattr(job, name) for name in shared},
         )
+
+
+def choose_loss(job: DistillJob, architecture: str, condition: str, has_live_teacher: bool) -> str:
+    """Return the loss of a training: RankNet on labels, the job's, or the measured default (`examples/RESULTS.md`)."""
+    if condition == NO_TEACHER:
+        return "ranknet"
+    if job.loss is not None:
+        return job.loss
+    is_separate = ARCHITECTURES[architecture].config_class.vectors_per_text != "none"
+    return LIVE_LOSS if has_live_teacher and is_separate else LOSS
+
+
+def kept_layers(job: DistillJob, architecture: str) -> dict[str, list[int] | None]:
+    """Return name of a student -> the encoder's layers that it keeps, for every number of layers of a job.
+
+    The first and the last layer are kept, the others are spread evenly. None keeps those of the overrides, or all; TK
+    has layers of its own.
+    """
+    if not job.layer_counts or not ARCHITECTURES[architecture].base_model_prefix:
+        return {architecture: None}
+    available = AutoConfig.from_pretrained(job.model_name).num_hidden_layers
+    kept = {}
+    for count in job.layer_counts:
+        if not 1 <= count <= available:
+            raise ValueError(f"layer_counts lie between 1 and the encoder's {available} layers, got {count}.")
+        places = np.linspace(0, available - 1, count) if count > 1 else [available - 1]
+        kept[f"{architecture}-{count}"] = [round(float(place)) for place in places]
+    return kept
 
 
 class Student(NamedTuple):
@@ -82,11 +144,12 @@ class Student(NamedTuple):
 # ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
+@shared
 def train_student(
     folder: Path,
     recipe: Recipe,
     rate: float | Artifact,
-    scores: Artifact | Path,
+    rows: Artifact | Path,
     candidates: Artifact,
     judgments: Artifact,
     context: Context,
@@ -97,10 +160,17 @@ def train_student(
     """
     output = folder.resolve() / "ranker"  # a checkpoint remembers the path of the best one
     if not (output / "README.md").is_file():  # training writes it last
-        job, args = training(recipe, learning_rate(rate), rows_file(scores), candidates, judgments, context, output)
-        train_ranker(job, args, is_measured_before=False)
-    for checkpoint in output.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        job, args = training(recipe, learning_rate(rate), rows_file(rows), candidates, judgments, context, output)
+        try:
+            train_ranker(job, args, is_measured_before=False)
+        except SystemExit as error:
+            if not error.code:
+                raise
+            step = "the training saved a checkpoint"
+            raise SystemExit(f"Stopped by SIGTERM, {step}; the same command resumes.") from None
+    if context.is_main_process:
+        for checkpoint in output.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
 
 
 def choose_rate(folder: Path, trained: Sequence[Artifact], rates: Sequence[float], measure: str) -> None:
@@ -142,7 +212,7 @@ def untrained_ranker(recipe: Recipe, context: Context) -> Ranker:
 def training(
     recipe: Recipe,
     rate: float,
-    scores: Path,
+    rows: Path,
     candidates: Artifact,
     judgments: Artifact,
     context: Context,
@@ -150,10 +220,10 @@ def training(
 ) -> tuple[TrainingJob, RankingTrainingArguments]:
     """Return the job and the arguments of one training, for `train_ranker`."""
     job = training_job(recipe, context)
-    job.teacher_scores = str(scores)
+    job.teacher_scores = str(rows)
     job.candidates = str(candidates.path / "run.trec")
     job.qrels = str(judgments.path / "qrels.txt")
-    return job, training_arguments(recipe, rate, teacher_scale(recipe, scores), context, output)
+    return job, training_arguments(recipe, rate, teacher_scale(recipe, rows), context, output)
 
 
 def training_job(recipe: Recipe, context: Context) -> TrainingJob:
@@ -167,6 +237,7 @@ def training_job(recipe: Recipe, context: Context) -> TrainingJob:
         collection=context.job.collection,
         queries=context.job.queries,
         measures=[recipe.measure],
+        in_batch_teacher=None if recipe.live_teacher is None else str(recipe.live_teacher),
     )
 
 
@@ -174,11 +245,13 @@ def training_arguments(
     recipe: Recipe, rate: float, scale: str, context: Context, output: Path
 ) -> RankingTrainingArguments:
     """Return the arguments of one training."""
-    if recipe.epochs > 1:
-        saving = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    evaluations = max(recipe.evaluations, math.ceil(recipe.epochs))
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
+    if evaluations > 1:
+        saving = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+        saving["eval_steps"] = saving["save_steps"] = 1 / evaluations  # below 1 they are shares of the training
         saving["metric_for_best_model"] = f"eval_{recipe.measure}"
-    else:
-        saving = {"save_strategy": "steps", "save_steps": 1_000}  # one epoch may take a day
+        saving["early_stopping_patience"] = recipe.patience
     has_encoder = bool(ARCHITECTURES[recipe.architecture].base_model_prefix)
     args = RankingTrainingArguments(
         str(output),
@@ -187,7 +260,7 @@ def training_arguments(
         learning_rate=rate,
         head_learning_rate=recipe.head_learning_rate,
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size // processes().num_processes,
         seed=SEED + recipe.seed,
         weight_decay=0.01,
         warmup_steps=0.1,
@@ -206,27 +279,29 @@ def training_arguments(
     return args
 
 
-def teacher_scale(recipe: Recipe, scores: Path) -> str:
+def teacher_scale(recipe: Recipe, rows: Path) -> str:
     """Return the factor on the teacher's scores that suits an architecture."""
     if recipe.condition == NO_TEACHER:
         return "1"
     if ARCHITECTURES[recipe.architecture].config_class.similarity in ("dot", "max_sim"):
         return MATCH
-    rows = load_teacher_scores(scores)
-    squares = 0.0
-    for _, columns in rows.batches(["teacher_scores"]):
-        pairs = columns["teacher_scores"].flatten().to_numpy().reshape(-1, 2)
-        squares += float(np.square(pairs[:, 0].astype(np.float64) - pairs[:, 1]).sum())
-    return f"{LAYERS_MARGIN / max(squares / len(rows), 1e-12) ** 0.5:.6g}"
+    squares, count = 0.0, 0
+    for _, columns in load_teacher_scores(rows).batches(["teacher_scores"]):
+        lengths = pc.list_value_length(columns["teacher_scores"]).to_numpy()
+        scores = columns["teacher_scores"].flatten().to_numpy().astype(np.float64)
+        positives = np.repeat(scores[np.cumsum(lengths) - lengths], lengths)
+        squares += float(np.square(positives - scores).sum())
+        count += len(scores) - len(lengths)
+    return f"{LAYERS_MARGIN / max(squares / count, 1e-12) ** 0.5:.6g}"
 
 
 def _describe_teacher(job: DistillJob, condition: str) -> str:
     """Return in words what the students of a condition learn from."""
     if condition == NO_TEACHER:
-        return "the labels of the triples"
+        return "the labels"
     names = []
     for name, source in name_sources(job).items():
         if source in ARCHITECTURES:
-            name = f"a {name} trained on the labels of the triples"
+            name = f"a {name} trained on the labels"
         names.append(name.replace(BM25, "BM25"))
     return names[0] if condition == FIRST_TEACHER else " and ".join(names)

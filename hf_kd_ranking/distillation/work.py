@@ -1,23 +1,41 @@
-"""Steps of a long job: each makes one folder, runs once for the same inputs, and resumes after an interruption."""
+"""Steps of a long job: each makes one folder, runs once for the same inputs, and resumes after an interruption.
+
+In a job of several processes (`accelerate launch`) all walk the same list of steps. The main process runs a step by
+itself, except for functions that are marked with `shared`, which all processes call together.
+"""
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from ..artifacts import (
     DESCRIPTION,
     changed_names,
-    content_digest,
+    file_digest,
     has_description,
     read_description,
     remove_folder,
     write_description,
 )
+from ..processes import processes
 
+# Files of a model or a text store; others, such as notes and logs, do not change what it computes.
+MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".bin", ".npy"}
+VOCABULARIES = {"vocab.txt", "merges.txt"}
 LONGEST_INPUT = 500  # characters of an input that a description shows; of a longer one it has the digest
 
 
@@ -34,6 +52,17 @@ class Artifact:
     digest: str
 
 
+def shared(function: Callable[..., object]) -> Callable[..., object]:
+    """Mark a step that all processes of a job call together, because they share its work."""
+    function.is_shared = True
+    return function
+
+
+def is_shared(function: Callable[..., object]) -> bool:
+    """Return whether a step is marked as `shared`."""
+    return getattr(function, "is_shared", False)
+
+
 class Workspace:
     """A folder, the output of a job, in which every step leaves an artifact."""
 
@@ -46,9 +75,14 @@ class Workspace:
         `inputs` are name -> input, see `comparable`.
         """
         described = comparable(inputs)
-        if not has_description(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_description(self.folder, described)
+        state = processes()
+        is_new = not has_description(self.folder)
+        state.wait_for_everyone()
+        if is_new:
+            if state.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_description(self.folder, described)
+            state.wait_for_everyone()
             return
         changed = " and another ".join(changed_names(read_description(self.folder), described))
         if changed:
@@ -68,20 +102,50 @@ class Workspace:
         Raises:
             FileExistsError: if the folder contains files that no step wrote.
         """
-        artifact = self.locate(name, function, *inputs)
-        if self.is_done(artifact):
+        artifact, state = self.locate(name, function, *inputs), processes()
+        is_done = self.is_done(artifact)
+        state.wait_for_everyone()  # all processes have seen the same state of the folder
+        if is_done:
             return artifact
+        folder = artifact.path
+        description = {"step": function.__name__, "inputs": _shortened(inputs), "digest": artifact.digest}
+        if state.is_main_process:
+            self._begin(artifact, {**description, "is_complete": False})
+        state.wait_for_everyone()
+        start = time.perf_counter()
+        if state.is_main_process or is_shared(function):
+            function(folder, *inputs)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            seconds = time.perf_counter() - start
+            write_description(folder, {**description, "is_complete": True, "seconds": seconds})
+        state.wait_for_everyone()
+        return artifact
+
+    def steps(self, wanted: Mapping[str, tuple], parallel: int = 1) -> dict[str, Artifact]:
+        """Run steps that do not depend on one another, and return name -> artifact.
+
+        Args:
+            wanted: name -> function and inputs, see `step`.
+            parallel: number of processes of this machine that run them side by side; their inputs are pickled.
+
+        Raises:
+            The error of a step, after the steps that run beside it have ended.
+        """
+        missing = {}
+        for name, (function, *inputs) in wanted.items():
+            if not self.is_done(self.locate(name, function, *inputs)):
+                missing[name] = (function, *inputs)
+        if min(parallel, len(missing)) > 1:
+            _run_in_parallel(self, missing, min(parallel, len(missing)))
+        return {name: self.step(name, *step) for name, step in wanted.items()}
+
+    def _begin(self, artifact: Artifact, description: dict[str, Any]) -> None:
         folder = artifact.path
         if folder.exists() and not self._is_begun(artifact):
             remove_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"step": function.__name__, "inputs": _shortened(inputs), "digest": artifact.digest}
-        write_description(folder, {**description, "is_complete": False})
-        start = time.perf_counter()
-        function(folder, *inputs)
-        seconds = time.perf_counter() - start
-        write_description(folder, {**description, "is_complete": True, "seconds": seconds})
-        return artifact
+        write_description(folder, description)
 
     def locate(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
         """Return the artifact that a step makes, without making it; errors as `step`."""
@@ -100,6 +164,70 @@ class Workspace:
         return has_description(artifact.path) and read_description(artifact.path).get("digest") == artifact.digest
 
 
+# ---- Steps side by side ---------------------------------------------------------------------------------------------
+
+
+def _run_in_parallel(work: Workspace, steps: Mapping[str, tuple], parallel: int) -> None:
+    """Run steps in processes of their own, each on a GPU of its own, or with its share of the CPU's threads."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = devices.split(",") if devices else list(map(str, range(torch.cuda.device_count())))
+    threads = max(torch.get_num_threads() // parallel, 1)
+    pending, running, done = list(steps.items()), set(), set()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(parallel, spawn, _begin_child, (threads,)) as pool:
+        try:
+            while (pending or running) and not any(future.exception() for future in done):
+                while pending and len(running) < parallel:
+                    if len(gpus) > 1:  # the process that this call starts reads it
+                        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[len(running) % len(gpus)]
+                    name, step = pending.pop(0)
+                    running.add(pool.submit(work.step, name, *step))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+        except BaseException:  # SIGTERM or Ctrl-C: trainings save a checkpoint
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if devices is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    for future in done:
+        future.result()
+
+
+def _begin_child(threads: int) -> None:
+    """Prepare a process that runs steps: it ends with its parent, which passes on Ctrl-C as SIGTERM."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _stop(*_: Any) -> None:
+    raise SystemExit("Stopped by SIGTERM; the same command resumes.")
+
+
+@contextmanager
+def stopping_at_termination() -> Iterator[None]:
+    """End at once at SIGTERM, with a message; within a training it first saves a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# ---- Identity of inputs ---------------------------------------------------------------------------------------------
+
+
 def inputs_digest(inputs: Any) -> str:
     """Return the sha256 of inputs, see `comparable`."""
     return hashlib.sha256(json.dumps(comparable(inputs), sort_keys=True).encode()).hexdigest()
@@ -109,14 +237,14 @@ def comparable(value: Any) -> Any:
     """Return a value as JSON that is equal only for equal content.
 
     Args:
-        value: JSON; a `Path`, which stands for the content of its file or folder, or for a name on the Hub where it
-            does not exist; an `Artifact`; a dataclass; an object with a method `fingerprint`; or lists and
-            dictionaries of these.
+        value: JSON; a `Path`, which stands for the content of its file, of the model in its folder, or for a name on
+            the Hub where it does not exist (see `path_identity`); an `Artifact`; a dataclass; a named tuple; an object
+            with a method `fingerprint`; or lists and dictionaries of these.
     """
     if isinstance(value, Artifact):
         return value.digest
     if isinstance(value, Path):
-        return content_digest(value)
+        return path_identity(value)
     if is_dataclass(value):
         return {field.name: comparable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -126,6 +254,26 @@ def comparable(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return value.fingerprint()
+
+
+def path_identity(path: Path) -> str:
+    """Return what identifies a file (its content), a folder (its files but notes), or a model on the Hub.
+
+    A note beside a model changes nothing; another revision of a model on the Hub is another model.
+    """
+    if path.is_file():
+        return file_digest(path)
+    if path.is_dir():
+        digests = {}
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and (file.suffix in MODEL_SUFFIXES or file.name in VOCABULARIES):
+                digests[str(file.relative_to(path))] = file_digest(file)
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    try:
+        cached = try_to_load_from_cache(str(path), "config.json")
+    except HFValidationError:  # not a name on the Hub
+        cached = None
+    return f"{path} {Path(cached).parent.name}" if isinstance(cached, str) else str(path)
 
 
 def _shortened(inputs: Any) -> list:

@@ -7,6 +7,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.hub.manifest import write_manifest
 from hf_kd_ranking.hub.model_card import write_model_card
+from hf_kd_ranking.searcher import Pipeline, save_pipeline
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_measured_efficiency_goes_into_the_card_of_a_push(call, folder, tmp_path
         assert status == 0 and (folder / "README.md").read_bytes() == before
         sizes.append(json.loads(out)["files"]["README.md"])
     assert sizes[1] > sizes[0]
+
+
+def test_push_of_a_pipeline_lists_all_its_parts(call, folder, toy, tmp_path):
+    documents = kd.TextStore.from_tsv(toy / "collection.tsv")
+    pipeline = Pipeline(documents, kd.BM25Index.build(documents), kd.Ranker.from_pretrained(folder))
+    save_pipeline(tmp_path / "best", pipeline, folder)
+    status, out, _ = call(f"push {tmp_path}/best me/best --dry-run")
+    shown = {line.split()[1] for line in out.splitlines()[:-1]}
+    assert status == 0 and not (tmp_path / "best" / "README.md").exists()
+    assert {"pipeline.json", "README.md", "ranker/model.safetensors", "documents/texts.bin"} <= shown
+    assert {"first_stage/artifact.json", "first_stage/v1/data.csc.index.npy"} <= shown
 
 
 @pytest.mark.parametrize(

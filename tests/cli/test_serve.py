@@ -47,12 +47,11 @@ def fetch(address):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
 def test_a_space_finds_what_serve_finds(call, folder, toy):
-    options = (
-        f"--model one={folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --fuse --k 9"
-    )
+    options = f"--model {folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --fuse --k 9"
     options += f" --queries {toy}/queries.tsv"
     status, out, err = call(f'serve {options} --title A:"B" --space {folder}/space --json')
     assert status == 0, err
+    assert "building a BM25 index of 40 documents" in err
     assert json.loads(out.splitlines()[-1]) == {"space": f"{folder}/space", "documents": 40}
     header = yaml.safe_load((folder / "space" / "README.md").read_text().split("---")[1])
     assert (header["sdk"], header["app_port"], header["title"]) == ("docker", 7860, 'A:"B"')
@@ -72,12 +71,12 @@ def test_a_space_finds_what_serve_finds(call, folder, toy):
         with served(command, cwd) as said:
             assert said["documents"] == 40
             assert "<form" in fetch(f"{said['address']}/")
-            assert len(json.loads(fetch(f"{said['address']}/api/about"))["examples"]) == 4
+            about = json.loads(fetch(f"{said['address']}/api/about"))
+            assert (len(about["examples"]), about["name"]) == (4, "model")
             results = json.loads(fetch(f"{said['address']}/api/search?q={urllib.parse.quote(query)}"))
-            found.append([ranking["hits"] for ranking in results["rankings"]])
-            assert "reading vectors" in results["rankings"][0]["stages_ms"]
-    assert found[0] == found[1]
-    assert found[0][0]
+            found.append(results["hits"])
+            assert "reading vectors" in results["stages_ms"]
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
@@ -89,7 +88,12 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for options, message in [
-            (collection, "Give one --model, or two to compare, got 0."),
+            (collection, "Give --model, or --pipeline."),
+            (
+                f"--pipeline {folder}/none {model} --k 5 --fuse",
+                "--pipeline has all its parts and settings; leave out --model, --fuse, --k.",
+            ),
+            (f"--pipeline {folder}/model --port 0", "model has no pipeline.json, so it is not a pipeline"),
             (
                 f"{model} {collection} --port {port}",
                 f"Cannot listen at 127.0.0.1, port {port}: Address",
@@ -98,21 +102,20 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             (f"{model} --port 0 {collection} --index {folder}/none", "none/artifact.json does not exist"),
             (
                 f"--model {folder}/other --port 0 {collection} --index {folder}/index",
-                "index (TK) was not built by one of the models (other)",
+                "index was built by another model: architecture TK there, BERT_Dot here",
             ),
             (
                 f"{model} --port 0 --collection {folder}/few.tsv --candidates {folder}/bm25",
                 "ids are not among the 1 texts",
             ),
-            (f"{model} {model} --port 0 {collection}", "Two of the rankers are called 'model'; write NAME=PATH."),
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --settings nprobe=4",
-                "--settings nprobe=4 is for a faiss index that searches",
+                "--settings and --probes are for an --index that the ranker searches.",
             ),
             (
                 f"{model} --space {folder}/none {collection} --index {folder}/index --probes 4",
-                "--probes 4 is for a ColBERT index that searches",
+                "--settings and --probes are for an --index that the ranker searches.",
             ),
         ]:
             if "bm25" in options:
@@ -121,4 +124,3 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             status, _, err = call(f"serve {options}")
             lines = err.splitlines()
             assert (status, message in lines[-1], "Traceback" in err) == (2, True, False), err
-        assert "building a BM25 index of 40 documents" in err  # the vectors of a TK only re-rank

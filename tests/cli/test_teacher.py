@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -195,7 +196,9 @@ def test_triples_writes_rows_that_score_can_read(run, toy, tmp_path):
     options = ["--candidates", toy / "candidates.trec", "--qrels", toy / "qrels.txt", "--output", tmp_path / "out.tsv"]
     status, printed, _ = run("triples", *options, "--per-query", "3", "--ranks", "2", "4", "--seed", "7", "--json")
     assert status == 0
-    assert json.loads(printed[-1]) == {"output": str(tmp_path / "out.tsv"), "rows": 12, "queries": 4}
+    wanted = {"output": str(tmp_path / "out.tsv"), "rows": 12, "queries": 4, "duplicates": 0}
+    wanted |= {"suspected_false_negatives": 0, "queries_without_positive": 0, "queries_without_negative": 0}
+    assert json.loads(printed[-1]) == wanted
     wanted = kd.sample_triples(
         kd.read_run(toy / "candidates.trec"), kd.read_qrels(toy / "qrels.txt"), per_query=3, ranks=(2, 4), seed=7
     )
@@ -208,10 +211,48 @@ def test_triples_filters_negatives_by_a_teacher(run, toy, tmp_path):
     options += ["--scores", toy / "candidates.trec", "--margin", "2.5", "--output", tmp_path / "out.tsv"]
     assert run("triples", *options)[0] == 0
     ranks = {query: {doc: rank for rank, (doc, _) in enumerate(ranking, 1)} for query, ranking in candidates.items()}
-    found = {
-        (ranks[query][positive], ranks[query][negative]) for query, positive, negative in rows_of(tmp_path / "out.tsv")
-    }
+    found = set()
+    for positive_score, negative_score, query, positive, negative in rows_of(tmp_path / "out.tsv"):
+        found.add((ranks[query][positive], ranks[query][negative]))
+        assert [float(positive_score), float(negative_score)] == [
+            dict(candidates[query])[d] for d in (positive, negative)
+        ]
     assert found == {(5, 9), (5, 10)}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_triples_writes_lists_with_the_scores_of_a_teacher(run, toy, tmp_path, suffix):
+    copies = tmp_path / "copies.tsv"  # every document is a copy of another: 0 of 1, 2 of 3, ...
+    copies.write_text("".join(f"{i}\ttext {i // 2}\n" for i in range(40)))
+    options = [
+        "--candidates",
+        toy / "candidates.trec",
+        "--qrels",
+        toy / "qrels.txt",
+        "--scores",
+        toy / "candidates.trec",
+    ]
+    options += ["--documents", "4", "--sampling", "stratified", "--relative-margin", "0.9", "--collection", copies]
+    output = tmp_path / f"out.{suffix}"
+    status, printed, errors = run("triples", *options, "--minimum-grade", "2", "--output", output, "--json")
+    assert status == 0, errors
+    left_out = Counter()
+    wanted = kd.sample_triples(
+        kd.read_run(toy / "candidates.trec"),
+        kd.read_qrels(toy / "qrels.txt"),
+        teacher=kd.read_run(toy / "candidates.trec"),
+        texts=kd.TextStore.from_file(copies),
+        left_out=left_out,
+        minimum_grade=2,
+        documents=4,
+        sampling="stratified",
+        relative_margin=0.9,
+    )
+    assert json.loads(printed[-1]) == {"output": str(output), "rows": 4, "queries": 4, **left_out}
+    assert left_out["suspected_false_negatives"] > 0
+    rows = kd.load_teacher_scores(output).rows
+    assert [list(map(str, row["doc_ids"])) for row in rows] == wanted.rows["doc_ids"][:]
+    assert rows["teacher_scores"][:] == wanted.rows["teacher_scores"][:]
 
 
 @pytest.fixture
@@ -310,6 +351,14 @@ BAD_INPUT = {
         "ranks must be a first and a last rank, from 1, got (3, 2)",
     ),
     "triples: none": (f"{TRIPLES} --qrels {{toy}}/qrels.txt --minimum-grade 9", "No triple: none of the 4 queries"),
+    "triples: no scores": (
+        f"{TRIPLES} --qrels {{toy}}/qrels.txt --sampling top",
+        "sampling 'top' needs a teacher's scores of the candidates",
+    ),
+    "triples: lists in TSV": (
+        f"{TRIPLES} --qrels {{toy}}/qrels.txt --documents 4",
+        "rows of more than two documents do not fit into columns; write .jsonl or .parquet.",
+    ),
     "triples: qrels": (f"{TRIPLES} --qrels {{tmp}}/short.tsv", "short.tsv line 1: needed 4 columns"),
     "diagnose: no scores": (
         "diagnose --scores {tmp}/triples.tsv",

@@ -1,13 +1,21 @@
 """A small collection to distil on."""
 
+import os
 import random
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import BertModel
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.distillation import students
+from hf_kd_ranking.distillation.work import Artifact
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night ocean paper queen river".split()
 
@@ -28,15 +36,55 @@ def make_job(tmp_path, encoder, tokenizer) -> Callable[..., kd.DistillJob]:
     kd.Ranker(teacher, tokenizer).save_pretrained(tmp_path / "teacher")
 
     def make(**options) -> kd.DistillJob:
-        settings = {"model_name": str(encoder), "k": 8, "triples_per_query": 2, "held_out": 0.5}
+        settings = {
+            "model_name": str(encoder),
+            "k": 8,
+            "candidates_per_query": 8,
+            "candidate_depth": 8,
+            "held_out": 0.5,
+        }
         settings |= {"learning_rates": [1e-3], "max_query_length": 8, "max_document_length": 16, "force": True}
         settings |= {"qrels": str(tmp_path / "qrels.txt"), "measure": "RR@10", "batch_size": 8}
         paths = [str(tmp_path / name) for name in ("collection.tsv", "queries.tsv", "out")]
         if "scores" not in options:
             settings["teachers"] = [str(tmp_path / "teacher")]
-        return kd.DistillJob(*paths, **settings | options)
+        settings |= {"output": paths.pop()} | options
+        return kd.DistillJob(*paths, **settings)
 
     return make
+
+
+@pytest.fixture
+def fixed_encoder(tmp_path, encoder, tokenizer) -> Path:
+    """The tiny encoder without dropout: processes draw their random numbers independently."""
+    folder = tmp_path / "encoder"
+    model = BertModel.from_pretrained(encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `distill` as a process, given a job and what comes between `python` and `-m hf_kd_ranking`."""
+
+    started = []
+
+    def start(job: kd.DistillJob, *launcher: str) -> subprocess.Popen:
+        options = {name: value for name, value in asdict(job).items() if value not in (None, [], {})}
+        config = tmp_path / f"{Path(job.output).name}.yaml"
+        config.write_text(yaml.safe_dump(options))
+        command = [sys.executable, *launcher, "-m", "hf_kd_ranking", "distill", "--config", str(config), "--json"]
+        environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -73,3 +121,19 @@ def pair_scores() -> Callable[[Path], tuple[list[float], list[float]]]:
         return [scores[0] for scores in rows], [scores[1] for scores in rows]
 
     return read
+
+
+@pytest.fixture
+def make_artifact(tmp_path) -> Callable[..., Artifact]:
+    """make_artifact("name", run=..., qrels=...): a folder with a run or judgments, as a step leaves it."""
+
+    def make(name: str, run: dict | None = None, qrels: dict | None = None) -> Artifact:
+        folder = tmp_path / "artifacts" / name
+        folder.mkdir(parents=True)
+        if run is not None:
+            kd.write_run(run, folder / "run.trec")
+        if qrels is not None:
+            kd.write_qrels(qrels, folder / "qrels.txt")
+        return Artifact(folder, name)
+
+    return make

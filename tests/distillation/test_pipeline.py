@@ -1,94 +1,157 @@
-"""The whole job: from a collection and a teacher to the best ranker within a budget, again and after interruptions."""
+"""The whole job: from a collection and a teacher to a pipeline within a budget, again and after interruptions."""
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.distillation import selection, steps, students
-from hf_kd_ranking.distillation.selection import choose, outcome_text
-from hf_kd_ranking.evaluation.rerank import rerank_run
+from hf_kd_ranking.artifacts import locked
+from hf_kd_ranking.distillation import candidates, pipeline, points, students, teaching
+from hf_kd_ranking.distillation.outcome import outcome_text
+
+ONE = {"architectures": ["bert_dot"]}
 
 
-def test_job_splits_teaches_ranks_and_describes(make_job, trainings, tmp_path, out, stores, pair_scores):
-    outcome = kd.distill(make_job())
+def test_job_splits_teaches_ranks_and_delivers(make_job, trainings, tmp_path, out, stores):
+    job = make_job()
+    outcome = kd.distill(job)
     assert len(trainings) == 4  # two architectures with and without the teacher
-    untrained = {"bert_dot untrained", "colbert untrained"}
-    assert outcome["test"].keys() == {"BM25", "teacher", *untrained, *outcome["dev"]}
-    best = max(outcome["dev"], key=outcome["dev"].get)
-    assert (outcome["best"], outcome["ranker"]) == (best, str(out / "best"))
-    folders = (outcome["ranker"], outcome["folders"][best])
-    scores = [kd.Ranker.from_pretrained(path).score("cat", ["dog cat"]) for path in folders]
-    assert scores[0] == scores[1]
-    assert not list((out / "best").glob("artifact.json"))
-    assert all(name in Path(outcome["page"]).read_text() for name in outcome["test"])
+    trained = {f"{name} {condition}" for name in ("bert_dot", "colbert") for condition in ("no_teacher", "teacher")}
+    assert {"BM25", "teacher", "bert_dot untrained", "colbert untrained", *trained} <= outcome["test"].keys()
+    assert outcome["folders"].keys() == {"bert_dot untrained", "colbert untrained", *trained}
+    assert outcome["chosen"] in outcome["test"] and outcome["measure"] == "RR@10"
+    assert outcome["dev"][outcome["chosen"]] == max(outcome["dev"].values())
+    assert all(name in Path(outcome["page"]).read_text() for name in trained)
     qrels = kd.read_qrels(out / "judgments/test/qrels.txt")
     for name, value in outcome["test"].items():
         run = kd.read_run(out / "report/runs" / f"{name}.trec")
         assert kd.evaluate_run(run, qrels, ("RR@10",))["RR@10"] == pytest.approx(value)
-    rows = kd.load_teacher_scores(out / "scores/teacher/rows.tsv").rows
-    negatives = [doc_ids[1] for doc_ids in rows["doc_ids"]]
-    expected = kd.Ranker.from_pretrained(tmp_path / "teacher").score(stores[0][rows["query_id"]], stores[1][negatives])
-    assert pair_scores(out / "scores/teacher/rows.tsv")[1] == pytest.approx(expected.tolist(), abs=1e-4)
     splits = [set(kd.read_qrels(out / "judgments" / split / "qrels.txt")) for split in ("train", "dev", "test")]
-    assert set(rows["query_id"]) <= splits[0] and sum(map(len, splits)) == len(set().union(*splits)) == 60
+    assert sum(map(len, splits)) == len(set().union(*splits)) == 60
     assert min(map(len, splits)) >= 8  # held out is half, of which dev and test have a half each
-    assert json.loads((out / "report/efficiency.json").read_text())["protocol"]["candidates"] == 8
-    labels = kd.load_teacher_scores(out / "labels/rows.tsv").rows
-    assert all(labels[name] == rows[name] for name in ("query_id", "doc_ids"))
-    assert set(map(tuple, labels["teacher_scores"])) == {(1.0, 0.0)} and outcome["triples"] == len(labels)
+    rows = kd.load_teacher_scores(out / "lists/teacher/rows.jsonl").rows
+    teacher = kd.Ranker.from_pretrained(tmp_path / "teacher")
+    for row in rows:
+        assert row["query_id"] in splits[0] and row["doc_ids"][0] == row["query_id"].replace("q", "d")
+        expected = teacher.score(stores[0][row["query_id"]], stores[1][row["doc_ids"]])
+        assert row["teacher_scores"] == pytest.approx(expected.tolist(), abs=1e-4)
+    labels = kd.load_teacher_scores(out / "lists/no_teacher/rows.jsonl").rows
+    assert {tuple(scores) for scores in labels["teacher_scores"]} <= {
+        (1.0, 0.0),
+        (1.0, 0.0, 0.0),
+        (1.0, 0.0, 0.0, 0.0),
+    }
+    assert outcome["lists"] == {"no_teacher": len(labels), "teacher": len(rows)}
 
 
-def test_cards_name_losses_and_results_of_the_test(make_job, trainings):
-    outcome = kd.distill(make_job(architectures=["bert_dot"]))
-    for condition, loss in (("teacher", "margin_mse"), ("no_teacher", "ranknet")):
-        name, folder = f"bert_dot {condition}", Path(outcome["folders"][f"bert_dot {condition}"])
-        manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["loss"] == loss
-        assert manifest["results"]["after"] == {"RR@10": pytest.approx(outcome["test"][name])}
-        row = f"| RR@10 | {outcome['test'][name]:.4f} | {outcome['test']['BM25']:.4f} |"
-        assert row in (folder / "README.md").read_text()
+def test_delivered_pipeline_returns_what_was_measured(make_job, trainings, out, stores):
+    for purpose in ("rerank", "search"):
+        job = make_job(**ONE, purpose=purpose, output=str(out) + purpose)
+        outcome = kd.distill(job)
+        pipeline = kd.load_pipeline(outcome["folder"])
+        qrels = kd.read_qrels(Path(job.output) / "judgments/test/qrels.txt")
+        queries = {query_id: stores[0][query_id] for query_id in qrels}
+        run = pipeline.search_run(queries, k=8)
+        value = kd.evaluate_run(run, qrels, ("RR@10",))["RR@10"]
+        assert value == pytest.approx(outcome["test"][outcome["chosen"]])
+        first, text = next(iter(queries.items()))
+        assert [doc_id for doc_id, _ in pipeline.search(text, k=3)] == [doc_id for doc_id, _ in run[first][:3]]
+
+
+def test_job_without_training_labels_learns_from_all_queries(make_job, trainings, tmp_path, out):
+    lines = (tmp_path / "qrels.txt").read_text().splitlines(keepends=True)
+    for name, part in (("dev", lines[:10]), ("test", lines[10:25])):
+        (tmp_path / f"{name}.txt").write_text("".join(part))
+    judged = {"qrels": None, "dev_qrels": str(tmp_path / "dev.txt"), "test_qrels": str(tmp_path / "test.txt")}
+    outcome = kd.distill(make_job(**ONE, **judged))
+    assert outcome["queries"] == {"train": 35, "dev": 10, "test": 15}
+    assert len(trainings) == 1 and "/bert_dot teacher/" in trainings[0]  # no labels, so no student without a teacher
+    rows = kd.load_teacher_scores(out / "lists/teacher/rows.jsonl").rows
+    scored = kd.read_run(out / "teacher_scores/teacher/train/run.trec")
+    assert len(rows) > 20
+    for row in rows:  # the teacher's best candidate is the positive
+        assert row["doc_ids"][0] == scored[row["query_id"]][0][0]
+        assert row["query_id"] in {f"q{i}" for i in range(25, 60)}
+    with pytest.raises(ValueError, match="condition no_teacher needs judgments of training queries"):
+        kd.distill(make_job(**ONE, **judged, conditions=["no_teacher"]))
+
+
+def test_ranker_that_is_worse_than_the_first_stage_on_dev_is_not_chosen(make_job, trainings, out):
+    outcome = kd.distill(make_job(**ONE, fusion=False, learning_rates=[1e-9]))
+    assert outcome["dev"]["BM25"] > max(outcome["dev"][name] for name in outcome["folders"])  # weights are random
+    assert (outcome["chosen"], outcome["ranker"]) == ("BM25", None)
+    assert "there is nothing to deliver but that" in outcome["verdict"]
+    assert kd.load_pipeline(out / "best").ranker is None
+
+
+def test_chosen_ranker_is_the_best_seed_on_dev(make_job, trainings, out):
+    job = make_job(**ONE, seeds=2, conditions=["teacher"], fusion=False)
+    outcome = kd.distill(job)
+    found = json.loads((out / "points/points.json").read_text())
+    values = found["seeds"]["bert_dot teacher"]
+    of_student = [point for point in found["points"] if point["system"] == "bert_dot teacher"]
+    point = next(point for point in of_student if point["depth"] == job.k)
+    assert point["seed"] == values.index(max(values)) and point["dev"] == max(values)
+    assert len(outcome["seeds"]["bert_dot teacher"]) == 2
+    mean = sum(outcome["seeds"]["bert_dot teacher"]) / 2
+    assert outcome["test"]["bert_dot teacher"] == pytest.approx(mean)
+
+
+def test_all_tests_are_one_family(make_job, trainings):
+    job = make_job()
+    outcome = kd.distill(job)
+    pairs = {(test["treatment"], test["control"]) for test in outcome["tests"]}
+    assert {(f"{name} teacher", f"{name} no_teacher") for name in ("bert_dot", "colbert")} <= pairs
+    chosen = {control for treatment, control in pairs if treatment == outcome["chosen"]}
+    assert "BM25" in chosen or outcome["chosen"] == "BM25"
+    p_values = sorted(test["p_value"] for test in outcome["tests"])
+    smallest = min(outcome["tests"], key=lambda test: test["p_value"])
+    assert smallest["p_corrected"] == pytest.approx(min(1, p_values[0] * len(p_values)))
+    text = outcome_text(outcome, job)
+    assert f"Holm over the {len(pairs)} tests of this job" in text and outcome["verdict"] in text
+
+
+def test_second_round_learns_from_what_the_best_student_finds(make_job, trainings, out):
+    outcome = kd.distill(make_job(**ONE, rounds=2, conditions=["teacher"]))
+    assert len(trainings) == 2 and {"bert_dot teacher", "bert_dot teacher round 2"} <= outcome["test"].keys()
+    first, mined = (kd.read_run(out / name / "run.trec") for name in ("candidates/train", "round_2/candidates"))
+    assert any(dict(mined[query_id]).keys() - dict(first[query_id]).keys() for query_id in first)
+    tests = {(test["treatment"], test["control"]) for test in outcome["tests"]}
+    assert ("bert_dot teacher round 2", "bert_dot teacher") in tests
 
 
 def test_steps_run_again_only_where_their_inputs_change(make_job, trainings, tmp_path, out):
-    outcome = kd.distill(make_job())
-    again = kd.distill(make_job())
-    assert (again, len(trainings)) == (outcome, 4)
-    options = {"architectures": ["bert_dot", "colbert", "tk"], "overrides": {"tk": {"learning_rates": [1e-3]}}}
-    more = kd.distill(make_job(**options))
-    assert len(trainings) == 6 and all("/tk/" in folder for folder in trainings[4:])
-    assert {name: more["test"][name] for name in outcome["test"]} == outcome["test"]
-    shorter, efficiency = make_job(architectures=["bert_dot"], max_document_length=9), out / "report/efficiency.json"
-    timed = [efficiency.read_text()]
-    kd.distill(shorter)
-    timed.append(efficiency.read_text())
-    assert len(trainings) == 8
-    # Another teacher under the same name is another teacher, and changes nothing that labels alone teach.
-    before = (out / "scores/teacher/rows.tsv").read_text()
+    outcome = kd.distill(make_job(**ONE))
+    again = kd.distill(make_job(**ONE))
+    assert (again, len(trainings)) == (outcome, 2)
+    more = kd.distill(make_job(architectures=["bert_dot", "tk"], overrides={"tk": {"learning_rates": [1e-3]}}))
+    assert len(trainings) == 4 and all("/tk " in folder for folder in trainings[2:])
+    assert {name: more["test"][name] for name in outcome["folders"]} == {
+        name: outcome["test"][name] for name in outcome["folders"]
+    }
+    # A note beside a teacher changes nothing; another teacher under the same name is another teacher.
+    (tmp_path / "teacher/notes.txt").write_text("mine")
+    kd.distill(make_job(**ONE))
+    assert len(trainings) == 4
+    before = (out / "lists/teacher/rows.jsonl").read_text()
     other = kd.load_ranker(tmp_path / "teacher")
     torch.nn.init.normal_(other._classification_layer.weight)
     other.save_pretrained(tmp_path / "teacher")
-    kd.distill(shorter)
-    assert len(trainings) == 9 and "/teacher-" in trainings[-1]
-    assert (out / "scores/teacher/rows.tsv").read_text() != before
-    assert len({*timed, efficiency.read_text()}) == 3  # each time measured anew
-
-
-def test_whole_number_and_decimal_are_one_option(make_job, trainings):
-    for epochs in (1, 1.0):
-        overrides = {"bert_dot": {"epochs": 2 * epochs}}
-        kd.distill(make_job(architectures=["bert_dot", "colbert"], epochs=epochs, overrides=overrides))
-    assert len(trainings) == 4
+    kd.distill(make_job(**ONE))
+    assert len(trainings) == 5 and "bert_dot teacher" in trainings[-1]  # labels alone teach as before
+    assert (out / "lists/teacher/rows.jsonl").read_text() != before
 
 
 def test_interrupted_job_resumes_to_the_same_figures(make_job, trainings, monkeypatch):
-    whole = kd.distill(make_job(architectures=["bert_dot"]))
-    other = dataclasses.replace(make_job(architectures=["bert_dot"]), output=make_job().output + "2")
-    stops = [(steps, "sample_triples"), (steps, "score_teacher"), (students, "train_ranker")]
-    stops += [(selection, "rerank_run"), (selection, "measure_efficiency"), (selection, "write_report")]
+    whole = kd.distill(make_job(**ONE))
+    other = dataclasses.replace(make_job(**ONE), output=make_job().output + "2")
+    stops = [(candidates.BM25Index, "search"), (teaching, "score_teacher"), (teaching, "sample_triples")]
+    stops += [(students, "train_ranker"), (points, "rerank_run"), (points, "measure_efficiency")]
     for module, name in stops:
         function = getattr(module, name)
 
@@ -99,86 +162,40 @@ def test_interrupted_job_resumes_to_the_same_figures(make_job, trainings, monkey
         with pytest.raises(KeyboardInterrupt):
             kd.distill(other)
         monkeypatch.setattr(module, name, function)
-    assert kd.distill(other)["test"] == whole["test"]
+    resumed = kd.distill(other)
+    for name in whole["folders"]:
+        assert resumed["test"][name] == whole["test"][name] and resumed["dev"][name] == whole["dev"][name]
     assert len(trainings) == 4
 
 
 def test_finished_output_can_be_moved(make_job, trainings, tmp_path, out):
-    outcome = kd.distill(make_job(architectures=["bert_dot"]))
+    outcome = kd.distill(make_job(**ONE))
     out.rename(tmp_path / "moved")
-    moved = kd.distill(dataclasses.replace(make_job(architectures=["bert_dot"]), output=str(tmp_path / "moved")))
+    moved = kd.distill(dataclasses.replace(make_job(**ONE), output=str(tmp_path / "moved")))
     assert (moved["test"], len(trainings)) == (outcome["test"], 2)
-    assert moved["ranker"] == str(tmp_path / "moved/best") and "/moved/" in moved["folders"]["bert_dot teacher"]
+    assert moved["folder"] == str(tmp_path / "moved/best")
+    assert "/moved/" in moved["folders"]["bert_dot teacher"]
 
 
-def test_rankers_are_measured_with_bm25_too(make_job, trainings, out):
-    job = make_job(architectures=["bert_dot"])
-    outcome = kd.distill(job)
-    assert outcome["fused"].keys() == outcome["test"].keys() - {"BM25"}
-
-    def scaled(name: str) -> dict[str, dict[str, float]]:
-        rankings = {}
-        for query_id, ranking in kd.read_run(out / "report/runs" / f"{name}.trec").items():
-            scores = dict(ranking)
-            low, high = min(scores.values()), max(scores.values())
-            rankings[query_id] = {doc_id: (score - low) / (high - low) for doc_id, score in scores.items()}
-        return rankings
-
-    student, first, hybrid = scaled("bert_dot teacher"), scaled("BM25"), kd.Run()
-    for query_id, scores in student.items():
-        sums = {doc_id: (score + first[query_id][doc_id]) / 2 for doc_id, score in scores.items()}
-        hybrid[query_id] = sorted(sums.items(), key=lambda pair: -pair[1])
-    expected = kd.evaluate_run(hybrid, kd.read_qrels(out / "judgments/test/qrels.txt"), ("RR@10",))["RR@10"]
-    assert outcome["fused"]["bert_dot teacher"] == pytest.approx(expected)
-    assert expected not in (outcome["test"]["bert_dot teacher"], outcome["test"]["BM25"])
-    cells = [f"{outcome[key]['bert_dot teacher']:.4f}" for key in ("test", "fused", "dev")]
-    assert f"| bert_dot teacher | {' | '.join(cells)} |" in outcome_text(outcome, job)
-
-
-def test_untrained_students_are_ranked_too(make_job, trainings, out, stores, encoder, tokenizer):
-    kd.distill(make_job(architectures=["bert_dot"]))
-    ranker = kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_query_length=8, max_document_length=16), tokenizer)
-    expected = rerank_run(ranker, kd.read_run(out / "candidates/test/run.trec"), *stores)
-    run = kd.read_run(out / "report/runs/bert_dot untrained.trec")
-    for query_id, ranking in expected.items():
-        assert dict(run[query_id]) == pytest.approx(dict(ranking), abs=1e-4)
-
-
-def test_rankers_of_one_vector_also_search_the_collection(make_job, trainings, out, stores):
-    outcome = kd.distill(make_job())
-    assert outcome["retrieval"].keys() == {"bert_dot no_teacher", "bert_dot teacher"}
-    evaluate = kd.RetrievalEvaluator(kd.read_qrels(out / "judgments/test/qrels.txt"), *stores, ("RR@10",))
-    expected = evaluate(kd.Ranker.from_pretrained(outcome["folders"]["bert_dot teacher"]))
-    assert outcome["retrieval"]["bert_dot teacher"] == pytest.approx(expected["RR@10"])
-    assert f"| {outcome['retrieval']['bert_dot teacher']:.4f} |" in outcome_text(outcome, make_job())
-    without = kd.distill(make_job(retrieve=False))
-    assert without["retrieval"] == {} and "whole collection" not in outcome_text(without, make_job())
-
-
-def test_best_within_the_budget_is_chosen_on_dev():
-    outcome = {
-        "dev": {"slow": 0.9, "quick": 0.7, "quicker": 0.6},
-        "latency_ms": {"slow": 50.0, "quick": 9.0, "quicker": 1.5},
-    }
-    assert [choose(outcome, budget) for budget in (None, 50, 10, 2)] == ["slow", "slow", "quick", "quicker"]
-    with pytest.raises(ValueError, match=r"within 1 ms.*fastest, quicker, takes 1\.5 ms"):
-        choose(outcome, 1)
-
-
-def test_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_path, out):
-    job = make_job(architectures=["bert_dot"])
+def test_verb_prints_the_verdict_and_json(call, make_job, trainings, tmp_path, out):
+    job = make_job(**ONE)
     files = f"--collection {job.collection} --queries {job.queries} --qrels {job.qrels} --output {job.output}"
-    numbers = "--k 8 --triples-per-query 2 --held-out 0.5 --learning-rates 0.001 --batch-size 8"
+    numbers = "--k 8 --candidate-depth 8 --candidates-per-query 8 --held-out 0.5 --learning-rates 0.001 --batch-size 8"
     numbers += " --max-query-length 8 --max-document-length 16 --measure RR@10 --force"
     settings = """--architectures bert_dot --overrides {"bert_dot":{"pooling":"mean"}}"""
     plain = f"distill {files} --teacher {job.teachers[0]} --model {job.model_name} {numbers}"
     status, printed, error = call(f"{plain} {settings} --budget-ms 60000")
     assert status == 0, error
-    assert kd.load_ranker(out / "best").config.pooling == "mean"
-    assert "| bert_dot teacher | " in printed and "Chosen on dev within 60000 ms per query: bert_dot" in printed
-    status, _, error = call(f"{plain} {settings} --budget-ms 0.001")
-    assert (status, "No ranker is within 0.001 ms" in error) == (2, True)
-    assert len(trainings) == 2  # the second call repeated nothing
+    assert "| bert_dot teacher | " in printed and "Chosen on dev within 60000 ms per query: " in printed
+    status, printed, error = call(f"{plain} {settings} --json")
+    outcome = json.loads(printed.splitlines()[-1])
+    assert {"chosen", "ranker", "measure", "test", "tests", "latency_ms"} <= outcome.keys()
+    assert kd.load_ranker(outcome["folders"]["bert_dot teacher"]).config.pooling == "mean"
+    status, _, error = call(f"{plain} {settings} --budget-ms 0.00001")
+    assert (status, "No pipeline is within 1e-05 ms" in error) == (1, True)
+    status, _, error = call(f"{plain.replace(' --force', '')} {settings}")
+    assert (status, "The teacher ranks the" in error, "no better than" in error) == (1, True, True)
+    assert len(trainings) == 2  # the later calls repeated nothing
     status, printed, error = call(f"{plain} {settings} --plan-only")
     assert (status, printed.splitlines()[2]) == (0, "| bm25 | done |  |  |")
     (tmp_path / "job.yaml").write_text("architectures: [bert_dot]\noverrides: {bert_dot: {pooling: mean}}\n")
@@ -186,3 +203,23 @@ def test_verb_prints_a_table_and_the_choice(call, make_job, trainings, tmp_path,
     assert (status, "| bert_dot teacher | " in printed, len(trainings)) == (0, True, 2)
     status, _, error = call(f"{plain} --overrides {{bert_dot")
     assert (status, "overrides is not valid JSON" in error) == (2, True)
+
+
+def test_second_job_in_one_output_is_refused(make_job, out, trainings):
+    with locked(out), pytest.raises(ValueError, match="out is in use by process"):
+        kd.distill(make_job())
+    assert trainings == []
+
+
+def test_termination_ends_at_once_and_says_how_to_go_on(make_job, monkeypatch):
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def terminate(job):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(pipeline, "Context", terminate)
+    for run in (kd.distill, pipeline.make_plan):
+        with pytest.raises(SystemExit, match="Stopped by SIGTERM; the same command resumes"):
+            run(make_job())
+    assert signal.getsignal(signal.SIGTERM) is previous

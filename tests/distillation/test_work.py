@@ -3,10 +3,19 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hf_kd_ranking.distillation.work import Artifact, Workspace, comparable, inputs_digest
+from hf_kd_ranking.distillation import work as work_module
+from hf_kd_ranking.distillation.work import (
+    Artifact,
+    Workspace,
+    comparable,
+    inputs_digest,
+    path_identity,
+    shared,
+)
 
 
 @pytest.fixture
@@ -88,15 +97,66 @@ def test_inputs_are_compared_by_content(tmp_path):
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.write_text("one")
     folder.mkdir()
-    (folder / "part").write_text("one")
+    (folder / "config.json").write_text("one")
     values = [Settings(0.1, file), {"folder": folder}, (Artifact(file, "d"), Store(), None, "hub/name")]
     before = [inputs_digest(value) for value in values]
     assert comparable(values[2]) == ["d", "f", None, "hub/name"]
     assert comparable(Path("owner/name-of-the-hub")) == "owner/name-of-the-hub"
     file.write_text("two")
-    (folder / "part").rename(folder / "other")
+    (folder / "config.json").rename(folder / "other.json")
     after = [inputs_digest(value) for value in values]
     assert [one == two for one, two in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_note_beside_a_model_changes_nothing_and_its_files_do(tmp_path):
+    (tmp_path / "model/sub").mkdir(parents=True)
+    (tmp_path / "model/model.safetensors").write_text("weights")
+    (tmp_path / "model/vocab.txt").write_text("words")
+    before = path_identity(tmp_path / "model")
+    for note in ("README.md", "notes.txt", "train.log"):
+        (tmp_path / "model" / note).write_text("note")
+    (tmp_path / "model").rename(tmp_path / "renamed")
+    folder = tmp_path / "renamed"
+    assert path_identity(folder) == before
+    identities = {before}
+    for file in ("model.safetensors", "vocab.txt", "sub/config.json"):
+        (folder / file).write_text("other")
+        identities.add(path_identity(folder))
+    assert len(identities) == 4
+
+
+def test_another_revision_of_a_model_on_the_hub_is_another_model(monkeypatch):
+    cached = {"file": None}
+    monkeypatch.setattr(work_module, "try_to_load_from_cache", lambda name, file: cached["file"])
+    assert path_identity(Path("owner/name")) == "owner/name"  # not downloaded yet
+    identities = []
+    for revision in ("a1", "b2"):
+        cached["file"] = f"/cache/models--owner--name/snapshots/{revision}/config.json"
+        identities.append(path_identity(Path("owner/name")))
+    assert identities == ["owner/name a1", "owner/name b2"]
+    monkeypatch.undo()
+    assert path_identity(Path("no/such/folder/at all")) == "no/such/folder/at all"
+
+
+def test_main_process_runs_steps_that_others_only_wait_for(work, monkeypatch):
+    state = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    called = []
+
+    def alone(folder: Path, number: int) -> None:
+        called.append("alone")
+
+    @shared
+    def together(folder: Path, number: int) -> None:
+        called.append("together")
+
+    monkeypatch.setattr(work_module, "processes", lambda: state)
+    for function in (alone, together):
+        work.step(function.__name__, function, 1)
+    assert called == ["together"] and not work.folder.exists()
+    state.is_main_process = True
+    for function in (alone, together):
+        assert work.is_done(work.step(function.__name__, function, 1))
+    assert called == ["together", "alone", "together"]
 
 
 def test_long_inputs_are_described_by_a_digest(work):

@@ -1,0 +1,114 @@
+"""The steps of `distill` that find candidates, and its judgments.
+
+Each function makes the files of one folder from its inputs, see `work.Workspace`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..data.runs import Run, read_qrels, read_run, write_qrels, write_run
+from ..data.texts import TextStore
+from ..ranker import Ranker
+from ..retrieval.base import Index
+from ..retrieval.bm25 import BM25Index
+from .context import Context
+from .queries import Grades
+from .work import Artifact, shared
+
+AGREED = 3  # the teachers' best candidates that count as relevant where there are no judgments
+
+
+def ranking(artifact: Artifact) -> Run:
+    """Read the run of a step; it has no query where a system ranked training queries only."""
+    path = artifact.path / "run.trec"
+    return read_run(path) if path.stat().st_size else Run()
+
+
+def grades(artifact: Artifact) -> Grades:
+    """Read the judgments of a step."""
+    path = artifact.path / "qrels.txt"
+    return read_qrels(path) if path.stat().st_size else {}
+
+
+# ---- Steps ----------------------------------------------------------------------------------------------------------
+
+
+def index_collection(folder: Path, context: Context) -> None:
+    """Build the BM25 index of the collection."""
+    BM25Index.build(context.documents).save(folder / "index", overwrite=True)
+
+
+def search_bm25(folder: Path, index: Artifact, texts: Mapping[str, str], k: int) -> None:
+    """Search for queries with BM25."""
+    write_run(BM25Index.open(index.path / "index").search(texts, k), folder / "run.trec", tag="BM25")
+
+
+def select_candidates(folder: Path, run: Path, query_ids: Sequence[str], k: int) -> None:
+    """Take the candidates of the user's engine; a training query without any has none."""
+    given = read_run(run)
+    selected = Run((query_id, given[query_id][:k]) for query_id in query_ids if query_id in given)
+    write_run(selected, folder / "run.trec", tag="candidates")
+
+
+@shared
+def search_vectors(
+    folder: Path, model: str | Path | Artifact, texts: Mapping[str, str], k: int, context: Context
+) -> None:
+    """Search the whole collection with a ranker whose vectors are encoded into the folder, which keeps them."""
+    path = model.path / "ranker" if isinstance(model, Artifact) else model
+    ranker = Ranker.from_pretrained(path, device=context.device)  # the store shares its work by itself
+    index = encode_collection(folder, ranker, context.documents)
+    if context.is_main_process:
+        write_run(index.search(texts, k), folder / "run.trec", tag="dense")
+
+
+def mix_candidates(
+    folder: Path, sources: Mapping[str, Artifact], shares: Mapping[str, float], k: int, positives: Grades
+) -> None:
+    """Take from each source its share of k candidates per query, spread evenly over its ranks; add the relevant ones.
+
+    A document that another source has already given is not replaced. The scores of the run are places, from the first
+    to the last.
+    """
+    rankings = {name: ranking(source) for name, source in sources.items()}
+    mixed = Run()
+    query_ids = dict.fromkeys(query_id for run in rankings.values() for query_id in run)
+    for query_id in query_ids:
+        doc_ids: dict[str, None] = {}
+        for name, run in rankings.items():
+            found = run.get(query_id, [])
+            wanted = min(round(shares[name] * k), len(found))
+            for number in range(wanted):
+                doc_ids.setdefault(found[number * len(found) // wanted][0])
+        for doc_id, grade in positives.get(query_id, {}).items():
+            if grade > 0:
+                doc_ids.setdefault(doc_id)
+        mixed[query_id] = [(doc_id, float(-place)) for place, doc_id in enumerate(doc_ids)]
+    write_run(mixed, folder / "run.trec", tag="+".join(sources))
+
+
+def write_judgments(folder: Path, judgments: Grades) -> None:
+    """Write the judgments of a split."""
+    write_qrels(judgments, folder / "qrels.txt")
+
+
+def judge_by_agreement(folder: Path, teacher: Artifact) -> None:
+    """Take the teacher's best candidates of each query for relevant, the best with the highest grade."""
+    judgments = {}
+    for query_id, best in ranking(teacher).top(AGREED).items():
+        judgments[query_id] = {doc_id: AGREED - place for place, (doc_id, _) in enumerate(best)}
+    write_qrels(judgments, folder / "qrels.txt")
+
+
+# ---- Vectors --------------------------------------------------------------------------------------------------------
+
+
+def encode_collection(folder: Path, ranker: Ranker, documents: TextStore) -> Index:
+    """Encode a collection into `vectors` of a folder, and return the index that compares all of them."""
+    from ..retrieval.colbert import ColBERTIndex
+    from ..retrieval.dense import DenseIndex  # needs faiss, an extra
+    from ..retrieval.vector_store import VectorStore
+
+    store = VectorStore.build(ranker, documents, folder / "vectors")
+    index = DenseIndex if ranker.model.config.vectors_per_text == "one" else ColBERTIndex
+    return index.build(store)

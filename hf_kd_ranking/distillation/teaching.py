@@ -1,0 +1,196 @@
+"""The steps of `distill` that make what students learn from: the teachers' scores of all candidates, and lists.
+
+A teacher scores all candidates of a split once, which gives a run. Several are averaged by `fuse_runs` "standardized".
+The same runs are checked, measured, and sampled for the lists that students see.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import torch
+
+from ..artifacts import write_json
+from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
+from ..data.runs import Run, read_run, write_run
+from ..evaluation.metrics import evaluate_run
+from ..retrieval.fusion import fuse_runs
+from ..teachers import load
+from ..teachers.ensemble import ensemble_teachers
+from ..teachers.sample import sample_triples
+from ..teachers.score import score_teacher
+from .candidates import grades, ranking
+from .context import Context
+from .job import BM25, DistillJob, TargetNotMetError
+from .queries import Grades
+from .work import Artifact, shared
+
+logger = logging.getLogger(__name__)
+
+Teacher = str | Path | Artifact  # "bm25"; a folder, a name on the Hub or a run; the step that trained it
+
+
+def rows_file(rows: Artifact | Path) -> Path:
+    """Return the file of the teacher rows of a step; a file that the user gave is returned as it is."""
+    if isinstance(rows, Path):
+        return rows
+    lists = rows.path / "rows.jsonl"
+    return lists if lists.is_file() else rows.path / "rows.tsv"
+
+
+# ---- Scores of candidates -------------------------------------------------------------------------------------------
+
+
+@shared
+def score_candidates(
+    folder: Path, teacher: Teacher, candidates: Artifact, bm25: Artifact | None, is_bf16: bool, context: Context
+) -> None:
+    """Write a teacher's scores of the candidates of a split; those of "bm25" are looked up in its run.
+
+    The pairs per forward pass are those of the job, and change nothing.
+    """
+    output = folder / "run.trec"
+    if output.is_file():
+        return
+    if teacher == BM25:
+        if context.is_main_process:
+            write_run(_look_up(ranking(candidates), ranking(bm25)), output, tag=BM25)
+        return
+    source = str(teacher.path / "ranker") if isinstance(teacher, Artifact) else str(teacher)
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    batch_size = context.job.teacher_batch_size
+    model = load.load_teacher(source, device=context.device, batch_size=batch_size, dtype=dtype)
+    score_teacher(model, ranking(candidates), context.queries, context.documents, output)
+
+
+def _look_up(candidates: Run, scores: Run) -> Run:
+    """Return candidates with the scores of another run; what that lacks has the lowest of its query."""
+    found = Run()
+    for query_id, listed in candidates.items():
+        known = dict(scores.get(query_id, []))
+        lowest = min(known.values(), default=0.0)
+        scored = [(doc_id, known.get(doc_id, lowest)) for doc_id, _ in listed]
+        found[query_id] = sorted(scored, key=lambda pair: -pair[1])
+    return found
+
+
+def select_scores(folder: Path, run: Path, query_ids: Sequence[str]) -> None:
+    """Take the scores of a split's queries from a run that the user gave."""
+    given = read_run(run)
+    selected = Run((query_id, given[query_id]) for query_id in query_ids if query_id in given)
+    write_run(selected, folder / "run.trec", tag=Path(run).stem.replace(" ", "_"))
+
+
+def average_scores(folder: Path, rankings: Sequence[Artifact]) -> None:
+    """Average the scores of the teachers over the queries that all of them have."""
+    runs = [ranking(artifact) for artifact in rankings]
+    common = set.intersection(*(set(run) for run in runs))
+    kept = [Run((query_id, scored) for query_id, scored in run.items() if query_id in common) for run in runs]
+    mean = fuse_runs(kept, "standardized") if common else Run()
+    write_run(mean, folder / "run.trec", tag="teacher")
+
+
+def check_teacher(
+    folder: Path,
+    mean: Artifact,
+    rankings: Mapping[str, Artifact],
+    candidates: Artifact,
+    judgments: Artifact,
+    measure: str,
+    is_forced: bool,
+) -> None:
+    """Stop a job whose teacher ranks the validation queries no better than their first stage, before any training.
+
+    Raises:
+        TargetNotMetError: with both values, unless `is_forced`.
+    """
+    common = ranking(candidates).keys() & ranking(mean).keys()
+    judged = {query_id: of_query for query_id, of_query in grades(judgments).items() if query_id in common}
+    if not judged:
+        return
+
+    def value(artifact: Artifact) -> float:
+        return evaluate_run(ranking(artifact), judged, (measure,))[measure]
+
+    first_stage, teacher = value(candidates), value(mean)
+    if teacher <= first_stage and not is_forced:
+        raise TargetNotMetError(
+            f"The teacher ranks the {len(judged)} validation queries no better than their candidates were ranked "
+            f"({measure} {teacher:.4f}, first stage {first_stage:.4f}), and students would learn that; give another "
+            "teacher, or --force."
+        )
+    values = {name: value(artifact) for name, artifact in rankings.items()}
+    best = max(values, key=values.get)
+    if values[best] > teacher:
+        figures = f"{measure} {values[best]:.4f}, mean {teacher:.4f}"
+        logger.warning(
+            f"{best} ranks the {len(judged)} validation queries better than the mean of the teachers ({figures}): a "
+            "mean pays where teachers are about equally good."
+        )
+
+
+# ---- Lists ----------------------------------------------------------------------------------------------------------
+
+
+def sampling_settings(job: DistillJob) -> dict:
+    """Return what the sampling of lists depends on."""
+    names = ("documents", "lists_per_query", "sampling", "relative_margin", "minimum_grade")
+    return {name: getattr(job, name) for name in names}
+
+
+def sample_lists(
+    folder: Path, teacher: Artifact, judgments: Artifact | None, settings: dict, context: Context
+) -> None:
+    """Sample the lists that students learn from, with the teacher's scores; `settings` are `sampling_settings`.
+
+    The positive of a query without judgments is the teacher's best candidate. A judged document that the teacher did
+    not score, which only happens with runs that the user gave, is as one without judgment.
+    """
+    scored, left_out = ranking(teacher), Counter()
+    labels = {} if judgments is None else _scored_labels(grades(judgments), scored)
+    lists = settings["lists_per_query"]
+    options = {name: settings[name] for name in ("documents", "sampling", "relative_margin", "minimum_grade")}
+    rows = sample_triples(scored, labels, lists, scored, context.documents, left_out, takes_unjudged=True, **options)
+    write_teacher_scores(rows, folder / "rows.jsonl")
+    write_json(folder / "left_out.json", left_out)
+
+
+def _scored_labels(labels: Grades, scored: Run) -> Grades:
+    kept = {}
+    for query_id, of_query in labels.items():
+        known = dict(scored.get(query_id, ()))
+        kept[query_id] = {doc_id: grade for doc_id, grade in of_query.items() if doc_id in known}
+    return kept
+
+
+def label_lists(folder: Path, candidates: Artifact, judgments: Artifact, settings: dict, context: Context) -> None:
+    """Sample lists of queries with judgments without a teacher, with the labels 1 and 0 as scores."""
+    lists = settings["lists_per_query"]
+    options = {name: settings[name] for name in ("documents", "minimum_grade")}
+    rows = sample_triples(ranking(candidates), grades(judgments), lists, texts=context.documents, **options)
+    _write_labels(rows, folder / "rows.jsonl")
+
+
+def label_rows(folder: Path, rows: Path) -> None:
+    """Write the rows that the user gave with the labels 1 and 0 as scores."""
+    _write_labels(load_teacher_scores(rows), folder / "rows.tsv")
+
+
+def _write_labels(rows: TeacherRows, output: Path) -> None:
+    labels = []
+    for doc_ids in rows.rows["doc_ids"]:
+        labels.append([1.0] + [0.0] * (len(doc_ids) - 1))
+    columns = {"query_id": rows.rows["query_id"], "doc_ids": rows.rows["doc_ids"], "teacher_scores": labels}
+    write_teacher_scores(TeacherRows(datasets.Dataset.from_dict(columns)), output)
+
+
+def count_rows(rows: Artifact | Path) -> int:
+    """Return the number of rows of a step, or of a file that the user gave."""
+    return len(load_teacher_scores(rows_file(rows)))
+
+
+def average_rows(folder: Path, files: Sequence[Path]) -> None:
+    """Average the scores of the rows that the user gave, each standardised over its file."""
+    ensemble_teachers(files, folder / "rows.tsv", "standardized", overwrite=True)

@@ -1,0 +1,230 @@
+"""The test of the choice, in figures and in words."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.distillation import outcome as outcome_module
+from hf_kd_ranking.distillation.outcome import Measured, outcome_text, verdict, write_outcome
+from hf_kd_ranking.distillation.points import Point, System
+
+QUERIES = [f"q{i}" for i in range(12)]
+INTERVAL = {"mean": 0.6, "low": 0.5, "high": 0.7}
+
+
+def ranked_at(ranks: list[int]) -> kd.Run:
+    """A run that puts the relevant document y of each query at a rank; 0 ranks nothing for the query."""
+    run = kd.Run()
+    for query_id, rank in zip(QUERIES, ranks, strict=True):
+        doc_ids = ["x", "z", "v"]
+        doc_ids.insert(rank - 1, "y")
+        if rank:
+            run[query_id] = [(doc_id, -float(place)) for place, doc_id in enumerate(doc_ids)]
+    return run
+
+
+@pytest.fixture
+def write(make_artifact, monkeypatch):
+    """write(points, runs of the test queries): the outcome, and what the report was given.
+
+    `runs` are name -> its runs, one per seed.
+    """
+
+    def run(found: list[Point], runs: dict[str, list[kd.Run]], budget_ms: float | None = None) -> dict:
+        reports = []
+
+        def report(folder, output, measures, arrows, **options):
+            names = sorted(path.stem for path in (folder / "runs").iterdir())
+            reports.append({"arrows": arrows, "names": names, "title": options["title"]})
+
+        monkeypatch.setattr(outcome_module, "write_report", report)
+        monkeypatch.setattr("hf_kd_ranking.reporting.plot.save_plot", lambda figure, path: None)
+        rankings = {}
+        for name, of_name in runs.items():
+            rankings[name] = [make_artifact(f"{name} {seed}", each) for seed, each in enumerate(of_name)]
+        systems = []
+        for name in runs:
+            condition = name.split()[-1]
+            if name in ("BM25", "teacher"):
+                continue
+            (rankings[name][0].path / "choice.json").write_text('{"learning_rate": 0.001}')
+            recipe = SimpleNamespace(condition="no_teacher" if condition == "untrained" else condition)
+            students = []
+            for artifact in rankings[name]:
+                students.append(SimpleNamespace(recipe=recipe, training=artifact, checkpoint=artifact.path / "ranker"))
+            systems.append(System(name, tuple(students)))
+        timing, made, folder = make_artifact("timing"), make_artifact("points"), make_artifact("report")
+        costs = {"first_stages": {"BM25": {"total_ms": {"p50": 1.0}}}, "rankers": {}}
+        costs["rankers"] = {name: {"total_ms": {"p50": 9.0, "p95": 9.0}} for name in runs if name != "BM25"}
+        (timing.path / "efficiency.json").write_text(json.dumps(costs))
+        content = {"points": [vars(point) for point in found]}
+        (made.path / "points.json").write_text(json.dumps(content))
+        judgments = make_artifact("judgments", qrels={query_id: {"y": 1} for query_id in QUERIES})
+        settings = {"measure": "RR@10", "k": 4, "purpose": "rerank", "budget_ms": budget_ms, "data_name": "Words"}
+        job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv")
+        context = SimpleNamespace(job=job, splits={"test": QUERIES}, overlaps={})
+        write_outcome(folder.path, Measured(systems, rankings, judgments, made, timing, settings), context)
+        return json.loads((folder.path / "outcome.json").read_text()) | {"report": reports[0]}
+
+    return run
+
+
+def point(system: str, dev: float, seed: int = 0, weight: float = 0.0, latency_ms: float = 5.0) -> Point:
+    return Point(system, seed, 4, weight, "float32", dev, latency_ms)
+
+
+def pairs(outcome: dict) -> set[tuple[str, str]]:
+    return {(test["treatment"], test["control"]) for test in outcome["tests"]}
+
+
+def test_choice_is_tested_against_what_a_user_has(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot untrained", 0.2), point("dot no_teacher", 0.5)]
+    found += [point("dot teacher", 0.7), point("dot untrained", 0.4, weight=0.5)]
+    found.append(point("dot teacher", 0.6, weight=0.5))
+    runs = {"BM25": [ranked_at([2] * 12)], "teacher": [ranked_at([1] * 12)]}
+    runs |= {"dot untrained": [ranked_at([4] * 12)], "dot no_teacher": [ranked_at([1, 2] * 6)]}
+    runs["dot teacher"] = [ranked_at([1] * 11 + [2])]
+    outcome = write(found, runs)
+    assert outcome["chosen"] == "dot teacher"
+    assert outcome["test"]["BM25"] == 0.5 and outcome["test"]["dot teacher"] == pytest.approx(11.5 / 12)
+    assert pairs(outcome) == {
+        ("dot teacher", "dot no_teacher"),
+        ("dot teacher", "BM25"),
+        ("dot teacher", "dot untrained"),
+        ("dot teacher", "dot untrained + BM25"),
+    }
+    assert outcome["family"] == "Holm over the 4 tests of this job"
+    tests = sorted(outcome["tests"], key=lambda test: test["p_value"])
+    corrected = 0.0
+    for place, test in enumerate(tests):
+        corrected = max(corrected, min(1.0, test["p_value"] * (4 - place)))
+        assert test["p_corrected"] == pytest.approx(corrected)
+    assert outcome["frontier"] == [["BM25", 0.3, 1.0], ["dot teacher", 0.7, 5.0]]
+    assert outcome["latency_ms"]["teacher"] == 1.0 + 9.0
+    assert outcome["report"]["arrows"] == [("dot no_teacher", "dot teacher")]
+    assert outcome["report"]["title"] == "Distillation on Words"
+
+
+def test_budget_decides_the_choice(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot teacher", 0.7)]
+    runs = {"BM25": [ranked_at([2] * 12)], "dot teacher": [ranked_at([1] * 12)]}
+    assert write(found, runs, budget_ms=4.0)["chosen"] == "BM25"
+
+
+def test_first_stage_that_is_chosen_is_not_tested_against_itself(write):
+    found = [point("BM25", 0.9, latency_ms=1.0), point("dot untrained", 0.1), point("dot teacher", 0.2)]
+    runs = {"BM25": [ranked_at([1] * 12)], "dot untrained": [ranked_at([4] * 12)]}
+    runs["dot teacher"] = [ranked_at([1, 3] * 6)]
+    outcome = write(found, runs)
+    assert (outcome["chosen"], pairs(outcome)) == ("BM25", {("BM25", "dot untrained")})
+
+
+def test_all_figures_of_several_seeds_are_means_and_each_is_shown(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot no_teacher", 0.4), point("dot teacher", 0.7, seed=1)]
+    runs = {"BM25": [ranked_at([2] * 12)], "dot no_teacher": [ranked_at([2] * 12), ranked_at([4] * 12)]}
+    runs["dot teacher"] = [ranked_at([2] * 12), ranked_at([1] * 11 + [4])]
+    outcome = write(found, runs)
+    second = (11 + 0.25) / 12
+    assert outcome["seeds"]["dot teacher"] == pytest.approx([0.5, second])
+    assert outcome["test"]["dot teacher"] == pytest.approx((0.5 + second) / 2)
+    assert outcome["interval"]["mean"] == pytest.approx(outcome["test"]["dot teacher"])
+    test = next(test for test in outcome["tests"] if test["control"] == "dot no_teacher")
+    assert test["seeds"] == [2, 2]
+    assert test["difference"] == pytest.approx(outcome["test"]["dot teacher"] - outcome["test"]["dot no_teacher"])
+    names = [f"dot {condition}, seed {seed}" for condition in ("no_teacher", "teacher") for seed in (0, 1)]
+    assert outcome["report"]["names"] == ["BM25", *names]
+    assert [list(arrow) for arrow in outcome["report"]["arrows"]] == [names[::2], names[1::2]]
+
+
+def test_sum_with_bm25_that_is_chosen_has_all_seeds(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot teacher", 0.5, 1), point("dot teacher", 0.7, 1, 0.1)]
+    runs = {"BM25": [ranked_at([2] * 12)], "dot teacher": [ranked_at([2] * 12), ranked_at([1] * 12)]}
+    outcome = write(found, runs)
+    assert outcome["chosen"] == "dot teacher + BM25" and outcome["seeds"]["dot teacher + BM25"] == [0.5, 1.0]
+    assert outcome["fused"] == {"dot teacher": 0.75}
+
+
+def test_query_without_candidates_counts_as_zero_for_all(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot teacher", 0.7)]
+    runs = {"BM25": [ranked_at([2] * 11 + [0])], "teacher": [ranked_at([1] * 11 + [0])]}
+    runs["dot teacher"] = [ranked_at([1] * 11 + [0])]
+    outcome = write(found, runs)
+    assert outcome["test"] == pytest.approx({"BM25": 5.5 / 12, "teacher": 11 / 12, "dot teacher": 11 / 12})
+
+
+def test_teacher_that_ranked_some_of_the_queries_is_not_compared(write):
+    found = [point("BM25", 0.3, latency_ms=1.0), point("dot teacher", 0.7)]
+    runs = {"BM25": [ranked_at([2] * 12)], "teacher": [ranked_at([1] * 6 + [0] * 6)]}
+    runs["dot teacher"] = [ranked_at([1] * 12)]
+    assert write(found, runs)["test"].keys() == {"BM25", "dot teacher"}
+
+
+# ---- Words ----------------------------------------------------------------------------------------------------------
+
+
+def words(chosen: str, tests: list[dict], **changes) -> str:
+    """The verdict on an outcome."""
+    outcome = {"chosen": chosen, "test": {chosen: 0.6, "teacher": 0.8, "BM25": 0.5}, "interval": INTERVAL}
+    outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"test": 1200}, "tests": tests, "seeds": {}} | changes
+    return verdict(outcome, SimpleNamespace(measure="RR@10", budget_ms=None))
+
+
+def finding(treatment: str, control: str, difference: float, p_corrected: float) -> dict:
+    test = {"treatment": treatment, "control": control, "difference": difference, "interval": [-0.01, 0.2]}
+    return test | {"p_value": p_corrected / 2, "p_corrected": p_corrected, "queries": 1200}
+
+
+def test_verdict_says_whether_the_choice_beats_the_first_stage():
+    text = words("dot teacher", [finding("dot teacher", "BM25", 0.1, 0.002)])
+    assert text.splitlines() == [
+        "Chosen on dev: dot teacher, 12.3 ms per query (median). On the 1,200 test queries: RR@10 0.6000 (95 % "
+        "interval 0.5000 to 0.7000), 75 % of the teacher's 0.8000.",
+        "dot teacher against BM25: 0.1000 more, 95 % interval -0.0100 to +0.2000, p = 0.001, corrected 0.002, 1,200 "
+        "queries.",
+    ]
+    tests = [finding("dot teacher", "BM25", 0.1, 0.2), finding("dot teacher", "dot untrained", -0.1, 0.01)]
+    text = words("dot teacher", tests)
+    assert "against BM25: no difference found (+0.1000)" in text and "against dot untrained: 0.1000 less" in text
+    assert text.endswith("it is not shown to be better than what a user has without distilling.")
+    # A comparison of conditions is no comparison with what a user has.
+    assert "no_teacher" not in words("dot teacher", [finding("dot teacher", "dot no_teacher", 0.1, 0.001)])
+
+
+def test_verdict_says_if_nothing_trained_was_chosen():
+    text = words("BM25", [finding("BM25", "dot untrained", 0.3, 0.001)])
+    assert text.endswith("No ranker was better than the first stage on dev: there is nothing to deliver but that.")
+    text = words("dot untrained + BM25", [finding("dot untrained + BM25", "BM25", 0.3, 0.001)])
+    assert text.endswith("No trained student was better than this one before its training on dev.")
+
+
+def test_verdict_names_the_seed_that_is_delivered():
+    text = words("dot teacher", [], seeds={"dot teacher": [0.5, 0.7]}, pipeline={"seed": 1})
+    assert "That is the mean of 2 seeds; delivered is seed 1, the best on dev, with 0.7000 on test." in text
+
+
+def test_text_has_all_tables(make_job):
+    names = ["BM25", "dot teacher", "dot teacher + BM25"]
+    outcome = {"chosen": "dot teacher", "test": dict(zip(names, (0.5, 0.6, 0.55), strict=True)), "verdict": "Verdict."}
+    outcome |= {"queries": {"train": 1000, "dev": 20, "test": 30}, "rates": {"dot teacher": 1e-4}}
+    outcome |= {"lists": {"teacher": 2000}, "overlaps": {"queries left out": 3, "positives of train and test": 0}}
+    outcome |= {"fused": {"dot teacher": 0.55}, "dev": {"BM25": 0.4, "dot teacher": 0.7}, "latency_ms": {"BM25": 1.0}}
+    outcome |= {"seeds": {"dot teacher": [0.5, 0.7]}, "frontier": [["BM25", 0.4, 1.0]], "family": "Holm", "tests": []}
+    lines = outcome_text(outcome | {"page": "report.html"}, make_job()).splitlines()
+    assert lines[:2] == [
+        "Queries: train 1,000, dev 20, test 30. Training lists: teacher 2,000. Learning rates were chosen on dev from "
+        "one grid for all conditions (dot teacher 0.0001); 1 seed(s).",
+        "3 queries left out.",
+    ]
+    table = [line for line in lines if line.startswith("|")]
+    assert table[:4] == [
+        "| ranker | RR@10, test | with BM25 | dev | ms per query, p50 |",
+        "| --- | --- | --- | --- | --- |",
+        "| BM25 | 0.5000 |  | 0.4000 | 1.0 |",
+        "| dot teacher | 0.6000 | 0.5500 | 0.7000 |  |",
+    ]
+    assert table[4] == "| pipeline | RR@10, dev | ms per query, p50 |" and "Verdict." in lines
+    assert "Seeds of dot teacher: 0.5000, 0.7000." in lines
+    unjudged = outcome_text(outcome | {"page": "report.html"}, make_job(qrels=None))
+    assert "RR@10, test (agreement with the teacher, not relevance)" in unjudged

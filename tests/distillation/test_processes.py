@@ -1,0 +1,50 @@
+"""A job of two launched processes delivers what one process delivers."""
+
+import json
+import subprocess
+
+import pytest
+
+import hf_kd_ranking as kd
+from hf_kd_ranking.artifacts import locked
+
+pytestmark = pytest.mark.slow
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def finish(process: subprocess.Popen) -> dict:
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    lines = [line for line in printed.splitlines() if line.startswith('{"chosen"')]
+    assert len(lines) == 1, "one process prints"
+    return json.loads(lines[0])
+
+
+@pytest.mark.parametrize("purpose", ["rerank", "search"])
+def test_two_processes_deliver_the_pipeline_of_one(make_job, fixed_encoder, launch, tmp_path, purpose):
+    outcomes = []
+    # 24 and 28 lists in batches of 4: accelerate would fill a last batch that is not full with repeated rows.
+    for name, launcher in (("one", ()), ("two", TWO)):
+        # No sums: of near ties between fitted weights rounding would decide.
+        settings = {"model_name": str(fixed_encoder), "batch_size": 4, "purpose": purpose, "fusion": False}
+        job = make_job(output=str(tmp_path / name), **settings)
+        outcomes.append(finish(launch(job, *launcher)))
+    one, two = outcomes
+    assert two["chosen"] == one["chosen"]
+    assert two["test"] == pytest.approx(one["test"], abs=1e-3)
+    for name in one["test"]:
+        if "untrained" in name or name in ("BM25", "teacher"):
+            runs = [tmp_path / output / "report/runs" / f"{name}.trec" for output in ("one", "two")]
+            assert runs[0].read_bytes() == runs[1].read_bytes(), name
+    pipelines = [kd.load_pipeline(outcome["folder"]) for outcome in outcomes]
+    found = [pipeline.search("apple dog moon", k=5) for pipeline in pipelines]
+    assert [doc_id for doc_id, _ in found[0]] == [doc_id for doc_id, _ in found[1]]
+
+
+def test_error_of_one_process_ends_all(make_job, launch, out):
+    process = launch(make_job(architectures=["bert_dot"], budget_ms=1e-6), *TWO)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert errors.count("error: No pipeline is within 1e-06 ms") == 1
+    with locked(out):  # nothing holds the folder
+        pass
