@@ -1,10 +1,11 @@
-"""Distil a ranker within a latency budget from a collection, queries, judgments and a teacher.
+"""Distil a search pipeline within a latency budget from a collection, queries, judgments and a teacher.
 
     python examples/distill.py                        # the files of `make demo`, one BERT_DOT: about 5 minutes
     python examples/distill.py --teacher cross-encoder/ms-marco-MiniLM-L6-v2 --collection collection.tsv \
         --queries queries.tsv --qrels qrels.txt --model distilbert/distilbert-base-uncased --output distilled
 
-Prints the test's table and the folder of the chosen ranker. The same command resumes after an interruption.
+Prints the measures on the test queries, the verdict and the answers of the chosen pipeline. The same command resumes
+after an interruption.
 """
 
 import argparse
@@ -28,8 +29,11 @@ student = {"model_name": args.model, "architectures": ["bert_dot"], "overrides":
 settings = {"k": 20, "learning_rates": [5e-5], "max_document_length": 48, "budget_ms": 100, "force": args.force}
 job = kd.DistillJob(**files, teachers=args.teacher, **student, **settings)
 
-# 3. Candidates, triples, scores, students with and without the teacher, test, latency, choice
+# 3. Candidates, the teacher's scores, lists, students with and without the teacher, choice, test, delivery
 outcome = kd.distill(job)
 for name, value in outcome["test"].items():
     print(f"{name:30}{job.measure} {value:.4f}")
-print(f"chosen: {outcome['best']} in {outcome['ranker']}, report: {outcome['page']}")
+print(f"chosen: {outcome['chosen']} in {outcome['folder']}, report: {outcome['page']}\n{outcome['verdict']}")
+
+# 4. Search with the delivered pipeline
+print(kd.load_pipeline(outcome["folder"]).search("parse a date", k=3))

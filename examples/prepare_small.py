@@ -3,8 +3,8 @@
     python examples/prepare_small.py
 
 PyDocs is built from the installed packages. MS MARCO is prepared if HF_KD_RANKING_DATA names a folder with
-`msmarco-v1`, `msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 and 2021) and
-`trec-dl` (judgments).
+`msmarco-v1`, `msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 to 2022) and `trec-dl` (judgments
+of 2020 and 2021; the queries of 2022 train without any).
 """
 
 import csv
@@ -20,7 +20,7 @@ TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
 OUTPUT = Path("reproduce")
 QUERIES = {"train": 640, "dev": 100, "test": 2_000}  # of PyDocs, at most; the test has fewer
 DEV_QUERIES = 12  # of 2021; the other queries train
-YEARS = {"dl20": "msmarco-v1", "dl21": "msmarco-v2"}
+YEARS = {"dl20": "msmarco-v1", "dl21": "msmarco-v2", "dl22": "msmarco-v2"}
 
 
 def main() -> None:
@@ -35,13 +35,14 @@ def main() -> None:
 def prepare_msmarco(data: Path, output: Path) -> None:
     """Join the collections of two years, and split the judged queries: half of those of 2020 are the test."""
     output.mkdir(parents=True, exist_ok=True)
-    collections, queries, teacher, judged, scored = [], [], kd.Run(), {}, {}
+    queries, teacher, judged, scored = [], kd.Run(), {}, {}
     for year, name in YEARS.items():
-        collections.append(data / name / "collection.tsv")
         queries.append(data / name / f"queries.{year}.tsv")
         teacher |= read_scores(data / name / f"scores.{year}.tsv")
+    for year in ("dl20", "dl21"):
         judged[year] = kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt")
         scored[year] = [query_id for query_id in judged[year] if query_id in teacher]
+    collections = [data / name / "collection.tsv" for name in sorted(set(YEARS.values()))]
     join_texts(collections, output / "collection.tsv")
     join_texts(queries, output / "queries.tsv")
     kd.write_run(teacher, output / "splade.trec")

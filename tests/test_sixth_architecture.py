@@ -76,12 +76,12 @@ def test_toy_is_distilled(toy_architecture, call, encoder, tokenizer, toy, tmp_p
     teacher = kd.load_ranker(encoder, "bert_cat", max_query_length=8, max_document_length=16)
     kd.Ranker(teacher, tokenizer).save_pretrained(tmp_path / "teacher")
     files = f"--collection {toy / 'collection.tsv'} --queries {toy / 'queries.tsv'} --output {tmp_path / 'out'}"
-    settings = f"--architectures toy --learning-rates 0.01 --k 5 --triples-per-query 2 --held-out 0.3 {LENGTHS}"
+    settings = f"--architectures toy --learning-rates 0.01 --k 5 --lists-per-query 2 --held-out 0.3 {LENGTHS}"
     status, printed, error = call(
-        f"distill {files} --teacher {tmp_path / 'teacher'} --model {encoder} {settings} --measure RR@10 --json"
+        f"distill {files} --teacher {tmp_path / 'teacher'} --model {encoder} {settings} --for search --measure RR@10 "
+        "--json"
     )
     assert status == 0, error
     outcome = json.loads(printed.splitlines()[-1])
-    assert {"toy untrained", "toy no_teacher", "toy teacher"} < outcome["test"].keys()
-    assert outcome["retrieval"].keys() == {"toy no_teacher", "toy teacher"}  # it has one vector per text
-    assert type(kd.load_ranker(outcome["ranker"])) is toy_architecture
+    assert {"toy untrained", "toy teacher"} < outcome["test"].keys()  # it has one vector per text, and can search
+    assert type(kd.load_ranker(outcome["folders"]["toy teacher"])) is toy_architecture

@@ -48,12 +48,12 @@ def test_score_teacher_writes_rows(run_example, files, save_ranker, tmp_path):
 
 
 @pytest.mark.slow
-def test_distill_delivers_a_ranker(run_example, files, save_ranker, encoder, tmp_path):
+def test_distill_delivers_a_pipeline(run_example, files, save_ranker, encoder, tmp_path):
     arguments = as_arguments(files, "--collection", "--queries", "--qrels")
     options = ["--teacher", save_ranker("bert_cat"), "--model", encoder, "--output", tmp_path / "distilled", "--force"]
     printed = run_example("distill.py", *arguments, *options)
-    assert "chosen: bert_dot" in printed
-    kd.Ranker.from_pretrained(tmp_path / "distilled" / "best")
+    assert "bert_dot teacher" in printed and "chosen: " in printed
+    assert kd.load_pipeline(tmp_path / "distilled" / "best").search("apple bread", k=3)
 
 
 @pytest.mark.slow
