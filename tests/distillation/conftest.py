@@ -64,27 +64,45 @@ def fixed_encoder(tmp_path, encoder, tokenizer) -> Path:
     return folder
 
 
+class Launched(subprocess.Popen):
+    """A process that writes into files: a pipe that nobody reads would stop it when it is full."""
+
+    def __init__(self, command: list[str], name: Path, environment: dict[str, str]) -> None:
+        self.paths = [name.with_suffix(suffix) for suffix in (".stdout", ".stderr")]
+        with self.paths[0].open("w") as printed, self.paths[1].open("w") as errors:
+            super().__init__(command, stdout=printed, stderr=errors, env=environment, start_new_session=True)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Wait for the end, and return what was printed, and printed as errors."""
+        self.wait(timeout)
+        return self.paths[0].read_text(), self.paths[1].read_text()
+
+
 @pytest.fixture
-def launch(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+def launch(tmp_path) -> Iterator[Callable[..., Launched]]:
     """Start `distill` as a process, given a job and what comes between `python` and `-m hf_kd_ranking`."""
-
     started = []
+    (tmp_path / "temporary").mkdir()
 
-    def start(job: kd.DistillJob, *launcher: str) -> subprocess.Popen:
+    def start(job: kd.DistillJob, *launcher: str) -> Launched:
         options = {name: value for name, value in asdict(job).items() if value not in (None, [], {})}
-        config = tmp_path / f"{Path(job.output).name}.yaml"
+        name = tmp_path / f"{Path(job.output).name}-{len(started)}"
+        config = name.with_suffix(".yaml")
         config.write_text(yaml.safe_dump(options))
         command = [sys.executable, *launcher, "-m", "hf_kd_ranking", "distill", "--config", str(config), "--json"]
         environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))
+        started.append(Launched(command, name, environment | {"TMPDIR": str(tmp_path / "temporary")}))
         return started[-1]
 
     yield start
     for process in started:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()  # a launcher ends its processes, which are not of its group
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -15,6 +15,15 @@ ONE = {"architectures": ["bert_dot"], "depths": [8], "fusion": False}
 TRAININGS = ("students/bert_dot no_teacher/rate-0.001", "students/bert_dot teacher/rate-0.001")
 
 
+def has_members(group: int) -> bool:
+    """Return whether a group of processes has any."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_parallel_trainings_give_the_same_bytes(make_job, launch, tmp_path):
     outcomes = []
@@ -40,18 +49,21 @@ def test_error_of_one_training_is_raised_after_the_others_ended(make_job, launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signals_reach_parallel_trainings(make_job, launch, out, number):
-    process = launch(make_job(**ONE, epochs=400, parallel=2))
+    process = launch(make_job(**ONE, epochs=2_000, parallel=2))
     folders = [out / training / "ranker" for training in TRAININGS]
     until = time.monotonic() + 120
     while not all(list(folder.glob("checkpoint-*")) for folder in folders):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)  # the pipes close when the children have ended
+    _, errors = process.communicate(timeout=60)
+    while has_members(process.pid):  # the children end as well
+        assert time.monotonic() < until
+        time.sleep(0.05)
     if number != signal.SIGKILL:
-        assert process.returncode == {signal.SIGTERM: 1, signal.SIGINT: 130}[number]
+        assert process.returncode == 1
         assert errors.count("the same command resumes") == 1
     assert all(list(folder.glob("checkpoint-*")) for folder in folders)
 
