@@ -3,8 +3,7 @@
     python examples/prepare_small.py
 
 PyDocs is built from the installed packages. MS MARCO is prepared if HF_KD_RANKING_DATA names a folder with
-`msmarco-v1`, `msmarco-v2` (passages, queries and scores of systems at TREC-DL 2020 to 2022) and `trec-dl` (judgments
-of 2020 and 2021; the queries of 2022 train without any).
+`msmarco-v1`, `msmarco-v2` (TREC-DL 2020 to 2022: passages, queries, scores of systems) and `trec-dl` (judgments).
 """
 
 import csv
