@@ -9,7 +9,6 @@ import typer
 from ..artifacts import refuse_existing
 from ..data.runs import Run, read_run, write_run
 from ..evaluation import metrics
-from ..evaluation.matchmaker import read_ranking
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
 from ..processes import processes
@@ -59,14 +58,13 @@ def evaluate(
     dataset: options.Dataset = None,
     split: options.Split = "test",
     measure: options.Measures = metrics.DEFAULT_MEASURES,
-    dialect: Annotated[str, typer.Option(help=f"Rules of the measures: {', '.join(metrics.DIALECTS)}.")] = "trec_eval",
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
 ) -> options.Result:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     results, lines = {}, []
-    for name, ranking in _RunFiles(run, measure, dialect).items():
-        values = metrics.evaluate_queries(ranking, judgments, measure, dialect)
+    for name, ranking in _RunFiles(run, measure).items():
+        values = metrics.evaluate_queries(ranking, judgments, measure)
         metrics.check_same_collection(ranking, judgments)
         figures = metrics.mean_values(values)
         figures["queries"] = len(next(iter(values.values())))
@@ -98,12 +96,9 @@ def compare(
 class _RunFiles(UserDict[str, Run]):
     """Runs by name, each read when it is asked for and no deeper than the measures look."""
 
-    def __init__(self, runs: list[str], measures: list[str], dialect: str = "trec_eval") -> None:
+    def __init__(self, runs: list[str], measures: list[str]) -> None:
         super().__init__(options.named_paths(runs, "runs"))
         self.k = metrics.deepest(measures)
-        self.is_in_file_order = dialect == "matchmaker"
 
     def __getitem__(self, name: str) -> Run:
-        if self.is_in_file_order:
-            return read_ranking(self.data[name])
         return read_run(self.data[name], self.k)

@@ -6,21 +6,17 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..data.runs import Run
-from . import matchmaker
 
 if TYPE_CHECKING:
     from ir_measures.measures import Measure
 
 DEFAULT_MEASURES = ("nDCG@10", "RR@10")
-DIALECTS = ("trec_eval", "matchmaker")
 QUERIES_AT_ONCE = 500  # per call of trec_eval, which takes dictionaries of about 100 bytes per ranked document
 
 Qrels = Mapping[str, Mapping[str, int]]
 
 
-def evaluate_run(
-    run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES, dialect: str = "trec_eval"
-) -> dict[str, float]:
+def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) -> dict[str, float]:
     """Return the mean of each measure, 0 to 1, over the queries of the qrels; a query without results counts as 0.
 
     Args:
@@ -28,12 +24,11 @@ def evaluate_run(
         qrels: query_id -> {doc_id: grade}.
         measures: in ir_measures' notation: `nDCG@10` (graded), `RR@10` (the MRR@10 of MS MARCO), `RR(rel=2)@10`,
             `AP(rel=2)`, `R@1000`, `Judged@10` (the share of judged documents).
-        dialect: "trec_eval", or "matchmaker" to compare with tables of the paper's code, see `evaluation.matchmaker`.
 
     Raises:
         ValueError: if a measure is unknown, or run and qrels have no query or no document in common.
     """
-    values = evaluate_queries(run, qrels, measures, dialect)
+    values = evaluate_queries(run, qrels, measures)
     check_same_collection(run, qrels)
     return mean_values(values)
 
@@ -44,21 +39,17 @@ def mean_values(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def evaluate_queries(
-    run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES, dialect: str = "trec_eval"
+    run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES
 ) -> dict[str, dict[str, float]]:
     """Compute each measure for each query of the qrels: measure -> query_id -> value; arguments as `evaluate_run`."""
     import ir_measures  # takes 0.3 s
 
-    if dialect not in DIALECTS:
-        raise ValueError(f"The dialect of measures is one of {', '.join(DIALECTS)}, got {dialect!r}.")
     query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
         of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
         of_qrels = f"{len(qrels)} queries, first {next(iter(qrels), None)!r}"
         raise ValueError(f"Run ({of_run}) and qrels ({of_qrels}) have no query in common; are they of one data set?")
     parsed = parse_measures(measures)
-    if dialect == "matchmaker":
-        return {name: matchmaker.evaluate_queries(run, qrels, measure) for name, measure in parsed.items()}
     cutoff = deepest(measures)
     values, by_measure = {}, {}  # two names may be one measure
     for name, measure in parsed.items():

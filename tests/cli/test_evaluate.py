@@ -60,19 +60,6 @@ def test_evaluate_takes_a_path_with_an_equals_sign(call, toy, tmp_path):
     assert (status, out) == (0, "k=10: RR@10 0.2, queries 4, without_results 0\n")
 
 
-def test_evaluate_follows_the_rules_of_matchmaker(call, toy, tmp_path):
-    (tmp_path / "qrels.txt").write_text("1 0 a 1\n2 0 a 0\n3 0 a 1\n")
-    (tmp_path / "run.tsv").write_text("1 Q0 b 1 1 t\n1 Q0 a 2 9 t\n2 Q0 a 1 1 t\n")
-    command = f"evaluate --run {tmp_path}/run.tsv --qrels {tmp_path}/qrels.txt --measure RR@10 --json"
-    found = {}
-    for dialect in ("trec_eval", "matchmaker"):
-        status, out, err = call(f"{command} --dialect {dialect}")
-        assert status == 0, err
-        found[dialect] = json.loads(out)["run"]
-    assert (found["matchmaker"]["RR@10"], found["matchmaker"]["queries"]) == (1 / 2, 1)
-    assert (found["trec_eval"]["RR@10"], found["trec_eval"]["queries"]) == (pytest.approx(1 / 3), 3)
-
-
 def test_compare_prints_tables_and_json(call, runs, toy):
     command = f"compare --run {runs[0]} --run turned={runs[1]} --qrels {toy}/qrels.txt --measure RR@10"
     status, out, _ = call(f"{command} --json")
