@@ -15,7 +15,7 @@ from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
 from ..teachers.diagnose import diagnose_teachers
-from ..teachers.diagnosis import diagnosis_html, diagnosis_text
+from ..teachers.diagnosis import diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
@@ -105,17 +105,11 @@ def diagnose(
     scores: options.ScoreFiles,
     queries: options.Queries = None,
     collection: options.Collection = None,
-    output: Annotated[Path | None, typer.Option(help="HTML file of the diagnosis.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Number of rows and queries to show.")] = 10,
-    overwrite: options.Overwrite = False,
 ) -> options.Result:
     """Find what would spoil training: squashed or constant scores, false negatives, teachers that disagree."""
-    if output is not None:
-        refuse_existing(output, overwrite)
     stores = (path and TextStore.from_file(path) for path in (queries, collection))
     diagnosis = diagnose_teachers(scores, *stores, examples=examples)
-    if output is not None:
-        diagnosis_html(diagnosis, output)
     return diagnosis, diagnosis_text(diagnosis)
 
 

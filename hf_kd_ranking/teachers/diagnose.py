@@ -23,7 +23,6 @@ from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
 from .buckets import BucketFile, id_keys, matched_buckets, number_rows
 
-BINS = 40
 QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99}
 SPEARMAN_ROWS = 1_000_000  # about so many of two files' shared rows give the Spearman correlation, or all
 ROWS_AT_ONCE = 1 << 18  # of a file that is read
@@ -146,15 +145,10 @@ def _distribution(parts: list[np.ndarray]) -> dict:
     count = sum(map(len, parts))
     low, high = float(min(map(np.min, parts))), float(max(map(np.max, parts)))
     mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / count
-    margin = 0.0 if low < high else max(0.5, abs(low) / 100)
-    edges = np.linspace(low - margin, high + margin, BINS + 1)
-    squares, counts = 0.0, np.zeros(BINS, dtype=np.int64)
+    squares = 0.0
     for part in parts:
-        values = part.astype(np.float64)
-        squares += float(((values - mean) ** 2).sum())
-        counts += np.histogram(values, BINS, (edges[0], edges[-1]))[0]
-    histogram = {"edges": edges.tolist(), "counts": counts.tolist()}
-    return {"min": low, "max": high, "mean": mean, "std": (squares / count) ** 0.5, "histogram": histogram}
+        squares += float(((part.astype(np.float64) - mean) ** 2).sum())
+    return {"min": low, "max": high, "mean": mean, "std": (squares / count) ** 0.5}
 
 
 def _warnings(figures: dict) -> Iterator[str]:

@@ -1,16 +1,9 @@
-"""Render the diagnosis of teacher files as text and as a page."""
+"""Render the diagnosis of teacher files as text."""
 
-import base64
-import html
-import io
-import os
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from ..artifacts import refuse_existing, writing
-
 CELL_WIDTH = 60
-STYLE = "<style>body{font:15px sans-serif}td{border-bottom:1px solid #ccc;padding:.2em .8em}</style>"
 Table = list[Sequence[str]]
 
 
@@ -27,28 +20,6 @@ def diagnosis_text(diagnosis: dict) -> str:
             lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
         lines.append("")
     return "\n".join(lines)
-
-
-def diagnosis_html(diagnosis: dict, path: str | os.PathLike) -> None:
-    """Write what `diagnose_teachers` returns as a page that loads nothing; its histograms need matplotlib.
-
-    Raises:
-        FileNotFoundError: if the folder of the path does not exist.
-    """
-    refuse_existing(path, overwrite=True)
-    lines = ['<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Teacher scores</title>', STYLE]
-    for title, notes, table in _sections(diagnosis):
-        lines.append(f"<h2>{title}</h2>")
-        for note in notes:
-            lines.append(f"<p>{html.escape(note)}</p>")
-        lines.append("<table>")
-        for row in table:
-            cells = "</td><td>".join(map(html.escape, row))
-            lines.append(f"<tr><td>{cells}</td></tr>")
-        lines.append("</table>")
-    lines += ["<h2>Histograms</h2>", _histograms(diagnosis["files"]), "</html>\n"]
-    with writing(path) as file:
-        file.write("\n".join(lines))
 
 
 def _sections(diagnosis: dict) -> Iterator[tuple[str, list[str], Table]]:
@@ -107,20 +78,3 @@ def _shown(value: str | float | list | None) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def _histograms(files: list[dict]) -> str:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return "<p>matplotlib is missing; install it (extra [report]) to see them.</p>"
-    figure = Figure(figsize=(10, 2.5 * len(files)), layout="constrained")
-    rows = figure.subplots(len(files), 2, squeeze=False)
-    for i, (figures, axes) in enumerate(zip(files, rows, strict=True), 1):
-        for kind, axis in zip(("scores", "margins"), axes, strict=True):
-            if figures[kind]:
-                axis.stairs(figures[kind]["histogram"]["counts"], figures[kind]["histogram"]["edges"], fill=True)
-            axis.set_title(f"{kind} of file {i}")
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return f'<img alt="Histograms" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'

@@ -48,15 +48,6 @@ def test_quantiles_are_interpolated(first):
     assert quantiles == pytest.approx(expected)
 
 
-def test_histograms_have_40_equal_bins_with_all_values(first):
-    figures = diagnose_teachers([first])["files"][0]
-    for kind, values in (("scores", [9, 4, 2, 3, 5, 5, 7, 1, 9, 4]), ("margins", [5, -1, 0, 6, 5])):
-        histogram = figures[kind]["histogram"]
-        counts, edges = np.histogram(values, 40)
-        assert histogram["counts"] == counts.tolist()
-        assert histogram["edges"] == pytest.approx(edges.tolist())
-
-
 def test_deviation_of_scores_far_from_zero_is_exact(tmp_path):
     rows = [(100_000 + i % 2, 100_000, i, 1, 2) for i in range(1000)]
     figures = diagnose_teachers([write_rows(tmp_path / "far.tsv", rows)])["files"][0]
