@@ -75,7 +75,7 @@ class DistillJob:
         help="Sources of training candidates with shares that sum up to 1, such as bm25:0.5 dense:0.5: bm25, "
         "candidates (your run), dense (see --dense-model). By default the candidates that are re-ranked.",
     )
-    dense_model: str | None = HfArg(default=None, help="Bi-encoder of the dense source; the first teacher by default.")
+    dense_model: str | None = HfArg(default=None, help="Bi-encoder of the dense source; by default the only teacher.")
     candidate_depth: int = HfArg(default=50, help="Ranks of each source over which training candidates are spread.")
     candidates_per_query: int = HfArg(default=30, help="Training candidates per query that the teacher scores.")
     documents: int = HfArg(default=4, help="Documents of a training list, the positive first.")
@@ -232,6 +232,10 @@ class DistillJob:
             rates = own.get("learning_rates", [0.0]) if isinstance(own, dict) else None
             if not isinstance(rates, list) or not rates:
                 raise ValueError(f"overrides of {name} must be an object, its learning_rates a list; got {own!r}.")
+        if INT8 in self.precisions and "bert_cat" not in self.architectures:
+            raise ValueError(
+                "The precision int8 is for bert_cat: the others compare vectors that are stored in float32."
+            )
         separate = [name for name in self.architectures if can_search(name)]
         if self.purpose == SEARCH and len(separate) < len(self.architectures):
             raise ValueError("Only bert_dot and colbert search a collection; leave out other architectures.")
@@ -297,6 +301,8 @@ class DistillJob:
                 low.append(f"{name} {getattr(self, name)}")
         if low:
             raise ValueError(f"Options must be above 0, got {', '.join(low)}.")
+        if self.patience is not None and max(self.evaluations, self.epochs) <= 1:
+            raise ValueError(f"patience {self.patience} needs several evaluations of a training; raise --evaluations.")
         if self.documents < 2:
             raise ValueError(f"A training list has at least two documents, got documents {self.documents}.")
         for name in ("held_out", "relative_margin"):

@@ -53,6 +53,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"purpose": "find"}, "Unknown purpose find; there are rerank, search"),
         ({"purpose": "search", "architectures": ["bert_dot", "tk"]}, "Only bert_dot and colbert search a collection"),
         ({"rounds": 2, "architectures": ["tk"]}, "A second round mines the collection with a bert_dot or a colbert"),
+        ({"precisions": ["float32", "int8"]}, "The precision int8 is for bert_cat"),
+        ({"patience": 2}, "patience 2 needs several evaluations of a training; raise --evaluations"),
         ({"precisions": ["int4"]}, "Unknown precisions int4; there are float32, int8"),
         ({"sources": ["web"]}, "Unknown sources web; there are bm25, candidates, dense"),
         ({"sources": ["bm25:0.5", "dense:0.4"]}, "above 0 and sum up to 1, got 0.9 in all"),
