@@ -63,10 +63,7 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
             with accelerator.autocast():
                 teacher_outputs = teacher(**targets["teacher_inputs"])
             teacher_scores = _score_all(teacher, teacher_outputs, accelerator)
-    mask = None
-    if "is_listed" in targets:  # shorter lists were filled up
-        listed = _gather_rows(targets["is_listed"], accelerator)  # (M, n)
-        mask = _own_first(listed.flatten().expand(len(scores), -1), listed.shape[1], accelerator)
+    mask = _listed(targets, accelerator)
     values = {}
     for name, weight in losses.items():
         loss = LOSSES[name.removeprefix(IN_BATCH)]
@@ -77,13 +74,29 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
 
 def _score_all(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
     """Score B queries with all N = B * n * processes documents, (B, N), a query's own documents first."""
-    documents = _gather_rows(output.document_vectors.float(), accelerator).flatten(0, 1)  # (N, ...)
+    gathered = _gather_rows(output.document_vectors.float(), accelerator)
+    documents = gathered.flatten(0, 1)  # (N, ...)
     mask = output.document_mask
     if mask is not None:
         mask = _gather_rows(mask, accelerator).flatten(0, 1).bool()
     with accelerator.autocast():  # for the layers of those that score by layers
         scores = model.score_all_pairs(output.query_vectors, documents, output.query_mask, mask)
-    return _own_first(scores, output.document_vectors.shape[1], accelerator)
+    return _own_first(scores, gathered.shape[1], accelerator)
+
+
+def _listed(targets: Mapping[str, Any], accelerator: Accelerator) -> Tensor | None:
+    """Return where a document of the batch is in its row's list and not filled in, (B, N) as `_score_all`.
+
+    None means everywhere. Several processes always exchange it, since shorter lists may be in the batch of one only.
+    """
+    listed = targets.get("is_listed")
+    if listed is None and accelerator.num_processes == 1:
+        return None
+    rows = targets["rows"]["document"]
+    if listed is None:
+        listed = torch.ones_like(rows, dtype=torch.bool)
+    gathered = _gather_rows(listed, accelerator)  # (M, n)
+    return _own_first(gathered.flatten().expand(len(rows), -1), gathered.shape[1], accelerator)
 
 
 def _known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
@@ -96,11 +109,14 @@ def _known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tenso
 
 
 def _gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
-    """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients; tokens are padded."""
+    """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients.
+
+    Where the longest list or document of the processes differ, documents and tokens are filled up with zeros.
+    """
     if accelerator.num_processes == 1:
         return tensor
-    if tensor.dim() > 2:  # padding turns bool into integers
-        tensor = accelerator.pad_across_processes(tensor, dim=2).to(tensor.dtype)
+    for dim in range(1, min(tensor.dim(), 3)):  # padding turns bool into integers
+        tensor = accelerator.pad_across_processes(tensor, dim=dim).to(tensor.dtype)
     return _Gather.apply(tensor, accelerator)
 
 

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 # accelerate takes FSDP for GPUs only, so the script makes it believe in it; torch shards on the CPU as well.
 SCRIPT = """
 import json, os, sys
+import datasets
 import numpy as np
 import hf_kd_ranking as kd
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -91,6 +92,14 @@ with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
 teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
 loss = "margin_mse:1,in_batch_margin_mse:0.75"
 train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
+lists = []
+for place, row in enumerate(rows.rows):  # of two to four documents, so that the longest list is of one process
+    more = [doc_id for doc_id in rows[(place + 7) % len(rows)]["doc_ids"] if doc_id not in row["doc_ids"]]
+    more = more[: place % 3]
+    scores = [*row["teacher_scores"], *range(len(more))]
+    lists.append({"query_id": row["query_id"], "doc_ids": [*row["doc_ids"], *more], "teacher_scores": scores})
+parts = {"in_batch_teacher": teacher, "train_dataset": datasets.Dataset.from_list(lists)}
+train("bert_dot", "uneven", parts=parts, loss="in_batch_margin_mse")
 train("bert_dot", "stream", parts={"train_dataset": rows.rows.to_iterable_dataset()})
 train("bert_dot", "topics", parts={"query_clusters": np.arange(len(queries)) % 3})
 PartialState().destroy_process_group()
@@ -105,7 +114,7 @@ SETTINGS = {
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
-RUNS = {"ddp": (*SETTINGS, "in_batch", "stream", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
+RUNS = {"ddp": (*SETTINGS, "in_batch", "uneven", "stream", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
 EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
     "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
