@@ -72,6 +72,7 @@ def write_report(
     title: str = "Rankers compared",
     intersect: bool = False,
     files: Mapping[str, str | os.PathLike] | None = None,
+    findings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a page that loads nothing: measures with intervals and tests, plots, training, and single queries.
 
@@ -85,6 +86,7 @@ def write_report(
         title: title of the page.
         intersect: True leaves out queries that a run does not have; False refuses runs with different queries.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
+        findings: sentences about tests that were made elsewhere, which the page shows in place of tests of its own.
 
     Returns:
         `output`, `plot` if it was given, and the numbers of `rankers` and `queries`.
@@ -115,7 +117,8 @@ def write_report(
     judged = {name: run.keys() & content.qrels.keys() for name, run in content.runs.items()}
     shared = shared_queries(judged, content.qrels, intersect)
     content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
-    context = _context(content, list(dict.fromkeys(measures)), arrows) | {"title": title, "figures": None}
+    context = _context(content, list(dict.fromkeys(measures)), arrows, not findings)
+    context |= {"title": title, "figures": None, "findings": findings}
     if figures is not None:
         context["styles"] = plots.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
         context["figures"] = figures.page_figures(context, content.training, plot)
@@ -174,7 +177,9 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     return content
 
 
-def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _context(
+    content: _Results, measures: list[str], arrows: Sequence[tuple[str, str]], is_tested: bool
+) -> dict[str, Any]:
     """Return the variables of the template except the plots; rankers by descending mean of the first measure."""
     values, means = {}, {}
     for name, run in tqdm(content.runs.items(), desc="Measuring", unit="run"):
@@ -182,7 +187,9 @@ def _context(content: _Results, measures: list[str], arrows: Sequence[tuple[str,
         means[name] = {measure: mean_interval([*values[name][measure].values()]) for measure in measures}
     names = sorted(values, key=lambda name: -means[name][measures[0]]["mean"])
     # Weakest first, so that most differences are gains.
-    comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
+    comparison: dict[str, Any] = {"pairs": []}
+    if is_tested:
+        comparison = compare_values({name: values[name] for name in reversed(names)}, moved=0)
     measured = content.efficiency["rankers"]
     pairs, marks = [], np.zeros((len(names), len(names), len(measures)), dtype=int)
     for pair in comparison["pairs"]:

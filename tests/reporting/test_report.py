@@ -143,6 +143,14 @@ def test_report_pairs_and_marks_equal_compare_runs(written, page):
     assert page.source.count('aria-label="significantly above the control"') == 2  # of the arrow's control, NAME
 
 
+def test_report_shows_findings_of_others_in_place_of_its_own_tests(written, tmp_path):
+    kd.write_report(written[0], tmp_path / "page.html", MEASURES, findings=["a against b: <b>0.1 more</b>."])
+    page = Page(tmp_path / "page.html")
+    assert "a against b: <b>0.1 more</b>." in page.text and "pairs" not in page.ids
+    assert page.data["pairs"] == [] and not np.any(page.data["marks"])
+    assert len(page.data["queries"]) > 0  # which remain
+
+
 def test_report_escapes_data_and_loads_nothing(page):
     assert "img" not in page.tags
     assert "i" not in page.tags
