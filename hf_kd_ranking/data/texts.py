@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_string
 from .tables import read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
+
+
+def normalized(text: str) -> str:
+    """Return a text in composed Unicode (NFC), case-folded, with single blanks: equal for copies of a text."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 class TextStore(IdIndex):

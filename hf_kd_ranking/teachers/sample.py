@@ -2,7 +2,6 @@
 
 import logging
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import datasets
 
 from ..data.rows import TeacherRows
 from ..data.runs import Run
-from ..data.texts import TextStore
+from ..data.texts import TextStore, normalized
 
 logger = logging.getLogger(__name__)
 
@@ -245,13 +244,9 @@ class _Query:
 
 def _without_copies(negatives: Sequence[str], relevant: Collection[str], texts: TextStore) -> list[str]:
     """Return the negatives whose text is not that of a relevant document."""
-    known = set(map(_normalize, texts[sorted(relevant)]))
+    known = set(map(normalized, texts[sorted(relevant)]))
     distinct = []
     for doc_id, text in zip(negatives, texts[negatives], strict=True):
-        if _normalize(text) not in known:
+        if normalized(text) not in known:
             distinct.append(doc_id)
     return distinct
-
-
-def _normalize(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.distillation.queries import Split, normalised, read_judgments, split_queries
+from hf_kd_ranking.data.texts import normalized
+from hf_kd_ranking.distillation.queries import Split, read_judgments, split_queries
 
 
 def split_of(job: kd.DistillJob) -> Split:
@@ -39,7 +40,7 @@ def part_of_qrels(tmp_path):
 
 
 def test_texts_are_compared_without_case_blanks_and_composition():
-    assert normalised("  Cafe\u0301  AU\tlait ") == "caf\u00e9 au lait"
+    assert normalized("  Cafe\u0301  AU\tlait ") == "caf\u00e9 au lait"
 
 
 def test_queries_of_one_text_are_in_one_split(make_job, tmp_path):
