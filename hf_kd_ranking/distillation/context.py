@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.runs import Run, read_run
+from ..data.runs import read_run
 from ..data.texts import TextStore
 from ..losses import IN_BATCH, LOSSES, get_losses
 from ..models import ARCHITECTURES
@@ -21,11 +21,13 @@ class Context:
     """A job with its texts, judgments and split of the queries.
 
     Raises:
-        ValueError, FileNotFoundError: if an option or a file cannot work, or an id appears twice in the collection.
+        ValueError, FileNotFoundError: if an option, a file or a model cannot work, or an id appears twice in the
+            collection.
     """
 
     def __init__(self, job: DistillJob) -> None:
         job.check()
+        _check_models(job)
         state = processes()
         if job.batch_size % state.num_processes:
             raise ValueError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
@@ -45,7 +47,7 @@ class Context:
         repeated = len(self.documents) - len(self.documents.distinct_rows())
         if repeated:
             raise ValueError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
-        self.candidates = self._read_candidates(job)
+        self._check_candidates(job)
         self.job = replace(job, conditions=self._conditions(job))
         self.live_teacher = _live_teacher(job)
         self.dense_model = job.dense_model or self.live_teacher
@@ -83,9 +85,9 @@ class Context:
 
     def _conditions(self, job: DistillJob) -> list[str]:
         """Return the conditions of the job, by default all that there are labels for."""
-        has_labels = job.brings_rows or any(
-            max(grades.values()) >= job.minimum_grade for grades in self.grades("train").values()
-        )
+        has_labels = job.brings_rows
+        for grades in self.grades("train").values():
+            has_labels = has_labels or max(grades.values()) >= job.minimum_grade
         if NO_TEACHER in job.conditions and not has_labels:
             raise ValueError(f"The condition {NO_TEACHER} needs judgments of training queries, and there are none.")
         if job.conditions:
@@ -112,23 +114,16 @@ class Context:
                 positives[split].update(doc_id for doc_id, grade in grades.items() if grade > 0)
         return len(positives["train"] & positives["test"])
 
-    def _read_candidates(self, job: DistillJob) -> Run | None:
-        """Read the candidates of the user's engine, if there are any, and check their ids."""
+    def _check_candidates(self, job: DistillJob) -> None:
+        """Check the ids in the candidates of the user's engine, if there are any."""
         if job.candidates is None:
-            return None
+            return
         run = read_run(job.candidates)
-        unknown = [query_id for query_id in run if query_id not in self.queries]
-        if unknown:
-            raise ValueError(
-                f"{job.candidates}: query {unknown[0]!r} ({len(unknown):,} in all) is not in {job.queries}."
-            )
-        doc_ids = list(dict.fromkeys(doc_id for ranking in run.values() for doc_id, _ in ranking))
-        missing = (self.documents.rows_of(doc_ids) < 0).nonzero()[0]
-        if len(missing):
-            raise ValueError(
-                f"{job.candidates}: document {doc_ids[missing[0]]!r} ({len(missing):,} in all) is not in "
-                f"{job.collection}."
-            )
+        doc_ids: dict[str, None] = {}
+        for found in run.values():
+            doc_ids.update(dict.fromkeys(doc_id for doc_id, _ in found))
+        self._refuse_unknown(self.queries, list(run), f"{job.candidates}: query", job.queries)
+        self._refuse_unknown(self.documents, list(doc_ids), f"{job.candidates}: document", job.collection)
         for split in ("dev", "test"):
             lacking = [query_id for query_id in self.splits[split] if query_id not in run]
             if lacking:
@@ -136,7 +131,20 @@ class Context:
                     f"{job.candidates} lacks {len(lacking):,} of the {len(self.splits[split]):,} {split} queries, for "
                     f"example {lacking[0]!r}; a ranker can only be measured on queries with candidates."
                 )
-        return run
+
+    @staticmethod
+    def _refuse_unknown(store: TextStore, ids: list[str], what: str, where: str) -> None:
+        missing = (store.rows_of(ids) < 0).nonzero()[0]
+        if len(missing):
+            raise ValueError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
+
+
+def _check_models(job: DistillJob) -> None:
+    """Refuse a path of a model that does not exist; a name on the Hub has the form owner/name."""
+    for name in (*job.teachers, job.model_name, job.dense_model or ""):
+        is_path = name.startswith((".", "/")) or name.count("/") > 1
+        if is_path and not Path(name).exists():
+            raise FileNotFoundError(f"The model {name} does not exist; give a folder, or a name on the Hub.")
 
 
 def _live_teacher(job: DistillJob) -> str | None:

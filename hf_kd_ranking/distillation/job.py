@@ -13,6 +13,7 @@ from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
 from ..retrieval.base import INDEX_NAMES
+from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS
 from ..training.job import json_option
 
 SPLITS = ("train", "dev", "test")
@@ -21,7 +22,6 @@ BM25 = "bm25"  # as a teacher, and as a source of candidates
 SOURCES = (BM25, "candidates", "dense")
 RERANK, SEARCH = PURPOSES = ("rerank", "search")
 FLOAT32, INT8 = PRECISIONS = ("float32", "int8")
-SAMPLINGS = ("stratified", "top", "random")
 # Settings of single architectures. Fresh layers learn faster than the encoder, and TK has no others.
 ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
@@ -84,7 +84,8 @@ class DistillJob:
         default="stratified", help=f"Negatives of a list, by the teacher's scores: {', '.join(SAMPLINGS)}."
     )
     relative_margin: float = HfArg(
-        default=0.95, help="Candidates above this share of the positive's teacher score are never negatives."
+        default=RELATIVE_MARGIN,
+        help="Negatives have at most this share of their positive's teacher score.",
     )
     rounds: int = HfArg(default=1, help="2 mines the collection with the best student and trains once more.")
 

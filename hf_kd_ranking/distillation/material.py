@@ -17,7 +17,7 @@ Rows = dict[str, Path | Artifact]  # condition -> what its students learn from
 
 @dataclass
 class Material:
-    """What students learn from and are measured on, filled step by step.
+    """The data that students learn from and are measured on, filled step by step.
 
     Args:
         index: BM25's.

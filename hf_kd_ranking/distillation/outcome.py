@@ -19,13 +19,12 @@ from ..hub.model_card import select_efficiency, write_model_card
 from ..reporting.report import write_report
 from .candidates import grades, ranking
 from .context import Context
-from .job import NO_TEACHER, DistillJob
-from .points import FIRST_STAGES, SUM, Point, System, choose, frontier, fuse, read_points
+from .job import FLOAT32, DistillJob
+from .points import Point, System, choose, frontier, fuse, read_points
 from .students import learning_rate
 from .work import Artifact
 
 SIGNIFICANT = 0.05
-ROUND_2 = " round 2"  # end of the names of students that learn from what a student of the first round found
 Values = dict[str, list[dict[str, float]]]  # name -> query_id -> value, one mapping per seed
 
 
@@ -33,7 +32,9 @@ class Measured(NamedTuple):
     """The systems of a job, their rankings of the test queries, and what was measured on dev."""
 
     systems: Sequence[System]
-    rankings: Mapping[str, Sequence[Artifact]]  # first stage, teacher or system -> its rankings, one per seed
+    first_stages: Mapping[str, Artifact]  # name -> its ranking; the first one found the candidates
+    teachers: Mapping[str, Artifact]  # "teacher", or "teacher NAME" of several -> its ranking
+    rankings: Mapping[str, Sequence[Artifact]]  # system -> its rankings, one per seed
     judgments: Artifact  # of the test queries
     points: Artifact
     timing: Artifact
@@ -46,31 +47,37 @@ class Measured(NamedTuple):
 def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
     """Choose on dev, test the choice, and write `outcome.json`, the cards of the students and the report."""
     settings, qrels = measured.settings, grades(measured.judgments)
-    measure = settings["measure"]
+    measure, k = settings["measure"], settings["k"]
     points = read_points(measured.points)
     chosen = choose(points, settings["budget_ms"])
     costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
     runs = _test_runs(measured, qrels)
-    values = {name: [_per_query(run, qrels, measure) for run in of_name] for name, of_name in runs.items()}
-    fused = _add_pipelines(runs, values, points, chosen, measured, qrels)
-    name = chosen.name(settings["k"])
-    outcome: dict[str, Any] = {"chosen": name, "measure": measure, "pipeline": vars(chosen)}
+    values = {}
+    for key, of_name in runs.items():
+        values[key] = [_per_query(run, qrels, measure) for run in of_name]
+    sums = _add_pipelines(runs, values, points, chosen, measured, qrels)
+    name = chosen.name(k)
+    system = next((system for system in measured.systems if system.name == chosen.system), None)
+    outcome: dict[str, Any] = {"chosen": name, "measure": measure, "pipeline": vars(chosen), "sums": sums}
+    outcome["is_trained"] = system is not None and system.is_trained
     outcome["test"] = {key: fmean(fmean(seed.values()) for seed in of_name) for key, of_name in values.items()}
-    outcome["fused"] = {key: outcome["test"][fused_name] for key, fused_name in fused.items()}
+    outcome["fused"] = {key: outcome["test"][sum_name] for key, sum_name in sums.items()}
     outcome["seeds"] = {}
     for key in [system.name for system in measured.systems] + [name]:
         if len(values[key]) > 1:
             outcome["seeds"][key] = [fmean(seed.values()) for seed in values[key]]
     means = [fmean(seed[query_id] for seed in values[name]) for query_id in qrels]
     outcome["interval"] = mean_interval(means)
-    outcome["tests"] = _tests(values, points, chosen, measured)
+    rivals = _rivals(points, chosen, measured)
+    outcome["tests"] = _tests(values, name, rivals, measured)
+    outcome["rivals"] = rivals
     outcome["family"] = f"Holm over the {len(outcome['tests'])} tests of this job"
-    outcome["dev"] = _dev_values(points, settings["k"])
-    outcome["frontier"] = [[point.name(settings["k"]), point.dev, point.latency_ms] for point in frontier(points)]
-    outcome["latency_ms"] = _latencies(points, costs, settings["k"])
+    outcome["dev"] = {point.name(k): point.dev for point in points}
+    outcome["frontier"] = [[point.name(k), point.dev, point.latency_ms] for point in frontier(points)]
+    outcome["latency_ms"] = _latencies(points, costs, measured)
     outcome["rates"] = {}
     for system in measured.systems:
-        if "untrained" not in system.name and system.precision == "float32":
+        if system.is_trained and system.precision == FLOAT32:
             outcome["rates"][system.name] = learning_rate(system.students[0].training)
     outcome["queries"] = {split: len(query_ids) for split, query_ids in context.splits.items()}
     outcome["overlaps"] = context.overlaps
@@ -83,25 +90,25 @@ def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
 
 
 def _test_runs(measured: Measured, qrels: Mapping) -> dict[str, list[Run]]:
-    """Return the test rankings by name; a teacher that did not rank all queries with candidates cannot be compared.
+    """Return the test rankings by name; a teacher that did not rank all queries with candidates is left out.
 
     A query for which the first stage found nothing counts as 0 for whatever re-ranks it.
     """
-    first_stage = next(artifacts[0] for name, artifacts in measured.rankings.items() if name in FIRST_STAGES)
-    needed = ranking(first_stage).keys() & qrels.keys()
-    runs: dict[str, list[Run]] = {}
+    runs = {}
+    for name, artifact in measured.first_stages.items():
+        runs[name] = [_judged(ranking(artifact), qrels)]
+    needed = next(iter(runs.values()))[0].keys()
+    for name, artifact in measured.teachers.items():
+        run = _judged(ranking(artifact), qrels)
+        if needed <= run.keys():
+            runs[name] = [run]
     for name, artifacts in measured.rankings.items():
-        of_name = []
-        for artifact in artifacts:
-            run = ranking(artifact)
-            of_name.append(Run((query_id, run[query_id]) for query_id in qrels if query_id in run))
-        if not _is_teacher(name) or all(needed <= run.keys() for run in of_name):
-            runs[name] = of_name
+        runs[name] = [_judged(ranking(artifact), qrels) for artifact in artifacts]
     return runs
 
 
-def _is_teacher(name: str) -> bool:
-    return name.split()[0] == "teacher"
+def _judged(run: Run, qrels: Mapping) -> Run:
+    return Run((query_id, run[query_id]) for query_id in qrels if query_id in run)
 
 
 def _per_query(run: Run, qrels: Mapping, measure: str) -> dict[str, float]:
@@ -120,72 +127,69 @@ def _add_pipelines(
 
     Returns ranker -> its name with the first stage's scores.
     """
-    k, purpose, fused = measured.settings["k"], measured.settings["purpose"], {}
-    first_stage = next(runs[name][0] for name in measured.rankings if name in FIRST_STAGES)
+    settings, sums = measured.settings, {}
+    k = settings["k"]
+    candidates = runs[next(iter(measured.first_stages))][0]
     wanted = [chosen]
     for point in points:
         if point.weight and point.depth == k:
             wanted.append(point)
-            fused[point.system] = point.name(k)
+            sums[point.system] = point.name(k)
     for point in wanted:
-        if point.name(k) in values:
+        name = point.name(k)
+        if name in values:
             continue
-        of_system = runs[point.system]
-        runs[point.name(k)] = [fuse(first_stage, run, purpose, point.depth, point.weight) for run in of_system]
-        values[point.name(k)] = [_per_query(run, qrels, measured.settings["measure"]) for run in runs[point.name(k)]]
-    return fused
+        runs[name], values[name] = [], []
+        for run in runs[point.system]:
+            fused = fuse(candidates, run, settings["purpose"], point.depth, point.weight)
+            runs[name].append(fused)
+            values[name].append(_per_query(fused, qrels, settings["measure"]))
+    return sums
 
 
-def _tests(values: Values, points: Sequence[Point], chosen: Point, measured: Measured) -> list[dict[str, Any]]:
-    """Compare every condition with no teacher, and the choice with what a user already has; one family."""
-    pairs = []
-    for system in measured.systems:
-        condition = system.students[0].recipe.condition
-        control = system.name.replace(f" {condition}", f" {NO_TEACHER}")
-        if system.name.endswith(ROUND_2):
-            control = system.name.removesuffix(ROUND_2)  # the round before
-        if system.name != control and control in values:
-            pairs.append((system.name, control))
-    k = measured.settings["k"]
-    name = chosen.name(k)
-    for control in _rivals(points, chosen, k):
-        if control != name and control in values:
-            pairs.append((name, control))
+def _tests(values: Values, chosen: str, rivals: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
+    """Compare every ranker with its control, and the choice with what a user already has; one family."""
+    pairs = [(system.name, system.control) for system in measured.systems]
+    pairs += [(chosen, rival) for rival in rivals]
     tests = []
     for treatment, control in pairs:
-        test = compare_seeds(values[treatment], values[control])
-        tests.append({"treatment": treatment, "control": control, **test})
+        if control in values:  # students without a teacher may not be trained
+            test = compare_seeds(values[treatment], values[control])
+            tests.append({"treatment": treatment, "control": control, **test})
     for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
         test["p_corrected"] = p_value
     return tests
 
 
-def _rivals(points: Sequence[Point], chosen: Point, k: int) -> list[str]:
-    """Return what a user has without distilling: the first stages, the untrained student alone and with BM25."""
-    rivals = [point.name(k) for point in points if point.is_first_stage]
-    architecture = chosen.system.split()[0]
-    untrained = [point for point in points if point.system.endswith("untrained") and point.depth == k]
-    alone = [point for point in untrained if not point.weight]
-    own = [point for point in alone if point.system.split()[0] == architecture] or alone
-    for group in (own, [point for point in untrained if point.weight]):
+def _rivals(points: Sequence[Point], chosen: Point, measured: Measured) -> list[str]:
+    """Return what a user has without distilling: first stages, the untrained student alone and with their scores."""
+    k = measured.settings["k"]
+    labels = {system.name: system.label for system in measured.systems}
+    untrained = {system.name for system in measured.systems if not system.is_trained}
+    rivals = [point.name(k) for point in points if point.system is None]
+    alone, summed = [], []
+    for point in points:
+        if point.system in untrained and point.depth == k:
+            group = summed if point.weight else alone
+            group.append(point)
+    own = [point for point in alone if labels[point.system] == labels.get(chosen.system)]
+    for group in (own or alone, summed):
         if group:
             rivals.append(max(group, key=lambda point: point.dev).name(k))
-    return list(dict.fromkeys(rivals))
+    return [name for name in dict.fromkeys(rivals) if name != chosen.name(k)]
 
 
-def _dev_values(points: Sequence[Point], k: int) -> dict[str, float]:
-    return {point.name(k): point.dev for point in points}
-
-
-def _latencies(points: Sequence[Point], costs: Mapping, k: int) -> dict[str, float]:
+def _latencies(points: Sequence[Point], costs: Mapping, measured: Measured) -> dict[str, float]:
     """Return the median milliseconds of every pipeline, and of the teachers with their candidates."""
-    latencies = {point.name(k): point.latency_ms for point in points}
-    first_stage = costs["first_stages"]["BM25"]["total_ms"]["p50"]
-    teachers = {name: costs["rankers"][name]["total_ms"]["p50"] for name in costs["rankers"] if _is_teacher(name)}
-    for name, milliseconds in teachers.items():
-        latencies[name] = first_stage + milliseconds
-    if teachers:
-        latencies["teacher"] = first_stage + sum(teachers.values())  # the mean asks all of them
+    latencies = {point.name(measured.settings["k"]): point.latency_ms for point in points}
+    first_stage = next(point.latency_ms for point in points if point.system is None)
+    alone = {}
+    for name in measured.teachers:
+        if name in costs["rankers"]:
+            alone[name] = costs["rankers"][name]["total_ms"]["p50"]
+            latencies[name] = first_stage + alone[name]
+    if alone:
+        latencies["teacher"] = first_stage + sum(alone.values())  # the mean asks all of them
     return latencies
 
 
@@ -195,7 +199,7 @@ def _latencies(points: Sequence[Point], costs: Mapping, k: int) -> dict[str, flo
 def _write_cards(measured: Measured, values: Values, costs: Mapping) -> None:
     """Write the results of the test on the cards of the trained students."""
     measure = measured.settings["measure"]
-    first_stage = next(values[name][0] for name in measured.rankings if name in FIRST_STAGES)
+    first_stage = values[next(iter(measured.first_stages))][0]
     for system in measured.systems:
         for seed, student in enumerate(system.students):
             if not (student.checkpoint / "manifest.json").is_file():
@@ -229,16 +233,18 @@ def _write_report(
         state = system.students[0].checkpoint / "trainer_state.json"
         if state.is_file():
             shutil.copy(state, folder / "training" / f"{system.name}.json")
-    first_stage = next(measured.rankings[name][0] for name in FIRST_STAGES if name in measured.rankings)
+    first_stage = next(iter(measured.first_stages.values()))
     files = {"queries": context.job.queries, "collection": context.job.collection}
     files |= {"qrels": measured.judgments.path / "qrels.txt", "candidates": first_stage.path / "run.trec"}
     arrows = []
-    for test in outcome["tests"]:
-        if NO_TEACHER in test["control"]:
-            names = [_seed_names(test[side], len(runs[test[side]])) for side in ("control", "treatment")]
+    for system in measured.systems:
+        if system.control in runs:
+            names = [_seed_names(name, len(runs[name])) for name in (system.control, system.name)]
             arrows += zip(*names, strict=True)
+    findings = [f"All tests of the job are one family: {outcome['family']}.", *map(_finding_text, outcome["tests"])]
     title, measures = f"Distillation on {measured.settings['data_name']}", (measured.settings["measure"],)
-    write_report(folder, folder / "report.html", measures, arrows, title=title, intersect=True, files=files)
+    options = {"title": title, "intersect": True, "files": files, "findings": findings}
+    write_report(folder, folder / "report.html", measures, arrows, **options)
     try:
         from ..reporting.plot import frontier_plot, save_plot  # need matplotlib, an extra
     except ImportError:
@@ -268,10 +274,12 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
         f"conditions ({rates}); {job.seeds} seed(s).",
     ]
     lines += [f"{count:,} {what}." for what, count in outcome["overlaps"].items() if count]
-    lines += ["", f"| ranker | {heading} | with BM25 | dev | ms per query, p50 |", "| --- | --- | --- | --- | --- |"]
+    first_stage, sums = outcome["pipeline"]["first_stage"], set(outcome["sums"].values())
+    header = f"| ranker | {heading} | with {first_stage} | dev | ms per query, p50 |"
+    lines += ["", header, "| --- | --- | --- | --- | --- |"]
     for name, value in outcome["test"].items():
-        if name.removesuffix(SUM) != name and name != outcome["chosen"]:
-            continue  # has a column
+        if name in sums and name != outcome["chosen"]:
+            continue  # it has a column
         cells = [name, f"{value:.4f}"]
         for key, form in (("fused", ".4f"), ("dev", ".4f"), ("latency_ms", ".1f")):
             cells.append(format(outcome[key][name], form) if name in outcome[key] else "")
@@ -283,7 +291,7 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
     lines += [f"| {name} | {dev:.4f} | {latency:.1f} |" for name, dev, latency in outcome["frontier"]]
     lines += ["", f"Tests ({outcome['family']}):", *(_finding_text(test) for test in outcome["tests"])]
     lines += ["", outcome["verdict"]]
-    lines.append(f"Pipeline: {Path(job.output) / 'best'}. Report: {outcome['page']}")
+    lines.append(f"Pipeline: {outcome['folder'] or 'none'}. Report: {outcome['page']}")
     return "\n".join(lines)
 
 
@@ -308,15 +316,17 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
             f"{of_seeds[seed]:.4f} on test."
         )
     for found in outcome["tests"]:
-        if found["treatment"] == name and NO_TEACHER not in found["control"]:
+        if found["treatment"] == name and found["control"] in outcome["rivals"]:
             is_better |= found["p_corrected"] < SIGNIFICANT and found["difference"] > 0
             lines.append(_finding_text(found))
-    if name in FIRST_STAGES:
-        lines.append("No ranker was better than the first stage on dev: there is nothing to deliver but that.")
-    elif "untrained" in name:
-        lines.append("No trained student was better than this one before its training on dev.")
+    if outcome["pipeline"]["system"] is None:
+        lines.append("No ranker was better than this first stage on dev, so it is delivered without one.")
+    elif not outcome["is_trained"]:
+        lines.append("No trained student was better on dev than this one, which is not trained.")
     elif not is_better:
         lines.append("On the test queries it is not shown to be better than what a user has without distilling.")
+    if job.candidates is not None:
+        lines.append("Candidates come from your own engine, whose time is not included.")
     return "\n".join(lines)
 
 

@@ -18,30 +18,41 @@ from ..processes import processes
 from . import candidates, points, teaching
 from .context import Context
 from .costs import Cost, Plan
-from .delivery import deliver
+from .delivery import Made, deliver
 from .job import INT8, NO_TEACHER, RERANK, SEARCH, TEACHER, DistillJob, can_search
 from .material import MEAN, Material, Rows, mix, prepare, sample_lists, score_split
-from .outcome import ROUND_2, Measured, verdict, write_outcome
-from .points import Point, System
+from .outcome import Measured, verdict, write_outcome
+from .points import System
 from .students import Recipe, Student, choose_rate, kept_layers, train_student
 from .work import Artifact, Workspace, stopping_at_termination
 
-Students = dict[str, list[Student]]  # "architecture condition" -> one per seed
+Students = dict[str, list[Student]]  # name -> one per seed
 
 
 # ---- Students -------------------------------------------------------------------------------------------------------
 
 
-def train_all(work: Workspace, context: Context, data: Material, rows: Rows, suffix: str = "") -> Students:
-    """Train every architecture, with every number of layers, under every condition that there are rows for."""
-    wanted = {}
+def train_all(work: Workspace, context: Context, data: Material, rows: Rows, is_second: bool = False) -> list[System]:
+    """Train every architecture, with every number of layers, under every condition that there are rows for.
+
+    Students with a teacher are compared with those without; those of the second round with those of the first.
+    """
+    wanted, labels, controls = {}, {}, {}
     for architecture in context.job.architectures:
         for label, layers in kept_layers(context.job, architecture).items():
             for condition in context.job.conditions:
-                if condition in rows:
-                    recipe = Recipe.of_job(context.job, architecture, condition, context.live_teacher, layers)
-                    wanted[f"{label} {condition}{suffix}"] = (recipe, rows[condition])
-    return train(work, context, data, "students", wanted, context.job.seeds)
+                if condition not in rows:
+                    continue
+                name, control = f"{label} {condition}", None
+                if is_second:
+                    name, control = f"{name} round 2", name
+                elif condition != NO_TEACHER:
+                    control = f"{label} {NO_TEACHER}"
+                recipe = Recipe.of_job(context.job, architecture, condition, context.live_teacher, layers)
+                wanted[name] = (recipe, rows[condition])
+                labels[name], controls[name] = label, control
+    trained = train(work, context, data, "students", wanted, context.job.seeds)
+    return [System(name, tuple(trained[name]), labels[name], control=controls[name]) for name in wanted]
 
 
 def train(
@@ -79,13 +90,13 @@ def train(
     return students
 
 
-def train_again(work: Workspace, context: Context, data: Material, students: Students) -> Students:
+def train_again(work: Workspace, context: Context, data: Material, systems: list[System]) -> list[System]:
     """Mine the collection with the best searchable student, and train on what it and the first stage find."""
     job, miners = context.job, []
-    for of_name in students.values():
-        recipe = of_name[0].recipe
+    for system in systems:
+        recipe = system.students[0].recipe
         if recipe.condition == TEACHER and can_search(recipe.architecture):
-            miners.append(of_name[0].training)
+            miners.append(system.students[0].training)
     miner = work.step("round_2/miner", choose_rate, miners, [0.0] * len(miners), job.measure)
     inputs = (miner, context.texts("train"), job.candidate_depth, context)
     sources = {"first": data.candidates["train"]}
@@ -94,25 +105,26 @@ def train_again(work: Workspace, context: Context, data: Material, students: Stu
     mined = replace(data, candidates=data.candidates | {"train": mixed})
     teacher = score_split(work, context, mined, "train", "round_2/teacher_scores")[MEAN]
     rows = {TEACHER: sample_lists(work, context, mined, "round_2/lists", teacher)}
-    return train_all(work, context, data, rows, ROUND_2)
+    return train_all(work, context, data, rows, is_second=True)
 
 
 # ---- Measures -------------------------------------------------------------------------------------------------------
 
 
-def list_systems(work: Workspace, context: Context, students: Students) -> list[System]:
+def add_systems(work: Workspace, context: Context, trained: list[System]) -> list[System]:
     """Return everything that ranks: the students before and after their training, and their int8 graphs."""
     systems = []
     for architecture in context.job.architectures:
         for label, layers in kept_layers(context.job, architecture).items():
             recipe = Recipe.of_job(context.job, architecture, NO_TEACHER, layers=layers)
             saved = work.step(f"untrained/{label}", points.save_untrained, recipe, context)
-            systems.append(System(f"{label} untrained", (Student(recipe, saved),), is_trained=False))
-    for name, of_name in students.items():
-        systems.append(System(name, tuple(of_name)))
-        if INT8 in context.job.precisions and of_name[0].recipe.architecture == "bert_cat":
-            graph = work.step(f"int8/{name}", points.quantise, of_name[0])
-            systems.append(System(f"{name} int8", (Student(of_name[0].recipe, graph),), precision=INT8))
+            systems.append(System(f"{label} untrained", (Student(recipe, saved),), label, is_trained=False))
+    for system in trained:
+        systems.append(system)
+        recipe = system.students[0].recipe
+        if INT8 in context.job.precisions and recipe.architecture == "bert_cat":
+            graph = work.step(f"int8/{system.name}", points.quantise, system.students, context.job.measure)
+            systems.append(System(f"{system.name} int8", (Student(recipe, graph),), system.label, INT8))
     return systems
 
 
@@ -137,7 +149,7 @@ def rank(work: Workspace, context: Context, data: Material, system: System) -> d
     return rankings
 
 
-def measure(work: Workspace, context: Context, data: Material, systems: list[System]) -> Artifact:
+def measure(work: Workspace, context: Context, data: Material, systems: list[System]) -> Made:
     """Rank dev and test with everything, time it, find the points of the choice, and write the outcome."""
     job = context.job
     rankings = {system.name: rank(work, context, data, system) for system in systems}
@@ -151,24 +163,27 @@ def measure(work: Workspace, context: Context, data: Material, systems: list[Sys
     settings = {"measure": job.measure, "depths": depths, "fusion": job.fusion, "purpose": job.purpose}
     inputs = (systems, dev, _first_stages(context, data, "dev"), data.judgments["dev"], timing, settings)
     found = work.step("points", points.find_points, *inputs)
-    tested = {name: [artifact] for name, artifact in _first_stages(context, data, "test").items()}
+    teachers = {}
     for name, artifact in data.scores.get("test", {}).items():
         if name == MEAN:
-            tested["teacher"] = [artifact]
+            teachers["teacher"] = artifact
         elif len(data.teachers) > 1:
-            tested[f"teacher {name}"] = [artifact]
-    tested |= {name: of_name["test"] for name, of_name in rankings.items()}
+            teachers[f"teacher {name}"] = artifact
+    tested = {name: of_name["test"] for name, of_name in rankings.items()}
     settings = {"measure": job.measure, "k": job.k, "purpose": job.purpose, "budget_ms": job.budget_ms}
     settings["data_name"] = job.collection_name
-    measured = Measured(systems, tested, data.judgments["test"], found, timing, settings)
-    return work.step("report", write_outcome, measured, context)
+    first_stages = _first_stages(context, data, "test")
+    measured = Measured(systems, first_stages, teachers, tested, data.judgments["test"], found, timing, settings)
+    return Made(data, systems, rankings, work.step("report", write_outcome, measured, context))
 
 
 def _first_stages(context: Context, data: Material, split: str) -> dict[str, Artifact]:
-    """Return the first stages by name, that of the candidates first."""
+    """Return the first stages by name; the first one gives the candidates, or the scores that a search may add."""
+    stages = {"BM25": data.bm25[split]}
     if context.job.candidates is None:
-        return {"BM25": data.bm25[split]}
-    return {"candidates": data.candidates[split], "BM25": data.bm25[split]}
+        return stages
+    given = {"candidates": data.candidates[split]}
+    return stages | given if context.job.purpose == SEARCH else given | stages
 
 
 # ---- The job --------------------------------------------------------------------------------------------------------
@@ -181,14 +196,13 @@ def train_teacher(work: Workspace, context: Context, architecture: str, name: st
     return train(work, context, data, "teachers", wanted, seeds=1)[name][0].training
 
 
-def make_all(work: Workspace, context: Context) -> tuple[Material, list[System], Artifact]:
-    """Make every artifact of a job: the material, the rankers that were measured, the outcome."""
+def make_all(work: Workspace, context: Context) -> Made:
+    """Make every artifact of a job."""
     data = prepare(work, context, partial(train_teacher, work, context))
-    students = train_all(work, context, data, data.rows)
+    trained = train_all(work, context, data, data.rows)
     if context.job.rounds > 1:
-        students |= train_again(work, context, data, students)
-    systems = list_systems(work, context, students)
-    return data, systems, measure(work, context, data, systems)
+        trained += train_again(work, context, data, trained)
+    return measure(work, context, data, add_systems(work, context, trained))
 
 
 def distill(job: DistillJob) -> dict[str, Any]:
@@ -198,8 +212,9 @@ def distill(job: DistillJob) -> dict[str, Any]:
     with another option repeats what depends on it. Under `accelerate launch` the processes share what can be shared.
 
     Returns:
-        `chosen` (name of the pipeline), `pipeline` (its ranker, seed, depth, weight, precision), `folder` (where it
-        is, see `load_pipeline`), `ranker` (folder of its checkpoint; None if it has none), `measure`, `test` and `dev`
+        `chosen` (name of the pipeline), `pipeline` (its first stage, ranker, seed, depth, weight, precision),
+        `folder` (where it is, see `load_pipeline`; None if the user's engine alone is best), `ranker` (folder of its
+        checkpoint; None if it has none), `measure`, `test` and `dev`
         (name -> mean of the measure), `fused` (ranker -> the measure on test with the first stage's scores), `seeds`
         (name -> the measure of each seed on test), `interval` (95 %, of the chosen pipeline), `tests` (`treatment`,
         `control`, `difference`, `interval`, `p_value`, `p_corrected`), their `family`, `frontier`, `latency_ms` (name
@@ -216,19 +231,17 @@ def distill(job: DistillJob) -> dict[str, Any]:
         is_main = processes().is_main_process
         with locked(work.folder) if is_main else nullcontext():
             work.claim(subject(job))
-            data, systems, made = make_all(work, context)
-            outcome = json.loads((made.path / "outcome.json").read_text(encoding="utf-8"))
+            made = make_all(work, context)
+            outcome = json.loads((made.outcome.path / "outcome.json").read_text(encoding="utf-8"))
             outcome["folders"] = {}
-            for system in systems:
+            for system in made.systems:
                 outcome["folders"][system.name] = str(system.students[0].checkpoint.resolve())
-            outcome["lists"] = {name: teaching.count_rows(rows) for name, rows in data.rows.items()}
+            outcome["lists"] = {name: teaching.count_rows(rows) for name, rows in made.data.rows.items()}
             outcome["verdict"] = verdict(outcome, job)
             outcome["page"] = str(work.folder / "report.html")
-            chosen = Point(**outcome["pipeline"])
-            system = next((system for system in systems if system.name == chosen.system), None)
-            outcome["folder"], outcome["ranker"] = deliver(work, context, data, chosen, system, outcome)
+            outcome["folder"], outcome["ranker"] = deliver(work, context, made, outcome)
             if is_main:
-                shutil.copyfile(made.path / "report.html", outcome["page"])
+                shutil.copyfile(made.outcome.path / "report.html", outcome["page"])
     return outcome
 
 

@@ -1,7 +1,7 @@
-"""What `distill` chooses from: rankers with a depth and a weight of the first stage, and their values and latencies.
+"""The pipelines that `distill` chooses from: a ranker, a depth and a weight of the first stage, measured and timed.
 
-The first stage by itself and the students before their training are candidates of the choice, too. Everything here
-reads the validation queries only.
+First stages by themselves, and students before their training, can be chosen too. Everything here reads the validation
+queries only.
 """
 
 import json
@@ -29,31 +29,33 @@ from ..teachers.load import load_teacher
 from .candidates import grades, ranking
 from .context import Context
 from .job import BM25, FLOAT32, INT8, RERANK, TargetNotMetError
-from .students import Recipe, Student, untrained_ranker
+from .students import Recipe, Student, untrained_ranker, validation_value
 from .teaching import Teacher
 from .work import Artifact, shared
 
 TIMED_QUERIES = 20
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the first stage's scores
-FIRST_STAGES = ("BM25", "candidates")
-SUM = " + BM25"  # end of the names of sums with the first stage's scores
 
 
 @dataclass(frozen=True)
 class System:
-    """A ranker as the choice sees it: trained once per seed, or not trained.
+    """A ranker that can be chosen: trained once per seed, or not trained.
 
     Args:
         name: "colbert teacher", "bert_dot untrained".
         students: the folders of its checkpoints, one per seed.
+        label: the architecture, with its number of layers if several are tried.
         precision: "float32" or "int8".
         is_trained: False for a student before its training.
+        control: name of the ranker that it is tested against, such as the same student without a teacher.
     """
 
     name: str
     students: tuple[Student, ...]
+    label: str
     precision: str = FLOAT32
     is_trained: bool = True
+    control: str | None = None
 
     @property
     def can_store(self) -> bool:
@@ -67,16 +69,18 @@ class Point:
     """One pipeline: a first stage, and a ranker with its depth and the weight of the first stage's scores.
 
     Args:
-        system: name of the ranker; a name of `FIRST_STAGES` is that by itself.
+        first_stage: name of what finds the candidates, "BM25" or "candidates".
+        system: name of the ranker; None for the first stage by itself.
         seed: number of the training that is delivered, the best on dev.
         depth: candidates that are re-ranked, or documents that are found.
         weight: of the first stage's scores in the sum, 0 to 1.
         precision: of the ranker.
         dev: measure on the validation queries.
-        latency_ms: median per query, with the first stage.
+        latency_ms: median per query, with BM25 if that is the first stage; the user's engine is not timed.
     """
 
-    system: str
+    first_stage: str
+    system: str | None
     seed: int
     depth: int
     weight: float
@@ -84,17 +88,14 @@ class Point:
     dev: float
     latency_ms: float
 
-    @property
-    def is_first_stage(self) -> bool:
-        """True if no ranker is in the pipeline."""
-        return self.system in FIRST_STAGES
-
     def name(self, k: int) -> str:
         """Return the name of the pipeline in tables; a depth of k is not named."""
+        if self.system is None:
+            return self.first_stage
         name = self.system
         if self.weight:
-            name += SUM
-        if self.depth < k and not self.is_first_stage:
+            name += f" + {self.first_stage}"
+        if self.depth < k:
             name += f", depth {self.depth}"
         return name
 
@@ -122,9 +123,10 @@ def save_untrained(folder: Path, recipe: Recipe, context: Context) -> None:
     write_card(folder / "ranker", card)
 
 
-def quantise(folder: Path, student: Student) -> None:
-    """Export a student as a graph with 8-bit weights."""
-    export_ranker(student.checkpoint, "onnx-int8", folder / "ranker", overwrite=True)
+def quantise(folder: Path, students: Sequence[Student], measure: str) -> None:
+    """Export the seed that is best on the validation queries as a graph with 8-bit weights."""
+    best = max(students, key=lambda student: validation_value(student.training, measure))
+    export_ranker(best.checkpoint, "onnx-int8", folder / "ranker", overwrite=True)
 
 
 @shared
@@ -216,7 +218,7 @@ def _load_teacher(teacher: Teacher, context: Context) -> Any:
     path = teacher.path / "ranker" if isinstance(teacher, Artifact) else teacher
     try:
         return Ranker.from_pretrained(path, device=context.device)
-    except (ValueError, FileNotFoundError, OSError):
+    except (ValueError, OSError):  # a model of another kind
         return load_teacher(str(path), device=context.device)
 
 
@@ -247,15 +249,15 @@ def find_points(
     """
     measure, depths, qrels = settings["measure"], settings["depths"], grades(judgments)
     timed = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))
-    first_ms = timed["first_stages"]["BM25"]["total_ms"]["p50"]
-    points, by_seed = [], {}
+    first_stage, first = next(iter(first_stages.items()))
+    candidates, points, by_seed = ranking(first), [], {}
 
     def value(run: Run) -> float:
         return mean_values(evaluate_queries(run, qrels, (measure,)))[measure]  # 0 if nothing relevant is found
 
     for name, artifact in first_stages.items():
-        points.append(Point(name, 0, max(depths), 0.0, FLOAT32, value(ranking(artifact)), first_ms))
-    candidates = ranking(next(iter(first_stages.values())))
+        latency = _search_latency(timed, name)
+        points.append(Point(name, None, 0, max(depths), 0.0, FLOAT32, value(ranking(artifact)), latency))
     for system in systems:
         runs = [dev_ranking(artifact) for artifact in rankings[system.name]]
         values = by_seed[system.name] = [value(run) for run in runs]
@@ -267,11 +269,12 @@ def find_points(
             weights.append(fitted)
         for depth in depths:
             for weight in weights:
-                milliseconds = _latency(timed, system.name, depth)
+                latency = _latency(timed, system.name, depth)
                 if settings["purpose"] == RERANK or weight > 0:
-                    milliseconds += first_ms
+                    latency += _search_latency(timed, first_stage)
                 dev = value(fused(depth, weight))
-                points.append(Point(system.name, seed, depth, weight, system.precision, dev, milliseconds))
+                of_system = (system.name, seed, depth, weight, system.precision)
+                points.append(Point(first_stage, *of_system, dev, latency))
     content = {"points": [asdict(point) for point in points], "seeds": by_seed}
     write_json(folder / "points.json", content)
 
@@ -279,8 +282,14 @@ def find_points(
 def _latency(timed: Mapping[str, Any], name: str, depth: int) -> float:
     """Return the median milliseconds of a ranker, of its search if that was timed."""
     if name in timed["first_stages"]:
-        return timed["first_stages"][name]["total_ms"]["p50"]
+        return _search_latency(timed, name)
     return timed["rankers"][name]["total_ms_by_depth"][str(depth)]["p50"]
+
+
+def _search_latency(timed: Mapping[str, Any], name: str) -> float:
+    """Return the median milliseconds of a search; 0 for the user's engine, which cannot be timed here."""
+    searched = timed["first_stages"].get(name)
+    return 0.0 if searched is None else searched["total_ms"]["p50"]
 
 
 def fuse(candidates: Run, scored: Run, purpose: str, depth: int, weight: float) -> Run:

@@ -1,17 +1,16 @@
 """The judgments of a distillation, and the split of its queries into training, validation (dev) and test.
 
-A query belongs to a split by a digest of its text (normalised, see `normalised`), so that two queries of one text are
+A query belongs to a split by a digest of its text (see `normalized`), so that two queries of one text are
 in one split and other queries do not move it. One digest decides whether a query is held out, another whether it is
 then for dev or for test: a larger `held_out` never makes a query of one into a query of the other.
 """
 
 import hashlib
-import unicodedata
 from dataclasses import dataclass
 
 from ..data.rows import load_teacher_scores
 from ..data.runs import read_qrels, read_run
-from ..data.texts import TextStore
+from ..data.texts import TextStore, normalized
 from .job import SPLITS, DistillJob
 
 LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
@@ -24,11 +23,6 @@ class Split:
 
     query_ids: dict[str, list[str]]
     overlaps: dict[str, int]
-
-
-def normalised(text: str) -> str:
-    """Return a text in composed Unicode (NFC), case-folded, with single blanks."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def read_judgments(job: DistillJob) -> dict[str, Grades]:
@@ -65,7 +59,7 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
     places: dict[str, list[str]] = {split: [] for split in SPLITS}
     texts: dict[str, str] = {}
     for query_id, text in queries.items():
-        texts[query_id] = normalised(text)
+        texts[query_id] = normalized(text)
         split = _place(query_id, texts[query_id], job, judgments, trained)
         is_scored = all(query_id in run for run in runs)
         if split is not None and (is_scored or (split != "train" and job.is_judged)):
@@ -73,10 +67,12 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
     overlaps = {}
     taken = {texts[query_id] for query_id in places["test"]}
     for split in ("dev", "train"):
-        kept = [query_id for query_id in places[split] if texts[query_id] not in taken]
-        overlaps[f"{split} queries left out, as their text is one of a held-out query"] = len(places[split]) - len(
-            kept
-        )
+        kept = []
+        for query_id in places[split]:
+            if texts[query_id] not in taken:
+                kept.append(query_id)
+        left_out = len(places[split]) - len(kept)
+        overlaps[f"{split} queries left out, as their text is one of a held-out query"] = left_out
         taken.update(texts[query_id] for query_id in kept)
         places[split] = kept
     places["train"] = places["train"][: job.train_queries]
@@ -126,11 +122,19 @@ def _queries_of_rows(job: DistillJob) -> set[str]:
 def _check_counts(job: DistillJob, places: dict[str, list[str]], brings_rows: bool) -> None:
     if brings_rows and not places["train"]:
         raise ValueError(f"None of the queries of the scores has a text in {job.queries}.")
-    least = LEAST_QUERIES | ({"train": 1} if brings_rows else {})
-    short = [split for split in SPLITS if len(places[split]) < least[split]]
+    least = dict(LEAST_QUERIES)
+    if brings_rows:
+        least["train"] = 1
+    short, counts = [], []
+    for split in SPLITS:
+        counts.append(f"{split} {len(places[split])} (needed {least[split]})")
+        if len(places[split]) < least[split]:
+            short.append(split)
     if short:
-        counts = ", ".join(f"{split} {len(places[split])} (needed {least[split]})" for split in SPLITS)
-        with_what = " with a relevant document" if job.is_judged else ""
+        with_what = ""
+        if job.is_judged:
+            with_what = " with a relevant document"
         raise ValueError(
-            f"Too few queries{with_what} for {' and '.join(short)}: {counts}; add queries, or change --held-out."
+            f"Too few queries{with_what} for {' and '.join(short)}: {', '.join(counts)}; add queries, or change "
+            "--held-out."
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -264,16 +265,23 @@ def path_identity(path: Path) -> str:
     if path.is_file():
         return file_digest(path)
     if path.is_dir():
-        digests = {}
+        states = []
         for file in sorted(path.rglob("*")):
             if file.is_file() and (file.suffix in MODEL_SUFFIXES or file.name in VOCABULARIES):
-                digests[str(file.relative_to(path))] = file_digest(file)
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+                states.append((file.relative_to(path), file.stat().st_size, file.stat().st_mtime_ns))
+        return _folder_digest(path, tuple(states))
     try:
         cached = try_to_load_from_cache(str(path), "config.json")
     except HFValidationError:  # not a name on the Hub
         cached = None
     return f"{path} {Path(cached).parent.name}" if isinstance(cached, str) else str(path)
+
+
+@lru_cache
+def _folder_digest(path: Path, states: tuple) -> str:
+    """Return the digest of files of a folder, which many steps of a job ask for; `states` change if a file does."""
+    digests = {str(name): file_digest(path / name) for name, *_ in states}
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def _shortened(inputs: Any) -> list:

@@ -74,7 +74,7 @@ def test_run_of_candidates_is_of_this_collection_and_complete(make_job, tmp_path
     kd.write_run(run, tmp_path / "mine.trec")
     job = make_job(candidates=str(tmp_path / "mine.trec"))
     if words is None:
-        assert Context(job).candidates == run
+        assert Context(job).job.candidates == job.candidates
         return
     with pytest.raises(ValueError, match=words):
         Context(job)
@@ -108,3 +108,11 @@ def test_batches_are_shared_evenly_between_processes(make_job, monkeypatch):
     monkeypatch.setattr(context_module, "processes", lambda: SimpleNamespace(num_processes=3))
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of the 3 processes"):
         Context(make_job())
+
+
+def test_path_of_a_model_that_does_not_exist_is_refused_before_any_work(make_job, tmp_path):
+    for changes in ({"teachers": [str(tmp_path / "gone")]}, {"model_name": "./gone"}, {"dense_model": "a/b/c"}):
+        with pytest.raises(
+            FileNotFoundError, match=r"The model .* does not exist; give a folder, or a name on the Hub"
+        ):
+            Context(make_job(**changes))

@@ -49,7 +49,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"held_out": 0.01}, r"Too few queries with a relevant document for .*test 0 \(needed 2\)"),
         ({"documents": 1}, "at least two documents, got documents 1"),
         ({"depths": [4, 9]}, "Depths lie between 1 and k, 8; got 9"),
-        ({"sampling": "hard"}, "Unknown sampling hard; there are stratified, top, random"),
+        ({"sampling": "hard"}, "Unknown sampling hard; there are random, top, stratified"),
         ({"purpose": "find"}, "Unknown purpose find; there are rerank, search"),
         ({"purpose": "search", "architectures": ["bert_dot", "tk"]}, "Only bert_dot and colbert search a collection"),
         ({"rounds": 2, "architectures": ["tk"]}, "A second round mines the collection with a bert_dot or a colbert"),

@@ -37,24 +37,25 @@ def write(make_artifact, monkeypatch):
 
         def report(folder, output, measures, arrows, **options):
             names = sorted(path.stem for path in (folder / "runs").iterdir())
-            reports.append({"arrows": arrows, "names": names, "title": options["title"]})
+            about = {"title": options["title"], "findings": options["findings"]}
+            reports.append({"arrows": arrows, "names": names, **about})
 
         monkeypatch.setattr(outcome_module, "write_report", report)
         monkeypatch.setattr("hf_kd_ranking.reporting.plot.save_plot", lambda figure, path: None)
         rankings = {}
         for name, of_name in runs.items():
             rankings[name] = [make_artifact(f"{name} {seed}", each) for seed, each in enumerate(of_name)]
+        first_stages = {name: rankings.pop(name)[0] for name in ("candidates", "BM25") if name in rankings}
+        teachers = {name: rankings.pop(name)[0] for name in ("teacher",) if name in rankings}
         systems = []
-        for name in runs:
-            condition = name.split()[-1]
-            if name in ("BM25", "teacher"):
-                continue
-            (rankings[name][0].path / "choice.json").write_text('{"learning_rate": 0.001}')
-            recipe = SimpleNamespace(condition="no_teacher" if condition == "untrained" else condition)
+        for name, artifacts in rankings.items():
+            (artifacts[0].path / "choice.json").write_text('{"learning_rate": 0.001}')
             students = []
-            for artifact in rankings[name]:
-                students.append(SimpleNamespace(recipe=recipe, training=artifact, checkpoint=artifact.path / "ranker"))
-            systems.append(System(name, tuple(students)))
+            for artifact in artifacts:
+                students.append(SimpleNamespace(training=artifact, checkpoint=artifact.path / "ranker"))
+            control = "dot no_teacher" if name == "dot teacher" else None
+            is_trained = not name.endswith("untrained")
+            systems.append(System(name, tuple(students), "dot", is_trained=is_trained, control=control))
         timing, made, folder = make_artifact("timing"), make_artifact("points"), make_artifact("report")
         costs = {"first_stages": {"BM25": {"total_ms": {"p50": 1.0}}}, "rankers": {}}
         costs["rankers"] = {name: {"total_ms": {"p50": 9.0, "p95": 9.0}} for name in runs if name != "BM25"}
@@ -65,14 +66,16 @@ def write(make_artifact, monkeypatch):
         settings = {"measure": "RR@10", "k": 4, "purpose": "rerank", "budget_ms": budget_ms, "data_name": "Words"}
         job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv")
         context = SimpleNamespace(job=job, splits={"test": QUERIES}, overlaps={})
-        write_outcome(folder.path, Measured(systems, rankings, judgments, made, timing, settings), context)
+        measured = Measured(systems, first_stages, teachers, rankings, judgments, made, timing, settings)
+        write_outcome(folder.path, measured, context)
         return json.loads((folder.path / "outcome.json").read_text()) | {"report": reports[0]}
 
     return run
 
 
 def point(system: str, dev: float, seed: int = 0, weight: float = 0.0, latency_ms: float = 5.0) -> Point:
-    return Point(system, seed, 4, weight, "float32", dev, latency_ms)
+    name = None if system == "BM25" else system
+    return Point("BM25", name, seed, 4, weight, "float32", dev, latency_ms)
 
 
 def pairs(outcome: dict) -> set[tuple[str, str]]:
@@ -105,6 +108,9 @@ def test_choice_is_tested_against_what_a_user_has(write):
     assert outcome["latency_ms"]["teacher"] == 1.0 + 9.0
     assert outcome["report"]["arrows"] == [("dot no_teacher", "dot teacher")]
     assert outcome["report"]["title"] == "Distillation on Words"
+    findings = outcome["report"]["findings"]
+    assert findings[0] == "All tests of the job are one family: Holm over the 4 tests of this job."
+    assert len(findings) == 5 and findings[1].startswith("dot teacher against dot no_teacher: ")
 
 
 def test_budget_decides_the_choice(write):
@@ -167,8 +173,9 @@ def test_teacher_that_ranked_some_of_the_queries_is_not_compared(write):
 def words(chosen: str, tests: list[dict], **changes) -> str:
     """The verdict on an outcome."""
     outcome = {"chosen": chosen, "test": {chosen: 0.6, "teacher": 0.8, "BM25": 0.5}, "interval": INTERVAL}
-    outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"test": 1200}, "tests": tests, "seeds": {}} | changes
-    return verdict(outcome, SimpleNamespace(measure="RR@10", budget_ms=None))
+    outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"test": 1200}, "tests": tests, "seeds": {}}
+    outcome |= {"rivals": ["BM25", "dot untrained"], "pipeline": {"system": "dot", "seed": 1}, "is_trained": True}
+    return verdict(outcome | changes, SimpleNamespace(measure="RR@10", budget_ms=None, candidates=None))
 
 
 def finding(treatment: str, control: str, difference: float, p_corrected: float) -> dict:
@@ -193,14 +200,15 @@ def test_verdict_says_whether_the_choice_beats_the_first_stage():
 
 
 def test_verdict_says_if_nothing_trained_was_chosen():
-    text = words("BM25", [finding("BM25", "dot untrained", 0.3, 0.001)])
-    assert text.endswith("No ranker was better than the first stage on dev: there is nothing to deliver but that.")
-    text = words("dot untrained + BM25", [finding("dot untrained + BM25", "BM25", 0.3, 0.001)])
-    assert text.endswith("No trained student was better than this one before its training on dev.")
+    text = words("BM25", [finding("BM25", "dot untrained", 0.3, 0.001)], pipeline={"system": None})
+    assert text.endswith("No ranker was better than this first stage on dev, so it is delivered without one.")
+    tests = [finding("dot untrained + BM25", "BM25", 0.3, 0.001)]
+    text = words("dot untrained + BM25", tests, is_trained=False)
+    assert text.endswith("No trained student was better on dev than this one, which is not trained.")
 
 
 def test_verdict_names_the_seed_that_is_delivered():
-    text = words("dot teacher", [], seeds={"dot teacher": [0.5, 0.7]}, pipeline={"seed": 1})
+    text = words("dot teacher", [], seeds={"dot teacher": [0.5, 0.7]})
     assert "That is the mean of 2 seeds; delivered is seed 1, the best on dev, with 0.7000 on test." in text
 
 
@@ -210,6 +218,7 @@ def test_text_has_all_tables(make_job):
     outcome |= {"queries": {"train": 1000, "dev": 20, "test": 30}, "rates": {"dot teacher": 1e-4}}
     outcome |= {"lists": {"teacher": 2000}, "overlaps": {"queries left out": 3, "positives of train and test": 0}}
     outcome |= {"fused": {"dot teacher": 0.55}, "dev": {"BM25": 0.4, "dot teacher": 0.7}, "latency_ms": {"BM25": 1.0}}
+    outcome |= {"pipeline": {"first_stage": "BM25"}, "sums": {"dot teacher": "dot teacher + BM25"}, "folder": "best"}
     outcome |= {"seeds": {"dot teacher": [0.5, 0.7]}, "frontier": [["BM25", 0.4, 1.0]], "family": "Holm", "tests": []}
     lines = outcome_text(outcome | {"page": "report.html"}, make_job()).splitlines()
     assert lines[:2] == [

@@ -19,7 +19,7 @@ SETTINGS = {"measure": "RR@10", "depths": [2, 4], "fusion": True, "purpose": "re
 def find(tmp_path, make_artifact):
     """find(runs of the ranker "dot", options): its points; only d is relevant, a search with BM25 takes 2 ms."""
 
-    def run(*runs: dict, **options) -> list[Point]:
+    def run(*runs: dict, first: dict | None = None, **options) -> list[Point]:
         timing = make_artifact("timing")
         by_depth = {"2": {"p50": 5.0}, "4": {"p50": 9.0}}
         timed = {"first_stages": {"BM25": {"total_ms": {"p50": 2.0}}}}
@@ -27,9 +27,11 @@ def find(tmp_path, make_artifact):
         (timing.path / "efficiency.json").write_text(json.dumps(timed))
         rankings = {"dot": [make_artifact(f"dot-{seed}", run) for seed, run in enumerate(runs)]}
         judgments = make_artifact("judgments", qrels={"q": {"d": 1}})
-        first = {"BM25": make_artifact("first", BM25)}
+        stages = {}
+        for name, ranked in (first or {"BM25": BM25}).items():
+            stages[name] = make_artifact(f"first-{name}", ranked)
         found = make_artifact("points")
-        arguments = ([System("dot", ())], rankings, first, judgments, timing, SETTINGS | options)
+        arguments = ([System("dot", (), "dot")], rankings, stages, judgments, timing, SETTINGS | options)
         find_points(found.path, *arguments)
         return read_points(found)
 
@@ -40,17 +42,17 @@ def test_every_depth_is_tried_with_the_weight_that_was_fitted_at_the_full_depth(
     # At depth 4 the ranker puts d first; with BM25's scores it stays there for weights below 4 / 13. At depth 2 d is
     # not re-ranked and stays last.
     assert find(DOT) == [
-        Point("BM25", 0, 4, 0.0, "float32", 0.25, 2.0),
-        Point("dot", 0, 2, 0.0, "float32", 0.25, 7.0),
-        Point("dot", 0, 2, 0.1, "float32", 0.25, 7.0),
-        Point("dot", 0, 4, 0.0, "float32", 1.0, 11.0),
-        Point("dot", 0, 4, 0.1, "float32", 1.0, 11.0),
+        Point("BM25", None, 0, 4, 0.0, "float32", 0.25, 2.0),
+        Point("BM25", "dot", 0, 2, 0.0, "float32", 0.25, 7.0),
+        Point("BM25", "dot", 0, 2, 0.1, "float32", 0.25, 7.0),
+        Point("BM25", "dot", 0, 4, 0.0, "float32", 1.0, 11.0),
+        Point("BM25", "dot", 0, 4, 0.1, "float32", 1.0, 11.0),
     ]
 
 
 def test_seed_that_is_best_on_dev_is_taken(find):
     found = find(BM25, DOT, BM25, fusion=False, depths=[4])
-    assert found[1:] == [Point("dot", 1, 4, 0.0, "float32", 1.0, 11.0)]
+    assert found[1:] == [Point("BM25", "dot", 1, 4, 0.0, "float32", 1.0, 11.0)]
 
 
 def test_search_pays_for_bm25_only_with_its_scores(find):
@@ -79,17 +81,32 @@ def test_pipelines_return_what_their_weights_say():
 
 
 def test_best_point_within_the_budget_is_chosen():
-    found = [Point("BM25", 0, 20, 0.0, "float32", 0.5, 1.0), Point("slow", 0, 20, 0.3, "float32", 0.9, 50.0)]
-    found += [Point("quick", 0, 10, 0.0, "float32", 0.7, 9.0), Point("worse", 0, 20, 0.0, "float32", 0.6, 10.0)]
-    assert [point.system for point in frontier(found)] == ["BM25", "quick", "slow"]
-    assert [choose(found, budget).system for budget in (None, 50, 10, 2)] == ["slow", "slow", "quick", "BM25"]
+    found = [
+        Point("BM25", None, 0, 20, 0.0, "float32", 0.5, 1.0),
+        Point("BM25", "slow", 0, 20, 0.3, "float32", 0.9, 50.0),
+    ]
+    found += [
+        Point("BM25", "quick", 0, 10, 0.0, "float32", 0.7, 9.0),
+        Point("BM25", "worse", 0, 20, 0.0, "float32", 0.6, 10.0),
+    ]
+    assert [point.system for point in frontier(found)] == [None, "quick", "slow"]
+    assert [choose(found, budget).system for budget in (None, 50, 10, 2)] == ["slow", "slow", "quick", None]
     assert [point.name(20) for point in found] == ["BM25", "slow + BM25", "quick, depth 10", "worse"]
     with pytest.raises(TargetNotMetError, match=r"within 0\.5 ms.*fastest, BM25 at depth 20, takes 1\.0 ms"):
         choose(found, 0.5)
 
 
+def test_engine_of_the_user_is_not_timed_and_gives_sums_its_name(find):
+    found = find(DOT, first={"candidates": BM25, "BM25": BM25}, depths=[4])
+    assert [point.name(4) for point in found] == ["candidates", "BM25", "dot", "dot + candidates"]
+    assert [point.latency_ms for point in found] == [0.0, 2.0, 9.0, 9.0]
+
+
 def test_of_equal_points_the_fastest_is_chosen():
-    found = [Point("late", 0, 9, 0.0, "float32", 0.5, 3.0), Point("early", 0, 9, 0.0, "float32", 0.5, 2.0)]
+    found = [
+        Point("BM25", "late", 0, 9, 0.0, "float32", 0.5, 3.0),
+        Point("BM25", "early", 0, 9, 0.0, "float32", 0.5, 2.0),
+    ]
     assert choose(found, None).system == "early"
 
 
@@ -107,7 +124,16 @@ def test_candidates_of_the_timed_queries_are_timed(tmp_path, make_artifact, monk
     context = SimpleNamespace(queries=store, documents=store, job=SimpleNamespace(scores=[]))
     candidates = make_artifact("candidates", {"q": [("d", 2.0), ("b", 1.0), ("a", 0.0)], "r": [("c", 1.0)]})
     teachers = {"bm25": "bm25", "slow": tmp_path}
-    arguments = ([System("dot", (None,))], teachers, candidates, make_artifact("index"), {}, [1, 2], "cpu", context)
+    arguments = (
+        [System("dot", (None,), "dot")],
+        teachers,
+        candidates,
+        make_artifact("index"),
+        {},
+        [1, 2],
+        "cpu",
+        context,
+    )
     points.time_rankers(tmp_path, *arguments)
     assert seen["queries"] == ["text q", "text r"]
     assert seen["documents"] == [["text d", "text b"], ["text c"]]  # as many as the largest depth

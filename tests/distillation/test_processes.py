@@ -2,8 +2,11 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import locked
@@ -31,7 +34,10 @@ def test_two_processes_deliver_the_pipeline_of_one(make_job, fixed_encoder, laun
         outcomes.append(finish(launch(job, *launcher)))
     one, two = outcomes
     assert two["chosen"] == one["chosen"]
-    assert two["test"] == pytest.approx(one["test"], abs=1e-3)
+    for name in one["folders"]:
+        weights = [load_file(Path(outcome["folders"][name], "model.safetensors")) for outcome in outcomes]
+        for key, tensor in weights[0].items():  # a key's bias changes no attention: its gradient is rounding
+            assert key.endswith("key.bias") or torch.allclose(weights[1][key], tensor, atol=1e-4), (name, key)
     for name in one["test"]:
         if "untrained" in name or name in ("BM25", "teacher"):
             runs = [tmp_path / output / "report/runs" / f"{name}.trec" for output in ("one", "two")]
