@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from recipes_data import DOCUMENTS_PER_STEP, TRAINING  # beside this script
 from transformers import set_seed
 
 import hf_kd_ranking as kd
@@ -30,7 +31,6 @@ from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.evaluation.significance import paired_t_test
 from hf_kd_ranking.ranker import load_tokenizer
 
-DOCUMENTS_PER_STEP = 64
 RERANKED = 20
 LAYERS_MARGIN = 1.5  # root mean square of the teacher's margins for the scores of a fresh layer
 MEASURES = {"pydocs": "RR@10", "scifact": "nDCG@10"}
@@ -176,15 +176,7 @@ def train(recipe: Recipe, rows: list[dict], data: Data) -> kd.Ranker:
         max_steps=recipe.queries * recipe.documents * recipe.epochs // DOCUMENTS_PER_STEP,
         per_device_train_batch_size=DOCUMENTS_PER_STEP // recipe.documents,
         seed=recipe.seed,
-        weight_decay=0.01,
-        warmup_steps=0.1,
-        bf16=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        overwrite=True,
-        report_to=[],
-        disable_tqdm=True,
+        **TRAINING,
     )
     trainer = kd.RankingTrainer(
         ranker.model,

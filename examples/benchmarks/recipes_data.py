@@ -34,6 +34,17 @@ EVALUATED = 400
 SCORED = {"bi_encoder": (2_800, CANDIDATES), "cross_encoders": (1_350, 16)}  # training queries, candidates of each
 CROSS_ENCODERS = (("ranknet", 2, 4_000), ("info_nce", 4, 3_000))  # losses on the labels, documents per list, queries
 DOCUMENTS_PER_STEP = 64
+TRAINING = {  # of teachers and students
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+    "bf16": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "overwrite": True,
+    "report_to": [],
+    "disable_tqdm": True,
+}
 
 
 def main() -> None:
@@ -157,14 +168,7 @@ def cross_encoder(folder: Path, loss: str, documents: int, queries: int) -> kd.R
             max_steps=queries * documents // DOCUMENTS_PER_STEP,
             per_device_train_batch_size=DOCUMENTS_PER_STEP // documents,
             seed=documents,
-            weight_decay=0.01,
-            warmup_steps=0.1,
-            bf16=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            overwrite=True,
-            report_to=[],
+            **TRAINING,
         )
         trainer = kd.RankingTrainer(
             model,
