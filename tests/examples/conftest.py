@@ -20,6 +20,7 @@ def run_example(monkeypatch, capsys) -> Callable[..., str]:
     def run(script: str, *arguments: object) -> str:
         path = EXAMPLES / script
         monkeypatch.setattr("sys.argv", [str(path), *(str(argument) for argument in arguments)])
+        monkeypatch.syspath_prepend(path.parent)  # as Python does for a program
         runpy.run_path(str(path), run_name="__main__")
         return capsys.readouterr().out
 
