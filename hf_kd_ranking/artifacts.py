@@ -27,6 +27,7 @@ import xxhash
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .errors import InputError
 from .processes import processes
 
 DESCRIPTION = "artifact.json"
@@ -40,14 +41,14 @@ def existing_file(path: str | os.PathLike, what: str) -> Path:
 
     Raises:
         FileNotFoundError: if it does not exist, or is a folder.
-        ValueError: if it is empty.
+        InputError: if it is empty.
     """
     path = Path(path)
     if not path.is_file():
         problem = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"The {what} file {path} {problem}; give the path of the file.")
     if path.stat().st_size == 0:
-        raise ValueError(f"The {what} file {path} is empty.")
+        raise InputError(f"The {what} file {path} is empty.")
     return path
 
 
@@ -152,7 +153,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder has no description.
-        ValueError: if the description is damaged.
+        InputError: if the description is damaged.
     """
     path = existing_file(folder / DESCRIPTION, "description")
     try:
@@ -161,7 +162,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{path} is damaged: its checksum differs; remove {folder} and build it again.")
+        raise InputError(f"{path} is damaged: its checksum differs; remove {folder} and build it again.")
     return description
 
 
@@ -193,7 +194,7 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     `description` is what it was built with, including its `kind`.
 
     Raises:
-        ValueError: if another process writes the index now.
+        InputError: if another process writes the index now.
     """
     with locked(folder):
         number = read_description(folder)["version"] + 1 if has_description(folder) else 1
@@ -219,11 +220,11 @@ def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dic
 
     Raises:
         FileNotFoundError: if the index, or one of its files, is missing.
-        ValueError: if it is of another kind, or a file is truncated or damaged.
+        InputError: if it is of another kind, or a file is truncated or damaged.
     """
     description = read_description(folder)
     if description.get("kind") != kind:
-        raise ValueError(f"{folder} is an index of kind {description.get('kind')}, needed {kind}.")
+        raise InputError(f"{folder} is an index of kind {description.get('kind')}, needed {kind}.")
     data = folder / f"v{description['version']}"
     for name, (size, checksum) in description["files"].items():
         path = data / name
@@ -231,9 +232,9 @@ def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dic
             raise FileNotFoundError(f"The index file {path} does not exist; build the index again.")
         length = path.stat().st_size
         if length != size:
-            raise ValueError(f"{path} has {length:,} bytes of {size:,}: it is truncated; build the index again.")
+            raise InputError(f"{path} has {length:,} bytes of {size:,}: it is truncated; build the index again.")
         if is_verified and _file_checksum(path) != checksum:
-            raise ValueError(f"{path} is damaged: its checksum differs; build the index again.")
+            raise InputError(f"{path} is damaged: its checksum differs; build the index again.")
     return description, data
 
 
@@ -257,7 +258,7 @@ def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> I
             returns the inputs of the work.
 
     Raises:
-        ValueError: if the folder holds work with other inputs, naming them, or another process works in it now.
+        InputError: if the folder holds work with other inputs, naming them, or another process works in it now.
     """
     state = processes()
     folder = output.with_name(f"{output.name}.parts")
@@ -278,7 +279,7 @@ def _begin_work(folder: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> N
     if has_description(folder):
         changed = " and another ".join(changed_names(read_description(folder), prepare(folder)))
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds the unfinished work of another {changed}; finish that first, or remove the folder."
             )
         return
@@ -341,7 +342,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time work on a folder; the system releases the lock of a process that dies.
 
     Raises:
-        ValueError: naming the process that works on the folder.
+        InputError: naming the process that works on the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()  # "." has no name
@@ -352,7 +353,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         process = owner.read_text(encoding="utf-8") if owner.is_file() else "unknown"
-        raise ValueError(f"{folder} is in use by process {process}; wait until it has ended.") from None
+        raise InputError(f"{folder} is in use by process {process}; wait until it has ended.") from None
     try:
         owner.write_text(str(os.getpid()), encoding="utf-8")
         yield

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
@@ -43,10 +44,10 @@ def score_pairs(
         (N,) float32.
 
     Raises:
-        ValueError: if the numbers of queries and documents differ, or a score is not a finite number.
+        InputError: if the numbers of queries and documents differ, or a score is not a finite number.
     """
     if len(queries) != len(documents):
-        raise ValueError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
+        raise InputError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
         block = (model, processor, queries[start:stop], documents[start:stop], batch_size)
@@ -59,7 +60,7 @@ def score_pairs(
     if not is_finite.all():
         bad = int(np.argmin(is_finite))
         problem = f"The score of pair {bad} is {scores[bad]} (query {queries[bad][:60]!r})"
-        raise ValueError(f"{problem}; the model's weights or its dtype ({model.dtype}) overflow: try float32.")
+        raise InputError(f"{problem}; the model's weights or its dtype ({model.dtype}) overflow: try float32.")
     return scores
 
 
@@ -81,10 +82,10 @@ def encode_texts(
         (N, D) float32; with one vector per token, a list of one (L, D) per text without its padding.
 
     Raises:
-        ValueError: if the ranker's documents cannot be encoded without their query.
+        InputError: if the ranker's documents cannot be encoded without their query.
     """
     if model.config.vectors_per_text == "none":
-        raise ValueError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
+        raise InputError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
 
     def encode_block(start: int, stop: int) -> list[np.ndarray]:
         return _encode(model, processor, side, texts[start:stop], batch_size)
@@ -132,7 +133,7 @@ def _over_blocks(
 ) -> list[np.ndarray]:
     """Run `compute` over this process's share of 0..count, in blocks, and gather the results in order."""
     if count == 0:
-        raise ValueError(f"{description or 'Scoring'} needs at least one text, got none.")
+        raise InputError(f"{description or 'Scoring'} needs at least one text, got none.")
     rank, world = 0, 1
     if is_distributed:
         rank, world = processes().process_index, processes().num_processes

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
+
 MAX_GRADE = 40  # 2^40 has room in float32
 # Before a loss's name: over every document of the batch, (B, N), and not only over the row's own.
 IN_BATCH = "in_batch_"
@@ -30,7 +32,7 @@ def margin_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | No
         mask: (B, n), True at listed documents; None if all are listed.
 
     Raises:
-        ValueError: if the shapes differ or there are fewer than two documents.
+        InputError: if the shapes differ or there are fewer than two documents.
     """
     student_margins, teacher_margins = margins(student_scores, teacher_scores, mask)
     return _mean((student_margins - teacher_margins).square(), mask)
@@ -113,14 +115,14 @@ def lambda_loss(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | N
     exponential in them. Documents that are not listed are ranked last and are in no pair.
 
     Raises:
-        ValueError: if a grade is above `MAX_GRADE`.
+        InputError: if a grade is above `MAX_GRADE`.
     """
     student_scores, grades = _lists(student_scores, teacher_scores, mask)
     keys = student_scores
     if mask is not None:
         keys, grades = keys.masked_fill(~mask, -torch.inf), grades.masked_fill(~mask, -torch.inf)
     if grades.max() > MAX_GRADE:
-        raise ValueError(
+        raise InputError(
             f"lambda_loss takes grades up to {MAX_GRADE}, got {grades.max().item():g}; a gain is 2^grade."
         )
     order = keys.sort(descending=True, dim=1).indices
@@ -176,7 +178,7 @@ def get_losses(text: str) -> dict[str, float]:
     A name is one of `LOSSES`, or `in_batch_` followed by one of them.
 
     Raises:
-        ValueError: for an unknown name, naming the nearest loss and all others; for a weight that is not positive.
+        InputError: for an unknown name, naming the nearest loss and all others; for a weight that is not positive.
     """
     losses = {}
     for part in text.split(","):
@@ -185,7 +187,7 @@ def get_losses(text: str) -> dict[str, float]:
             known = list(LOSSES)
             near = get_close_matches(name, known + [IN_BATCH + loss for loss in known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
-            raise ValueError(
+            raise InputError(
                 f"Unknown loss {name!r}{hint} Choose one of {', '.join(known)}, or {IN_BATCH} followed by one of them."
             )
         try:
@@ -193,7 +195,7 @@ def get_losses(text: str) -> dict[str, float]:
         except ValueError:
             losses[name] = math.nan
         if not losses[name] > 0 or math.isinf(losses[name]):
-            raise ValueError(f"The weight of {name} must be a positive number, got {weight!r}.")
+            raise InputError(f"The weight of {name} must be a positive number, got {weight!r}.")
     return losses
 
 
@@ -205,18 +207,18 @@ def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) ->
         has_only_margins: True if the rows hold differences of scores.
 
     Raises:
-        ValueError: with the reason.
+        InputError: with the reason.
     """
     for name in losses:
         if name.startswith(IN_BATCH):
             continue
         if has_only_margins and LOSSES[name].needs_single_scores:
-            raise ValueError(
+            raise InputError(
                 f"{name} reads the teacher's score of each document, and these rows hold only margins; train with "
                 "margin_mse, or from a file that has both scores."
             )
         if documents < 3 and LOSSES[name].needs_lists:
-            raise ValueError(
+            raise InputError(
                 f"{name} compares lists, and these rows hold {documents} documents per query; train with margin_mse, "
                 "or from lists (query_id, doc_ids, teacher_scores)."
             )
@@ -247,12 +249,12 @@ def _lists(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) 
     """Check the shapes, since broadcasting (B, 1) against (B,) would give B x B pairs; return both in float32."""
     shapes = tuple(student_scores.shape), tuple(teacher_scores.shape)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] < 2:
-        raise ValueError(
+        raise InputError(
             "A pairwise loss needs student and teacher scores of one shape (queries, documents) with at least two "
             f"documents, got {shapes[0]} and {shapes[1]}; check what the collator makes of the teacher rows."
         )
     if mask is not None and mask.shape != student_scores.shape:
-        raise ValueError(f"The mask must have the shape of the scores {shapes[0]}, got {tuple(mask.shape)}.")
+        raise InputError(f"The mask must have the shape of the scores {shapes[0]}, got {tuple(mask.shape)}.")
     return student_scores.float(), teacher_scores.detach().float()
 
 

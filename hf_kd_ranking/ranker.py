@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .errors import InputError
 from .inference import encode_texts, score_pairs
 from .models import RankerModel, RankingProcessor, load_ranker, read_word_vectors
 
@@ -98,7 +99,7 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is no vocabulary
-            raise ValueError("it has no vocabulary")
+            raise InputError("it has no vocabulary")
         return tokenizer
     except (OSError, ValueError) as error:
         problem = f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]})"

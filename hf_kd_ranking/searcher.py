@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .artifacts import building, content_digest, read_description, write_json
 from .data.runs import Run
 from .data.texts import TextStore
+from .errors import InputError
 from .interop.onnx import OnnxRanker
 from .ranker import Ranker
 from .retrieval.base import Index, Ranking, check_k, open_index
@@ -54,7 +55,7 @@ class Pipeline:
         description: measures, latency and names, as JSON; for readers.
 
     Raises:
-        ValueError: if a number is out of its range, or the parts do not make a pipeline.
+        InputError: if a number is out of its range, or the parts do not make a pipeline.
     """
 
     documents: TextStore | None = None
@@ -68,18 +69,18 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         if self.depth < 1:
-            raise ValueError(f"The depth is a number of documents, at least 1; got {self.depth}.")
+            raise InputError(f"The depth is a number of documents, at least 1; got {self.depth}.")
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"The weight of the first stage is a number from 0 to 1, got {self.weight}.")
+            raise InputError(f"The weight of the first stage is a number from 0 to 1, got {self.weight}.")
         has_vectors = self.store is not None or self.index is not None
         if self.ranker is None and self.first_stage is None:
-            raise ValueError("A pipeline needs a first stage, a ranker, or both; got neither.")
+            raise InputError("A pipeline needs a first stage, a ranker, or both; got neither.")
         if has_vectors and not isinstance(self.ranker, Ranker):
-            raise ValueError("Stored vectors and their index need the Ranker that made the vectors.")
+            raise InputError("Stored vectors and their index need the Ranker that made the vectors.")
         if self.ranker is not None and not has_vectors and self.documents is None:
-            raise ValueError("A ranker needs the texts of the documents, or their stored vectors; got neither.")
+            raise InputError("A ranker needs the texts of the documents, or their stored vectors; got neither.")
         if self.index is not None and self.weight > 0 and self.first_stage is None:
-            raise ValueError(f"There is no first stage whose scores could have the weight {self.weight}.")
+            raise InputError(f"There is no first stage whose scores could have the weight {self.weight}.")
 
     @property
     def purpose(self) -> str:
@@ -99,7 +100,7 @@ class Pipeline:
 
         Raises:
             TypeError: if a query is not a string.
-            ValueError: if k is not positive, or the pipeline has neither a first stage nor an index.
+            InputError: if k is not positive, or the pipeline has neither a first stage nor an index.
         """
         check_k(k)
         for query in queries.values():
@@ -108,7 +109,7 @@ class Pipeline:
         if self.index is not None:
             return self._search_index(queries, k)
         if self.first_stage is None:
-            raise ValueError("This pipeline has no first stage that finds candidates; give yours to rerank.")
+            raise InputError("This pipeline has no first stage that finds candidates; give yours to rerank.")
         candidates = self.first_stage.search(queries, max(k, self.depth))
         return self.rerank(candidates, queries).top(k)
 
@@ -120,7 +121,7 @@ class Pipeline:
             queries: query_id -> text.
 
         Raises:
-            KeyError: if a query has no text, or a document has neither a text nor a stored vector.
+            UnknownIdError: if a query has no text, or a document has neither a text nor a stored vector.
         """
         if self.ranker is None:
             return candidates
@@ -166,7 +167,7 @@ def combine(candidates: Ranking, scores: Mapping[str, float], depth: int, weight
         depth, which follow with scores below all others.
 
     Raises:
-        KeyError: if a candidate within the depth has no score.
+        UnknownIdError: if a candidate within the depth has no score.
     """
     top = candidates[:depth]
     sums = [float(scores[doc_id]) for doc_id, _ in top]
@@ -202,7 +203,7 @@ def save_pipeline(
 
     Raises:
         FileExistsError: if the folder contains something else, or a pipeline and `overwrite` is False.
-        ValueError: if a part cannot be saved, or parts belong to different collections.
+        InputError: if a part cannot be saved, or parts belong to different collections.
     """
     folder = Path(folder)
     is_pipeline = (folder / FILE).is_file()
@@ -236,7 +237,7 @@ def load_pipeline(folder: str | os.PathLike, device: str | None = None, batch_si
 
     Raises:
         FileNotFoundError: if the folder is not a pipeline, or a part is missing.
-        ValueError: if `pipeline.json` is damaged or of another version, or a part is damaged or another one.
+        InputError: if `pipeline.json` is damaged or of another version, or a part is damaged or another one.
     """
     folder = Path(folder)
     saved = _read_saved(folder)
@@ -246,7 +247,7 @@ def load_pipeline(folder: str | os.PathLike, device: str | None = None, batch_si
         if not part.is_dir():
             raise FileNotFoundError(f"{part} is missing; a pipeline is copied with all its parts.")
         if _part_digest(part) != digest:
-            raise ValueError(f"{part} is not the part that the pipeline was saved with; copy all parts again.")
+            raise InputError(f"{part} is not the part that the pipeline was saved with; copy all parts again.")
     documents = first_stage = ranker = store = index = None
     if "documents" in parts:
         documents = TextStore.open(folder / "documents")
@@ -274,7 +275,7 @@ def open_vectors(
     """Open stored vectors for re-ranking, and, if `is_searched`, their index, whose options are those of `open_index`.
 
     Raises:
-        FileNotFoundError, ValueError: see `VectorStore` and `open_index`.
+        FileNotFoundError, InputError: see `VectorStore` and `open_index`.
     """
     folder, index = Path(folder), None
     if is_searched:
@@ -296,9 +297,9 @@ def _collection(pipeline: Pipeline) -> str:
     """Return the fingerprint of the one collection that all parts were made from."""
     if pipeline.first_stage is not None and not isinstance(pipeline.first_stage, BM25Index):
         kind = type(pipeline.first_stage).__name__
-        raise ValueError(f"A pipeline is saved with a BM25Index as its first stage, got a {kind}.")
+        raise InputError(f"A pipeline is saved with a BM25Index as its first stage, got a {kind}.")
     if pipeline.index is not None and pipeline.store is None:
-        raise ValueError("A pipeline whose ranker searches is saved with the vectors of its index; give the store.")
+        raise InputError("A pipeline whose ranker searches is saved with the vectors of its index; give the store.")
     fingerprints = {}
     if pipeline.documents is not None:
         fingerprints["documents"] = pipeline.documents.fingerprint()
@@ -308,7 +309,7 @@ def _collection(pipeline: Pipeline) -> str:
         fingerprints["vectors"] = pipeline.store.description["collection"]
     if len(set(fingerprints.values())) > 1:
         parts = ", ".join(fingerprints)
-        raise ValueError(f"The parts of a pipeline have one collection; these have different ones: {parts}.")
+        raise InputError(f"The parts of a pipeline have one collection; these have different ones: {parts}.")
     return next(iter(fingerprints.values()))
 
 
@@ -358,11 +359,11 @@ def _read_saved(folder: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         is_pipeline = saved["kind"] == KIND
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: it is not the JSON of a pipeline; copy it again.") from None
+        raise InputError(f"{path} is damaged: it is not the JSON of a pipeline; copy it again.") from None
     if not is_pipeline or saved.get("version") != VERSION:
         found = f"kind {saved['kind']!r}, version {saved.get('version')!r}"
-        raise ValueError(f"{path} has {found}; this release of hf_kd_ranking reads {KIND!r}, version {VERSION}.")
+        raise InputError(f"{path} has {found}; this release of hf_kd_ranking reads {KIND!r}, version {VERSION}.")
     missing = [name for name in NAMES if name not in saved]
     if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; copy it again.")
+        raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}; copy it again.")
     return saved

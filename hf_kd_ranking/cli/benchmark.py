@@ -10,6 +10,7 @@ import typer
 from ..artifacts import refuse_existing, write_json
 from ..data.runs import read_run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..reporting.efficiency import efficiency_text, measure_efficiency
 from . import options
 
@@ -43,7 +44,7 @@ def benchmark(
     for name, path in options.named_paths(model, "rankers").items():
         rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
     if depth and max(depth) > k:
-        raise ValueError(f"--depth is at most --k, {k}, got {max(depth)}.")
+        raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
     if candidates is None:
         texts, documents = _drawn(data.queries, rounds), _drawn(data.documents, k)

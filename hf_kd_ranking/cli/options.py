@@ -10,6 +10,7 @@ import torch
 import typer
 
 from ..data.collections import READERS, RankingCollection, load_collection
+from ..errors import InputError
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
@@ -60,7 +61,7 @@ def open_collection(dataset: str | None, split: str, **files: Path | None) -> Ra
     if dataset is not None:
         return load_collection(dataset, split, readers)
     if missing:
-        raise ValueError(f"Give {', '.join(missing)}, or --dataset.")
+        raise InputError(f"Give {', '.join(missing)}, or --dataset.")
     return RankingCollection("files", readers)
 
 
@@ -79,7 +80,7 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
         if not name:
             name = Path(path).stem if Path(path).is_file() else Path(path).name
         if name in paths:
-            raise ValueError(f"Two of the {description} are called {name!r}; write NAME=PATH.")
+            raise InputError(f"Two of the {description} are called {name!r}; write NAME=PATH.")
         paths[name] = path
     return paths
 
@@ -87,7 +88,7 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
 def torch_dtype(name: str) -> torch.dtype:
     """Return the dtype named by `--dtype`."""
     if name not in DTYPES:
-        raise ValueError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
+        raise InputError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
     return DTYPES[name]
 
 

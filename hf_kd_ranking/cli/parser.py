@@ -17,11 +17,19 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperCommand, TyperGroup
 
+from ..errors import InputError
 from .options import Json, print_result
 
 UsageError: type[Exception] = typer.BadParameter.__base__  # click's; recent versions of typer contain a copy of click
-# What the package raises about its input; other exceptions are failures and keep their traceback.
-BAD_INPUT = (ValueError, KeyError, FileNotFoundError, FileExistsError, NotADirectoryError, StrictDataclassError)
+# What is wrong with the input; other exceptions are failures and keep their traceback.
+BAD_INPUT = (
+    InputError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    StrictDataclassError,
+)
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 OPTION = re.compile("-[^.0-9]")  # and not a negative number
 
@@ -52,11 +60,11 @@ class Command(TyperCommand):
                 if not equals:
                     value = rest.popleft() if rest and rest[0].lower() in TRUE + FALSE else "true"
                 if value.lower() not in TRUE + FALSE:
-                    raise ValueError(f"{name} is a flag: it takes true, false or nothing, got {value!r}.")
+                    raise InputError(f"{name} is a flag: it takes true, false or nothing, got {value!r}.")
                 is_on = (value.lower() in TRUE) == (name in option.opts)
                 result.append(option.opts[0] if is_on else option.secondary_opts[0])
             elif not rest or OPTION.match(rest[0]):
-                raise ValueError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
+                raise InputError(f"{name} needs a value; one that begins with a dash is given as {name}=VALUE.")
             elif option.multiple:
                 while rest and not OPTION.match(rest[0]):
                     result.append(f"{name}={rest.popleft()}")
@@ -133,9 +141,9 @@ def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must map options to values, got a {type(content).__name__}.")
+        raise InputError(f"{path} must map options to values, got a {type(content).__name__}.")
     known = {}
     for parameter in context.command.params:
         for name in (parameter.name, *parameter.opts):
@@ -143,12 +151,12 @@ def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
     del known["config"]
     unknown = [str(name) for name in content if str(name).replace("-", "_") not in known]
     if unknown:
-        raise ValueError(f"{path} has options that this verb does not have: {', '.join(sorted(unknown))}.")
+        raise InputError(f"{path} has options that this verb does not have: {', '.join(sorted(unknown))}.")
     context.default_map = {}
     for name, value in content.items():
         parameter = known[name.replace("-", "_")]
         if parameter.name in context.default_map:
-            raise ValueError(f"{path} has {name} twice, under two of its names.")
+            raise InputError(f"{path} has {name} twice, under two of its names.")
         if value is not None:  # null leaves an option at its default
             context.default_map[parameter.name] = _as_words(f"{path}: {name}", value, parameter)
     return path
@@ -158,11 +166,11 @@ def _as_words(name: str, value: Any, parameter: Any) -> str | list[str]:
     values = value if isinstance(value, list) else [value]
     words = [json.dumps(item) if isinstance(item, dict | bool) else str(item) for item in values]
     if not words:
-        raise ValueError(f"{name} has an empty list; leave it out, or give at least one value.")
+        raise InputError(f"{name} has an empty list; leave it out, or give at least one value.")
     if parameter.multiple or parameter.nargs != 1:
         return words
     if isinstance(value, list):
-        raise ValueError(f"{name} takes one value, got a list.")
+        raise InputError(f"{name} takes one value, got a list.")
     return words[0]
 
 
@@ -204,8 +212,6 @@ def _exit(error: Exception, status: int) -> None:
     if os.environ.get("HF_KD_RANKING_TRACEBACK") == "1":
         raise error
     message = str(error)
-    if isinstance(error, KeyError) and error.args:
-        message = str(error.args[0])  # str() of a KeyError is its argument in quotes
     if isinstance(error, UsageError):
         command = "hf-kd-ranking"
         if error.ctx:

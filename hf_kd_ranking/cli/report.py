@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..artifacts import refuse_existing
+from ..errors import InputError
 from ..evaluation.metrics import DEFAULT_MEASURES
 from ..reporting.report import write_report
 from . import options
@@ -36,7 +37,7 @@ def report(
     for pair in arrow:
         control, equals, treatment = pair.partition("=")
         if not equals:
-            raise ValueError(f"--arrow is CONTROL=TREATMENT, got {pair!r}.")
+            raise InputError(f"--arrow is CONTROL=TREATMENT, got {pair!r}.")
         arrows.append((control, treatment))
     files = {"qrels": qrels, "queries": queries, "collection": collection, "candidates": candidates}
     given = {kind: path for kind, path in files.items() if path is not None}

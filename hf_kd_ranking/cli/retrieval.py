@@ -7,6 +7,7 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import read_run, write_run
+from ..errors import InputError
 from ..processes import processes
 from ..retrieval.base import refuse_replacing
 from ..retrieval.fusion import METHODS, fuse_runs
@@ -35,7 +36,7 @@ def index(
         given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
         unread = [option for option, value in given.items() if value is not None]
         if unread:
-            raise ValueError(f"{', '.join(unread)} need --model: BM25 does not use them.")
+            raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
         refuse_replacing(output, "bm25", overwrite)  # before the work
         BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
         return {"output": str(output), "documents": len(data.documents)}
@@ -48,9 +49,9 @@ def index(
     ranker = options.load_ranker(model, architecture, batch_size, dtype, device=state.device)
     config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
-        raise ValueError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
+        raise InputError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
     if centroids is not None and config.similarity != "max_sim":
-        raise ValueError(f"--centroids is for a ranker that compares by MaxSim (ColBERT), got {config.model_type}.")
+        raise InputError(f"--centroids is for a ranker that compares by MaxSim (ColBERT), got {config.model_type}.")
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
@@ -85,7 +86,7 @@ def search(
     """Search a collection, or re-rank candidates from stored vectors, and write a run."""
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
-        raise ValueError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
+        raise InputError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, queries=queries)
     ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:

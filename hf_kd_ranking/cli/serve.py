@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..artifacts import refuse_existing
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..ranker import Ranker
 from . import options
 
@@ -60,7 +61,7 @@ def serve(
         from ..serving.search import SearchEngine
         from ..serving.space import write_space
     except ModuleNotFoundError as error:
-        raise ValueError(f"serve needs {error.name}: pip install 'hf_kd_ranking[retrieval,serve]'.") from None
+        raise InputError(f"serve needs {error.name}: pip install 'hf_kd_ranking[retrieval,serve]'.") from None
     if space is None:
         listener = _listen(host, port)  # before models are loaded, so that a port in use is reported at once
     else:
@@ -92,9 +93,9 @@ def _check_source(pipeline: Path | None, parts: Mapping[str, Any]) -> None:
     """Refuse a pipeline with options of `--model` (option -> value, false if it is not given), or neither of both."""
     given = [name for name, value in parts.items() if value]
     if pipeline is not None and given:
-        raise ValueError(f"--pipeline has all its parts and settings; leave out {', '.join(given)}.")
+        raise InputError(f"--pipeline has all its parts and settings; leave out {', '.join(given)}.")
     if pipeline is None and not parts["--model"]:
-        raise ValueError("Give --model, or --pipeline.")
+        raise InputError("Give --model, or --pipeline.")
 
 
 def _make_pipeline(
@@ -113,7 +114,7 @@ def _make_pipeline(
 
     is_searched = index is not None and ranker.model.config.is_searchable and not rerank
     if not is_searched and (settings is not None or probes is not None):
-        raise ValueError("--settings and --probes are for an --index that the ranker searches.")
+        raise InputError("--settings and --probes are for an --index that the ranker searches.")
     store = vectors_index = first_stage = None
     if index is not None:
         store, vectors_index = open_vectors(index, ranker, is_searched, settings, probes)
@@ -140,4 +141,4 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         message = f"Cannot listen at {host}, port {port}: {error.strerror}; --port 0 takes a free one."
-        raise ValueError(message) from None
+        raise InputError(message) from None

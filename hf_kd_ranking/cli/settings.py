@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from ..errors import InputError
 from .options import Json
 from .parser import add_verb, make_app, run_app
 
@@ -50,7 +51,7 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
             dtype = values.pop("dtype", None)
             if dtype is not None:
                 if dtype not in dtypes:
-                    raise ValueError(f"--dtype is one of {', '.join(dtypes)}, got {dtype!r}.")
+                    raise InputError(f"--dtype is one of {', '.join(dtypes)}, got {dtype!r}.")
                 values.update({name: name == dtype for name in dtypes[1:]})
             return verb(*[_make(settings, values) for settings in classes], **others)
 
@@ -64,7 +65,7 @@ def parse_settings(classes: Sequence[type], arguments: Sequence[str]) -> tuple[l
     """Return an object of each dataclass, see `with_settings`, and whether `--json` was given.
 
     Raises:
-        ValueError, FileNotFoundError: if `--config` or an object refuses a value, or the file does not exist.
+        InputError, FileNotFoundError: if `--config` or an object refuses a value, or the file does not exist.
         UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
     """
 
@@ -82,7 +83,12 @@ def _make(settings: type, values: dict[str, Any]) -> Any:
     for field in fields(settings):
         if values.get(field.name) not in (None, []):
             given[field.name] = values[field.name]
-    return settings(**given)
+    try:
+        return settings(**given)
+    except InputError:
+        raise
+    except ValueError as error:  # of transformers' own fields
+        raise InputError(str(error)) from error
 
 
 def _field_options(settings: type) -> dict[str, inspect.Parameter]:

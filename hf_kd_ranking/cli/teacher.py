@@ -11,6 +11,7 @@ from ..artifacts import refuse_existing
 from ..data.rows import load_teacher_scores, write_teacher_scores
 from ..data.runs import read_qrels, read_run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
@@ -43,13 +44,13 @@ def score(
 ) -> None:
     """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch."""
     if (triples is None) == (candidates is None):
-        raise ValueError("Give either --triples or --candidates.")
+        raise InputError("Give either --triples or --candidates.")
     suffix = "tsv" if candidates is None else "trec"
     outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
     if len(model) == 1:
         outputs = {model[0]: output}
     elif len(set(outputs.values())) < len(model):
-        raise ValueError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
+        raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
     else:
         output.mkdir(exist_ok=True)
     state = processes()

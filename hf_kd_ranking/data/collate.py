@@ -37,7 +37,7 @@ class RankingCollator:
     teacher_processor: Callable[[Sequence[str], Sequence[str]], dict[str, Any]] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows; a KeyError names an id that a store lacks."""
+        """Collate rows; an UnknownIdError names an id that a store lacks."""
         query_ids = [row["query_id"] for row in rows]
         lengths = [len(row["doc_ids"]) for row in rows]
         n = max(lengths)

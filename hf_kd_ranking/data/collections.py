@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from ..artifacts import cache_folder
+from ..errors import InputError
 from .runs import Run, read_qrels, read_run
 from .texts import TextStore
 
@@ -125,7 +126,7 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
                 f"that is installed (pip install ir-datasets), and on the Hub: {str(error).splitlines()[0]}"
             ) from error
         if len(splits) > 1 and split not in splits:
-            raise ValueError(f"The {config} of {name} have the splits {', '.join(splits)}, not {split!r}.")
+            raise InputError(f"The {config} of {name} have the splits {', '.join(splits)}, not {split!r}.")
         return splits[split] if split in splits else next(iter(splits.values()))
 
     def texts(config: str) -> TextStore:

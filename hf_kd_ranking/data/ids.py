@@ -12,6 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from ..artifacts import existing_file
+from ..errors import UnknownIdError
 from .tables import is_plain_integer, plain_integers
 
 Id = int | str
@@ -128,14 +129,14 @@ class IdIndex:
         """Return `rows_of` ids that must be known; messages call the rows `what`.
 
         Raises:
-            KeyError: naming the first missing ids and their count.
+            UnknownIdError: naming the first missing ids and their count.
         """
         rows = self.rows_of(ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
             names = ", ".join(repr(str(ids[place])) for place in missing[:3])
             problem = f"{len(missing)} of {len(ids)} ids are not among the {len(self):,} {what}: {names}"
-            raise KeyError(f"{problem}; do the files belong to one release?")
+            raise UnknownIdError(f"{problem}; do the files belong to one release?")
         return rows
 
     def _keys_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:

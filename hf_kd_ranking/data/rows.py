@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ..artifacts import building, cache_folder, existing_file, writing
+from ..errors import InputError
 from .tables import (
     is_plain_integer,
     nth_line,
@@ -68,9 +69,9 @@ class TeacherRows:
         return "teacher_scores" in self.rows.column_names
 
     def check_scores(self) -> None:
-        """Raise ValueError if the rows have no teacher scores."""
+        """Raise InputError if the rows have no teacher scores."""
         if not self.has_scores:
-            raise ValueError(f"{self.source} has no teacher scores; `teacher score` adds them.")
+            raise InputError(f"{self.source} has no teacher scores; `teacher score` adds them.")
 
     def row_name(self, row: int) -> str:
         """Return the name of a row as its user knows it: file and line if it came from a text file."""
@@ -103,7 +104,7 @@ def load_teacher_scores(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: with file and line or row, for missing columns, a wrong number of columns, a score that is not a
+        InputError: with file and line or row, for missing columns, a wrong number of columns, a score that is not a
             finite number, bad UTF-8, lists of fewer than two documents or of unequal length; for no rows.
     """
     if isinstance(path_or_dataset, TeacherRows):
@@ -131,13 +132,13 @@ def _layout(names: Sequence[str], source: str) -> tuple[str, ...]:
         if set(layout) <= set(names):
             return layout
     layouts = f"{', '.join(PAIR_COLUMNS)}, {', '.join(LIST_COLUMNS)}, or margins ({', '.join(MARGIN_COLUMNS)})"
-    raise ValueError(f"{source} has the columns {', '.join(names)}; teacher rows need {layouts}.")
+    raise InputError(f"{source} has the columns {', '.join(names)}; teacher rows need {layouts}.")
 
 
 def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
     layout = _layout(dataset.column_names, source)
     if len(dataset) == 0:
-        raise ValueError(f"{source} holds no teacher rows; at least one is needed.")
+        raise InputError(f"{source} holds no teacher rows; at least one is needed.")
     table = dataset.select_columns(list(layout)).with_format("arrow")
     start = 0
     for batch in table.iter(ROWS_AT_ONCE):
@@ -172,7 +173,7 @@ def _check_table(table: pa.Table, start: int, source: str) -> None:
         bad = np.flatnonzero((lengths != scores) | (lengths < 2))
         if len(bad):
             counts = f"{lengths[bad[0]]} doc_ids and {scores[bad[0]]} teacher_scores"
-            raise ValueError(f"{source} row {start + bad[0]}: {counts}; {LIST_RULE}")
+            raise InputError(f"{source} row {start + bad[0]}: {counts}; {LIST_RULE}")
 
 
 def _check_column(name: str, column: pa.Array, start: int, source: str) -> None:
@@ -180,19 +181,19 @@ def _check_column(name: str, column: pa.Array, start: int, source: str) -> None:
     if pa.types.is_nested(column.type) and not column.null_count:
         values, rows = column.flatten(), pc.list_parent_indices(column)
     elif name in LIST_COLUMNS[1:] and not pa.types.is_nested(column.type):
-        raise ValueError(f"{source} row {start}: {name} must be a list, got {column.type}.")
+        raise InputError(f"{source} row {start}: {name} must be a list, got {column.type}.")
     if values.null_count:
         row = rows[values.is_null().index(True).as_py()]
-        raise ValueError(f"{source} row {start + int(row)}: {name} has a missing value.")
+        raise InputError(f"{source} row {start + int(row)}: {name} has a missing value.")
     if "score" not in name:
         return
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
-        raise ValueError(f"{source}: the column {name} must hold numbers, got {values.type}.")
+        raise InputError(f"{source}: the column {name} must hold numbers, got {values.type}.")
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.to_numpy(zero_copy_only=False).astype(np.float32)))
     if len(bad):
         place = int(bad[0])
-        raise ValueError(
+        raise InputError(
             f"{source} row {start + int(rows[place])}: {name} must be finite numbers, got {values[place]}."
         )
 
@@ -267,19 +268,19 @@ def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
 def _check_list(path: Path, line: int, row: dict) -> None:
     missing = [name for name in LIST_COLUMNS if name not in row]
     if missing:
-        raise ValueError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
+        raise InputError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
     ids, scores = row["doc_ids"], row["teacher_scores"]
     if not isinstance(scores, list) or not isinstance(ids, list):
-        raise ValueError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
+        raise InputError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
     if len(scores) != len(ids) or len(ids) < 2:
-        raise ValueError(f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; {LIST_RULE}")
+        raise InputError(f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; {LIST_RULE}")
     are_finite = all(isinstance(score, int | float) for score in scores)
     try:
         are_finite = are_finite and bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
     except OverflowError:  # of an integer
         are_finite = False
     if not are_finite:
-        raise ValueError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
+        raise InputError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------
@@ -292,14 +293,14 @@ def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
     in theirs; Parquet has lists where a row has more than two documents.
 
     Raises:
-        ValueError: for longer lists in TSV, margins anywhere but in Parquet, triples in JSON lines.
+        InputError: for longer lists in TSV, margins anywhere but in Parquet, triples in JSON lines.
     """
     path = Path(path)
     if rows.has_only_margins and path.suffix != ".parquet":
-        raise ValueError(f"{path}: only .parquet can say that rows hold margins and not scores.")
+        raise InputError(f"{path}: only .parquet can say that rows hold margins and not scores.")
     if path.suffix == ".jsonl":
         if not rows.has_scores:
-            raise ValueError(f"{path}: rows without scores are written as .tsv or .parquet.")
+            raise InputError(f"{path}: rows without scores are written as .tsv or .parquet.")
         with writing(path) as file:
             for row in rows.rows:
                 file.write(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n")
@@ -310,7 +311,7 @@ def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
             _write_parquet(rows, file, are_pairs)
         return
     if not are_pairs:
-        raise ValueError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
+        raise InputError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
     with writing(path, "wb") as file:
         for _, columns in rows.batches(size=1 << 17):
             file.writelines(tsv_lines([*as_pairs(columns).values()]))

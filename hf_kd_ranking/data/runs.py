@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ..artifacts import existing_file, writing
+from ..errors import InputError
 from .tables import nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,11 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
+        InputError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
             listed twice for a query; for an empty file; for a k below 1.
     """
     if k is not None and k < 1:
-        raise ValueError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
+        raise InputError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
     path = existing_file(path, "run")
     columns = _read_at_once(path) or _read_by_line(path)
     queries, scores = columns.queries.indices.to_numpy(), columns.scores
@@ -132,7 +133,7 @@ def _read_by_line(path: Path) -> _Columns:
     seen: set[tuple[str, str]] = set()
     for line, (query_id, _, doc_id, rank, score, _) in _trec_lines(path, RUN_COLUMNS):
         if (query_id, doc_id) in seen:
-            raise ValueError(f"{path} line {line}: document {doc_id!r} appears twice in the ranking of {query_id!r}.")
+            raise InputError(f"{path} line {line}: document {doc_id!r} appears twice in the ranking of {query_id!r}.")
         seen.add((query_id, doc_id))
         queries.append(query_id)
         documents.append(doc_id)
@@ -155,7 +156,7 @@ def write_run(
     """Write a TREC run file that is complete or absent, ranks from 1; `tag`, the last column, names the system.
 
     Raises:
-        ValueError: if an id or the tag holds white space, which separates the columns.
+        InputError: if an id or the tag holds white space, which separates the columns.
     """
     with writing(path) as file:
         for query_id, ranking in run.items():
@@ -172,7 +173,7 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: with file and line, for a wrong number of columns, a grade that is not an integer, two different
+        InputError: with file and line, for a wrong number of columns, a grade that is not an integer, two different
             grades for one pair; for an empty file.
     """
     path = existing_file(path, "qrels")
@@ -186,14 +187,14 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     for line, (query_id, *_, doc_id, text) in lines:
         grade = number(path, line, "grade", text, int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise ValueError(
+            raise InputError(
                 f"{path} line {line}: {query_id!r} {doc_id!r} has two grades, {grade} and an earlier one."
             )
     return qrels
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments; an id that holds white space is a ValueError."""
+    """Write TREC relevance judgments; an id that holds white space is an InputError."""
     with writing(path) as file:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():
@@ -211,14 +212,14 @@ def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None
         if len(fields) != len(columns):
             hint = "" if delimiter else "; ids cannot hold white space"
             problem = f"needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}{hint}"
-            raise ValueError(f"{path} line {line}: {problem}.")
+            raise InputError(f"{path} line {line}: {problem}.")
         is_empty = False
         yield line, fields
     if is_empty:
-        raise ValueError(f"{path} is empty; needed lines of {layout}.")
+        raise InputError(f"{path} is empty; needed lines of {layout}.")
 
 
 def _check_no_space(*names: str) -> None:
     for name in names:
         if name.split() != [name]:
-            raise ValueError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")
+            raise InputError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")

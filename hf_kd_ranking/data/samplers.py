@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..errors import InputError
+
 
 class ShuffledSampler(Sampler[int]):
     """Yield a permutation of fewer than 2^31 rows, seeded by `seed` + epoch, the same after a resume.
@@ -54,7 +56,7 @@ class TopicBalancedSampler(Sampler[int]):
         bins: number of bins of equal width, from a query's lowest margin to its highest.
 
     Raises:
-        ValueError: if there are fewer queries than a batch has rows, or a query of a row has no cluster.
+        InputError: if there are fewer queries than a batch has rows, or a query of a row has no cluster.
     """
 
     def __init__(
@@ -68,12 +70,12 @@ class TopicBalancedSampler(Sampler[int]):
     ) -> None:
         used = np.flatnonzero(np.bincount(queries, minlength=len(clusters)))
         if len(used) < batch_size or bins < 1:
-            raise ValueError(
+            raise InputError(
                 f"A batch of {batch_size} rows on one topic takes each query once, and the rows have {len(used)} "
                 f"queries, {bins} bins for their margins; make the batches smaller, with at least one bin."
             )
         if used[-1] >= len(clusters) or clusters[used].min() < 0:
-            raise ValueError(
+            raise InputError(
                 f"Each query of the rows needs a cluster, a number from 0 on, got {len(clusters):,} clusters for the "
                 f"queries {used[0]} to {used[-1]}; do they belong to other queries?"
             )

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from ..errors import InputError
+
 PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # the output of str() for integers of 64 bits
 
 
@@ -23,7 +25,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file with their numbers, from 1, without a byte order mark.
 
     Raises:
-        ValueError: with file and line, for bytes that are not UTF-8.
+        InputError: with file and line, for bytes that are not UTF-8.
     """
     line = 0
     with open_binary(path) as file:
@@ -39,14 +41,14 @@ def _decode(path: Path, line: int, raw: bytes) -> str:
         return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         place = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
-        raise ValueError(f"{path} line {line}: {place} is not UTF-8; convert the file, as with iconv.") from None
+        raise InputError(f"{path} line {line}: {place} is not UTF-8; convert the file, as with iconv.") from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped.
 
     Raises:
-        ValueError: with file and line, for a line that is not a JSON object.
+        InputError: with file and line, for a line that is not a JSON object.
     """
     for line, text in read_lines(path):
         if not text.strip():
@@ -54,9 +56,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {line}: invalid JSON ({error.msg} at column {error.colno}).") from None
+            raise InputError(f"{path} line {line}: invalid JSON ({error.msg} at column {error.colno}).") from None
         if not isinstance(value, dict):
-            raise ValueError(f"{path} line {line}: needed a JSON object, got {type(value).__name__}.")
+            raise InputError(f"{path} line {line}: needed a JSON object, got {type(value).__name__}.")
         yield line, value
 
 
@@ -64,7 +66,7 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 <
     """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
 
     Raises:
-        ValueError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
+        InputError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
     """
     try:
         reader = pa.csv.open_csv(
@@ -79,7 +81,7 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 <
             yield batch
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _raise_with_line(path, types)
-        raise ValueError(f"{path} is not readable as {len(types)} tab-separated columns: {error}") from None
+        raise InputError(f"{path} is not readable as {len(types)} tab-separated columns: {error}") from None
 
 
 def _is_finite(column: pa.Array) -> bool:
@@ -94,7 +96,7 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
         fields = text.split("\t")
         if len(fields) != len(types):
             needed = f"{len(types)} tab-separated columns ({', '.join(types)})"
-            raise ValueError(f"{path} line {line}: needed {needed}, got {len(fields)}: {text[:80]!r}.")
+            raise InputError(f"{path} line {line}: needed {needed}, got {len(fields)}: {text[:80]!r}.")
         for (name, kind), field in zip(types.items(), fields, strict=True):
             if pa.types.is_floating(kind):
                 number(path, line, name, field, _float32 if kind == pa.float32() else float)
@@ -104,7 +106,7 @@ def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float
     """Return the finite number in a field of a line, by `kind`: int, float, or another function of the text.
 
     Raises:
-        ValueError: with file, line and the field's name, if it is not a finite number.
+        InputError: with file, line and the field's name, if it is not a finite number.
     """
     try:
         value = kind(text)
@@ -112,7 +114,7 @@ def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float
         value = float("nan")
     if not np.isfinite(value):
         wanted = "integer" if kind is int else "number"
-        raise ValueError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
+        raise InputError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
     return value
 
 
@@ -173,12 +175,12 @@ def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> N
     """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps.
 
     Raises:
-        ValueError: if the batches have no row.
+        InputError: if the batches have no row.
     """
     batches = (batch for batch in batches if len(batch))
     first = next(batches, None)
     if first is None:
-        raise ValueError(f"{source} holds no rows.")
+        raise InputError(f"{source} holds no rows.")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
         writer.write_batch(first)
         for batch in batches:

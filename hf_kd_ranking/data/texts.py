@@ -18,6 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from ..artifacts import building, cache_folder, existing_file, write_json
+from ..errors import InputError
 from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_strings
 from .tables import read_jsonl, read_tsv
 
@@ -65,7 +66,7 @@ class TextStore(IdIndex):
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: with file and line, for a wrong number of columns or bad UTF-8; for an id that appears twice
+            InputError: with file and line, for a wrong number of columns or bad UTF-8; for an id that appears twice
                 with different texts; for an empty file.
         """
         path = existing_file(path, "text")
@@ -87,11 +88,11 @@ class TextStore(IdIndex):
         """Build from two columns of a data set.
 
         Raises:
-            ValueError: if a column is missing, or an id appears twice with different texts.
+            InputError: if a column is missing, or an id appears twice with different texts.
         """
         missing = {id_column, text_column} - set(dataset.column_names)
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"The data set has the columns {', '.join(dataset.column_names)}, not {', '.join(sorted(missing))}; "
                 "name them by id_column and text_column."
             )
@@ -120,7 +121,7 @@ class TextStore(IdIndex):
         """Return the texts of ids, or the text of one id.
 
         Raises:
-            KeyError: naming the first missing ids and their count.
+            UnknownIdError: naming the first missing ids and their count.
         """
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
@@ -152,7 +153,7 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
         text = row.get("text")
         if not keys or not isinstance(text, str):
             needed = f"an id ({', '.join(_ID_KEYS[:4])}) and a string 'text'"
-            raise ValueError(f"{path} line {line}: needed {needed}, got the keys {', '.join(row)}.")
+            raise InputError(f"{path} line {line}: needed {needed}, got the keys {', '.join(row)}.")
         if "title" in row:
             text = f"{row['title'] or ''} {text}".strip()
         ids.append(str(row[keys[0]]))
@@ -177,7 +178,7 @@ def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str) -
             yield batch["text"]
 
     if write_strings(folder / "texts", texts()) == 0:
-        raise ValueError(f"{source} holds no rows.")
+        raise InputError(f"{source} holds no rows.")
     index = IdIndex.build(ids)
     index.save_ids(folder)
     write_json(folder / "store.json", {"has_integer_ids": index.has_integer_ids, "source": source})
@@ -190,7 +191,7 @@ def _check_repeated(store: TextStore) -> None:
         (later,) = store.ids_of([row])
         first = int(store.rows_of([later])[0])
         if first < 0:
-            raise ValueError(f"{store.source}: the id {later!r} shares its 64-bit hash with another; rename it.")
+            raise InputError(f"{store.source}: the id {later!r} shares its 64-bit hash with another; rename it.")
         if store.texts[first] != store.texts[int(row)]:
             places = f"rows {first + 1} and {row + 1}"
-            raise ValueError(f"{store.source}: id {later!r} appears twice with different texts, in {places}.")
+            raise InputError(f"{store.source}: id {later!r} appears twice with different texts, in {places}.")

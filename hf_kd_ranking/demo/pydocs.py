@@ -29,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..artifacts import building, changed_names, content_digest
+from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         roots: name -> source folder. None: the standard library and those of `PACKAGES` that are installed.
 
     Raises:
-        ValueError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
+        InputError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
     """
     output = Path(output)
     if roots is None:
@@ -125,7 +126,7 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         sources, versions = dict(sorted(roots.items())), {}
         for name, root in sources.items():
             if not root.is_dir():
-                raise ValueError(f"PyDocs needs a folder of .py files as root, and {root} is not a folder.")
+                raise InputError(f"PyDocs needs a folder of .py files as root, and {root} is not a folder.")
             versions[name] = content_digest(root)
     origin = {"recipe": RECIPE, "python": platform.python_version(), "packages": versions}
     if all((output / name).is_file() for name in FILE_NAMES):
@@ -133,13 +134,13 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
         if not changed_names(saved, origin):
             return _describe(output, saved)
     if not _is_replaceable(output):
-        raise ValueError(f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another.")
+        raise InputError(f"PyDocs needs a new folder or an earlier PyDocs to replace, got {output}; name another.")
     files: list[Path] = []
     for root in sources.values():
         files += _python_files(root)
     pairs, counts = _collect(files)
     if not pairs:
-        raise ValueError(
+        raise InputError(
             f"PyDocs needs docstrings of a sentence and a text, but none of {counts['docstrings']} docstrings in "
             f"{counts['files_parsed']} files of {list(sources)} is usable; name roots with documented Python sources."
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.runs import read_run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..losses import IN_BATCH, LOSSES, get_losses
 from ..models import ARCHITECTURES
 from ..processes import processes
@@ -21,7 +22,7 @@ class Context:
     """A job with its texts, judgments and split of the queries.
 
     Raises:
-        ValueError, FileNotFoundError: if an option, a file or a model cannot work, or an id appears twice in the
+        InputError, FileNotFoundError: if an option, a file or a model cannot work, or an id appears twice in the
             collection.
     """
 
@@ -30,9 +31,9 @@ class Context:
         _check_models(job)
         state = processes()
         if job.batch_size % state.num_processes:
-            raise ValueError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
+            raise InputError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
         if min(job.parallel, state.num_processes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"parallel {job.parallel} starts processes by itself; launch one process, got {state.num_processes}."
             )
         self.is_main_process = state.is_main_process
@@ -46,14 +47,14 @@ class Context:
         self.overlaps = split.overlaps | {"positives of train and test": self._count_shared_positives()}
         repeated = len(self.documents) - len(self.documents.distinct_rows())
         if repeated:
-            raise ValueError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
+            raise InputError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
         self._check_candidates(job)
         self.job = replace(job, conditions=self._conditions(job))
         self.live_teacher = _live_teacher(job)
         self.dense_model = job.dense_model or self.live_teacher
         self._check_loss()
         if "dense" in job.shares and self.dense_model is None:
-            raise ValueError("The source dense needs --dense-model: no single teacher encodes documents separately.")
+            raise InputError("The source dense needs --dense-model: no single teacher encodes documents separately.")
         self._fingerprint = self.documents.fingerprint() + self.queries.fingerprint()
 
     @property
@@ -89,7 +90,7 @@ class Context:
         for grades in self.grades("train").values():
             has_labels = has_labels or max(grades.values()) >= job.minimum_grade
         if NO_TEACHER in job.conditions and not has_labels:
-            raise ValueError(f"The condition {NO_TEACHER} needs judgments of training queries, and there are none.")
+            raise InputError(f"The condition {NO_TEACHER} needs judgments of training queries, and there are none.")
         if job.conditions:
             return job.conditions
         return [NO_TEACHER, TEACHER] if has_labels else [TEACHER]
@@ -100,7 +101,7 @@ class Context:
         for name in losses:
             if name.startswith(IN_BATCH) and LOSSES[name.removeprefix(IN_BATCH)].needs_teacher:
                 if self.live_teacher is None:
-                    raise ValueError(
+                    raise InputError(
                         f"{name} needs a live teacher: a single one that encodes queries and documents separately, "
                         f"such as a bi-encoder or a colbert; got {', '.join(self.job.teachers or self.job.scores)}."
                     )
@@ -127,7 +128,7 @@ class Context:
         for split in ("dev", "test"):
             lacking = [query_id for query_id in self.splits[split] if query_id not in run]
             if lacking:
-                raise ValueError(
+                raise InputError(
                     f"{job.candidates} lacks {len(lacking):,} of the {len(self.splits[split]):,} {split} queries, for "
                     f"example {lacking[0]!r}; a ranker can only be measured on queries with candidates."
                 )
@@ -136,7 +137,7 @@ class Context:
     def _refuse_unknown(store: TextStore, ids: list[str], what: str, where: str) -> None:
         missing = (store.rows_of(ids) < 0).nonzero()[0]
         if len(missing):
-            raise ValueError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
+            raise InputError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
 
 
 def _check_models(job: DistillJob) -> None:

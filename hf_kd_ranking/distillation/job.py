@@ -9,6 +9,7 @@ from transformers.hf_argparser import HfArg
 
 from ..artifacts import existing_file
 from ..data.tables import read_lines
+from ..errors import InputError
 from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
@@ -183,7 +184,7 @@ class DistillJob:
             try:
                 shares[name] = float(share or 1)
             except ValueError:
-                raise ValueError(f"The share of the source {name} must be a number, got {share!r}.") from None
+                raise InputError(f"The share of the source {name} must be a number, got {share!r}.") from None
         return shares
 
     @property
@@ -202,16 +203,16 @@ class DistillJob:
         return options, config
 
     def check(self) -> None:
-        """Check the options before anything is read, or raise a ValueError that names what cannot work."""
+        """Check the options before anything is read, or raise an InputError that names what cannot work."""
         self._check_names()
         self._check_sources()
         self._check_judgments()
         self._check_numbers()
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda needs a GPU that torch can use, and there is none.")
+            raise InputError("device cuda needs a GPU that torch can use, and there is none.")
         best = Path(self.output, "best")
         if best.exists() and not (best / "pipeline.json").is_file():
-            raise ValueError(f"{best} does not hold a pipeline of an earlier call; give another output folder.")
+            raise InputError(f"{best} does not hold a pipeline of an earlier call; give another output folder.")
 
     def _check_names(self) -> None:
         known_names = {
@@ -227,27 +228,27 @@ class DistillJob:
         for option, (names, known) in known_names.items():
             unknown = [name for name in names if name not in known]
             if unknown:
-                raise ValueError(f"Unknown {option} {', '.join(unknown)}; there are {', '.join(known)}.")
+                raise InputError(f"Unknown {option} {', '.join(unknown)}; there are {', '.join(known)}.")
         parse_measures([self.measure])
         for name, own in self.overrides.items():
             rates = own.get("learning_rates", [0.0]) if isinstance(own, dict) else None
             if not isinstance(rates, list) or not rates:
-                raise ValueError(f"overrides of {name} must be an object, its learning_rates a list; got {own!r}.")
+                raise InputError(f"overrides of {name} must be an object, its learning_rates a list; got {own!r}.")
         if INT8 in self.precisions and "bert_cat" not in self.architectures:
-            raise ValueError(
+            raise InputError(
                 "The precision int8 is for bert_cat: the others compare vectors that are stored in float32."
             )
         separate = [name for name in self.architectures if can_search(name)]
         if self.purpose == SEARCH and len(separate) < len(self.architectures):
-            raise ValueError("Only bert_dot and colbert search a collection; leave out other architectures.")
+            raise InputError("Only bert_dot and colbert search a collection; leave out other architectures.")
         if self.rounds > 1 and not separate:
-            raise ValueError("A second round mines the collection with a bert_dot or a colbert; train one of them.")
+            raise InputError("A second round mines the collection with a bert_dot or a colbert; train one of them.")
         if self.loss is None:
             return
         in_batch = [name for name in get_losses(self.loss) if name.startswith(IN_BATCH)]
         joint = [name for name in self.architectures if ARCHITECTURES[name].config_class.vectors_per_text == "none"]
         if in_batch and joint:
-            raise ValueError(
+            raise InputError(
                 f"{in_batch[0]} scores documents of other queries, which a {joint[0]} cannot: it reads both texts "
                 "at once. Leave out the loss or the architecture."
             )
@@ -255,33 +256,33 @@ class DistillJob:
     def _check_sources(self) -> None:
         for path in self.scores:
             if {".jsonl", ".json"} & set(Path(path).suffixes):
-                raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
+                raise InputError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
         sources = self.teachers or self.scores
         if not (sources and self.architectures and self.learning_rates):
-            raise ValueError("Distilling needs a teacher or scores, an architecture and a learning rate.")
+            raise InputError("Distilling needs a teacher or scores, an architecture and a learning rate.")
         if self.teachers and self.scores:
-            raise ValueError("Give teachers, or files of their scores, not both.")
+            raise InputError("Give teachers, or files of their scores, not both.")
         if FIRST_TEACHER in self.conditions and len(sources) == 1:
-            raise ValueError(f"The condition {FIRST_TEACHER} needs several teachers; a single one is {TEACHER}.")
+            raise InputError(f"The condition {FIRST_TEACHER} needs several teachers; a single one is {TEACHER}.")
         if len({is_run(path) for path in self.scores}) > 1:
-            raise ValueError("Scores are all rows of triples, or all TREC runs; ensembles of both need one form.")
+            raise InputError("Scores are all rows of triples, or all TREC runs; ensembles of both need one form.")
         total = sum(self.shares.values())
         if abs(total - 1) > 1e-3 or min(self.shares.values()) <= 0:
-            raise ValueError(f"The shares of the sources must be above 0 and sum up to 1, got {total:g} in all.")
+            raise InputError(f"The shares of the sources must be above 0 and sum up to 1, got {total:g} in all.")
         if self.rounds > 1 and self.scores:
-            raise ValueError("A second round needs teachers that score what is mined; files of scores cannot.")
+            raise InputError("A second round needs teachers that score what is mined; files of scores cannot.")
         if "candidates" in self.shares and self.candidates is None:
-            raise ValueError("The source candidates is the run of --candidates, which is not given.")
+            raise InputError("The source candidates is the run of --candidates, which is not given.")
 
     def _check_judgments(self) -> None:
         if not self.is_judged and self.brings_rows:
-            raise ValueError("Rows of scores need judgments of other queries: give --qrels, or --dev-qrels with test.")
+            raise InputError("Rows of scores need judgments of other queries: give --qrels, or --dev-qrels with test.")
         if self.qrels is None and (self.dev_qrels is None) != (self.test_qrels is None):
-            raise ValueError("Give --dev-qrels and --test-qrels, or --qrels for what is missing.")
+            raise InputError("Give --dev-qrels and --test-qrels, or --qrels for what is missing.")
         if self.qrels is None and set(self.teachers) & set(ARCHITECTURES):
-            raise ValueError("A teacher is trained on judgments: give --qrels, or a teacher that is trained.")
+            raise InputError("A teacher is trained on judgments: give --qrels, or a teacher that is trained.")
         if not self.is_judged and self.teachers == [BM25]:
-            raise ValueError("The teacher bm25 needs judgments: without them BM25 would be measured against itself.")
+            raise InputError("The teacher bm25 needs judgments: without them BM25 would be measured against itself.")
 
     def _check_numbers(self) -> None:
         names = [
@@ -301,17 +302,17 @@ class DistillJob:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 low.append(f"{name} {getattr(self, name)}")
         if low:
-            raise ValueError(f"Options must be above 0, got {', '.join(low)}.")
+            raise InputError(f"Options must be above 0, got {', '.join(low)}.")
         if self.patience is not None and max(self.evaluations, self.epochs) <= 1:
-            raise ValueError(f"patience {self.patience} needs several evaluations of a training; raise --evaluations.")
+            raise InputError(f"patience {self.patience} needs several evaluations of a training; raise --evaluations.")
         if self.documents < 2:
-            raise ValueError(f"A training list has at least two documents, got documents {self.documents}.")
+            raise InputError(f"A training list has at least two documents, got documents {self.documents}.")
         for name in ("held_out", "relative_margin"):
             if not 0 < getattr(self, name) <= 1 or self.held_out == 1:
-                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}.")
+                raise InputError(f"{name} is a share between 0 and 1, got {getattr(self, name)}.")
         wrong = [depth for depth in self.depths if not 1 <= depth <= self.k]
         if wrong:
-            raise ValueError(f"Depths lie between 1 and k, {self.k}; got {', '.join(map(str, wrong))}.")
+            raise InputError(f"Depths lie between 1 and k, {self.k}; got {', '.join(map(str, wrong))}.")
 
 
 def can_search(architecture: str) -> bool:

@@ -222,8 +222,8 @@ def distill(job: DistillJob) -> dict[str, Any]:
         and `lists` (their numbers), `verdict` (in words) and `page` (the report).
 
     Raises:
-        ValueError, FileNotFoundError, KeyError: for bad input, as far as possible before any work; if another process
-            works in the output.
+        InputError, FileNotFoundError: for bad input, as far as possible before any work; if another process works in
+            the output.
         TargetNotMetError: if the teacher is no better than the first stage, or no pipeline is within the budget.
     """
     with stopping_at_termination():
@@ -249,7 +249,7 @@ def make_plan(job: DistillJob) -> list[Cost]:
     """Return what every step of a job will cost, in order, from probes on its own texts.
 
     Raises:
-        ValueError, FileNotFoundError: as `distill` raises before any work.
+        InputError, FileNotFoundError: as `distill` raises before any work.
     """
     with stopping_at_termination():
         context = Context(job)

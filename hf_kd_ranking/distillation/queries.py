@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..data.rows import load_teacher_scores
 from ..data.runs import read_qrels, read_run
 from ..data.texts import TextStore, normalized
+from ..errors import InputError
 from .job import SPLITS, DistillJob
 
 LEAST_QUERIES = {"train": 8, "dev": 2, "test": 2}
@@ -29,7 +30,7 @@ def read_judgments(job: DistillJob) -> dict[str, Grades]:
     """Return the judgments by split; those of `qrels` are for all splits that have no file of their own.
 
     Raises:
-        ValueError: if the dev and test judgments share queries.
+        InputError: if the dev and test judgments share queries.
     """
     general = {} if job.qrels is None else read_qrels(job.qrels)
     judgments = {"train": general}
@@ -38,7 +39,7 @@ def read_judgments(job: DistillJob) -> dict[str, Grades]:
     if job.dev_qrels is not None and job.test_qrels is not None:
         shared = sorted(judgments["dev"].keys() & judgments["test"].keys())
         if shared:
-            raise ValueError(
+            raise InputError(
                 f"{job.dev_qrels} and {job.test_qrels} share {len(shared):,} queries, for example {shared[0]!r}; a "
                 "test of queries that a choice was made on says nothing."
             )
@@ -52,7 +53,7 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
     relevant document; without any judgments they, and the training queries, are those that all runs of scores have.
 
     Raises:
-        ValueError: if a split has too few queries.
+        InputError: if a split has too few queries.
     """
     trained = _queries_of_rows(job)
     runs = [] if job.brings_rows else [read_run(path) for path in job.scores]
@@ -114,14 +115,14 @@ def _queries_of_rows(job: DistillJob) -> set[str]:
         rows.check_scores()
         for _, columns in rows.batches(["query_id", "doc_ids"]):
             if len(columns["doc_ids"].flatten()) > 2 * len(columns["doc_ids"]):
-                raise ValueError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
+                raise InputError(f"Scores are rows of triples or TREC runs; {path} holds lists.")
             query_ids.update(str(query_id) for query_id in columns["query_id"].unique().to_pylist())
     return query_ids
 
 
 def _check_counts(job: DistillJob, places: dict[str, list[str]], brings_rows: bool) -> None:
     if brings_rows and not places["train"]:
-        raise ValueError(f"None of the queries of the scores has a text in {job.queries}.")
+        raise InputError(f"None of the queries of the scores has a text in {job.queries}.")
     least = dict(LEAST_QUERIES)
     if brings_rows:
         least["train"] = 1
@@ -134,7 +135,7 @@ def _check_counts(job: DistillJob, places: dict[str, list[str]], brings_rows: bo
         with_what = ""
         if job.is_judged:
             with_what = " with a relevant document"
-        raise ValueError(
+        raise InputError(
             f"Too few queries{with_what} for {' and '.join(short)}: {', '.join(counts)}; add queries, or change "
             "--held-out."
         )

@@ -18,6 +18,7 @@ from transformers import AutoConfig, set_seed
 
 from ..artifacts import write_json
 from ..data.rows import load_teacher_scores
+from ..errors import InputError
 from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
 from ..processes import processes
@@ -123,7 +124,7 @@ def kept_layers(job: DistillJob, architecture: str) -> dict[str, list[int] | Non
     kept = {}
     for count in job.layer_counts:
         if not 1 <= count <= available:
-            raise ValueError(f"layer_counts lie between 1 and the encoder's {available} layers, got {count}.")
+            raise InputError(f"layer_counts lie between 1 and the encoder's {available} layers, got {count}.")
         places = np.linspace(0, available - 1, count) if count > 1 else [available - 1]
         kept[f"{architecture}-{count}"] = [round(float(place)) for place in places]
     return kept

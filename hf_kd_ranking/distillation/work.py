@@ -32,6 +32,7 @@ from ..artifacts import (
     remove_folder,
     write_description,
 )
+from ..errors import InputError
 from ..processes import processes
 
 # Files of a model or a text store; others, such as notes and logs, do not change what it computes.
@@ -71,7 +72,7 @@ class Workspace:
         self.folder = folder
 
     def claim(self, inputs: Mapping[str, Any]) -> None:
-        """Write down what the whole job is about, or raise a ValueError that names what differs.
+        """Write down what the whole job is about, or raise an InputError that names what differs.
 
         `inputs` are name -> input, see `comparable`.
         """
@@ -87,7 +88,7 @@ class Workspace:
             return
         changed = " and another ".join(changed_names(read_description(self.folder), described))
         if changed:
-            raise ValueError(f"{self.folder} was made from another {changed}; give another output folder.")
+            raise InputError(f"{self.folder} was made from another {changed}; give another output folder.")
 
     def step(self, name: str, function: Callable[..., object], *inputs: Any) -> Artifact:
         """Run a step, unless its artifact exists and was made from the same inputs.

@@ -8,6 +8,7 @@ import evaluate
 import numpy as np
 
 from ..data.runs import Run
+from ..errors import InputError
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values
 
 
@@ -40,7 +41,7 @@ class RankingMetric(evaluate.Metric):
         run, qrels = Run(), {}
         for query, (scores, grades) in enumerate(zip(predictions, references, strict=True)):
             if len(scores) != len(grades) or not np.isfinite(scores).all():
-                raise ValueError(
+                raise InputError(
                     f"Query {query} needs a grade for each of its scores, which must be finite; got {len(scores)} "
                     f"scores ({scores[:3]} ...) and {len(grades)} grades."
                 )

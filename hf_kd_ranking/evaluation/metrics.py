@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from ..data.runs import Run
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ir_measures.measures import Measure
@@ -26,7 +27,7 @@ def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASU
             `AP(rel=2)`, `R@1000`, `Judged@10` (the share of judged documents).
 
     Raises:
-        ValueError: if a measure is unknown, or run and qrels have no query or no document in common.
+        InputError: if a measure is unknown, or run and qrels have no query or no document in common.
     """
     values = evaluate_queries(run, qrels, measures)
     check_same_collection(run, qrels)
@@ -48,7 +49,7 @@ def evaluate_queries(
     if not query_ids:
         of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
         of_qrels = f"{len(qrels)} queries, first {next(iter(qrels), None)!r}"
-        raise ValueError(f"Run ({of_run}) and qrels ({of_qrels}) have no query in common; are they of one data set?")
+        raise InputError(f"Run ({of_run}) and qrels ({of_qrels}) have no query in common; are they of one data set?")
     parsed = parse_measures(measures)
     cutoff = deepest(measures)
     values, by_measure = {}, {}  # two names may be one measure
@@ -67,11 +68,11 @@ def evaluate_queries(
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
-    """Return the measures of ir_measures by name; an unknown measure, or none at all, raises a ValueError."""
+    """Return the measures of ir_measures by name; an unknown measure, or none at all, raises an InputError."""
     import ir_measures
 
     if not measures:
-        raise ValueError("At least one measure is needed, for example nDCG@10.")
+        raise InputError("At least one measure is needed, for example nDCG@10.")
     parsed = {}
     for name in measures:
         try:
@@ -79,7 +80,7 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
             parsed[name].validate_params()
         except (NameError, SyntaxError, ValueError, KeyError, AssertionError) as error:  # all raised by ir_measures
             message = f"Unknown measure in {', '.join(measures)}: {error}; write them as nDCG@10, RR@10."
-            raise ValueError(message) from None
+            raise InputError(message) from None
     return parsed
 
 
@@ -94,13 +95,13 @@ def deepest(measures: Sequence[str]) -> int | None:
 
 
 def check_same_collection(run: Run, qrels: Qrels) -> None:
-    """Raise a ValueError for a run that ranks no judged document: its values would be zeros without a meaning."""
+    """Raise an InputError for a run that ranks no judged document: its values would be zeros without a meaning."""
     judged = set().union(*qrels.values())
     for ranking in run.values():
         if not judged.isdisjoint(dict(ranking)):
             return
     ranked = next((ranking[0][0] for ranking in run.values() if ranking), None)
-    raise ValueError(
+    raise InputError(
         f"Run (first document {ranked!r}) and qrels (first {min(judged, default=None)!r}) have no document in common; "
         "are they of one collection?"
     )

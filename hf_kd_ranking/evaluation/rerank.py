@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..data.runs import Run
 from ..data.texts import TextStore
+from ..errors import InputError, UnknownIdError
 from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, evaluate_run, mean_values
 
@@ -19,7 +20,7 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
             query_ids.append(query_id)
             doc_ids.append(doc_id)
     if not query_ids:
-        raise ValueError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
+        raise InputError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
     return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
 
 
@@ -38,7 +39,7 @@ def depth_curve(
         depth -> measure -> mean over the queries of the qrels.
 
     Raises:
-        KeyError: if the run lacks a candidate of a judged query.
+        UnknownIdError: if the run lacks a candidate of a judged query.
     """
     places, longest = {}, 0
     for query_id, ranking in candidates.items():
@@ -48,7 +49,9 @@ def depth_curve(
         missing = by_document.keys() - dict(run.get(query_id, ())).keys()
         if missing:
             counts = f"{len(missing):,} of {len(by_document):,} candidates of query {query_id!r}"
-            raise KeyError(f"The run lacks {counts}, for example {min(missing)!r}; a depth curve needs all of them.")
+            raise UnknownIdError(
+                f"The run lacks {counts}, for example {min(missing)!r}; a depth curve needs all of them."
+            )
         places[query_id] = by_document
         longest = max(longest, len(by_document))
     curve = {}
@@ -73,7 +76,7 @@ class RerankingEvaluator:
         depth: number of candidates per query; None takes all.
 
     Raises:
-        ValueError: if candidates and qrels have no query in common, or a measure is unknown.
+        InputError: if candidates and qrels have no query in common, or a measure is unknown.
     """
 
     candidates: Run

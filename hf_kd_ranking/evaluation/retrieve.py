@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.runs import Run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..ranker import Ranker
 from ..retrieval.colbert import search_tokens
 from ..retrieval.dense import search_index
@@ -31,8 +32,8 @@ class RetrievalEvaluator:
         k: number of documents per query.
 
     Raises:
-        KeyError: if a query of the qrels has no text.
-        ValueError: if no judged document is in the collection, or a measure is unknown.
+        UnknownIdError: if a query of the qrels has no text.
+        InputError: if no judged document is in the collection, or a measure is unknown.
     """
 
     qrels: Qrels
@@ -44,19 +45,19 @@ class RetrievalEvaluator:
     def __post_init__(self) -> None:
         judged = list(chain(*self.qrels.values()))
         if not (self.documents.rows_of(judged) >= 0).any():
-            raise ValueError(f"None of the {len(judged):,} judged documents is in {self.documents.source}.")
+            raise InputError(f"None of the {len(judged):,} judged documents is in {self.documents.source}.")
         parse_measures(self.measures)  # raises before any model runs
         self.texts = self.queries[list(self.qrels)]
 
     def retrieve(self, ranker: Ranker) -> Run:
         """Return the best documents of every query; ties keep the order of the collection.
 
-        A ranker that can only re-rank raises a ValueError.
+        A ranker that can only re-rank raises an InputError.
         """
         config = ranker.model.config
         if not config.is_searchable or config.vectors_per_text not in ("one", "per_token"):
             advice = "use BERT_Dot or ColBERT, or a RerankingEvaluator"
-            raise ValueError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
+            raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
         doc_ids = self.documents.ids_of(self.documents.distinct_rows())
         queries = ranker.encode_queries(self.texts)
         if config.vectors_per_text == "one":

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.runs import Run
+from ..errors import InputError
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
@@ -49,12 +50,12 @@ def compare_runs(
         over standard deviation of the differences), `wins`, `ties`, `losses`, `moved` [[query_id, difference]].
 
     Raises:
-        ValueError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
+        InputError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
             correction is unknown.
     """
     if len(runs) < 2 or correction not in CORRECTIONS:
         needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"
-        raise ValueError(f"A comparison needs {needed}; got {len(runs)} and {correction!r}.")
+        raise InputError(f"A comparison needs {needed}; got {len(runs)} and {correction!r}.")
     values, judged = {}, {}
     for name in runs:
         run = runs[name]
@@ -91,19 +92,19 @@ def compare_values(
 def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
     """Return the queries on which to compare runs, in the order of the qrels: all, or those in common (`intersect`).
 
-    `judged` is run -> the queries of the qrels that it has. A ValueError is raised for different queries without
+    `judged` is run -> the queries of the qrels that it has. An InputError is raised for different queries without
     `intersect`, and for fewer than two in common.
     """
     common = set.intersection(*judged.values())
     not_common = set.union(*judged.values()) - common
     if not_common and not intersect:
         counts = ", ".join(f"{name} {len(query_ids):,}" for name, query_ids in judged.items())
-        raise ValueError(
+        raise InputError(
             f"The runs have results for different judged queries ({counts}; {len(common):,} in common, not in all: "
             f"{', '.join(sorted(not_common)[:3])}); complete them, or compare those in common with intersect."
         )
     if len(common) < 2:
-        raise ValueError(f"A comparison needs at least two judged queries in common, got {len(common)}.")
+        raise InputError(f"A comparison needs at least two judged queries in common, got {len(common)}.")
     return [query_id for query_id in qrels if query_id in common or not intersect]
 
 
@@ -136,13 +137,13 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
     """Run a paired two-sided t-test over at least two queries (scipy), both query_id -> value of a measure.
 
     Returns `difference` (mean of treatment minus control), `p_value` (1.0 where no query differs) and `queries`.
-    Different or too few queries raise a ValueError.
+    Different or too few queries raise an InputError.
     """
     from scipy.stats import ttest_1samp  # takes 0.6 s
 
     if treatment.keys() != control.keys() or len(treatment) < 2:
         counts = f"{len(treatment)} and {len(control)}, of which {len(treatment.keys() & control.keys())} in common"
-        raise ValueError(f"A paired test needs the same queries on both sides, at least two; got {counts}.")
+        raise InputError(f"A paired test needs the same queries on both sides, at least two; got {counts}.")
     differences = [value - control[query_id] for query_id, value in treatment.items()]
     p_value = float(ttest_1samp(differences, 0).pvalue) if any(differences) else 1.0
     return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
@@ -171,13 +172,13 @@ def compare_seeds(
         (their numbers, treatment and control).
 
     Raises:
-        ValueError: if a side has no seed, or the queries differ or are fewer than two.
+        InputError: if a side has no seed, or the queries differ or are fewer than two.
     """
     runs = [*treatment, *control]
     counts = [len(treatment), len(control)]
     if 0 in counts or len(runs[0]) < 2 or any(run.keys() != runs[0].keys() for run in runs):
         queries = ", ".join(str(len(run)) for run in runs)
-        raise ValueError(
+        raise InputError(
             "A comparison of seeds needs a seed on both sides and the same queries for all seeds, at least two; got "
             f"{counts[0]} and {counts[1]} seeds with {queries or 'no'} queries."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import changed_names, file_digest, write_json
+from ..errors import InputError
 
 FILE = "manifest.json"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")  # an access token of the Hub
@@ -79,7 +80,7 @@ def write_manifest(
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """Read a manifest; FileNotFoundError if there is none, ValueError if it belongs to other weights."""
+    """Read a manifest; FileNotFoundError if there is none, InputError if it belongs to other weights."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; training writes it (train_ranker, RankingTrainer).")
@@ -87,7 +88,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     described, present = manifest["weights"], _weight_digests(folder)
     changed = sorted({*changed_names(described, present), *changed_names(present, described)})
     if changed:
-        raise ValueError(
+        raise InputError(
             f"The results in {path} were measured with other weights than the folder's ({', '.join(changed)}): train "
             "or evaluate again, or remove the manifest and write the card by hand."
         )

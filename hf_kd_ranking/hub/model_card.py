@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from transformers import CONFIG_MAPPING
 
 from ..artifacts import existing_file, writing
+from ..errors import UnknownIdError
 from .manifest import FILE as MANIFEST
 from .manifest import read_manifest, save_manifest
 
@@ -89,8 +90,8 @@ def write_model_card(
         output: folder for the card, and for the manifest if it changes; None takes the checkpoint's.
 
     Raises:
-        FileNotFoundError, ValueError: if the manifest is missing or was written for other weights.
-        KeyError: see `write_card`.
+        FileNotFoundError, InputError: if the manifest is missing or was written for other weights.
+        UnknownIdError: see `write_card`.
     """
     manifest = read_manifest(folder)
     output = Path(output or folder)
@@ -129,7 +130,7 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
     """Write `README.md`, and `.eval_results/ranking.yaml` if the card has a `dataset_id`; return the path of the card.
 
     Raises:
-        KeyError: if no architecture has the card's model_type.
+        UnknownIdError: if no architecture has the card's model_type.
     """
     folder, name = Path(folder), card.repository.rpartition("/")[2]
     model_index, entries = [], []
@@ -206,10 +207,10 @@ def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one ranker's figures from the result of `measure_efficiency`: `environment`, `protocol` and `costs`.
 
     Raises:
-        KeyError: if the ranker was not measured; lists those that were.
+        UnknownIdError: if the ranker was not measured; lists those that were.
     """
     if name not in measured["rankers"]:
-        raise KeyError(f"{name!r} was not measured; the measured rankers are {', '.join(measured['rankers'])}.")
+        raise UnknownIdError(f"{name!r} was not measured; the measured rankers are {', '.join(measured['rankers'])}.")
     environment, protocol = measured["environment"], measured["protocol"]
     return {"environment": environment, "protocol": protocol, "costs": measured["rankers"][name]}
 

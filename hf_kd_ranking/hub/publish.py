@@ -18,6 +18,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from transformers import AutoConfig
 
 from ..artifacts import existing_file
+from ..errors import InputError
 from ..models import RankerConfig
 from .manifest import FILE as MANIFEST
 from .manifest import TOKEN
@@ -65,7 +66,7 @@ def publish_ranker(
         commit, None for a dry run.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is not a ranker's checkpoint, its card is missing or not valid,
+        FileNotFoundError, InputError: if the folder is not a ranker's checkpoint, its card is missing or not valid,
             its results belong to other weights, a file contains an access token, or the name is not valid.
         FileExistsError, OSError: see `upload`.
     """
@@ -74,7 +75,7 @@ def publish_ranker(
         raise FileNotFoundError(f"{folder} is not a checkpoint: it needs config.json and *.safetensors.")
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, RankerConfig):
-        raise ValueError(f"{folder} contains a {config.model_type}, not a ranker; upload it with `hf upload`.")
+        raise InputError(f"{folder} contains a {config.model_type}, not a ranker; upload it with `hf upload`.")
     check_name(repo_id)
     with TemporaryDirectory() as scratch:
         files = files_to_publish(folder)
@@ -140,26 +141,26 @@ def _publish(
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse, by a ValueError, what cannot be the name of a repository."""
+    """Refuse, by an InputError, what cannot be the name of a repository."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is not a valid repository name: {error}") from error
+        raise InputError(f"{repo_id!r} is not a valid repository name: {error}") from error
     if "/" not in repo_id:
-        raise ValueError(f"A repository name has the form owner/name, got {repo_id!r}.")
+        raise InputError(f"A repository name has the form owner/name, got {repo_id!r}.")
 
 
 def check_card(path: Path) -> None:
-    """Refuse a card that is missing (FileNotFoundError), has no metadata or a placeholder (ValueError)."""
+    """Refuse a card that is missing (FileNotFoundError), has no metadata or a placeholder (InputError)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no model card, README.md; train_ranker or write_card writes one.")
     card = ModelCard.load(path)
     if not card.data.to_dict():
-        raise ValueError(f"{path} has no metadata: the Hub reads it from a YAML block between --- at the top.")
+        raise InputError(f"{path} has no metadata: the Hub reads it from a YAML block between --- at the top.")
     placeholder = PLACEHOLDER.search(card.content)
     if placeholder is not None:
         line = card.content.count("\n", 0, placeholder.start()) + 1
-        raise ValueError(f"{path} line {line} has {placeholder.group()!r} left to fill in.")
+        raise InputError(f"{path} line {line} has {placeholder.group()!r} left to fill in.")
 
 
 def files_to_publish(folder: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, Path]:
@@ -181,7 +182,7 @@ def _check_no_token(files: dict[str, Path]) -> None:
             continue
         content = path.read_text(encoding="utf-8", errors="replace")
         if TOKEN.search(content) or (own and own in content):
-            raise ValueError(f"{path} contains an access token of the Hub; remove it, and revoke it if others saw it.")
+            raise InputError(f"{path} contains an access token of the Hub; remove it, and revoke it if others saw it.")
 
 
 def upload(

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..artifacts import building, refuse_existing
+from ..errors import InputError
 from ..models import BertCat, BertDot, ColBERT, RankerConfig, RankerModel
 from ..ranker import Ranker
 from . import onnx
@@ -90,19 +91,19 @@ def export_ranker(
         `output`, `format`, `architecture` (the model_type) and `largest_difference` of the scores of a few texts.
 
     Raises:
-        ValueError: if the format is unknown, cannot express the ranker (with the fields and reasons), or the scores
+        InputError: if the format is unknown, cannot express the ranker (with the fields and reasons), or the scores
             differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score); or a library is missing.
         FileExistsError: if the output exists.
         FileNotFoundError: if the ranker or its tokenizer does not exist.
     """
     if format not in FORMATS:
-        raise ValueError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
+        raise InputError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
     layout, output = FORMATS[format], Path(output)
     refuse_existing(output, overwrite)
     if output.exists() and not (output / "config.json").is_file():
         raise FileExistsError(f"{output} exists and is not a model's folder, so it is kept; give another output.")
     if output.resolve() == Path(name_or_path).resolve():
-        raise ValueError(
+        raise InputError(
             f"The output {output} is the ranker itself, which an export would replace; give another output."
         )
     overrides.setdefault("dtype", torch.float32)
@@ -116,17 +117,17 @@ def export_ranker(
         obstacles = layout.find_obstacles(config, ranker.tokenizer)
     if obstacles:
         reasons = "; ".join(obstacles)
-        raise ValueError(f"The format {format} cannot give the scores of this {config.model_type}. {reasons}.")
+        raise InputError(f"The format {format} cannot give the scores of this {config.model_type}. {reasons}.")
     with building(output, replaces=overwrite) as temporary:
         try:
             layout.write(ranker.model, ranker.tokenizer, temporary)
             scores = layout.score(temporary, QUERIES, DOCUMENTS)
         except ImportError as error:
             libraries = 'pip install "hf_kd_ranking[export]"'
-            raise ValueError(f"The format {format} needs more libraries: {libraries} ({error}).") from error
+            raise InputError(f"The format {format} needs more libraries: {libraries} ({error}).") from error
         difference = largest_difference(ranker.score(QUERIES, DOCUMENTS), scores)
         if layout.is_exact and not difference <= TOLERANCE:  # also if it is NaN
-            raise ValueError(
+            raise InputError(
                 f"The scores in {format} differ from the ranker's by {difference:.2g}, more than {TOLERANCE}; nothing "
                 "was written."
             )

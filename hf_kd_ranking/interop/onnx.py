@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from ..errors import InputError
 from ..models import RankerConfig, RankerModel, RankingProcessor
 from ..models.scoring import dot_product, max_sim
 
@@ -37,7 +38,7 @@ class OnnxRanker:
 
     Raises:
         FileNotFoundError: if the folder has no graph.
-        ValueError: if onnxruntime is not installed.
+        InputError: if onnxruntime is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike, threads: int | None = None) -> None:
@@ -47,7 +48,7 @@ class OnnxRanker:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ValueError("Running a graph needs onnxruntime: pip install onnxruntime.") from error
+            raise InputError("Running a graph needs onnxruntime: pip install onnxruntime.") from error
         self.folder = folder
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0

@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
+from .errors import InputError
 from .padding import run_by_length
 from .scoring import ALL_PAIRS
 
@@ -73,7 +74,7 @@ class RankerConfig(PreTrainedConfig):
         initializer_range: standard deviation of fresh linear layers.
 
     Raises:
-        ValueError: if the lengths do not fit the model's positions.
+        InputError: if the lengths do not fit the model's positions.
     """
 
     summary: ClassVar[str] = ""
@@ -116,13 +117,13 @@ class RankerConfig(PreTrainedConfig):
         return lengths | {"max_document_length": self.max_document_length}
 
     def check(self) -> None:
-        """Compare the fields with one another; a ValueError says which of them do not fit."""
+        """Compare the fields with one another; an InputError says which of them do not fit."""
         for name in ("max_query_length", "max_document_length"):
             if getattr(self, name) < 3:
-                raise ValueError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
+                raise InputError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
         for name, length in self.sequence_lengths().items():
             if self.max_positions is not None and length > self.max_positions:
-                raise ValueError(
+                raise InputError(
                     f"{name} is {length} tokens, but the encoder ({self.get_text_config().model_type}) has positions "
                     f"for {self.max_positions}; lower the lengths or take another encoder."
                 )
@@ -138,14 +139,14 @@ class RankerConfig(PreTrainedConfig):
         """Read a checkpoint's config file.
 
         Raises:
-            ValueError: if the checkpoint has another architecture: loaded as this one, it would rank at random.
+            InputError: if the checkpoint has another architecture: loaded as this one, it would rank at random.
         """
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config.get("model_type")
         is_ranker = model_type in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[model_type], RankerConfig)
         if is_ranker and model_type != cls.model_type:
             name = str(pretrained_model_name_or_path)
-            raise ValueError(
+            raise InputError(
                 f"{name} is a {model_type} checkpoint, not {cls.model_type}: load_ranker({name!r}) loads it."
             )
         return config, kwargs
@@ -184,10 +185,10 @@ class RankerModel(PreTrainedModel):
             The vectors of each side given; with both sides `scores` (B,) or (B, n).
 
         Raises:
-            ValueError: if the sides do not belong together, or a text is longer than the model's positions.
+            InputError: if the sides do not belong together, or a text is longer than the model's positions.
         """
         if query is None and document is None:
-            raise ValueError("Needed query=, document= or both (tokenizer outputs), got neither.")
+            raise InputError("Needed query=, document= or both (tokenizer outputs), got neither.")
         query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None and document is not None:
             _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
@@ -254,7 +255,7 @@ class RankerModel(PreTrainedModel):
         """Load a checkpoint of this architecture; every weight must exist, be used and be finite.
 
         Raises:
-            ValueError: naming the keys, if weights are missing, of another shape, left over (`pooler.*` excepted) or
+            InputError: naming the keys, if weights are missing, of another shape, left over (`pooler.*` excepted) or
                 not finite. A warning would not do: the model would rank at random.
             FileNotFoundError: if the weights do not exist.
         """
@@ -273,7 +274,7 @@ class RankerModel(PreTrainedModel):
             if info[kind]:
                 problems.append(f"{kind.replace('_', ' ')}: {first_keys(info[kind])}")
         if problems:
-            raise ValueError(
+            raise InputError(
                 f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). A plain encoder is "
                 f"loaded by {cls.__name__}.from_encoder(name_or_path), another ranker by load_ranker(name_or_path)."
             )
@@ -293,50 +294,54 @@ class RankerModel(PreTrainedModel):
 
 def _check_same_queries(queries: torch.Size, documents: torch.Size) -> None:
     if queries[0] != documents[0]:
-        raise ValueError(
+        raise InputError(
             f"Dimension 0 of query and document is the query: got {queries[0]} queries, shape {tuple(queries)}, and "
             f"documents of shape {tuple(documents)}; give documents as (B, Ld) or (B, n, Ld)."
         )
 
 
 def check_positions(length: int, limit: int | None, what: str = "A sequence") -> None:
-    """Raise a ValueError if the model has no positions for a sequence; it names both lengths."""
+    """Raise an InputError if the model has no positions for a sequence; it names both lengths."""
     if limit is not None and length > limit:
-        raise ValueError(
+        raise InputError(
             f"{what} needs positions for {length} tokens, the model has {limit}: tokenise with max_length=..."
         )
 
 
 @contextmanager
 def clear_errors(source: str) -> Iterator[None]:
-    """Raise errors about a checkpoint in one line: FileNotFoundError, or ValueError for weights pickled with code."""
+    """Raise errors about a checkpoint in one line: FileNotFoundError, or InputError for what cannot be a model."""
     try:
         yield
     except OSError as error:
         raise FileNotFoundError(f"No model {source}: {str(error).strip().splitlines()[0]}") from error
     except UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"The weights of {source} are pickled together with code, which is not run; convert them to safetensors."
         ) from error
+    except InputError:
+        raise
+    except ValueError as error:  # transformers', for example of a model type that it does not know
+        raise InputError(f"{source}: {str(error).strip().splitlines()[0]}") from error
 
 
 def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:
-    """Raise a ValueError for fields that the architecture does not have; transformers would keep and ignore them."""
+    """Raise an InputError for fields that the architecture does not have; transformers would keep and ignore them."""
     known = {field.name for field in fields(config_class)}
     unknown = sorted(set(names) - known)
     if unknown:
         own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
-        raise ValueError(
+        raise InputError(
             f"{config_class.model_type} has no config field {', '.join(unknown)}; it has {', '.join(own)}."
         )
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Raise a ValueError that names the first weights with NaN or infinity."""
+    """Raise an InputError that names the first weights with NaN or infinity."""
     for name, parameter in model.named_parameters():
         # The sum of finite numbers may overflow, so that only the elements prove it; the sum is faster.
         if parameter.device.type != "meta" and not (parameter.sum().isfinite() or parameter.isfinite().all()):
-            raise ValueError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
+            raise InputError(f"{source}: the weights of {name} are not finite; the checkpoint is damaged.")
 
 
 def first_keys(keys: Iterable[Any]) -> str:

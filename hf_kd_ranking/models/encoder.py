@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.configuration_utils import SubConfigSpec
 
 from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, clear_errors, first_keys
+from .errors import InputError
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
@@ -105,7 +106,7 @@ class EncoderRanker(RankerModel):
             **config: fields of the architecture's config.
 
         Raises:
-            ValueError: if the checkpoint lacks weights or is a ranker's, or a config field or a layer does not exist.
+            InputError: if the checkpoint lacks weights or is a ranker's, or a config field or a layer does not exist.
         """
         check_fields(cls.config_class, config)
         with clear_errors(str(name_or_path)):
@@ -117,10 +118,10 @@ class EncoderRanker(RankerModel):
             heads = [type(encoder).__name__]
         if heads:
             problem = f"is a ranker and not a plain encoder ({first_keys(heads)})"
-            raise ValueError(f"{name_or_path} {problem}: load_ranker(name_or_path) loads it.")
+            raise InputError(f"{name_or_path} {problem}: load_ranker(name_or_path) loads it.")
         missing = [key for key in info["missing_keys"] if "pooler." not in key]
         if missing or info["mismatched_keys"]:
-            raise ValueError(
+            raise InputError(
                 f"{name_or_path} does not hold the weights of the {encoder.config.model_type} encoder of its config: "
                 f"missing {first_keys(missing)}, mismatched {first_keys(info['mismatched_keys'])}."
             )
@@ -209,14 +210,14 @@ def _keep_layers(encoder: PreTrainedModel, layers: Sequence[int]) -> None:
     config, depth = encoder.config, encoder.config.num_hidden_layers
     stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(stacks) != 1:
-        raise ValueError(f"{config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
+        raise InputError(f"{config.model_type} has {len(stacks)} stacks of {depth} layers, needed exactly one.")
     if not layers or min(layers) < 0 or max(layers) >= depth:
-        raise ValueError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
+        raise InputError(f"layers must be one or more of 0..{depth - 1}, got {list(layers)}.")
     stack = stacks[0]
     for place, index in enumerate(layers):
         if dict(stack[place].named_parameters()).keys() != dict(stack[index].named_parameters()).keys():
             problem = f"Layer {index} of {config.model_type} has other weights than layer {place}"
-            raise ValueError(f"{problem}: keep layer {place} in its place, got {list(layers)}.")
+            raise InputError(f"{problem}: keep layer {place} in its place, got {list(layers)}.")
     kept = [stack[index] for index in layers]
     del stack[:]
     stack.extend(kept)

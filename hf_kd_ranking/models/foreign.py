@@ -18,6 +18,7 @@ from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .encoder import EncoderRanker, max_positions, without_pooler
+from .errors import InputError
 
 # Cosine is the default of sentence-transformers if a checkpoint names no similarity.
 COSINE = (None, "cosine", "cos_sim")
@@ -49,7 +50,7 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
         **overrides: fields of the architecture's config, and `dtype`.
 
     Raises:
-        ValueError: naming what the ranker cannot express.
+        InputError: naming what the ranker cannot express.
     """
     config = AutoConfig.from_pretrained(name_or_path)
     settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
@@ -76,7 +77,7 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
         file, quiet = f"{dense['path']}/model.safetensors", {"_raise_exceptions_for_missing_entries": False}
         path = cached_file(name_or_path, file, **quiet)
         if path is None:
-            raise ValueError(f"{name_or_path} has no {file}; convert the weights, pickles are not read.")
+            raise InputError(f"{name_or_path} has no {file}; convert the weights, pickles are not read.")
         weights = load_state_dict_from_file(path)
         with torch.no_grad():
             model.compressor.weight.copy_(weights["linear.weight"])
@@ -204,7 +205,7 @@ def _read_classifier(
             name, dtype=dtype, output_loading_info=True
         )
     if info["missing_keys"] or info["mismatched_keys"]:
-        raise ValueError(f"{name} is not a complete classifier: missing {first_keys(info['missing_keys'])}.")
+        raise InputError(f"{name} is not a complete classifier: missing {first_keys(info['missing_keys'])}.")
     check_finite(classifier, name)
     dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
     model = BertCat.around(without_pooler(classifier.base_model), **fields)
@@ -212,8 +213,8 @@ def _read_classifier(
     return model
 
 
-def _refusal(name: str, reason: str) -> ValueError:
-    return ValueError(
+def _refusal(name: str, reason: str) -> InputError:
+    return InputError(
         f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. As it is, "
         "it can be a teacher, load_teacher(name_or_path); architecture=... builds a fresh ranker on its encoder."
     )

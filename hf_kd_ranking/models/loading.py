@@ -10,6 +10,7 @@ from .base import RankerModel, clear_errors
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
+from .errors import InputError
 from .foreign import load_foreign
 from .prettr import PreTTR
 from .tk import TK, TRAINING_CONFIG
@@ -26,12 +27,12 @@ def register_ranker(architecture: str, model_class: type[RankerModel]) -> None:
         model_class: its config class has a `model_type` of its own.
 
     Raises:
-        ValueError: if the name or the `model_type` is taken.
+        InputError: if the name or the `model_type` is taken.
     """
     model_type = model_class.config_class.model_type
     for name, known in ARCHITECTURES.items():
         if name == architecture or known.config_class.model_type == model_type:
-            raise ValueError(f"The architecture {architecture!r} ({model_type}) is taken by {known.__name__}.")
+            raise InputError(f"The architecture {architecture!r} ({model_type}) is taken by {known.__name__}.")
     AutoConfig.register(model_type, model_class.config_class)
     for name in model_class.auto_classes:
         AUTO_CLASSES[name].register(model_class.config_class, model_class)
@@ -69,24 +70,24 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             `EncoderRanker.from_encoder`.
 
     Raises:
-        ValueError: if the architecture is unknown, missing, or not the checkpoint's, weights are incomplete, or no
+        InputError: if the architecture is unknown, missing, or not the checkpoint's, weights are incomplete, or no
             ranker computes the scores of another library's checkpoint.
         FileNotFoundError: if the model does not exist.
     """
     if architecture is not None and architecture not in ARCHITECTURES:
-        raise ValueError(f"Unknown architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
+        raise InputError(f"Unknown architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
     name_or_path = str(name_or_path)
     model_class, description = _read_architecture(name_or_path)
     if model_class is not None:
         if architecture is not None and ARCHITECTURES[architecture] is not model_class:
-            raise ValueError(f"{name_or_path} is a {description}, not {architecture!r}; leave the architecture out.")
+            raise InputError(f"{name_or_path} is a {description}, not {architecture!r}; leave the architecture out.")
         return model_class.from_pretrained(name_or_path, **overrides)
     if architecture is not None:
         return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
     model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
         choices = "|".join(ARCHITECTURES)
-        raise ValueError(
+        raise InputError(
             f"{name_or_path} is a plain {description}: say which ranker to build, architecture={choices}."
         )
     return model

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
+from .errors import InputError
 from .tokenization import RankingProcessor
 
 TASK = "text-ranking"
@@ -39,15 +40,15 @@ class TextRankingPipeline(Pipeline):
     def preprocess(self, inputs: Mapping[str, Any], truncation: bool = True) -> dict[str, Any]:
         """Tokenise; documents of similar length share a batch."""
         if not isinstance(inputs, Mapping) or not isinstance(inputs.get("query"), str) or "documents" not in inputs:
-            raise ValueError(
+            raise InputError(
                 f'{TASK} takes {{"query": "...", "documents": ["..."]}} or a list of such, got {str(inputs)[:80]!r}.'
             )
         query, documents = inputs["query"], inputs["documents"]
         if isinstance(documents, str | Mapping) or not isinstance(documents, Iterable):
-            raise ValueError(f"{TASK} takes a list of documents, got {str(documents)[:80]!r}.")
+            raise InputError(f"{TASK} takes a list of documents, got {str(documents)[:80]!r}.")
         documents = list(documents)
         if not documents or not all(isinstance(document, str) for document in documents):
-            raise ValueError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
+            raise InputError(f"{TASK} takes one or more documents, each a string, got {str(documents)[:80]}.")
         processor = RankingProcessor.from_config(self.tokenizer, self.model.config, truncation)
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         batches = []

@@ -14,6 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from .base import RankingOutput, Side, check_positions
 from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
+from .errors import InputError
 
 
 @strict
@@ -51,11 +52,11 @@ class PreTTRConfig(EncoderRankerConfig):
         """See `RankerConfig`; also compares the fields with the encoder."""
         encoder, depth = self.encoder_config.model_type, self.encoder_config.num_hidden_layers
         if encoder not in LAYERS:
-            raise ValueError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
+            raise InputError(f"PreTTR cannot split {encoder} encoders; it can split {', '.join(LAYERS)}.")
         if not 0 <= self.join_layer_idx <= depth:
-            raise ValueError(f"join_layer_idx must be 0..{depth}, the encoder's layers; got {self.join_layer_idx}.")
+            raise InputError(f"join_layer_idx must be 0..{depth}, the encoder's layers; got {self.join_layer_idx}.")
         if self.is_storable and self.document_position_offset < 0:
-            raise ValueError(f"document_position_offset must not be negative, got {self.document_position_offset}.")
+            raise InputError(f"document_position_offset must not be negative, got {self.document_position_offset}.")
         super().check()
 
     def sequence_lengths(self) -> dict[str, int]:
@@ -104,7 +105,7 @@ class PreTTR(EncoderRanker):
         """Score documents for their queries, or encode one side; see `RankerModel.forward`.
 
         Raises:
-            ValueError: if a document is given without its query and its positions depend on the query.
+            InputError: if a document is given without its query and its positions depend on the query.
         """
         if document is not None:
             document = {**document, "position_offset": self._document_offset(query, document)}
@@ -138,7 +139,7 @@ class PreTTR(EncoderRanker):
             documents = self.decompressor_norm(self.decompressor(documents))
         states = torch.cat([queries, documents], 1)  # (N, Lq + Ld, H)
         if query_mask is None or document_mask is None:
-            raise ValueError("PreTTR scores need the masks of both sides; forward returns them with the vectors.")
+            raise InputError("PreTTR scores need the masks of both sides; forward returns them with the vectors.")
         mask = torch.cat([_per_document(query_mask, shape), document_mask.flatten(0, -2)], 1)
         with self.first_state_only():
             states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None))
@@ -161,7 +162,7 @@ class PreTTR(EncoderRanker):
         """Return the position of each document's first token, (N,); checked against the encoder's positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
         if query is None and not self.config.is_storable:
-            raise ValueError(
+            raise InputError(
                 f"With document_position_offset={offset!r} documents cannot be encoded without their query; load with "
                 "an int, for example document_position_offset="
                 f"{self.config.max_query_length + self.config.query_augmentation}."

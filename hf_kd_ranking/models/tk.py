@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import RankerConfig, RankerModel, Side, check_fields, check_finite, check_positions, clear_errors
+from .errors import InputError
 from .scoring import kernel_pooling
 from .word_vectors import read_word_vectors
 
@@ -82,10 +83,10 @@ class TKConfig(RankerConfig):
         """Compare the fields with one another."""
         if self.hidden_size % self.num_attention_heads:
             sizes = f"{self.num_attention_heads} and {self.hidden_size}"
-            raise ValueError(f"num_attention_heads must divide hidden_size, got {sizes}.")
+            raise InputError(f"num_attention_heads must divide hidden_size, got {sizes}.")
         centres, widths = len(self.kernel_mu), len(self.kernel_sigma)
         if centres != widths:
-            raise ValueError(f"A kernel has a centre and a width, got {centres} kernel_mu and {widths} kernel_sigma.")
+            raise InputError(f"A kernel has a centre and a width, got {centres} kernel_mu and {widths} kernel_sigma.")
         super().check()
 
     @property
@@ -153,7 +154,7 @@ class TK(RankerModel):
     ) -> Tensor:
         """Weigh the pooled kernels: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
         if query_mask is None or document_mask is None:
-            raise ValueError("TK scores need the masks of both sides; forward returns them with the vectors.")
+            raise InputError("TK scores need the masks of both sides; forward returns them with the vectors.")
         kernels = [tensor.flatten() for tensor in (self.mu, self.sigma, self.kernel_alpha_scaler)]
         pooled = kernel_pooling(query, document, query_mask, document_mask, *kernels)  # (B, [n,] K)
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
@@ -180,7 +181,7 @@ class TK(RankerModel):
                 divides the embeddings' size, that of `max_position_embeddings` the length of the longest text.
 
         Raises:
-            ValueError: if the file is malformed or a config field unknown.
+            InputError: if the file is malformed or a config field unknown.
         """
         check_fields(cls.config_class, config)
         if Path(name_or_path).is_file():
@@ -238,7 +239,7 @@ def _read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
     weight = encoder.get_input_embeddings().weight
     name = next(name for name, parameter in encoder.named_parameters() if parameter is weight)
     if name in info["missing_keys"]:
-        raise ValueError(f"{name_or_path} does not hold the weights of {name}.")
+        raise InputError(f"{name_or_path} does not hold the weights of {name}.")
     check_finite(encoder, str(name_or_path))
     return weight.detach()
 
@@ -246,8 +247,8 @@ def _read_encoder_embeddings(name_or_path: str | os.PathLike) -> Tensor:
 def _read_training_config(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if str(values.get("model")).upper() != "TK":
-        raise ValueError(f"{path} describes the model {values.get('model')!r}, needed a TK.")
+        raise InputError(f"{path} describes the model {values.get('model')!r}, needed a TK.")
     missing = set(TRAINING_NAMES.values()) - values.keys()
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}.")
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}.")
     return {name: values[theirs] for name, theirs in TRAINING_NAMES.items()}

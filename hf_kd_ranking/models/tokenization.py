@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .base import RankerConfig
+from .errors import InputError
 
 # One entry per text and not yet padded: input name -> token lists, {"input_ids": [[101, ...], ...], ...}.
 TokenLists = dict[str, list[list[int]]]
@@ -41,19 +42,19 @@ class RankingProcessor:
         """Take all settings from a ranker's config.
 
         Raises:
-            ValueError: if the tokenizer has ids that the encoder has no embedding for, or lacks the padding or the
+            InputError: if the tokenizer has ids that the encoder has no embedding for, or lacks the padding or the
                 [MASK] token.
         """
         vocab_size = config.get_text_config().vocab_size
         if len(tokenizer) > vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"The tokenizer has {len(tokenizer)} tokens, the encoder embeddings for {vocab_size}; take the "
                 "encoder's own tokenizer or call model.resize_token_embeddings(len(tokenizer))."
             )
         if tokenizer.pad_token_id is None:
-            raise ValueError("The tokenizer has no padding token, which batches need; set tokenizer.pad_token.")
+            raise InputError("The tokenizer has no padding token, which batches need; set tokenizer.pad_token.")
         if config.query_augmentation and tokenizer.mask_token_id is None:
-            raise ValueError(
+            raise InputError(
                 f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
                 "tokenizer has no mask token; set query_augmentation=0."
             )
@@ -120,7 +121,7 @@ class RankingProcessor:
             if count > max_length:
                 row = lengths.index(count)
                 problem = f"Text {row} has {count} tokens, the limit is {max_length}, and truncation is off"
-                raise ValueError(f"{problem} ({' / '.join(side[row][:60] for side in texts)!r}).")
+                raise InputError(f"{problem} ({' / '.join(side[row][:60] for side in texts)!r}).")
         if not self.adds_special_tokens:
             # A text without words is one padding token that nothing attends to, so that no input has length zero.
             for name, rows in tokens.items():

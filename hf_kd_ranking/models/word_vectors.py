@@ -6,6 +6,8 @@ from array import array
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
     """Read words and their vectors.
@@ -18,7 +20,7 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
         The words in the order of the file, and their vectors, (N, H) float32.
 
     Raises:
-        ValueError: naming file and line, if a line has another size, a value is not a number, or a word comes twice.
+        InputError: naming file and line, if a line has another size, a value is not a number, or a word comes twice.
     """
     words: dict[str, int] = {}
     values, size = array("f"), 0
@@ -30,17 +32,17 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
             size = size or len(fields) - 1
             word, place = " ".join(fields[: max(len(fields) - size, 0)]), f"{path} line {number}"
             if word in words:
-                raise ValueError(f"{place}: a word that came before ({line[:40]!r}...).")
+                raise InputError(f"{place}: a word that came before ({line[:40]!r}...).")
             if not word or not size:
-                raise ValueError(f"{place}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...).")
+                raise InputError(f"{place}: {len(fields) - 1} values where others have {size} ({line[:40]!r}...).")
             try:
                 values.extend(map(float, fields[-size:]))
             except ValueError as error:
-                raise ValueError(f"{place}: {error}; needed a word and {size} numbers.") from error
+                raise InputError(f"{place}: {error}; needed a word and {size} numbers.") from error
             words[word] = number
     if not words:
-        raise ValueError(f"{path} is empty, needed lines of a word and its vector.")
+        raise InputError(f"{path} is empty, needed lines of a word and its vector.")
     vectors = torch.frombuffer(values, dtype=torch.float32).view(len(words), size).clone()
     if not vectors.isfinite().all():
-        raise ValueError(f"{path} has a value that is not finite.")
+        raise InputError(f"{path} has a value that is not finite.")
     return list(words), vectors

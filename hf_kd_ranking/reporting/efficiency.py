@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..errors import InputError
 from ..inference import score_stored
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
@@ -76,11 +77,11 @@ def measure_efficiency(
         `passages_per_second` (encoding).
 
     Raises:
-        ValueError: if rankers, queries or documents are empty, or lists of documents are not one per query.
+        InputError: if rankers, queries or documents are empty, or lists of documents are not one per query.
     """
     if not rankers or not queries or not documents:
         counts = f"{len(rankers)}, {len(queries)} and {len(documents)}"
-        raise ValueError(f"Measuring needs rankers, queries and documents, got {counts}.")
+        raise InputError(f"Measuring needs rankers, queries and documents, got {counts}.")
     lists, depths = _candidate_lists(queries, documents, depths)
     distinct = list(dict.fromkeys(chain.from_iterable(lists)))
     results, timed, searches = {}, {}, {}
@@ -152,13 +153,13 @@ def _candidate_lists(
         lists = [documents] * len(queries)
     lengths = [len(texts) for texts in lists]
     if len(lists) != len(queries) or min(lengths) == 0:
-        raise ValueError(
+        raise InputError(
             f"Lists of candidates are one per query and not empty, got {len(lists)} of {min(lengths)} to "
             f"{max(lengths)} texts for {len(queries)} queries; leave out queries without candidates."
         )
     depths = sorted(set(depths)) or [max(lengths)]
     if depths[0] < 1:
-        raise ValueError(f"depths are numbers of candidates, at least 1, got {depths[0]}.")
+        raise InputError(f"depths are numbers of candidates, at least 1, got {depths[0]}.")
     return [texts[: depths[-1]] for texts in lists], depths
 
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from matplotlib.transforms import BboxBase
 
 from ..artifacts import refuse_existing, writing
+from ..errors import InputError
 
 INK = "#1d2025"
 # Each has a contrast of at least 3 : 1 on the page's white and on its dark grey.
@@ -141,9 +142,9 @@ def line_styles(names: Sequence[str]) -> Styles:
 
 
 def check_plot_path(path: str | Path) -> None:
-    """Raise a ValueError for a file that is neither .png nor .svg, a FileNotFoundError for a missing folder."""
+    """Raise an InputError for a file that is neither .png nor .svg, a FileNotFoundError for a missing folder."""
     if Path(path).suffix not in (".png", ".svg"):
-        raise ValueError(f"A plot is written as .png or .svg, got {str(path)!r}.")
+        raise InputError(f"A plot is written as .png or .svg, got {str(path)!r}.")
     refuse_existing(path, overwrite=True)
 
 

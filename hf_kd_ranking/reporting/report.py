@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from ..artifacts import existing_file, refuse_existing, writing
 from ..data.runs import Run, read_qrels, read_run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import depth_curve
 from ..evaluation.significance import compare_values, mean_interval, shared_queries
@@ -93,7 +94,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
-        ValueError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
+        InputError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
             a plot without latencies or matplotlib.
     """
     refuse_existing(output, overwrite=True)
@@ -102,7 +103,7 @@ def write_report(
         from . import plot as plots
     except ImportError as error:
         if plot is not None:
-            raise ValueError("A plot needs matplotlib; install it (extra [report]).") from error
+            raise InputError("A plot needs matplotlib; install it (extra [report]).") from error
         figures = None
     written = {"output": str(output)}
     if plot is not None:
@@ -111,9 +112,9 @@ def write_report(
     content = _read_results(Path(results), files or {})
     unknown = set().union(*arrows) - content.runs.keys()
     if unknown:
-        raise ValueError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(content.runs)}.")
+        raise InputError(f"No run is called {', '.join(sorted(unknown))}; there are {', '.join(content.runs)}.")
     if plot is not None and not content.efficiency["rankers"].keys() & content.runs.keys():
-        raise ValueError(f"A plot needs latencies of the runs, in {Path(results) / 'efficiency.json'}.")
+        raise InputError(f"A plot needs latencies of the runs, in {Path(results) / 'efficiency.json'}.")
     judged = {name: run.keys() & content.qrels.keys() for name, run in content.runs.items()}
     shared = shared_queries(judged, content.qrels, intersect)
     content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
@@ -144,7 +145,7 @@ def _read_results(folder: Path, files: Mapping[str, str | os.PathLike]) -> _Resu
         history = training[path.stem] = _read_object(path, "log_history", list)["log_history"]
         for entry in history:
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-                raise ValueError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
+                raise InputError(f"{path}: log_history must be entries with a step, as in trainer_state.json.")
     for path in tqdm(run_paths, desc="Reading", unit="run"):
         runs[path.stem] = read_run(path)
     return _Results(runs, efficiency, training, **inputs)
@@ -160,10 +161,10 @@ def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
             p50, p95 = figures["total_ms"]["p50"], figures["total_ms"]["p95"]
             is_valid = 0 < p50 < math.inf and 0 < p95 < math.inf
         if not is_valid:
-            raise ValueError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {figures!r}.")
+            raise InputError(f"{path}: ranker {name!r} needs total_ms with p50 and p95 above 0, got {figures!r}.")
     for section in ("environment", "protocol"):
         if not isinstance(content.setdefault(section, {}), dict):
-            raise ValueError(f"{path}: {section!r} must be an object of names and values.")
+            raise InputError(f"{path}: {section!r} must be an object of names and values.")
     return content
 
 
@@ -171,9 +172,9 @@ def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
     try:
         content = json.loads(existing_file(path, "results").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-        raise ValueError(f"{path} must be a JSON object in which {key!r} is a {kind.__name__}.")
+        raise InputError(f"{path} must be a JSON object in which {key!r} is a {kind.__name__}.")
     return content
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
 from ..data.runs import Run
+from ..errors import InputError
 from ..inference import PROGRESS_FROM, fingerprint
 from ..models import RankerConfig
 from ..ranker import Ranker
@@ -29,7 +30,7 @@ class Index:
 
     `build(source, folder=None, **settings)` indexes a `TextStore` (BM25) or a `VectorStore` that knows its ranker, in
     memory, or also in a new folder. `open(folder, ranker=None, is_verified=True)` maps a saved index for the ranker
-    that made its vectors. It raises FileNotFoundError if there is not an index, and ValueError if another model made
+    that made its vectors. It raises FileNotFoundError if there is not an index, and InputError if another model made
     its vectors, or a file is truncated or damaged; for the latter every file is read, unless `is_verified` is False.
     """
 
@@ -62,7 +63,7 @@ class Index:
             **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
-            ValueError: if k is not positive.
+            InputError: if k is not positive.
         """
         check_k(k)
         run, query_ids = Run(), list(queries)
@@ -85,15 +86,15 @@ class Index:
 
     @classmethod
     def check_ranker(cls, ranker: Ranker | None, folder: Path) -> Ranker:
-        """Return the ranker of a vector store; a ValueError if it is missing, or its vectors cannot be compared."""
+        """Return the ranker of a vector store; an InputError if it is missing, or its vectors cannot be compared."""
         if ranker is None:
-            raise ValueError(f"{folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
+            raise InputError(f"{folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
         config = ranker.model.config
         vectors, similarity = config.vectors_per_text, config.similarity
         if not config.is_searchable or (vectors, similarity) not in cls.compares:
             other = INDEX_NAMES.get((vectors, similarity), "StoredReranker (--candidates)")
             form = f"{config.model_type}: vectors per text {vectors}, similarity {similarity}"
-            raise ValueError(f"{cls.__name__} cannot search the vectors in {folder} ({form}); use {other}.")
+            raise InputError(f"{cls.__name__} cannot search the vectors in {folder} ({form}); use {other}.")
         return ranker
 
 
@@ -115,19 +116,19 @@ def open_index(
 
     Raises:
         FileNotFoundError: if there is not an index.
-        ValueError: if nothing reads a setting; if the ranker is missing, did not make the vectors or cannot search; or
+        InputError: if nothing reads a setting; if the ranker is missing, did not make the vectors or cannot search; or
             if the index inside belongs to an earlier version of the vectors.
     """
     folder = Path(folder)
     if exact and (settings is not None or probes is not None):
-        raise ValueError("--exact compares every document; --settings and --probes are for searches that do not.")
+        raise InputError("--exact compares every document; --settings and --probes are for searches that do not.")
     if ranker is None:
         from .bm25 import BM25Index  # every index needs libraries of its own
 
         if has_description(folder) and read_description(folder).get("kind") in ("vectors", "dense"):
-            raise ValueError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
+            raise InputError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
         if exact:
-            raise ValueError("--exact is for the vectors of a ranker (--model); BM25 does not read it.")
+            raise InputError("--exact is for the vectors of a ranker (--model); BM25 does not read it.")
         _refuse_unread(folder, settings, probes)
         return BM25Index.open(folder)
     from .colbert import ColBERTIndex
@@ -157,9 +158,9 @@ def open_index(
 
 def _refuse_unread(folder: Path, settings: str | None = None, probes: int | None = None) -> None:
     if settings is not None:
-        raise ValueError(f"--settings is for a faiss index (index --factory), which {folder} does not contain.")
+        raise InputError(f"--settings is for a faiss index (index --factory), which {folder} does not contain.")
     if probes is not None:
-        raise ValueError(f"--probes is for a ColBERT index with centroids (index --centroids), unlike {folder}.")
+        raise InputError(f"--probes is for a ColBERT index with centroids (index --centroids), unlike {folder}.")
 
 
 def model_identity(ranker: Ranker) -> dict[str, str]:
@@ -175,17 +176,17 @@ def model_identity(ranker: Ranker) -> dict[str, str]:
 
 
 def check_model(description: Mapping[str, Any], ranker: Ranker, folder: Path) -> None:
-    """Refuse, by a ValueError with the first difference, a ranker that did not make the vectors of a folder."""
+    """Refuse, by an InputError with the first difference, a ranker that did not make the vectors of a folder."""
     for name, value in model_identity(ranker).items():
         if description[name] != value:
             there = f"{name.replace('_', ' ')} {description[name]} there, {value} here"
-            raise ValueError(f"{folder} was built by another model: {there}; open it with that, or build it again.")
+            raise InputError(f"{folder} was built by another model: {there}; open it with that, or build it again.")
 
 
 def check_vectors(description: Mapping[str, Any], vectors: Mapping[str, Any], folder: Path) -> None:
-    """Refuse, by a ValueError, an index inside a vector store that was built from other vectors."""
+    """Refuse, by an InputError, an index inside a vector store that was built from other vectors."""
     if description["vectors"] != vectors["checksum"]:
-        raise ValueError(f"{folder} was built from an earlier version of the vectors; build it again.")
+        raise InputError(f"{folder} was built from an earlier version of the vectors; build it again.")
 
 
 def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
@@ -204,9 +205,9 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
 
 
 def check_k(k: int) -> None:
-    """Refuse, by a ValueError, a number of results that is not positive."""
+    """Refuse, by an InputError, a number of results that is not positive."""
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
+        raise InputError(f"k must be at least 1, got {k}.")
 
 
 def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> Result:

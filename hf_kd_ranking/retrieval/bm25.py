@@ -11,6 +11,7 @@ import Stemmer
 from ..artifacts import has_description, open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
+from ..errors import InputError
 from .base import Index, Ranking, best_of
 
 TOKENIZATIONS = ("plain", "english")
@@ -48,10 +49,10 @@ class BM25Index(Index):
 
         Raises:
             FileExistsError: if the folder contains something.
-            ValueError: if the tokenization is another one.
+            InputError: if the tokenization is another one.
         """
         if tokenization not in TOKENIZATIONS:
-            raise ValueError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
+            raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
         rows = documents.distinct_rows()
         tokens = _tokenize(documents.texts.take(pa.array(rows)).to_pylist(), tokenization)
         retriever = bm25s.BM25(k1=k1, b=b)
@@ -69,12 +70,12 @@ class BM25Index(Index):
 
     @classmethod
     def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
-        """Open a saved index, see `Index`; those of earlier releases are refused by a ValueError."""
+        """Open a saved index, see `Index`; those of earlier releases are refused by an InputError."""
         folder = Path(folder)
         if ranker is not None:
-            raise ValueError("BM25 searches without a ranker; open it with the folder only.")
+            raise InputError("BM25 searches without a ranker; open it with the folder only.")
         if (folder / "tokenization.json").is_file() and not has_description(folder):
-            raise ValueError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
+            raise InputError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
         description, data = open_version(folder, "bm25", is_verified)
         retriever = bm25s.BM25.load(str(data), mmap=True, show_progress=False)
         return cls(retriever, IdIndex(description["documents"], *open_ids(data)), description)

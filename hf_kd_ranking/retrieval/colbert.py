@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ..artifacts import has_description, new_version, open_version
+from ..errors import InputError
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
@@ -47,10 +48,10 @@ class ColBERTIndex(Index):
             seed: seed of the sample and of k-means.
 
         Raises:
-            ValueError: if the vectors are not compared by MaxSim, or are too few for the centroids.
+            InputError: if the vectors are not compared by MaxSim, or are too few for the centroids.
         """
         if folder is not None and Path(folder).resolve() != store.folder.resolve():
-            raise ValueError(f"A ColBERTIndex is saved with its vectors in {store.folder}, not in {folder}.")
+            raise InputError(f"A ColBERTIndex is saved with its vectors in {store.folder}, not in {folder}.")
         index = cls(store)
         if centroids is not None:
             index._cluster(centroids, seed)
@@ -83,14 +84,14 @@ class ColBERTIndex(Index):
             candidates: documents that exact MaxSim ranks after the centroids; None takes 4 * k and at least 256.
 
         Raises:
-            ValueError: if there are no centroids for probes, or k is not positive.
+            InputError: if there are no centroids for probes, or k is not positive.
         """
         check_k(k)
         probes = probes or self.probes
         if probes is None:
             return search_tokens(queries, self.store.chunks(), k)
         if self.centroids is None:
-            raise ValueError(f"{self.store.folder} has no centroids to probe; build the index with centroids.")
+            raise InputError(f"{self.store.folder} has no centroids to probe; build the index with centroids.")
         return [self._search_candidates(query, k, probes, candidates or max(256, 4 * k)) for query in queries]
 
     def _search_candidates(self, query: np.ndarray, k: int, probes: int, candidates: int) -> Result:

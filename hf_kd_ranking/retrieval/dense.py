@@ -12,6 +12,7 @@ import numpy as np
 
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
+from ..errors import InputError
 from ..ranker import Ranker
 from .base import Index, Result, best_of, check_k, check_model
 from .vector_store import VectorStore, faiss_errors, train_index
@@ -47,7 +48,7 @@ class DenseIndex(Index):
 
         Raises:
             FileExistsError: if the folder contains something.
-            ValueError: if the vectors are not compared by dot product, or faiss cannot build the index.
+            InputError: if the vectors are not compared by dot product, or faiss cannot build the index.
         """
         ranker = cls.check_ranker(store.ranker, store.folder)
         faiss_index = train_index(store, factory, seed)
@@ -82,14 +83,14 @@ class DenseIndex(Index):
         """Add the vectors of another store; quantisers stay as they were trained.
 
         Raises:
-            ValueError: if its vectors are of another model, or an id is in the index already.
+            InputError: if its vectors are of another model, or an id is in the index already.
         """
         check_model(store.description, self.ranker, store.folder)
         new_ids = list(store.ids())
         known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
         if len(known):
             count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
-            raise ValueError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
+            raise InputError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
         self.index = faiss.deserialize_index(faiss.serialize_index(self.index))  # what is mapped cannot grow
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
@@ -118,11 +119,11 @@ class DenseIndex(Index):
             only: ids of the documents that may be returned; None for all.
 
         Raises:
-            ValueError: if the vectors have another dimension, or k is not positive.
-            KeyError: naming ids of `only` that are not in the index.
+            InputError: if the vectors have another dimension, or k is not positive.
+            UnknownIdError: naming ids of `only` that are not in the index.
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
-            raise ValueError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")
+            raise InputError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")
         check_k(k)
         allowed = ~self.removed
         if only is not None:

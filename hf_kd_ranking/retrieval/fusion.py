@@ -6,6 +6,7 @@ from itertools import chain
 import numpy as np
 
 from ..data.runs import Run
+from ..errors import InputError, UnknownIdError
 
 METHODS = ("reciprocal_rank", "weighted_sum", "standardized")
 
@@ -29,14 +30,14 @@ def fuse_runs(
         constant: the constant of reciprocal ranks.
 
     Raises:
-        ValueError: if no runs are given, the method is unknown, or there is not one weight per run.
-        KeyError: naming the query, if scores are standardized and a run has no document for a query of another.
+        InputError: if no runs are given, the method is unknown, or there is not one weight per run.
+        UnknownIdError: naming the query, if scores are standardized and a run has no document for a query of another.
     """
     if method not in METHODS:
-        raise ValueError(f"Runs are fused by {' or '.join(METHODS)}, got {method!r}.")
+        raise InputError(f"Runs are fused by {' or '.join(METHODS)}, got {method!r}.")
     weights = [1 / max(len(runs), 1)] * len(runs) if weights is None else list(weights)
     if not runs or len(weights) != len(runs):
-        raise ValueError(f"Fusion needs at least one run and a weight for each, got {len(runs)} and {len(weights)}.")
+        raise InputError(f"Fusion needs at least one run and a weight for each, got {len(runs)} and {len(weights)}.")
     if method == "standardized":
         runs = _standardize(runs)
     sums: dict[str, dict[str, float]] = {}
@@ -64,7 +65,7 @@ def _standardize(runs: Sequence[Run]) -> list[Run]:
         for query_id, wanted in doc_ids.items():
             scores = {doc_id: (score - mean) / unit for doc_id, score in run.get(query_id, ())}
             if wanted and not scores:
-                raise KeyError(
+                raise UnknownIdError(
                     f"Run {number} of {len(runs)} has no document for query {query_id!r}, which another has; "
                     "standardized scores are fused over the same queries."
                 )

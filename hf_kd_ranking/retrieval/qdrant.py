@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..artifacts import changed_names
 from ..data.ids import Id
+from ..errors import InputError
 from ..ranker import Ranker
 from .base import INDEX_NAMES, Index, Ranking, best_of, check_model
 from .vector_store import VectorStore
@@ -68,7 +69,7 @@ class QdrantIndex(Index):
                 `write_consistency_factor`, `optimizers_config`, `on_disk_payload`, ...
 
         Raises:
-            ValueError: if Qdrant cannot compare the vectors, or the collection contains others.
+            InputError: if Qdrant cannot compare the vectors, or the collection contains others.
             ConnectionError: if the server does not answer; what is uploaded stays.
         """
         index = cls(cls.check_ranker(store.ranker, store.folder), _connect(path, url), name)
@@ -82,7 +83,7 @@ class QdrantIndex(Index):
         uploaded = index._description()
         for key in changed_names(uploaded, description):
             values = f"{uploaded.get(key)}, here {description[key]}"
-            raise ValueError(
+            raise InputError(
                 f"Qdrant collection {name!r} has other {key} ({values}); give another name, or delete it."
             )
         index._upload(store, batch_size)
@@ -101,21 +102,21 @@ class QdrantIndex(Index):
 
         Raises:
             FileNotFoundError: if there is no such collection.
-            ValueError: if another model made its vectors, the ranker is missing, or the upload is incomplete.
+            InputError: if another model made its vectors, the ranker is missing, or the upload is incomplete.
             ConnectionError: if the server does not answer.
         """
         if ranker is None:
-            raise ValueError(f"The ranker that made the vectors in the Qdrant collection {name!r} is needed.")
+            raise InputError(f"The ranker that made the vectors in the Qdrant collection {name!r} is needed.")
         index = cls(ranker, _connect(path, url), name)
         description = index._description()
         if description is None:
             raise FileNotFoundError(f"There is no Qdrant collection {name!r} at {path or url}.")
         if "model" not in description:
-            raise ValueError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
+            raise InputError(f"The Qdrant collection {name!r} does not say which model made it; build it here.")
         check_model(description, ranker, Path(name))
         if len(index) < description["documents"]:
             counts = f"{len(index):,} of {description['documents']:,} documents"
-            raise ValueError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
+            raise InputError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
         return index
 
     def __len__(self) -> int:
@@ -164,7 +165,7 @@ class QdrantIndex(Index):
                 progress.update(len(rows))
         if len(self) != len(store):
             problem = f"has {len(self):,} documents, not {len(store):,}: something else writes to it"
-            raise ValueError(f"The Qdrant collection {self.name!r} {problem}; delete it and build it again.")
+            raise InputError(f"The Qdrant collection {self.name!r} {problem}; delete it and build it again.")
 
     def _ask(self, method: Callable, *arguments: Any, **options: Any) -> Any:
         """Send a request, again while the server is down, slow or overloaded; all of ours may be repeated."""
@@ -176,7 +177,7 @@ class QdrantIndex(Index):
             except UnexpectedResponse as error:
                 problem = _line(error)
                 if error.status_code not in (408, 429) and error.status_code < 500:
-                    raise ValueError(f"Qdrant refuses the request on {self.name!r}: {problem}") from None
+                    raise InputError(f"Qdrant refuses the request on {self.name!r}: {problem}") from None
             except ResponseHandlingException as error:
                 problem = _line(error)
             logger.warning("Qdrant did not answer (%s), attempt %d of %d", problem, attempt + 1, ATTEMPTS)
@@ -187,13 +188,13 @@ class QdrantIndex(Index):
 
 def _connect(path: str | Path | None, url: str | None) -> QdrantClient:
     if (path is None) == (url is None):
-        raise ValueError("Give either a path (embedded) or url= (a server).")
+        raise InputError("Give either a path (embedded) or url= (a server).")
     if url is not None:
         return QdrantClient(url=url, api_key=os.environ.get(API_KEY), timeout=60, check_compatibility=False)
     try:
         return QdrantClient(path=str(path))
     except RuntimeError as error:
-        raise ValueError(f"{path}: {_line(error)}") from None
+        raise InputError(f"{path}: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:

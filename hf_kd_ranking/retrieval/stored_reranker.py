@@ -12,6 +12,7 @@ import numpy as np
 from ..data.ids import Id
 from ..data.runs import Run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..inference import score_stored
 from ..ranker import Ranker
 from .vector_store import VectorStore
@@ -24,7 +25,7 @@ class StoredReranker:
 
     def __init__(self, store: VectorStore) -> None:
         if store.ranker is None:
-            raise ValueError(f"{store.folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
+            raise InputError(f"{store.folder} was opened without its ranker; give VectorStore.open(folder, ranker).")
         store.ranker.model.eval()
         self.ranker = store.ranker
         self.store = store
@@ -35,7 +36,7 @@ class StoredReranker:
         return cls(VectorStore.open(folder, ranker, is_verified))
 
     def score(self, query: str, doc_ids: Sequence[Id]) -> np.ndarray:
-        """Return the scores of documents for a query, (N,) float32; a KeyError names ids that are not in the store."""
+        """Return the scores of documents for a query, (N,) float32; an UnknownIdError names ids without vectors."""
         return self._score(self.ranker.encode_queries([query])[0], doc_ids)
 
     def rerank(self, candidates: Run, queries: TextStore | Mapping[str, str]) -> Run:
@@ -46,7 +47,7 @@ class StoredReranker:
             queries: query_id -> text.
 
         Raises:
-            KeyError: if a query has no text, or a document is not in the store.
+            UnknownIdError: if a query has no text, or a document is not in the store.
         """
         run, query_ids = Run(), list(candidates)
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..inference import encode_texts
 from ..processes import processes
 from ..ranker import Ranker
@@ -71,11 +72,11 @@ class VectorStore(IdIndex):
 
         Raises:
             FileExistsError: if the folder contains other vectors and `overwrite` is False, or other files.
-            ValueError: if documents need the query, unfinished work has other inputs, or a value exceeds the storage.
+            InputError: if documents need the query, unfinished work has other inputs, or a value exceeds the storage.
         """
         folder = Path(folder)
         if storage not in STORAGES:
-            raise ValueError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
+            raise InputError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
         (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
         description = {**model_identity(ranker), "kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
         description["collection"] = documents.fingerprint()
@@ -102,7 +103,7 @@ class VectorStore(IdIndex):
 
         Raises:
             FileExistsError: as of `build`.
-            ValueError: if faiss cannot build the codec.
+            InputError: if faiss cannot build the codec.
         """
         codec = train_index(self, factory, seed)
         codes = (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
@@ -190,7 +191,7 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
 
 def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert vectors, (T, D) float32, to one of `STORAGES`; a ValueError says if a value does not fit.
+    """Convert vectors, (T, D) float32, to one of `STORAGES`; an InputError says if a value does not fit.
 
     For int8 the factor of each vector, (T,) float32, is returned as well: its largest value / 127.
     """
@@ -202,7 +203,7 @@ def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | No
         with np.errstate(over="ignore"):
             values = vectors.astype(storage, copy=False)
     if not np.isfinite(values).all():
-        raise ValueError(f"A vector has a value that is not finite in {storage}; store float32, or encode in float32.")
+        raise InputError(f"A vector has a value that is not finite in {storage}; store float32, or encode in float32.")
     return values.astype(storage, copy=False), scales
 
 
@@ -240,7 +241,7 @@ def _load_optional(path: Path) -> np.ndarray | None:
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
     """Return an empty inner-product index for the vectors of a store, its quantisers trained on a sample of them.
 
-    A ValueError says if faiss does not know the factory, or if it needs more vectors.
+    An InputError says if faiss does not know the factory, or if it needs more vectors.
     """
     with faiss_errors(f"faiss cannot build {factory!r} over {len(store.values):,} vectors"):
         index = faiss.index_factory(store.dimension, factory, faiss.METRIC_INNER_PRODUCT)
@@ -250,7 +251,7 @@ def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:
 
 
 @contextmanager
-def faiss_errors(message: str, error_type: type[Exception] = ValueError) -> Iterator[None]:
+def faiss_errors(message: str, error_type: type[Exception] = InputError) -> Iterator[None]:
     """Add a message to the errors of faiss, and leave out the line of its source that they name first."""
     try:
         yield

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.runs import Run
+from ..errors import InputError
 from ..inference import score_stored
 from ..ranker import Ranker
 from ..retrieval.base import Ranking
@@ -59,14 +60,14 @@ class SearchEngine:
     """A pipeline that is searched for the page; the results are those of `Pipeline.search`.
 
     Raises:
-        ValueError: if the pipeline has no texts to show, or nothing that finds documents.
+        InputError: if the pipeline has no texts to show, or nothing that finds documents.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
         if pipeline.documents is None:
-            raise ValueError("The page shows passages, and this pipeline has no texts of its documents.")
+            raise InputError("The page shows passages, and this pipeline has no texts of its documents.")
         if pipeline.first_stage is None and pipeline.index is None:
-            raise ValueError("This pipeline re-ranks given candidates; a page needs a first stage or an index.")
+            raise InputError("This pipeline re-ranks given candidates; a page needs a first stage or an index.")
         self.pipeline = pipeline
         self.config, self.has_matches = None, False
         if isinstance(pipeline.ranker, Ranker):
@@ -100,7 +101,7 @@ class SearchEngine:
         """Run all stages one after the other, so that no time includes the work of another stage.
 
         Raises:
-            KeyError: if a document has no text, or no stored vector.
+            UnknownIdError: if a document has no text, or no stored vector.
         """
         pipeline, times = self.pipeline, StageTimes()
         candidates, count = [], None

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..artifacts import existing_file
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
+from ..errors import InputError
 from .buckets import BucketFile, id_keys, matched_buckets, number_rows
 
 QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99}
@@ -56,13 +57,13 @@ def diagnose_teachers(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if no file is given; for rows without scores; for what `load_teacher_scores` refuses.
+        InputError: if no file is given; for rows without scores; for what `load_teacher_scores` refuses.
     """
     if isinstance(files, (str, os.PathLike)):
         files = [files]
     paths = [existing_file(path, "teacher scores") for path in files]
     if not paths or examples < 0:
-        raise ValueError(f"Needed one teacher file or more and examples >= 0, got {len(paths)} and {examples}.")
+        raise InputError(f"Needed one teacher file or more and examples >= 0, got {len(paths)} and {examples}.")
     cache = Path(datasets.config.HF_DATASETS_CACHE)  # has room for files of this size; /tmp may be memory
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="diagnose.", dir=cache) as folder:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import MARGIN_COLUMNS, PAIR_COLUMNS, TRIPLE_COLUMNS
 from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
+from ..errors import InputError, UnknownIdError
 from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets
 
 METHODS = ("mean", "standardized", "median")
@@ -56,8 +57,8 @@ def ensemble_teachers(
     Raises:
         FileNotFoundError: if a file does not exist.
         FileExistsError: if the output exists and `overwrite` is False.
-        ValueError: with file and line for a malformed row; for an invalid setting.
-        KeyError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
+        InputError: with file and line for a malformed row; for an invalid setting.
+        UnknownIdError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
     """
     paths = [existing_file(path, "teacher scores") for path in files]
     _check_settings(len(paths), method, weights, on_missing)
@@ -80,29 +81,29 @@ def ensemble_teachers(
 
 def _check_settings(count: int, method: str, weights: Sequence[float] | None, on_missing: str) -> None:
     if count == 0:
-        raise ValueError("An ensemble needs at least one file of teacher rows, got none.")
+        raise InputError("An ensemble needs at least one file of teacher rows, got none.")
     if on_missing not in ("error", "average", "drop"):
-        raise ValueError(f"on_missing must be 'error', 'average' or 'drop', got {on_missing!r}.")
+        raise InputError(f"on_missing must be 'error', 'average' or 'drop', got {on_missing!r}.")
     if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
+        raise InputError(f"Unknown method {method!r}; choose one of {', '.join(METHODS)}.")
     if weights is None:
         return
     if not (len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < np.inf):
-        raise ValueError(f"Needed one weight of 0 or more for each of the {count} files, got {list(weights)}.")
+        raise InputError(f"Needed one weight of 0 or more for each of the {count} files, got {list(weights)}.")
     if method == "median":
-        raise ValueError("A median has no weights; use method='mean' or 'standardized'.")
+        raise InputError("A median has no weights; use method='mean' or 'standardized'.")
 
 
 def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
     for path, weight in zip(paths, weights, strict=True):
         columns = _parquet_columns(path) if path.suffix == ".parquet" else ROW_TYPES
         if weight and "pos_score" in columns and "neg_score" not in columns:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds margins, which belong to a row and not to its pairs; give scores, or the weight 0."
             )
     first = next(_read_batches(paths[0]), None)
     if first is not None and "doc_id" in first.schema.names:
-        raise ValueError(f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(PAIR_COLUMNS)}.")
+        raise InputError(f"{paths[0]} holds pairs; the first file gives the rows and needs {', '.join(PAIR_COLUMNS)}.")
 
 
 def _distribute(path: Path, buckets: BucketFile, progress: tqdm) -> tuple[float, float]:
@@ -119,7 +120,7 @@ def _distribute(path: Path, buckets: BucketFile, progress: tqdm) -> tuple[float,
         mean += difference * count / (before + count)
         progress.update(count)
     if len(buckets) == 0:
-        raise ValueError(f"{path} holds no rows.")
+        raise InputError(f"{path} holds no rows.")
     return mean, (squares / len(buckets)) ** 0.5 or 1.0
 
 
@@ -157,7 +158,7 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
             is_good = pc.is_finite(column) if "score" in name else column.is_valid()
             row = is_good.fill_null(False).index(False).as_py()
             if row >= 0:
-                raise ValueError(f"{path} row {start + row}: {name} must be present and finite, got {column[row]}.")
+                raise InputError(f"{path} row {start + row}: {name} must be present and finite, got {column[row]}.")
             columns[name] = column
         start += len(batch)
         if "pos_score" in columns and "neg_score" not in columns:  # margins
@@ -175,7 +176,7 @@ def _parquet_columns(path: Path) -> dict[str, str]:
         if set(layout) <= set(names):
             return dict(zip(own_names, layout, strict=True))
     known = "; ".join(map(", ".join, layouts))
-    raise ValueError(f"{path} has the columns {', '.join(names)}; needed {known}.")
+    raise InputError(f"{path} has the columns {', '.join(names)}; needed {known}.")
 
 
 def _average(
@@ -237,7 +238,7 @@ def _raise_missing(paths: list[Path], batch: pa.RecordBatch, start: int, part: n
     query_id, doc_id = batch["query_id"][row], batch[TRIPLE_COLUMNS[1 + side]][row]
     lacking = [str(path) for path, has in zip(paths, part["is_present"][row, side], strict=True) if not has]
     where = f"row {start + row}" if paths[0].suffix == ".parquet" else f"line {nth_line(paths[0], start + row)}"
-    raise KeyError(
+    raise UnknownIdError(
         f"{paths[0]} {where}: the pair {str(query_id)!r} {str(doc_id)!r} is not in {', '.join(lacking)} ({count:,} "
         "scores of the first file lack one); on_missing='average' uses the files that have it, 'drop' skips such rows."
     )

@@ -21,6 +21,7 @@ from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import PAIR_COLUMNS, TRIPLE_COLUMNS
 from ..data.tables import nth_line, number, read_tsv, tsv_lines
 from ..data.texts import TextStore
+from ..errors import InputError, UnknownIdError
 
 # What str.rstrip() removes; Arrow's own trim of white space takes three times as long.
 BLANKS = "".join(chr(code) for code in range(0x110000) if chr(code).isspace())
@@ -55,11 +56,11 @@ def expand_ids(
     Raises:
         FileNotFoundError: if the score file does not exist.
         FileExistsError: if the output exists and `overwrite` is False.
-        ValueError: with file and line, for a malformed row, or a text that contains a tab or a line break.
-        KeyError: with file, line, id and counts, for an id that a store lacks.
+        InputError: with file and line, for a malformed row, or a text that contains a tab or a line break.
+        UnknownIdError: with file, line, id and counts, for an id that a store lacks.
     """
     if on_missing not in ("error", "skip"):
-        raise ValueError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
+        raise InputError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")
     path = existing_file(scores, "teacher scores")
     refuse_existing(output, overwrite)
     stores = queries, collection, collection
@@ -82,7 +83,7 @@ def expand_ids(
                 progress.update(block_counts["rows"] + block_counts["skipped"])
                 waiting += islice(blocks, 1)
         if counts["rows"] + counts["skipped"] == 0:
-            raise ValueError(f"{path} holds no rows.")
+            raise InputError(f"{path} holds no rows.")
     return dict(counts)
 
 
@@ -99,7 +100,7 @@ def _expand_block(
     is_known = ~is_missing.any(0)
     if on_missing == "error" and not is_known.all():
         row, side = np.argwhere(is_missing.T)[0].tolist()
-        raise KeyError(
+        raise UnknownIdError(
             f"{path} line {nth_line(path, start + row)}: {TRIPLE_COLUMNS[side]} {str(ids[side][row])!r} is not among "
             f"the {len(stores[side]):,} texts of {stores[side].source}; do the files belong to one release? "
             "on_missing='skip' leaves such rows out and counts them."
@@ -126,7 +127,7 @@ def _take_texts(store: TextStore, rows: np.ndarray) -> pa.LargeStringArray:
     if data.min() <= ord("\r"):  # few texts hold any control character
         bad = np.flatnonzero(pc.match_substring_regex(texts, "[\t\n\r]"))
         if len(bad):
-            raise ValueError(
+            raise InputError(
                 f"{store.source}: the text of id {store.ids_of(rows[bad[:1]])[0]!r} holds a tab or a line break; "
                 "replace them in the source."
             )

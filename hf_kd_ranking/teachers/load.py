@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..errors import InputError
 from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
 from ..models.encoder import max_positions
@@ -80,11 +81,11 @@ def load_teacher(
         device: device of the model; None uses a GPU if there is one.
 
     Raises:
-        ValueError: if the kind is unknown or cannot be recognized, or the label is missing or unknown.
+        InputError: if the kind is unknown or cannot be recognized, or the label is missing or unknown.
         FileNotFoundError: if the model does not exist.
     """
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
+        raise InputError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
     kind = kind or _recognize(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = Path(name_or_path).name or str(name_or_path)
@@ -152,7 +153,7 @@ def _recognize(name_or_path: str) -> str:
             return "classifier"
         if name.endswith("ForCausalLM"):
             return "yes-no"
-    raise ValueError(
+    raise InputError(
         f"{name_or_path} is a {config.model_type} of class {', '.join(names) or 'unknown'}, which gives no score by "
         f"itself; name its kind: kind={'|'.join(KINDS)}."
     )
@@ -166,12 +167,12 @@ def _classifier(
     )
     if info["missing_keys"]:
         lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{name_or_path} lacks {lacking}: without a trained head its scores would be random.")
+        raise InputError(f"{name_or_path} lacks {lacking}: without a trained head its scores would be random.")
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if label is None and len(labels) > 1:
-        raise ValueError(f"{name_or_path} has {len(labels)} outputs; name the one to score by: {', '.join(labels)}.")
+        raise InputError(f"{name_or_path} has {len(labels)} outputs; name the one to score by: {', '.join(labels)}.")
     if label is not None and label not in labels:
-        raise ValueError(f"{name_or_path} has no output {label!r}; it has {', '.join(labels)}.")
+        raise InputError(f"{name_or_path} has no output {label!r}; it has {', '.join(labels)}.")
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     index = 0 if label is None else labels.index(label)
@@ -190,13 +191,13 @@ def _yes_no(
         tokenizer.pad_token = tokenizer.eos_token
     answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
     if {None, tokenizer.unk_token_id} & set(answers):
-        raise ValueError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
+        raise InputError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     limit = _limit(model.config, tokenizer.model_max_length, max_length)
     frame = YES_NO_PREFIX + YES_NO_BODY.format(instruction=instruction, query="", document="") + YES_NO_SUFFIX
     needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
     if needed > limit:
-        raise ValueError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
+        raise InputError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
     processor = _PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
     yes, no = answers
 
@@ -220,11 +221,11 @@ def _bi_encoder(
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ValueError(f"{name_or_path} is a bi-encoder: pip install sentence-transformers.") from error
+        raise InputError(f"{name_or_path} is a bi-encoder: pip install sentence-transformers.") from error
     model = SentenceTransformer(name_or_path, device=str(device), model_kwargs={"dtype": dtype})
     similarity = similarity or {"cos_sim": "cosine"}.get(model.similarity_fn_name, model.similarity_fn_name)
     if similarity not in ("dot", "cosine"):
-        raise ValueError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
+        raise InputError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
     options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
 
     known: dict[str, np.ndarray] = {}  # documents of earlier calls: candidates of many queries are the same

@@ -13,6 +13,7 @@ import datasets
 from ..data.rows import TeacherRows
 from ..data.runs import Run
 from ..data.texts import TextStore, normalized
+from ..errors import InputError, UnknownIdError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class SamplingSettings:
         seed: seed of the sampling.
 
     Raises:
-        ValueError: if a value is invalid.
+        InputError: if a value is invalid.
     """
 
     minimum_grade: int = 1
@@ -56,17 +57,17 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         first, last = self.ranks or (1, 1)
         if first < 1 or last < first:
-            raise ValueError(f"ranks must be a first and a last rank, from 1, got {self.ranks}.")
+            raise InputError(f"ranks must be a first and a last rank, from 1, got {self.ranks}.")
         if self.minimum_grade < 1 or self.documents < 2:
             needed = "minimum_grade must be at least 1 and documents at least 2"
-            raise ValueError(f"{needed}, got {self.minimum_grade} and {self.documents}.")
+            raise InputError(f"{needed}, got {self.minimum_grade} and {self.documents}.")
         if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}.")
+            raise InputError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}.")
         if self.relative_margin is not None and not self.relative_margin > 0:
-            raise ValueError(f"relative_margin must be above 0, got {self.relative_margin}.")
+            raise InputError(f"relative_margin must be above 0, got {self.relative_margin}.")
 
     def check_without_teacher(self) -> None:
-        """Raise ValueError if a setting needs the scores of a teacher."""
+        """Raise InputError if a setting needs the scores of a teacher."""
         needs = {
             f"sampling {self.sampling!r}": self.sampling != "random",
             "teacher_margin": self.teacher_margin != 0,
@@ -75,7 +76,7 @@ class SamplingSettings:
         }
         for name, is_needed in needs.items():
             if is_needed:
-                raise ValueError(f"{name} needs a teacher's scores of the candidates; give them, or leave it out.")
+                raise InputError(f"{name} needs a teacher's scores of the candidates; give them, or leave it out.")
 
 
 def sample_triples(
@@ -107,8 +108,8 @@ def sample_triples(
         a negative give no row.
 
     Raises:
-        ValueError: if no query gives a row, a setting is invalid, or it needs a teacher and there is none.
-        KeyError: if the teacher did not score a document that is needed, or a document has no text.
+        InputError: if no query gives a row, a setting is invalid, or it needs a teacher and there is none.
+        UnknownIdError: if the teacher did not score a document that is needed, or a document has no text.
     """
     sampling = SamplingSettings(**settings)
     if teacher is None:
@@ -126,7 +127,7 @@ def sample_triples(
             rows.append(row)
     summary = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     if not rows:
-        raise ValueError(
+        raise InputError(
             f"No triple: none of the {len(run)} queries of the run has both a document of grade >= "
             f"{sampling.minimum_grade} in the qrels and another candidate that is left ({summary}); do run and qrels "
             "use the same query ids?"
@@ -191,7 +192,7 @@ class _Query:
     def _check_scored(self, needed: Sequence[str]) -> None:
         missing = sorted(set(needed) - self.scores.keys())
         if missing:
-            raise KeyError(
+            raise UnknownIdError(
                 f"The teacher did not score document {missing[0]!r} of query {self.query_id!r} ({len(missing)} are "
                 "missing); score a run that has the positives too."
             )

@@ -16,6 +16,7 @@ from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
 from ..data.runs import Run, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
+from ..errors import InputError, UnknownIdError
 from ..processes import processes
 from .load import Teacher, load_teacher
 
@@ -53,7 +54,7 @@ class _Pairs:
             where = self.rows.row_name(row)
             if self.is_run:
                 where = f"{self.rows.source} query {self.rows[row]['query_id']!r}"
-            raise KeyError(
+            raise UnknownIdError(
                 f"{where}: id {str(ids[missing[0]])!r} is not among the {len(store):,} texts of {store.source} "
                 f"({len(missing):,} of the {len(ids):,} ids looked up are not)."
             )
@@ -88,8 +89,8 @@ def score_teacher(
     Raises:
         FileNotFoundError: if the source does not exist.
         FileExistsError: if the output exists and `overwrite` is False.
-        KeyError: naming file, line and id, if an id has no text.
-        ValueError: if there is a work folder of other inputs, a score is not finite, or the output cannot hold the
+        UnknownIdError: naming file, line and id, if an id has no text.
+        InputError: if there is a work folder of other inputs, a score is not finite, or the output cannot hold the
             rows.
     """
     state, output = processes(), Path(output)
@@ -105,7 +106,7 @@ def score_teacher(
         query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
         scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
         if not np.isfinite(scores).all():
-            raise ValueError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
+            raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
         return {"scores": scores}
 
     count = 0
@@ -143,11 +144,11 @@ def _find_distinct(folder: Path, pairs: _Pairs, teacher: Teacher, output: Path) 
     with keys_path.open("wb") as file:
         for columns, keys in pairs.batches():
             if not takes_lists and not pc.all(pc.equal(pc.list_value_length(columns["doc_ids"]), 2)).as_py():
-                raise ValueError(f"{output}: rows of more than two documents do not fit into TSV; give a .jsonl file.")
+                raise InputError(f"{output}: rows of more than two documents do not fit into TSV; give a .jsonl file.")
             keys.tofile(file)
             digest.update(keys.tobytes())
     if keys_path.stat().st_size == 0:
-        raise ValueError(f"{pairs.rows.source} holds no rows.")
+        raise InputError(f"{pairs.rows.source} holds no rows.")
     for store in (pairs.queries, pairs.documents):
         digest.update(store.fingerprint().encode())
     if not (folder / "pairs.npy").is_file():

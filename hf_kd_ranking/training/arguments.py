@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
+from ..errors import InputError
 from ..losses import LOSSES, get_losses
 from .checkpoints import last_complete
 
@@ -70,10 +71,10 @@ class RankingTrainingArguments(TrainingArguments):
         self.label_names = ["teacher_scores"]
         self.teacher_factor()
         if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a warning
-            raise ValueError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
+            raise InputError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
 
     def teacher_factor(self) -> float | None:
-        """Return `teacher_scale` as a number, or None if it is to be matched; raise a ValueError if it is neither."""
+        """Return `teacher_scale` as a number, or None if it is to be matched; raise an InputError if it is neither."""
         if self.teacher_scale == MATCH:
             return None
         try:
@@ -81,7 +82,7 @@ class RankingTrainingArguments(TrainingArguments):
         except ValueError:
             factor = math.nan
         if not 0 < factor < math.inf:
-            raise ValueError(f"teacher_scale must be a positive number or {MATCH!r}, got {self.teacher_scale!r}.")
+            raise InputError(f"teacher_scale must be a positive number or {MATCH!r}, got {self.teacher_scale!r}.")
         return factor
 
     def checkpoint_to_resume(self) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from ..data.collate import split_batch
+from ..errors import InputError
 from ..losses import listed_margins, spread
 
 
@@ -110,7 +111,7 @@ class MatchTeacherScale(TrainerCallback):
         student, teacher = self._margins()
         spreads = {"student_spread": spread(student), "teacher_spread": spread(teacher)}
         if 0 in spreads.values():
-            raise ValueError(
+            raise InputError(
                 f"teacher_scale 'match' needs margins that are not all zero on the first {len(student)} pairs, got "
                 f"{spreads}; give a number."
             )
@@ -122,7 +123,7 @@ class MatchTeacherScale(TrainerCallback):
         """Return the listed margins of student and teacher on the rows of 8 steps; every process reads all of them."""
         trainer = self.trainer
         if not isinstance(trainer.train_dataset, Sized):
-            raise ValueError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
+            raise InputError("teacher_scale 'match' needs rows that can be read twice, got a stream; give a number.")
         model = trainer.model_wrapped.eval()
         rows = iter(trainer.train_sampler)
         student_margins, teacher_margins = [], []

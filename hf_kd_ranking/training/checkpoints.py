@@ -14,6 +14,8 @@ import xxhash
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
+from ..errors import InputError
+
 RUN_FILE = "run.json"  # in every complete checkpoint; nothing is written after it
 # Config fields that depend on where and by which versions a model was saved.
 VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype"})
@@ -68,7 +70,7 @@ def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
     """Compare a checkpoint with the `describe_run` that resumes it; warn if only the order of rows differs.
 
     Raises:
-        ValueError: naming the fields of model or data that differ, with both values.
+        InputError: naming the fields of model or data that differ, with both values.
     """
     path = Path(checkpoint) / RUN_FILE
     if not path.is_file():
@@ -81,7 +83,7 @@ def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
             differences.append(f"{section}: {difference}")
     if differences:
         more = "; ..." if len(differences) > 3 else ""
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} belongs to another run ({'; '.join(differences[:3])}{more}); resume it with its own model "
             "and data, or start afresh in another output folder."
         )

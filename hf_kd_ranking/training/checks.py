@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.rows import LIST_COLUMNS, TeacherRows
 from ..data.texts import TextStore
+from ..errors import InputError, UnknownIdError
 from ..evaluation.rerank import RerankingEvaluator
 from ..losses import IN_BATCH, LOSSES, check_data, get_losses
 from .arguments import RankingTrainingArguments
@@ -39,7 +40,7 @@ def check_data_sets(
     """Check all rows of a run and the teacher's scores; warn if held-out queries are training queries.
 
     Raises:
-        KeyError, ValueError: as `check_rows`; if a loss needs what the rows lack.
+        InputError: as `check_rows`; if a loss needs what the rows lack.
     """
     places = {}
     if held_out is not None:
@@ -73,7 +74,7 @@ def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingA
             if not LOSSES[name].needs_grades:
                 reading_scores.append(name)
     if reading and not summary.has_margins:
-        raise ValueError(
+        raise InputError(
             f"All teacher margins are 0: in each of the {len(rows):,} rows, the first of them {rows.row_name(0)}, all "
             f"scores are equal, so that {reading[0]} learns nothing; check the teacher, or train with ranknet."
         )
@@ -94,9 +95,9 @@ def endless(
     columns = next(iter(stream), {}).keys()
     if not columns >= set(LIST_COLUMNS):
         found = ", ".join(columns) or "none"
-        raise ValueError(f"The first row of the stream needs the columns {', '.join(LIST_COLUMNS)}, got {found}.")
+        raise InputError(f"The first row of the stream needs the columns {', '.join(LIST_COLUMNS)}, got {found}.")
     if query_clusters is not None:
-        raise ValueError("Batches on one topic need all rows at once, got a stream; leave query_clusters out.")
+        raise InputError("Batches on one topic need all rows at once, got a stream; leave query_clusters out.")
     args.accelerator_config.dispatch_batches = False  # one process that reads for all joins batches of unlike lengths
     return stream.repeat(None)
 
@@ -130,13 +131,13 @@ def check_rows(
         show_progress: True shows a progress bar if the check takes more than 3 seconds.
 
     Raises:
-        KeyError: for queries or documents without a text; names file and line of the first, and the number of rows.
-        ValueError: with file and line, for a document that appears twice in a row; for rows without scores, and for
+        UnknownIdError: for queries or documents without a text, with file and line of the first and how many rows.
+        InputError: with file and line, for a document that appears twice in a row; for rows without scores, and for
             an empty selection.
     """
     rows.check_scores()
     if len(rows) == 0:
-        raise ValueError("There are no teacher rows to train or evaluate on, got 0.")
+        raise InputError("There are no teacher rows to train or evaluate on, got 0.")
     summary = RowSummary(np.zeros(len(queries), dtype=bool))
     no_query, no_document, repeated = _Fault(), _Fault(), _Fault()
     step = max(1, batch_size // len(rows[0]["doc_ids"]))
@@ -165,10 +166,10 @@ def check_rows(
                 f"{store.source} ({fault.rows:,} of {len(rows):,} rows have such ids: {ids})"
             )
     if messages:
-        raise KeyError(f"{'; '.join(messages)}; do scores and texts belong to one release?")
+        raise UnknownIdError(f"{'; '.join(messages)}; do scores and texts belong to one release?")
     if repeated.rows:
         doc_ids = rows[repeated.first]["doc_ids"]
-        raise ValueError(
+        raise InputError(
             f"{rows.row_name(repeated.first)}: document {max(doc_ids, key=doc_ids.count)!r} appears twice in the row "
             f"({repeated.rows:,} of {len(rows):,} rows have such), and has no margin over itself; drop these rows."
         )

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer
 
+from ..errors import InputError
 from ..losses import IN_BATCH, LOSSES
 from ..models import RankerConfig, RankerModel, RankingOutput
 
@@ -27,19 +28,19 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
     """Refuse losses over the batch that student or teacher do not support.
 
     Raises:
-        ValueError: if one cannot score a stored document for another query, or a teacher is missing or not read.
+        InputError: if one cannot score a stored document for another query, or a teacher is missing or not read.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
     reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
     if reading and teacher is None:
-        raise ValueError(f"{reading[0]} needs a live teacher: give in_batch_teacher, such as a trained ColBERT.")
+        raise InputError(f"{reading[0]} needs a live teacher: give in_batch_teacher, such as a trained ColBERT.")
     if teacher is not None and not reading:
-        raise ValueError(f"in_batch_teacher is read only by losses over the batch, and {[*losses]} has none.")
+        raise InputError(f"in_batch_teacher is read only by losses over the batch, and {[*losses]} has none.")
     if not names:
         return
     for role, ranker in (("The student", model), ("in_batch_teacher", teacher)):
         if ranker is not None and not can_be_live(ranker.config):
-            raise ValueError(
+            raise InputError(
                 f"{role}, a {ranker.config.model_type}, reads each document with its query; {names[0]} needs a ranker "
                 "that encodes them separately (can_be_live): BERT_Dot, ColBERT, TK, or a PreTTR with a fixed "
                 "document_position_offset."

@@ -14,6 +14,7 @@ from ..artifacts import write_json
 from ..data.rows import load_teacher_scores
 from ..data.runs import Run, read_qrels, read_run, write_run
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import compare_with_first_stage
@@ -60,16 +61,16 @@ class TrainingJob:
         self.config_overrides = json_option("config_overrides", self.config_overrides)
 
     def check(self) -> None:
-        """Raise a ValueError that names the options that the job lacks."""
+        """Raise an InputError that names the options that the job lacks."""
         required = {"model_name": "--model", "teacher_scores": "--scores"}
         required |= {"collection": "--collection", "queries": "--queries"}
         missing = [option for name, option in required.items() if getattr(self, name) is None]
         if missing:
-            raise ValueError(f"Training needs {', '.join(missing)} as well.")
+            raise InputError(f"Training needs {', '.join(missing)} as well.")
         if (self.candidates is None) != (self.qrels is None):
-            raise ValueError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
+            raise InputError("Evaluation needs both --candidates (a run) and --qrels, or neither.")
         if (self.query_clusters is None) != (self.cluster_model is None):
-            raise ValueError("Batches on one topic need both --query_clusters and --cluster_model, or neither.")
+            raise InputError("Batches on one topic need both --query_clusters and --cluster_model, or neither.")
 
     def load_model(self) -> RankerModel:
         """Load the student as it starts."""
@@ -105,16 +106,16 @@ def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
     """Return an option that is JSON on the command line and a dict in Python; empty if it is not given.
 
     Raises:
-        ValueError: if it is not a JSON object.
+        InputError: if it is not a JSON object.
     """
     if not isinstance(value, str):
         return value or {}
     try:
         options = json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{name} is not valid JSON ({error}): {value!r}.") from error
+        raise InputError(f"--{name} is not valid JSON ({error}): {value!r}.") from error
     if not isinstance(options, dict):
-        raise ValueError(f"--{name} must be a JSON object, got {value!r}.")
+        raise InputError(f"--{name} must be a JSON object, got {value!r}.")
     return options
 
 
@@ -135,7 +136,7 @@ def train_ranker(
         stage), `training`, `job`.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
+        InputError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
         SystemExit: after SIGTERM, with a checkpoint saved and nothing else.
     """
     # 1. Arguments

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..errors import InputError
 from ..models import RankerModel
 from .arguments import RankingTrainingArguments
 
@@ -12,14 +13,14 @@ def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> nn.Modu
     The encoder's own weights do not change then; the layers on top of it are trained fully.
 
     Raises:
-        ValueError: if the ranker has no pretrained encoder.
+        InputError: if the ranker has no pretrained encoder.
         ImportError: if peft is not installed.
     """
     if args.lora_r is None:
         return model
     encoder = model.base_model_prefix
     if not encoder:
-        raise ValueError(
+        raise InputError(
             f"lora_r adapts the linear layers of a pretrained encoder, and a {model.config.model_type} has none; "
             "leave lora_r out."
         )

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from ..artifacts import writing
 from ..data.rows import TeacherRows
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
 
@@ -26,14 +27,14 @@ def cluster_queries(
         (len(queries),) int32, the cluster of each text of the store; -1 for those without rows.
 
     Raises:
-        ValueError: if there are fewer queries than clusters.
+        InputError: if there are fewer queries than clusters.
         ImportError: if faiss is not installed.
     """
     import faiss  # an extra
 
     used = np.unique(rows_of_queries(rows, queries))
     if not 1 <= clusters <= len(used):
-        raise ValueError(f"query_clusters must be 1 to {len(used):,}, the queries of the rows; got {clusters:,}.")
+        raise InputError(f"query_clusters must be 1 to {len(used):,}, the queries of the rows; got {clusters:,}.")
     vectors = ranker.encode_queries(queries[queries.ids_of(used)])
     kmeans = faiss.Kmeans(vectors.shape[1], clusters, niter=20, seed=seed, min_points_per_centroid=1)
     kmeans.train(vectors)

@@ -18,6 +18,7 @@ from ..data.collate import RankingCollator, split_batch
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
+from ..errors import InputError
 from ..evaluation.rerank import RerankingEvaluator
 from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
@@ -55,7 +56,7 @@ class RankingTrainer(Trainer):
         **kwargs: arguments of `transformers.Trainer`, for example `callbacks`.
 
     Raises:
-        KeyError, ValueError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing.
+        InputError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing.
     """
 
     # The loss is scaled in compute_loss, by rows: exact also where the last accumulated batch is a smaller one.
@@ -76,7 +77,7 @@ class RankingTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if queries is None or documents is None or processing_class is None:
-            raise ValueError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
+            raise InputError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
         self.evaluator = evaluator
         self.query_clusters = query_clusters
         self.losses = get_losses(args.loss)
@@ -112,7 +113,7 @@ class RankingTrainer(Trainer):
         if not model.groups_rows:  # left on the CPU by Trainer, where evaluation before training would take hours
             model.to(self.args.device)
         if args.lora_r is not None and not model.groups_rows:
-            raise ValueError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
+            raise InputError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         if in_batch_teacher is not None:
@@ -147,14 +148,14 @@ class RankingTrainer(Trainer):
             resume_from_checkpoint: a checkpoint, or True for the last complete one of the output folder.
 
         Raises:
-            ValueError: if the checkpoint is of another model or other data.
+            InputError: if the checkpoint is of another model or other data.
             FloatingPointError: if a loss is not finite; names the step and its rows.
             OSError: if a checkpoint cannot be written; the ones before it stay.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} holds no complete checkpoint to resume; start afresh.")
+                raise InputError(f"{self.args.output_dir} holds no complete checkpoint to resume; start afresh.")
         if resume_from_checkpoint:
             check_run(resume_from_checkpoint, self._run())
         with self.termination.listening():

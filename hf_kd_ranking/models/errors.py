@@ -1,0 +1,5 @@
+"""The exception for bad input. It stands here because the files of `models` run without the rest of the package."""
+
+
+class InputError(ValueError):
+    """Bad input: a file, a value or an option that the package cannot use; the message says which, and what to do."""
