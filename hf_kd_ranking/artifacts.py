@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
 def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
     """Open a file ("w": UTF-8 text with line feeds; "wb": bytes) that gets its name when the block ends well."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary = _temporary(path)
     encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with temporary.open(mode, **encoding) as file:
@@ -92,7 +93,7 @@ def building(folder: Path, replaces: bool = False) -> Iterator[Path]:
 
     `replaces` replaces a folder of this name; otherwise one that another process has built meanwhile is kept.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -113,6 +114,11 @@ def remove_folder(folder: Path) -> None:
     removed = folder.with_name(f".{folder.name}.removed{os.getpid()}")
     folder.rename(removed)
     shutil.rmtree(removed)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside a path that no other process and no other thread uses."""
+    return path.with_name(f"{path.name}.tmp{os.getpid()}-{threading.get_native_id()}")
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

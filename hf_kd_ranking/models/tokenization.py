@@ -1,5 +1,6 @@
 """Texts to a ranker's inputs: lengths, prefixes and query augmentation on top of any tokenizer."""
 
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -7,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from .base import RankerConfig
 from .errors import InputError
 
 # One entry per text and not yet padded: input name -> token lists, {"input_ids": [[101, ...], ...], ...}.
 TokenLists = dict[str, list[list[int]]]
+# Held during a call: fast tokenizers keep a call's lengths in an object that all threads, and several rankers, share.
+TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,17 @@ class RankingProcessor:
             padded[name] = torch.frombuffer(array("q", flat), dtype=torch.int64).view(*shape, length)
         return padded
 
+    def encode(self, *texts: str | Sequence[str], **settings: Any) -> BatchEncoding:
+        """Call the tokenizer, in one thread at a time."""
+        with TOKENIZER_LOCK:
+            return self.tokenizer(*texts, **settings)
+
     def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
         # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
         settings = {"add_special_tokens": self.adds_special_tokens, "return_attention_mask": True}
         if self.truncation:
             settings |= {"truncation": True, "max_length": max_length}
-        tokens = dict(self.tokenizer(*texts, **settings))
+        tokens = dict(self.encode(*texts, **settings))
         if not self.truncation:
             lengths = [len(row) for row in tokens["input_ids"]]
             count = max(lengths, default=0)

@@ -1,5 +1,6 @@
 """Load any model that scores a text for a query as a teacher: raw scores, without a sigmoid or a softmax."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -123,13 +124,13 @@ class _PromptProcessor(RankingProcessor):
     instruction: str = INSTRUCTION
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
-        prefix = self.tokenizer(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
-        suffix = self.tokenizer(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
+        prefix = self.encode(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
+        suffix = self.encode(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
         room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
         bodies = []
         for query, document in zip(queries, documents, strict=True):
             bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
-        encoding = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)
+        encoding = self.encode(bodies, add_special_tokens=False, truncation=True, max_length=room)
         input_ids = [[*prefix, *body, *suffix] for body in encoding["input_ids"]]
         return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
 
@@ -229,19 +230,21 @@ def _bi_encoder(
     options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
 
     known: dict[str, np.ndarray] = {}  # documents of earlier calls: candidates of many queries are the same
+    lock = threading.Lock()  # threads share these vectors and the tokenizer
 
     def encode(function: Callable, texts: Sequence[str]) -> list[np.ndarray]:
         return list(function(list(texts), **options, convert_to_numpy=True).astype(np.float32))
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         query_texts = list(dict.fromkeys(queries))
-        query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
-        if len(known) > REMEMBERED:
-            known.clear()
-        new = [text for text in dict.fromkeys(documents) if text not in known]
-        if new:
-            known.update(zip(new, encode(model.encode_document, new), strict=True))
-        pairs = zip(queries, documents, strict=True)
-        return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
+        with lock:
+            query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
+            if len(known) > REMEMBERED:
+                known.clear()
+            new = [text for text in dict.fromkeys(documents) if text not in known]
+            if new:
+                known.update(zip(new, encode(model.encode_document, new), strict=True))
+            pairs = zip(queries, documents, strict=True)
+            return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
 
     return score, fingerprint(model, "bi-encoder", similarity, batch_size, dtype)
