@@ -81,6 +81,29 @@ def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: str | os.PathLike, kind: type = dict, what: str = "JSON") -> Any:
+    """Read a JSON file that holds an object, or a list if `kind` is list; messages call the file `what`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        InputError: if it is empty, damaged, or holds something else.
+    """
+    path = existing_file(path, what)
+    try:
+        # An integer that no number of the machine holds becomes a float, infinity, which checks of numbers refuse.
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=_parse_integer)
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8, and of too many brackets
+        raise InputError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+    if not isinstance(content, kind):
+        wanted = "list" if kind is list else "object"
+        raise InputError(f"{path} must be a JSON {wanted}, got {str(content)[:60]!r}; is it another file?")
+    return content
+
+
+def _parse_integer(text: str) -> int | float:
+    return int(text) if len(text) < 19 else float(text)
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write JSON into a file that is complete or absent."""
     with writing(path) as file:
@@ -161,13 +184,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if the folder has no description.
         InputError: if the description is damaged.
     """
-    path = existing_file(folder / DESCRIPTION, "description")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = description["checksum"] == _checksum(description)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
+    path = folder / DESCRIPTION
+    description = read_json(path, what="description")
+    if description.get("checksum") != _checksum(description):
         raise InputError(f"{path} is damaged: its checksum differs; remove {folder} and build it again.")
     return description
 

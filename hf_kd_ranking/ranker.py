@@ -52,10 +52,15 @@ class Ranker:
         **overrides: Any,
     ) -> "Ranker":
         """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
-        model = load_ranker(name_or_path, architecture, **overrides)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
+        try:
+            model = load_ranker(name_or_path, architecture, **overrides)
+            return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
+        except InputError as error:
+            if str(name_or_path) in str(error):
+                raise
+            raise InputError(f"{name_or_path}: {error}") from error
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write weights, config and tokenizer."""
@@ -104,3 +109,6 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         problem = f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]})"
         raise FileNotFoundError(f"{problem}; save the one that the model was trained with into the folder.") from error
+    except Exception as error:  # tokenizers raises Exception itself for files that it cannot read
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"The tokenizer in {name_or_path} is damaged: {reason}; copy its files again.") from error

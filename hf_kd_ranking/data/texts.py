@@ -19,7 +19,7 @@ import xxhash
 
 from ..artifacts import building, cache_folder, existing_file, write_json
 from ..errors import InputError
-from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_strings
+from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, take_strings, write_strings
 from .tables import read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
@@ -126,13 +126,17 @@ class TextStore(IdIndex):
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
         rows = self.rows_of_known(ids, f"texts of {self.source}")
-        return self.texts.take(pa.array(rows)).to_pylist()
+        return self.take(rows)
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """Return the texts of some rows; InputError if the files of the store are damaged."""
+        return take_strings(self.texts, rows, f"The texts in {self.folder}")
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield all (id, text) pairs, ids as strings, in the order of the source."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(self)))
-            yield from zip(self.ids_of(rows), self.texts.take(pa.array(rows)).to_pylist(), strict=True)
+            yield from zip(self.ids_of(rows), self.take(rows), strict=True)
 
     def fingerprint(self) -> str:
         """Return a digest of texts and ids."""

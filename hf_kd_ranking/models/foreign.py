@@ -87,14 +87,29 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:
-    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
+    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist.
+
+    Raises:
+        InputError: if it is damaged, or neither an object nor a list of objects.
+    """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+    items = content if isinstance(content, list) else [content]
+    if not items or not all(isinstance(item, dict) for item in items):
+        raise InputError(f"{path} must hold a JSON object, or a list of them, got {str(content)[:60]!r}.")
+    return content
 
 
 def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
     """Return the settings of the modules by class name, in the order they run; `path` is a module's folder."""
+    if not isinstance(modules, list):
+        raise _refusal(name, "its modules.json is not a list")
     chain = {}
     for module in modules:
         class_name = module["type"].rpartition(".")[2]

@@ -84,7 +84,8 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
         return model_class.from_pretrained(name_or_path, **overrides)
     if architecture is not None:
         return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
-    model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
+    with clear_errors(name_or_path):
+        model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
         choices = "|".join(ARCHITECTURES)
         raise InputError(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import bm25s
-import pyarrow as pa
 import Stemmer
 
 from ..artifacts import has_description, open_version
@@ -54,7 +53,7 @@ class BM25Index(Index):
         if tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
         rows = documents.distinct_rows()
-        tokens = _tokenize(documents.texts.take(pa.array(rows)).to_pylist(), tokenization)
+        tokens = _tokenize(documents.take(rows), tokenization)
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(rows) > 100_000)
         description = {"kind": "bm25", "collection": documents.fingerprint(), "documents": len(rows)}

@@ -43,7 +43,7 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that scores pairs.
+    """A model that scores pairs; of several threads that call it, one at a time is served.
 
     Args:
         name: short name, for file names and cards.
@@ -54,6 +54,15 @@ class Teacher:
     name: str
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        lock, score = threading.Lock(), self.score
+
+        def score_in_turn(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+            with lock:  # its tokenizer and the vectors that it remembers are shared
+                return score(queries, documents)
+
+        object.__setattr__(self, "score", score_in_turn)
 
 
 def load_teacher(
@@ -124,13 +133,13 @@ class _PromptProcessor(RankingProcessor):
     instruction: str = INSTRUCTION
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
-        prefix = self.encode(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
-        suffix = self.encode(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
+        prefix = self.tokenizer(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
+        suffix = self.tokenizer(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
         room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
         bodies = []
         for query, document in zip(queries, documents, strict=True):
             bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
-        encoding = self.encode(bodies, add_special_tokens=False, truncation=True, max_length=room)
+        encoding = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)
         input_ids = [[*prefix, *body, *suffix] for body in encoding["input_ids"]]
         return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
 
@@ -230,21 +239,19 @@ def _bi_encoder(
     options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
 
     known: dict[str, np.ndarray] = {}  # documents of earlier calls: candidates of many queries are the same
-    lock = threading.Lock()  # threads share these vectors and the tokenizer
 
     def encode(function: Callable, texts: Sequence[str]) -> list[np.ndarray]:
         return list(function(list(texts), **options, convert_to_numpy=True).astype(np.float32))
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         query_texts = list(dict.fromkeys(queries))
-        with lock:
-            query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
-            if len(known) > REMEMBERED:
-                known.clear()
-            new = [text for text in dict.fromkeys(documents) if text not in known]
-            if new:
-                known.update(zip(new, encode(model.encode_document, new), strict=True))
-            pairs = zip(queries, documents, strict=True)
-            return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
+        query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
+        if len(known) > REMEMBERED:
+            known.clear()
+        new = [text for text in dict.fromkeys(documents) if text not in known]
+        if new:
+            known.update(zip(new, encode(model.encode_document, new), strict=True))
+        pairs = zip(queries, documents, strict=True)
+        return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
 
     return score, fingerprint(model, "bi-encoder", similarity, batch_size, dtype)

@@ -405,9 +405,3 @@ def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, mon
     teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
     documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
     check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])
-
-
-def test_threads_cut_the_same_prompts(language_model, check_threads):
-    processor = load_teacher(str(language_model), device="cpu", max_length=700).score.args[1]
-    documents = ["king moon " * 800] * 2
-    check_threads([lambda: processor.pairs(QUERIES[:2], documents)["input_ids"]])
