@@ -82,7 +82,7 @@ def find_candidates(work: Workspace, context: Context, data: Material) -> None:
 def mix(
     work: Workspace, context: Context, name: str, sources: Mapping[str, Artifact], shares: Mapping[str, float]
 ) -> Artifact:
-    """Mix training candidates of several sources by their shares."""
+    """Mix training candidates from all sources by their shares."""
     inputs = (sources, shares, context.job.candidates_per_query, context.grades("train"))
     return work.step(name, candidates.mix_candidates, *inputs)
 
