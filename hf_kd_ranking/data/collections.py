@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 class RankingCollection:
     """Queries, documents and judgments that belong together; each is read at its first use.
 
-    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
+    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; not all need to be there.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -53,6 +53,11 @@ class RankingCollection:
     def qrels(self) -> dict[str, dict[str, int]]:
         """query_id -> {doc_id: grade}."""
         return self._parts["qrels"]()
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether there are documents."""
+        return "documents" in self._parts
 
     def judged_queries(self) -> dict[str, str]:
         """Return the queries that have judgments, or all queries of a collection without judgments."""

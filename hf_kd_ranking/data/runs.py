@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import pyarrow.csv
 
 from ..artifacts import existing_file, writing
 from ..errors import InputError
+from .ids import IdIndex
 from .tables import BYTE_ORDER_MARK, nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
@@ -181,12 +182,15 @@ def _has_space(ids: pa.Array) -> np.ndarray:
     return pc.match_substring_regex(ids, WHITE_SPACE).to_numpy(zero_copy_only=False)
 
 
-def check_run_ids(ids: pa.Array, what: str) -> None:
+def check_run_ids(ids: IdIndex | Iterable[str], what: str) -> None:
     """Refuse ids that a run cannot hold, before the work that makes the run; messages call them `what`.
 
     Raises:
         InputError: naming the first id that holds white space, or is empty.
     """
+    ids = ids.strings if isinstance(ids, IdIndex) else pa.array(ids, pa.string())
+    if ids is None:  # integers
+        return
     is_bad = _has_space(ids) | pc.equal(pc.binary_length(ids), 0).to_numpy(zero_copy_only=False)
     if is_bad.any():
         _check_no_space(ids[int(is_bad.argmax())].as_py(), what=f" of the {what}")

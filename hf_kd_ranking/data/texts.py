@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -24,6 +25,28 @@ from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_string
 from .tables import json_id, read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
+
+
+class Collection(NamedTuple):
+    """What texts and all that is built from them have in common."""
+
+    fingerprint: str | None  # of ids and texts; None where an earlier release did not store it
+    source: str  # name of the file, for messages
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> "Collection":
+        """Return the collection in the description of an index."""
+        return cls(description.get("collection"), description.get("source", "an unknown source"))
+
+
+def check_same_collection(parts: Mapping[str, Collection]) -> None:
+    """Refuse, by an InputError that names them, parts (name -> collection) that were made from different texts."""
+    if len({collection.fingerprint for collection in parts.values()}) > 1:
+        found = []
+        for name, (fingerprint, source) in parts.items():
+            found.append(f"{name}: {source} (fingerprint {str(fingerprint)[:12]})")
+        problem = f"The parts have one collection; these have different ones: {', '.join(found)}"
+        raise InputError(f"{problem}; open what was built from these texts, or build it again.")
 
 
 def normalized(text: str) -> str:
@@ -170,6 +193,11 @@ class TextStore(IdIndex):
     def fingerprint(self) -> str:
         """Return the digest of texts and ids that was computed when the store was built."""
         return self.description["fingerprint"]
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that the texts are."""
+        return Collection(self.fingerprint(), Path(self.source).name)
 
     def compute_fingerprint(self) -> str:
         """Return `fingerprint` of the files as they are now, which differs if one is damaged."""

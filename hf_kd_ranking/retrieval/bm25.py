@@ -82,8 +82,9 @@ class BM25Index(Index):
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(documents) > 100_000)
-        description = {"kind": "bm25", "collection": documents.fingerprint(), "source": documents.source}
-        description |= {"documents": len(documents), "k1": k1, "b": b, "language": language}
+        collection, source = documents.collection
+        description = {"kind": "bm25", "collection": collection, "source": source, "documents": len(documents)}
+        description |= {"k1": k1, "b": b, "language": language}
         index = cls(retriever, IdIndex.build(documents.columns()), description)
         if folder is not None:
             index.save(folder)
