@@ -132,6 +132,7 @@ def triples(
         ),
     ] = None,
     collection: Annotated[Path | None, typer.Option(help="Documents, to leave out copies of positives.")] = None,
+    exclude_same_id: options.ExcludeSameId = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
@@ -141,6 +142,8 @@ def triples(
     """
     refuse_existing(output, overwrite)
     run, judgments = read_run(candidates), read_qrels(qrels)
+    if exclude_same_id:
+        run = run.without_same_ids()
     teacher = scores and read_run(scores)
     texts = collection and TextStore.from_file(collection)
     left_out: Counter[str] = Counter()

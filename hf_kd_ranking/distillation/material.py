@@ -43,7 +43,7 @@ def prepare(work: Workspace, context: Context, train_teacher: Callable[[str, str
 
     `train_teacher` trains an architecture on the labels, given its name, the name of the teacher and the material.
     """
-    data = Material(work.step("bm25", candidates.index_collection, context))
+    data = Material(work.step("bm25", candidates.index_collection, context.job.language, context))
     find_candidates(work, context, data)
     if not context.job.brings_rows:
         score(work, context, data, train_teacher)
@@ -82,7 +82,7 @@ def find_candidates(work: Workspace, context: Context, data: Material) -> None:
 def mix(
     work: Workspace, context: Context, name: str, sources: Mapping[str, Artifact], shares: Mapping[str, float]
 ) -> Artifact:
-    """Mix training candidates of several sources by their shares."""
+    """Mix training candidates from all sources by their shares."""
     inputs = (sources, shares, context.job.candidates_per_query, context.grades("train"))
     return work.step(name, candidates.mix_candidates, *inputs)
 

@@ -33,7 +33,7 @@ class Measured(NamedTuple):
 
     systems: Sequence[System]
     first_stages: Mapping[str, Artifact]  # name -> its ranking; the first one found the candidates
-    teachers: Mapping[str, Artifact]  # "teacher", or "teacher NAME" of several -> its ranking
+    teachers: Mapping[str, Artifact]  # "teacher", or "teacher NAME" if there are more -> its ranking
     rankings: Mapping[str, Sequence[Artifact]]  # system -> its rankings, one per seed
     judgments: Artifact  # of the test queries
     points: Artifact

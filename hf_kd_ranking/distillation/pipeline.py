@@ -24,7 +24,7 @@ from .material import MEAN, Material, Rows, mix, prepare, sample_lists, score_sp
 from .outcome import Measured, verdict, write_outcome
 from .points import System
 from .students import Recipe, Student, choose_rate, kept_layers, train_student
-from .work import Artifact, Workspace, stopping_at_termination
+from .work import Artifact, Workspace, stopping_at_signals
 
 Students = dict[str, list[Student]]  # name -> one per seed
 
@@ -226,7 +226,7 @@ def distill(job: DistillJob) -> dict[str, Any]:
             the output.
         TargetNotMetError: if the teacher is no better than the first stage, or no pipeline is within the budget.
     """
-    with stopping_at_termination():
+    with stopping_at_signals():
         context, work = Context(job), Workspace(Path(job.output))
         is_main = processes().is_main_process
         with locked(work.folder) if is_main else nullcontext():
@@ -251,7 +251,7 @@ def make_plan(job: DistillJob) -> list[Cost]:
     Raises:
         InputError, FileNotFoundError: as `distill` raises before any work.
     """
-    with stopping_at_termination():
+    with stopping_at_signals():
         context = Context(job)
         plan = Plan(context)
         plan.claim(subject(job))

@@ -1,6 +1,6 @@
 """Steps of a long job: each makes one folder, runs once for the same inputs, and resumes after an interruption.
 
-In a job of several processes (`accelerate launch`) all walk the same list of steps. The main process runs a step by
+Where a job has more than one process (`accelerate launch`), all walk the same list of steps. The main process runs a step by
 itself, except for functions that are marked with `shared`, which all processes call together.
 """
 
@@ -104,6 +104,7 @@ class Workspace:
         Raises:
             FileExistsError: if the folder contains files that no step wrote.
         """
+        raise_received_signal()
         artifact, state = self.locate(name, function, *inputs), processes()
         is_done = self.is_done(artifact)
         state.wait_for_everyone()  # all processes have seen the same state of the folder
@@ -210,21 +211,37 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _stop(*_: Any) -> None:
-    raise SystemExit("Stopped by SIGTERM; the same command resumes.")
+# The signal that should have ended the job. Python discards an exception that a signal raises within a finaliser or
+# the callback of a weak reference, so that the next step raises it again.
+_received: list[int] = []
+
+
+def _stop(number: int, _: Any) -> None:
+    _received.append(number)
+    raise_received_signal()
+
+
+def raise_received_signal() -> None:
+    """Raise KeyboardInterrupt or SystemExit if the job has received a signal to end."""
+    if signal.SIGINT in _received:
+        raise KeyboardInterrupt
+    if _received:
+        raise SystemExit("Stopped by SIGTERM; the same command resumes.")
 
 
 @contextmanager
-def stopping_at_termination() -> Iterator[None]:
-    """End at once at SIGTERM, with a message; within a training it first saves a checkpoint."""
+def stopping_at_signals() -> Iterator[None]:
+    """End at once at SIGTERM, with a message, and at Ctrl-C; at SIGTERM a training first saves a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _stop)
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _received.clear()
 
 
 # ---- Identity of inputs ---------------------------------------------------------------------------------------------

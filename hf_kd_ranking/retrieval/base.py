@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
 from ..data.runs import Run
+from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import PROGRESS_FROM, fingerprint
 from ..models import RankerConfig
@@ -53,6 +54,11 @@ class Index:
         refuse_replacing(Path(folder), self.description["kind"], overwrite)
         with new_version(Path(folder), self.description) as data:
             self._write(data)
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that was indexed."""
+        return Collection.of(self.description)
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
         """Return the best k documents of every query; tied documents are in the order of the collection.

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..artifacts import has_description, new_version, open_version
 from ..data.ids import map_array
+from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
@@ -69,6 +70,11 @@ class ColBERTIndex(Index):
             for name in ("centroids", "starts", "lists"):
                 setattr(index, name, map_array(data / f"{name}.npy"))
         return index
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that was indexed."""
+        return self.store.collection
 
     def __len__(self) -> int:
         return len(self.store)

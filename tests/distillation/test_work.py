@@ -1,6 +1,8 @@
 """Steps run once for the same inputs, resume, and never take files of others."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from hf_kd_ranking.distillation.work import (
     inputs_digest,
     path_identity,
     shared,
+    stopping_at_signals,
 )
 
 
@@ -166,3 +169,25 @@ def test_long_inputs_are_described_by_a_digest(work):
     work.step("long", write, ["q"] * 1_000, "short")
     long, short = json.loads((work.folder / "long/artifact.json").read_text())["inputs"]
     assert len(long) == 64 and short == "short"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_signal_that_python_discards_ends_the_job_at_the_next_step(work, number, error):
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    previous, made = signal.getsignal(number), []
+
+    def make(folder, name):
+        if name == "first":
+            Finalised()
+        made.append(name)
+
+    with pytest.raises(error), stopping_at_signals():
+        work.step("first", make, "first")
+        work.step("second", make, "second")
+    assert made == ["first"]
+    assert signal.getsignal(number) is previous
+    work.step("second", make, "second")
