@@ -108,8 +108,8 @@ class DistillJob:
     )
     loss: str | None = HfArg(
         default=None,
-        help="Loss with a teacher; without one it is RankNet on the labels. The default is the measured "
-        "recipe, see the guide.",
+        help="Loss with a teacher; without one it is RankNet on the labels. The default is in_batch_kl_div if there "
+        "is one teacher, which encodes queries and documents separately, else margin_mse.",
     )
     learning_rates: list[float] = HfArg(
         default_factory=lambda: [5e-5, 1.5e-4],

@@ -1,7 +1,7 @@
 """Steps of a long job: each makes one folder, runs once for the same inputs, and resumes after an interruption.
 
-Where a job has more than one process (`accelerate launch`), all walk the same list of steps. The main process runs a step by
-itself, except for functions that are marked with `shared`, which all processes call together.
+Where a job has more than one process (`accelerate launch`), all walk the same list of steps. The main process runs a
+step by itself, except for functions that are marked with `shared`, which all processes call together.
 """
 
 import hashlib
