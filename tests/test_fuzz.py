@@ -622,7 +622,9 @@ def fault_of(reader: Reader, name: str, outcome: tuple, path: Path, content: byt
     if left:
         return f"left behind: {left}"
     names = {path.name, *reader.file.split("/")[:1]}
-    if reader.kind != "options, YAML" and not any(part in errors[0] for part in names):
+    # Or the id that is not in another file, or cannot be in a run.
+    is_named = any(part in errors[0] for part in (*names, "ids are not among", "cannot hold the id"))
+    if reader.kind != "options, YAML" and not is_named:
         return f"does not name the file: {errors[0][:300]}"
     return None
 

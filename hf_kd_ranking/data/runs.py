@@ -175,7 +175,9 @@ def _read_at_once(path: Path) -> _Columns | None:
     columns = _Columns(queries, documents, ranks.to_numpy(), scores.to_numpy())
     is_plain = np.isfinite(columns.scores).all() and not _has_repeated(queries, documents)
     has_marks = pc.any(pc.starts_with(queries.dictionary, BYTE_ORDER_MARK)).as_py()
-    if not is_plain or has_marks or _has_space(queries.dictionary).any() or _has_space(documents).any():
+    for ids in (queries.dictionary, documents):
+        is_plain = is_plain and not _has_space(ids).any() and pc.min(pc.binary_length(ids)).as_py() > 0
+    if not is_plain or has_marks:
         return None
     return columns
 
