@@ -176,8 +176,14 @@ JSON_DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "markup": lambda content, rng: b"<!DOCTYPE html><html><body>404</body></html>\n",
     "null bytes": lambda content, rng: bytes(len(content)),
     "two objects": lambda content, rng: content.rstrip() + b" " + content,
-    **{f"value {number}": change_value for number in range(12)},
-    **{f"key removed {number}": remove_key for number in range(5)},
+    **{f"value {number}": change_value for number in range(10)},
+    **{f"key removed {number}": remove_key for number in range(4)},
+}
+
+
+# For files whose content has a digest, or is read by a slow verb.
+FEW_JSON_DAMAGES = {
+    name: damage for name, damage in JSON_DAMAGES.items() if not name.startswith(("value", "key")) or name[-1] in "123"
 }
 
 
@@ -317,6 +323,7 @@ class Reader:
         read: reads the file by the public Python function.
         values: the same values by the second implementation, or any exception.
         harmless: damages that change nothing in what is read.
+        has_twin: whether the undamaged file passes.
     """
 
     kind: str
@@ -326,6 +333,7 @@ class Reader:
     read: Callable[[Path], object] | None = None
     values: Callable[[bytes], object] | None = None
     harmless: Sequence[str] = ()
+    has_twin: bool = True
 
 
 def texts_of(path: Path) -> dict[str, str]:
@@ -462,10 +470,13 @@ READERS += [
         "measured efficiency",
         "results/efficiency.json",
         ["report --results {file} --output {out}/x.html", "push {good}/model me/x --dry-run --efficiency {path}"],
-        JSON_DAMAGES,
+        FEW_JSON_DAMAGES,
     ),
     Reader(
-        "training history", "results/training/a.json", ["report --results {file} --output {out}/x.html"], JSON_DAMAGES
+        "training history",
+        "results/training/a.json",
+        ["report --results {file} --output {out}/x.html"],
+        FEW_JSON_DAMAGES,
     ),
     Reader("manifest", "model/manifest.json", ["push {file} me/x --dry-run"], JSON_DAMAGES),
     Reader("config", "model/config.json", [CHECKPOINT], JSON_DAMAGES),
@@ -485,12 +496,14 @@ READERS += [
 ]
 SEARCH_INDEX = "search --index {file} --queries {good}/queries.tsv --output {out}/x.trec"
 for file in ("v1/vocab.index.json", "v1/params.index.json"):
-    READERS.append(Reader(f"BM25, {file}", f"bm25/{file}", [SEARCH_INDEX], JSON_DAMAGES))
+    READERS.append(Reader(f"BM25, {file}", f"bm25/{file}", [SEARCH_INDEX], FEW_JSON_DAMAGES))
 for file in ("v1/data.csc.index.npy", "v1/indptr.csc.index.npy"):
     READERS.append(Reader(f"BM25, {file}", f"bm25/{file}", [SEARCH_INDEX], BINARY_DAMAGES))
 READERS += [
-    Reader("BM25's description", "bm25/artifact.json", [SEARCH_INDEX], JSON_DAMAGES),
-    Reader("vectors' description", "vectors/artifact.json", [SEARCH_INDEX + " --model {good}/model"], JSON_DAMAGES),
+    Reader("BM25's description", "bm25/artifact.json", [SEARCH_INDEX], FEW_JSON_DAMAGES),
+    Reader(
+        "vectors' description", "vectors/artifact.json", [SEARCH_INDEX + " --model {good}/model"], FEW_JSON_DAMAGES
+    ),
     Reader("vectors", "vectors/v1/vectors.npy", [SEARCH_INDEX + " --model {good}/model"], BINARY_DAMAGES),
     Reader("faiss index", "vectors/dense/v1/dense.faiss", [SEARCH_INDEX + " --model {good}/model"], BINARY_DAMAGES),
 ]
@@ -500,6 +513,27 @@ for file in ("texts.bin", "texts.offsets.npy", "ids.bin", "ids.offsets.npy", "ke
 READERS += [
     Reader("text store's description", "store/store.json", [INDEX_STORE], JSON_DAMAGES),
     Reader("pipeline", "pipeline/pipeline.json", ["serve --pipeline {file} --space {out}/x"], JSON_DAMAGES),
+]
+# The other verbs read the same files, and load or train a model for each case.
+FEW = ("truncated", "empty", "binary", "utf-16", "column missing", "nan", "long line", "null bytes")
+FEW_TEXT = {"damages": {name: TEXT_DAMAGES[name] for name in FEW}}
+FEW_BINARY = {name: BINARY_DAMAGES[name] for name in ("truncated", "empty", "null bytes")}
+BENCHMARK = (
+    "benchmark --model {good}/model --queries {good}/queries.tsv --collection {good}/collection.tsv "
+    "--candidates {file} --rounds 1 --warm-up 0 --output {out}/x.json"
+)
+DISTILL = "distill --collection {file} --queries {good}/queries.tsv --teacher {good}/scores.tsv --output {out}/x --plan-only --held-out 0.5"
+READERS += [
+    Reader("training's rows", "scores.tsv", [TRAIN], **FEW_TEXT),
+    Reader("candidates that are timed", "run.trec", [BENCHMARK], **FEW_TEXT),
+    # Without an undamaged one, whose plan would need the encoders of the students.
+    Reader("collection to distil on", "collection.tsv", [DISTILL], DISTILL_DAMAGES, has_twin=False),
+    Reader(
+        "weights to export",
+        "model/model.safetensors",
+        ["export --model {file} --to sentence-transformer --output {out}/x"],
+        FEW_BINARY,
+    ),
 ]
 
 
@@ -632,7 +666,9 @@ def fault_of(reader: Reader, name: str, outcome: tuple, path: Path, content: byt
 @pytest.mark.parametrize("reader", READERS, ids=[reader.kind for reader in READERS])
 def test_damaged_files_are_read_or_refused(reader, good, call, tmp_path, monkeypatch):
     content, faults = (good / reader.file).read_bytes(), []
-    cases = [("undamaged", number, content) for number in range(len(reader.commands))]
+    cases = []
+    if reader.has_twin:
+        cases = [("undamaged", number, content) for number in range(len(reader.commands))]
     for number, (name, damage) in enumerate(reader.damages.items()):
         damaged = damage(content, random.Random(f"{reader.kind} {name}"))
         cases.append((name, number, damaged))
