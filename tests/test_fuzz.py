@@ -522,7 +522,11 @@ BENCHMARK = (
     "benchmark --model {good}/model --queries {good}/queries.tsv --collection {good}/collection.tsv "
     "--candidates {file} --rounds 1 --warm-up 0 --output {out}/x.json"
 )
-DISTILL = "distill --collection {file} --queries {good}/queries.tsv --teacher {good}/scores.tsv --output {out}/x --plan-only --held-out 0.5"
+DISTILL = (
+    "distill --collection {file} --queries {good}/queries.tsv --teacher {good}/model --output {out}/x --plan-only "
+    "--held-out 0.4"
+)
+DISTILL_DAMAGES = {name: TEXT_DAMAGES[name] for name in ("empty", "binary", "utf-16", "column missing", "not utf-8")}
 READERS += [
     Reader("training's rows", "scores.tsv", [TRAIN], **FEW_TEXT),
     Reader("candidates that are timed", "run.trec", [BENCHMARK], **FEW_TEXT),
