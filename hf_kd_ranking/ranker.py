@@ -70,6 +70,8 @@ class Ranker:
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
         """Return indices into `documents` with their scores, best first; ties keep the order given."""
+        if len(documents) == 0 and not isinstance(documents, str):
+            return []
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 

@@ -55,14 +55,14 @@ class Run(dict[str, list[tuple[str, float]]]):
         return run
 
 
-def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]]) -> Run:
+def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]], drop_repeated: bool = False) -> Run:
     """Return a run of the user as a `Run`, with ids as strings.
 
     A ranking may also be a dictionary, doc_id -> score, as of pytrec_eval and BEIR, which is sorted by score.
 
     Raises:
         InputError: with the query, if a ranking is of another form, a score is not a finite number, or a document is
-            listed twice.
+            listed twice, unless `drop_repeated` keeps the first one only.
     """
     checked = Run()
     for query_id, ranking in run.items():
@@ -78,8 +78,12 @@ def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]])
         if not all(isinstance(doc_id, str) for doc_id, _ in pairs):
             pairs = [(str(doc_id), score) for doc_id, score in pairs]
         if len(dict(pairs)) < len(pairs):
-            repeated = next(doc_id for doc_id, count in Counter(doc_id for doc_id, _ in pairs).items() if count > 1)
-            raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
+            counts = Counter(doc_id for doc_id, _ in pairs)
+            if not drop_repeated:
+                repeated = counts.most_common(1)[0][0]
+                raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
+            first = dict(reversed(pairs))  # doc_id -> its first score
+            pairs = [(doc_id, first[doc_id]) for doc_id in counts]
         if is_mapping:
             pairs = sorted(pairs, key=lambda scored: -scored[1])
         checked[str(query_id)] = pairs

@@ -69,9 +69,13 @@ class Index:
             **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
+            TypeError: if a query is not a string.
             InputError: if k is not positive.
         """
         check_k(k)
+        for query in queries.values():
+            if not isinstance(query, str):
+                raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
         run, query_ids = Run(), list(queries)
         starts = range(0, len(query_ids), self.queries_at_once)
         for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):
