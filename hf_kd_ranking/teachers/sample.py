@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ..data.rows import TeacherRows
-from ..data.runs import Run, as_run
+from ..data.runs import Run, as_qrels, as_run
 from ..data.texts import TextStore, normalized
 from ..errors import InputError, UnknownIdError
 
@@ -115,6 +115,7 @@ def sample_triples(
     if teacher is None:
         sampling.check_without_teacher()
     run, teacher = as_run(run, drop_repeated=True), teacher and as_run(teacher, drop_repeated=True)
+    qrels = as_qrels(qrels)
     counts = Counter(dict.fromkeys(LEFT_OUT, 0))
     rows = []
     for query_id, ranking in run.items():

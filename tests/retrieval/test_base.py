@@ -194,6 +194,8 @@ def test_model_identity_ignores_the_query_side(ranker, encoder):
 def test_search_for_nothing_is_empty_and_for_no_text_refused(documents, store):
     for index in (kd.BM25Index.build(documents), kd.DenseIndex.build(store)):
         assert index.search({}) == {}
+        with pytest.raises(TypeError, match="Queries are a dictionary, query_id -> text, got str"):
+            index.search("cat")
         for query in (None, float("nan"), ["cat"]):
             with pytest.raises(TypeError, match=f"A query is a str, got {type(query).__name__}"):
                 index.search({"q": "cat", "r": query})
