@@ -17,7 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .artifacts import building, content_digest, read_description, read_json, write_json
-from .data.runs import Run
+from .data.runs import Run, as_run
 from .data.texts import Collection, TextStore, check_same_collection
 from .errors import InputError
 from .interop.onnx import OnnxRanker
@@ -119,9 +119,6 @@ class Pipeline:
             InputError: if k is not positive, or the pipeline has neither a first stage nor an index.
         """
         check_k(k)
-        for query in queries.values():
-            if not isinstance(query, str):
-                raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
         if self.index is not None:
             return self._search_index(queries, k)
         if self.first_stage is None:
@@ -139,6 +136,7 @@ class Pipeline:
         Raises:
             UnknownIdError: if a query has no text, or a document has neither a text nor a stored vector.
         """
+        candidates = as_run(candidates)
         if self.ranker is None:
             return candidates
         scored = self._score(Run({query_id: ranking for query_id, ranking in candidates.items() if ranking}), queries)

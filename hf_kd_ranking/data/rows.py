@@ -309,23 +309,28 @@ def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
     path = Path(path)
     if rows.has_only_margins and path.suffix != ".parquet":
         raise InputError(f"{path}: only .parquet can say that rows hold margins and not scores.")
+    are_pairs = _are_pairs(rows)
+    check_format(path, rows.has_scores, are_pairs)
     if path.suffix == ".jsonl":
-        if not rows.has_scores:
-            raise InputError(f"{path}: rows without scores are written as .tsv or .parquet.")
         with writing(path) as file:
             for row in rows.rows:
                 file.write(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n")
         return
-    are_pairs = _are_pairs(rows)
     if path.suffix == ".parquet":
         with writing(path, "wb") as file:
             _write_parquet(rows, file, are_pairs)
         return
-    if not are_pairs:
-        raise InputError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
     with writing(path, "wb") as file:
         for _, columns in rows.batches(size=1 << 17):
             file.writelines(tsv_lines([*as_pairs(columns).values()]))
+
+
+def check_format(path: Path, has_scores: bool, are_pairs: bool) -> None:
+    """Refuse, by an InputError, a file whose format, by its suffix, cannot hold rows with or without scores."""
+    if path.suffix == ".jsonl" and not has_scores:
+        raise InputError(f"{path}: rows without scores are written as .tsv or .parquet.")
+    if path.suffix not in (".jsonl", ".parquet") and not are_pairs:
+        raise InputError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
 
 
 def as_pairs(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:

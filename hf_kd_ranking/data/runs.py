@@ -1,6 +1,7 @@
 """TREC runs and qrels: the rankings of first stages and rankers, and the judgments that measures read."""
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,26 +47,37 @@ class Run(dict[str, list[tuple[str, float]]]):
 
     @classmethod
     def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
-        """Group scored pairs by query and sort by descending score; ties keep the order given."""
+        """Group scored pairs by query and sort by descending score; ties keep the order given.
+
+        Raises:
+            InputError: if the lists differ in length, or a score is not finite.
+        """
+        if not len(query_ids) == len(doc_ids) == len(scores):
+            counts = f"{len(query_ids):,}, {len(doc_ids):,} and {len(scores):,}"
+            raise InputError(f"A run needs as many query ids as doc ids and scores, got {counts}.")
         run = cls()
         for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
+            if not math.isfinite(score):
+                raise InputError(
+                    f"Query {query_id!r}, document {doc_id!r}: the score is not a finite number: {score}."
+                )
             run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
         for ranking in run.values():
             ranking.sort(key=lambda scored: -scored[1])
         return run
 
 
-def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]]) -> Run:
+def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]], drop_repeated: bool = False) -> Run:
     """Return a run of the user as a `Run`, with ids as strings.
 
     A ranking may also be a dictionary, doc_id -> score, as of pytrec_eval and BEIR, which is sorted by score.
 
     Raises:
         InputError: with the query, if a ranking is of another form, a score is not a finite number, or a document is
-            listed twice.
+            listed twice, unless `drop_repeated` keeps the first one only.
     """
     checked = Run()
-    for query_id, ranking in run.items():
+    for query_id, ranking in _items(run, "A run"):
         is_mapping = isinstance(ranking, Mapping)
         pairs = list(ranking.items()) if is_mapping else ranking
         if not _are_pairs(pairs):
@@ -78,12 +90,39 @@ def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]])
         if not all(isinstance(doc_id, str) for doc_id, _ in pairs):
             pairs = [(str(doc_id), score) for doc_id, score in pairs]
         if len(dict(pairs)) < len(pairs):
-            repeated = next(doc_id for doc_id, count in Counter(doc_id for doc_id, _ in pairs).items() if count > 1)
-            raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
+            counts = Counter(doc_id for doc_id, _ in pairs)
+            if not drop_repeated:
+                repeated = counts.most_common(1)[0][0]
+                raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
+            first = dict(reversed(pairs))  # doc_id -> its first score
+            pairs = [(doc_id, first[doc_id]) for doc_id in counts]
         if is_mapping:
             pairs = sorted(pairs, key=lambda scored: -scored[1])
         checked[str(query_id)] = pairs
     return checked
+
+
+def as_qrels(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return judgments of the user with ids as strings.
+
+    Raises:
+        InputError: with query and document, for a grade that is not an integer of 32 bits, as trec_eval takes them.
+    """
+    checked = {}
+    for query_id, grades in _items(qrels, "Judgments"):
+        checked[str(query_id)] = {}
+        for doc_id, grade in _items(grades, f"Query {query_id!r}: grades"):
+            if not isinstance(grade, int | np.integer) or not -(2**31) <= grade < 2**31:
+                place = f"Query {query_id!r}, document {doc_id!r}"
+                raise InputError(f"{place}: a grade is an integer, got {grade!r} of type {type(grade).__name__}.")
+            checked[str(query_id)][str(doc_id)] = int(grade)
+    return checked
+
+
+def _items(values: Any, what: str) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{what} must be a dictionary, got {type(values).__name__} {str(values)[:60]}.")
+    return values.items()
 
 
 def _are_pairs(ranking: Any) -> bool:
@@ -280,6 +319,8 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
         lines = _trec_lines(path, QRELS_COLUMNS)
     qrels: dict[str, dict[str, int]] = {}
     for line, (query_id, *_, doc_id, text) in lines:
+        if (query_id, doc_id, text) == BEIR_COLUMNS:  # the header of another file that was joined to the first
+            continue
         grade = number(path, line, "grade", text, int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
             raise InputError(
@@ -289,7 +330,8 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments; an id that holds white space is an InputError."""
+    """Write TREC relevance judgments; an id that holds white space is an InputError, see also `as_qrels`."""
+    qrels = as_qrels(qrels)
     with writing(path) as file:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():

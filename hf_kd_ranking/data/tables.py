@@ -115,7 +115,7 @@ def _without_marks(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return strings without byte order marks at their beginnings, converted to a type."""
     if pc.any(pc.starts_with(column, BYTE_ORDER_MARK)).as_py():
         column = pc.replace_substring_regex(column, f"^{BYTE_ORDER_MARK}", "")
-    if not pa.types.is_string(kind):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         column = pc.ascii_trim_whitespace(column)  # as the reader does for numbers
     return column.cast(kind)
 
@@ -144,15 +144,23 @@ def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float
     Raises:
         InputError: with file, line and the field's name, if it is not a finite number in plain ASCII digits.
     """
+    value = parse_number(text, kind)
+    if np.isnan(value):
+        wanted = "integer" if kind is int else "number"
+        raise InputError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
+    return value
+
+
+def parse_number(text: str, kind: Callable = float) -> float:
+    """Return the finite number that a text is, see `number`; NaN if it is not one."""
     try:
         value = kind(text)
     except ValueError:
-        value = float("nan")
+        return float("nan")
     is_plain = text.isascii() and "_" not in text  # Python also reads 1_0 as 10
     is_too_large = kind is int and not -(2**31) <= value < 2**31
     if not is_plain or is_too_large or not np.isfinite(value):
-        wanted = "integer" if kind is int else "number"
-        raise InputError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
+        return float("nan")
     return value
 
 

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..losses import IN_BATCH, LOSSES, get_losses
 from ..models import ARCHITECTURES
 from ..processes import processes
-from ..ranker import Ranker
+from ..ranker import Ranker, check_model_paths
 from ..retrieval.bm25 import check_language
 from ..training.in_batch import can_be_live
 from .job import BM25, NO_TEACHER, TEACHER, DistillJob
@@ -29,7 +29,7 @@ class Context:
     def __init__(self, job: DistillJob) -> None:
         job.check()
         check_language(job.language)
-        _check_models(job)
+        check_model_paths([*job.teachers, job.model_name, job.dense_model or ""])
         state = processes()
         if job.batch_size % state.num_processes:
             raise InputError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
@@ -138,14 +138,6 @@ class Context:
         missing = (store.rows_of(ids) < 0).nonzero()[0]
         if len(missing):
             raise InputError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
-
-
-def _check_models(job: DistillJob) -> None:
-    """Refuse a path of a model that does not exist; a name on the Hub has the form owner/name."""
-    for name in (*job.teachers, job.model_name, job.dense_model or ""):
-        is_path = name.startswith((".", "/")) or name.count("/") > 1
-        if is_path and not Path(name).exists():
-            raise FileNotFoundError(f"The model {name} does not exist; give a folder, or a name on the Hub.")
 
 
 def _live_teacher(job: DistillJob) -> str | None:

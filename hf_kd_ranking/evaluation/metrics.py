@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..data.runs import Run, as_run, trec_eval_scores
+from ..data.runs import Run, as_qrels, as_run, trec_eval_scores
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASU
         InputError: if a measure is unknown, a score or grade is not a number, or run and qrels have no query or no
             document in common.
     """
-    run = as_run(run)
+    run, qrels = as_run(run), as_qrels(qrels)
     values = evaluate_queries(run, qrels, measures)
     check_same_collection(run, qrels)
     return mean_values(values)
@@ -49,7 +47,7 @@ def evaluate_queries(
     """Compute each measure for each query of the qrels: measure -> query_id -> value; arguments as `evaluate_run`."""
     import ir_measures  # takes 0.3 s
 
-    run = as_run(run)
+    run, qrels = as_run(run), as_qrels(qrels)
     query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
         of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
@@ -63,7 +61,7 @@ def evaluate_queries(
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         judgments, rankings = {}, {}
         for query_id in query_ids[start : start + QUERIES_AT_ONCE]:
-            judgments[query_id] = _checked_grades(query_id, qrels[query_id])
+            judgments[query_id] = qrels[query_id]
             # Places in the order of trec_eval instead of scores: the libraries of ir_measures break ties differently.
             scores = trec_eval_scores([score for _, score in run[query_id]]).tolist()
             doc_ids = [doc_id for doc_id, _ in run[query_id]]
@@ -72,17 +70,6 @@ def evaluate_queries(
         for metric in ir_measures.iter_calc(list(by_measure), judgments, rankings):
             by_measure[metric.measure][metric.query_id] = metric.value
     return values
-
-
-def _checked_grades(query_id: str, grades: Mapping[str, int]) -> dict[str, int]:
-    """Return the grades of a query as Python's integers; an InputError names the document of another value."""
-    checked = {}
-    for doc_id, grade in grades.items():
-        if not isinstance(grade, int | np.integer):
-            place = f"Query {query_id!r}, document {doc_id!r}"
-            raise InputError(f"{place}: a grade is an integer, got {grade!r} of type {type(grade).__name__}.")
-        checked[doc_id] = int(grade)
-    return checked
 
 
 def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:

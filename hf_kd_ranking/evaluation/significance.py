@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.runs import Run, as_run
+from ..data.runs import Run, as_qrels, as_run
 from ..errors import InputError
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
@@ -62,7 +62,7 @@ def compare_runs(
     if len(runs) < 2 or correction not in CORRECTIONS:
         needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"
         raise InputError(f"A comparison needs {needed}; got {len(runs)} and {correction!r}.")
-    values, judged = {}, {}
+    values, judged, qrels = {}, {}, as_qrels(qrels)
     for name in runs:
         run = as_run(runs[name])
         values[name] = evaluate_queries(run, qrels, measures)

@@ -69,9 +69,15 @@ class Index:
             **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
+            TypeError: if the queries are not a dictionary of strings.
             InputError: if k is not positive.
         """
         check_k(k)
+        if not isinstance(queries, Mapping):
+            raise TypeError(f"Queries are a dictionary, query_id -> text, got {type(queries).__name__}.")
+        for query in queries.values():
+            if not isinstance(query, str):
+                raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
         run, query_ids = Run(), list(queries)
         starts = range(0, len(query_ids), self.queries_at_once)
         for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):

@@ -4,6 +4,7 @@ Words are runs of letters, digits and the marks that combine with them, in lower
 is written without blanks is indexed by all pairs of neighbouring characters, and Han and Hangul also by single ones.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -71,8 +72,10 @@ class BM25Index(Index):
 
         Raises:
             FileExistsError: if the folder contains something.
-            InputError: if the language or the tokenization is another one.
+            InputError: if the language or the tokenization is another one, or k1 or b is out of range.
         """
+        if not (0 <= k1 < math.inf and 0 <= b <= 1):
+            raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
         if tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
         if tokenization == "english" and language is None:

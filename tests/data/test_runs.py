@@ -9,6 +9,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import runs
+from hf_kd_ranking.errors import InputError
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
 # Scores whose decimal form is long, tiny, huge or negative; falling.
@@ -80,10 +81,11 @@ def test_qrels_of_three_columns_need_no_header(tmp_path):
     assert kd.read_qrels(written(tmp_path, "q1 d1 2\nq1 d2 0\n")) == {"q1": {"d1": 2, "d2": 0}}
 
 
+BEIR = "\ufeffquery-id\tcorpus-id\tscore\n"
 MARKED = {
     "run": (kd.read_run, "\ufeffq Q0 a 1 2 t\n\ufeffq Q0 b 2 1 t\n", {"q": [("a", 2.0), ("b", 1.0)]}),
     "qrels": (kd.read_qrels, "\ufeffq 0 a 1\n\ufeffq 0 b 2\n", {"q": {"a": 1, "b": 2}}),
-    "BEIR": (kd.read_qrels, "\ufeffquery-id\tcorpus-id\tscore\nq\ta\t1\n\ufeffq\tb\t2\n", {"q": {"a": 1, "b": 2}}),
+    "BEIR": (kd.read_qrels, f"{BEIR}q\ta\t1\n{BEIR}q\tb\t2\n", {"q": {"a": 1, "b": 2}}),
 }
 
 
@@ -302,5 +304,22 @@ def test_from_scores_groups_sorts_and_keeps_the_order_of_ties():
 
 
 def test_from_scores_refuses_lists_of_different_length():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(InputError, match="as many query ids as doc ids and scores, got 2, 2 and 1"):
         kd.Run.from_scores(["q", "q"], ["a", "b"], [1.0])
+    with pytest.raises(InputError, match="Query 'q', document 'a': the score is not a finite number: nan"):
+        kd.Run.from_scores(["q"], ["a"], [float("nan")])
+
+
+def test_integer_ids_of_runs_and_qrels_become_strings(tmp_path):
+    assert kd.evaluate_run({1: {2: 1.0, 3: 2.0}}, {1: {2: 1}}, ["RR@10"]) == {"RR@10": 0.5}
+    kd.write_qrels({1: {2: 1}}, tmp_path / "qrels.txt")
+    kd.write_run({1: [(2, 1.0)]}, tmp_path / "run.trec")
+    assert kd.read_qrels(tmp_path / "qrels.txt") == {"1": {"2": 1}}
+    assert kd.read_run(tmp_path / "run.trec") == {"1": [("2", 1.0)]}
+
+
+@pytest.mark.parametrize("grades", [{"d": 1.5}, {"d": 2**31}, {"d": "1"}, ["d"]])
+def test_grades_that_are_not_integers_are_not_written(tmp_path, grades):
+    with pytest.raises(InputError, match=r"^Query 'q'"):
+        kd.write_qrels({"q": grades}, tmp_path / "qrels.txt")
+    assert not (tmp_path / "qrels.txt").exists()

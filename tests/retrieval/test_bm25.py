@@ -175,6 +175,12 @@ def test_bm25_of_texts_without_words_finds_nothing(make_texts, tmp_path, text):
         assert opened.search({}) == {}
 
 
+@pytest.mark.parametrize("settings", [{"k1": -1}, {"k1": float("nan")}, {"b": 1.5}, {"b": float("nan")}])
+def test_bm25_settings_out_of_range_are_refused(texts, settings):
+    with pytest.raises(ValueError, match="k1 is a number of 0 or more and b one from 0 to 1"):
+        kd.BM25Index.build(texts, **settings)
+
+
 def test_bm25_replaces_an_index_only_if_asked(texts, tmp_path):
     index = kd.BM25Index.build(texts, tmp_path / "index")
     with pytest.raises(FileExistsError, match="index exists; give a new folder, or --overwrite"):
