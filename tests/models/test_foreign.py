@@ -266,5 +266,7 @@ def test_classifier_without_its_head_is_refused(tokenizer, tmp_path):
     folder = save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path / "model")
     AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").replace(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="is not a complete classifier: missing"):
+    with pytest.raises(
+        ValueError, match="does not hold all weights of a BertForSequenceClassification: missing classifier"
+    ):
         kd.load_ranker(folder)

@@ -124,9 +124,17 @@ def test_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokenizer
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_label_names_the_output_that_is_the_score(make_classifier, tokenizer, label):
-    folder = make_classifier(LABELS)
-    assert score(folder, label=label) == close(logits_by_hand(folder, tokenizer)[:, LABELS.index(label)])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_label_names_the_output_that_is_the_score(make_classifier, tokenizer, label, problem):
+    folder, index = make_classifier(LABELS), LABELS.index(label)
+    logits = logits_by_hand(folder, tokenizer)
+    wanted = logits[:, index]
+    if problem is None:  # the logit of the probability of a class: log p - log (1 - p)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        wanted = np.log(probabilities[:, index] / (1 - probabilities[:, index]))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
+    assert score(folder, label=label) == close(wanted)
 
 
 def test_of_several_outputs_one_must_be_named(make_classifier):
