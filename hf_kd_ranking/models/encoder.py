@@ -29,6 +29,8 @@ LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
 # Encoders that read nothing from input ids but their embeddings, by model_type: others derive positions from them.
 READ_EMBEDDINGS = ("bert", "distilbert")
+# Encoder-decoders even if their config denies it, as that of their encoders does.
+T5_LIKE = ("t5", "mt5", "umt5")
 # Encoders whose first position follows the padding id, by model_type.
 COUNT_FROM_PADDING = (
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
@@ -233,7 +235,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 
 def refuse_decoder(config: PreTrainedConfig) -> None:
     """Raise an InputError for the config of an encoder-decoder, whose states are those of the decoder."""
-    if getattr(config, "is_encoder_decoder", False):
+    if config.is_encoder_decoder or config.model_type in T5_LIKE:
         raise InputError(f"{config.model_type} models are encoder-decoders; rankers are built on encoders only.")
 
 

@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import load_state_dict_from_file
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -277,16 +276,16 @@ def _read_classifier(
     return model
 
 
-def load_complete(auto_class: type, name: str, **settings: Any) -> PreTrainedModel:
-    """Load a model of transformers whose weights are all in the checkpoint, poolers excepted.
+def load_complete(model_class: type, name: str, **settings: Any) -> PreTrainedModel:
+    """Load a model of transformers whose weights are all in the checkpoint, except the pooler of an encoder.
 
     Raises:
         InputError: naming weights that are missing, of another shape or not finite: the scores would be random.
     """
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
     with clear_errors(name):
-        model, info = auto_class.from_pretrained(name, **settings)
-    lacking = [key for key in info["missing_keys"] if auto_class is not AutoModel or "pooler." not in key]
+        model, info = model_class.from_pretrained(name, **settings)
+    lacking = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if lacking or info["mismatched_keys"]:
         raise InputError(
             f"{name} does not hold all weights of a {type(model).__name__}: missing {first_keys(lacking)}, mismatched "

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..inference import check_pairs, fingerprint
@@ -17,12 +17,8 @@ from .classifiers import choose_output, max_tokens, prepare_classifier, set_padd
 CLASSES = {"cross-encoder": "CrossEncoder", "bi-encoder": "SentenceTransformer", "multi-vector": "MultiVectorEncoder"}
 # The kinds of `load_teacher` by the model_type in config_sentence_transformers.json.
 MODEL_TYPES = {name: kind for kind, name in CLASSES.items()} | {"ColBERT": "multi-vector"}
-# By what the encoder of a checkpoint is for.
-AUTO_CLASSES = {
-    "sequence-classification": AutoModelForSequenceClassification,
-    "text-generation": AutoModelForCausalLM,
-    "feature-extraction": AutoModel,
-}
+TASKS = ("sequence-classification", "text-generation", "feature-extraction")  # of the encoders of cross-encoders
+MIN_TEXT = 4  # tokens of a document for which a prompt must leave room
 REMEMBERED = 500_000  # vectors of a bi-encoder that are kept between calls: 1.5 GB of 768 values
 
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -34,19 +30,23 @@ def load_cross_encoder(
     """Load a `CrossEncoder`; return the function that scores, by its logits, and the fingerprint."""
     settings = read_json(name, "config_sentence_transformers.json") or {}
     task = (read_json(name, "sentence_bert_config.json") or {}).get("transformer_task", "sequence-classification")
-    if task not in AUTO_CLASSES:
+    if task not in TASKS:
         raise InputError(f"{name} cannot be a teacher: it is a cross-encoder for {task}, which takes more than text.")
-    model = _load("cross-encoder", name, AUTO_CLASSES[task], dtype, device)
+    model = _load("cross-encoder", name, dtype, device)
     output = None
     if task == "sequence-classification":
         output = choose_output(name, model.config, read_activation(model.config, settings), label)
         model.tokenizer.padding_side = prepare_classifier(model.model, model.tokenizer)
     else:
         set_padding(model.tokenizer, model.config)
+    if task == "text-generation" and not _has_relative_positions(model):
+        batch_size = 1  # the library pads on the left, which moves absolute positions
     model.max_seq_length = max_tokens(model.config, model.max_seq_length, max_length)
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         check_pairs(queries, documents)
+        if "message" in model[0].modality_config:
+            _check_room(model, name, queries)
         pairs = list(zip(queries, documents, strict=True))
         options = {"batch_size": batch_size, "activation_fn": nn.Identity(), "show_progress_bar": False}
         with clear_errors(name):  # for example of a template without a place for the document
@@ -61,7 +61,7 @@ def load_encoder(
     name: str, kind: str, similarity: str | None, batch_size: int, dtype: torch.dtype, device: str
 ) -> tuple[Score, str]:
     """Load a bi-encoder or a multi-vector encoder; return the function that scores, and the fingerprint."""
-    model = _load(kind, name, AutoModel, dtype, device)
+    model = _load(kind, name, dtype, device)
     if model.config is not None:
         set_padding(model.tokenizer, model.config)
         if model[0].query_expansion is None:
@@ -97,7 +97,25 @@ def load_encoder(
     return score, fingerprint(model, kind, settings, similarity, batch_size, dtype)
 
 
-def _load(kind: str, name: str, auto_class: type, dtype: torch.dtype, device: str) -> Any:
+def _check_room(model: Any, name: str, queries: Sequence[str]) -> None:
+    """Raise an InputError if a chat template with a query has no room for a document, which the library would cut."""
+    prompt = model.prompts.get(model.default_prompt_name)
+    for query in dict.fromkeys(queries):
+        tokens = model.preprocess([(query, "")], prompt=prompt, processing_kwargs={"text": {"truncation": False}})
+        count = tokens["input_ids"].shape[1]
+        if count + MIN_TEXT > model.max_seq_length:
+            raise InputError(
+                f"{name} reads {model.max_seq_length} tokens; its prompt with the query {query[:60]!r} has {count}, so "
+                "that no document fits: shorten the query or give a larger max_length."
+            )
+
+
+def _has_relative_positions(model: nn.Module) -> bool:
+    """Return True for rotary positions, of which only the differences count."""
+    return any(type(module).__name__.endswith("RotaryEmbedding") for module in model.modules())
+
+
+def _load(kind: str, name: str, dtype: torch.dtype, device: str) -> Any:
     """Load the library's model, after a check that all weights are there: it replaces missing ones by random ones."""
     try:
         import sentence_transformers
@@ -105,7 +123,6 @@ def _load(kind: str, name: str, auto_class: type, dtype: torch.dtype, device: st
         raise InputError(f"{name} is a {kind}: pip install sentence-transformers.") from error
     with clear_errors(name):
         model = vars(sentence_transformers)[CLASSES[kind]](name, device=str(device), model_kwargs={"dtype": dtype})
-    # Of encoder-decoders the library takes the encoder only.
-    if model.config is not None and not model.config.is_encoder_decoder:
-        load_complete(auto_class, name, dtype=dtype)
+    if isinstance(model.transformers_model, PreTrainedModel):
+        load_complete(type(model.transformers_model), name, dtype=dtype)
     return model
