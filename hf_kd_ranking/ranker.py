@@ -57,7 +57,7 @@ class Ranker:
         """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
         model = load_ranker(name_or_path, architecture, **overrides)
         if model.is_fresh:
-            logger.warning(f"{name_or_path} is an encoder: an untrained {architecture} on it scores at random.")
+            logger.warning(f"The {architecture} on the encoder of {name_or_path} is new; its scores mean nothing yet.")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)

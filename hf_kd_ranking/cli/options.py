@@ -73,7 +73,10 @@ def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: st
     """
     ranker = load_any_ranker(model, architecture, batch_size, dtype, **settings)
     if ranker.model.is_fresh:
-        raise InputError(f"{model} is an encoder: a {architecture} on it is untrained and ranks at random; train it.")
+        raise InputError(
+            f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
+            "leave the architecture out if the checkpoint is another library's ranker."
+        )
     return ranker
 
 

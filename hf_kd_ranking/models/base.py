@@ -164,7 +164,7 @@ class RankerModel(PreTrainedModel):
     # Auto classes, written into saved configs: checkpoints work with trust_remote_code=True without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
-    # True after from_encoder if layers of the ranker have random weights, until it is trained.
+    # True if a ranker was built on an encoder and must be trained: its scores are random, or nobody's.
     is_fresh: bool = False
     # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True

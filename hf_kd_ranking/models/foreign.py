@@ -80,10 +80,8 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     config = AutoConfig.from_pretrained(name_or_path)
     settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
     modules = read_json(name_or_path, "modules.json")
-    names = config.architectures or []
-    is_classifier = any(class_name.endswith("ForSequenceClassification") for class_name in names)
     if modules is None:
-        return _read_classifier(name_or_path, config, settings, overrides) if is_classifier else None
+        return _read_classifier(name_or_path, config, settings, overrides) if is_classifier(config) else None
     chain = _read_modules(name_or_path, modules)
     _refuse_unknown(name_or_path, "config_sentence_transformers.json", settings, SETTINGS)
     kind = settings.get("model_type") or "SentenceTransformer"
@@ -116,6 +114,18 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
         check_finite(model, name_or_path)
         model.is_fresh = False
     return model
+
+
+def is_foreign_ranker(name_or_path: str) -> bool:
+    """Return True for a checkpoint that another library scores with: not for encoders and files of word vectors."""
+    if Path(name_or_path).is_file():
+        return False
+    return is_classifier(AutoConfig.from_pretrained(name_or_path)) or bool(read_json(name_or_path, "modules.json"))
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Return True for the config of a sequence classifier of transformers."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:

@@ -120,7 +120,7 @@ def load_teacher(
     else:
         model = load_ranker(name_or_path, architecture, dtype=dtype).to(device)
         if model.is_fresh:
-            raise InputError(f"{name_or_path} is an encoder: as a teacher a {kind} on it would score at random.")
+            raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
     score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)

@@ -105,8 +105,8 @@ def _check_room(model: Any, name: str, queries: Sequence[str]) -> None:
         count = tokens["input_ids"].shape[1]
         if count + MIN_TEXT > model.max_seq_length:
             raise InputError(
-                f"{name} reads {model.max_seq_length} tokens; its prompt with the query {query[:60]!r} has {count}, so "
-                "that no document fits: shorten the query or give a larger max_length."
+                f"{name} reads {model.max_seq_length} tokens; its prompt with the query {query[:60]!r} has {count}: "
+                "no document fits; shorten the query or give a larger max_length."
             )
 
 

@@ -319,6 +319,22 @@ def test_long_document_is_cut_within_its_prompt(language_model):
     assert scores != close([yes_minus_no(language_model, "a", document, room=room + 1)])
 
 
+def test_longer_of_query_and_document_is_cut_first(language_model):
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+
+    def body(query: str, document: str) -> str:
+        return YES_NO_BODY.format(instruction=INSTRUCTION, query=query, document=document)
+
+    frame = sum(len(tokenizer(part)["input_ids"]) for part in (YES_NO_PREFIX, YES_NO_SUFFIX))
+    room = len(tokenizer(body("moon moon moon moon", "king lake"))["input_ids"])
+    teacher = load_teacher(str(language_model), max_length=frame + room, device="cpu")
+    documents = ["king lake", "bread jam", "night moon"]
+    scores = teacher.score([" ".join(["moon"] * 180)] * 3, documents)
+    assert len(set(scores.tolist())) == 3
+    if len(tokenizer("moon")["input_ids"]) == 1:  # else a word is cut in pieces
+        assert scores == close([yes_minus_no(language_model, "moon moon moon moon", text) for text in documents])
+
+
 def test_instruction_replaces_the_default(language_model):
     wanted = [yes_minus_no(language_model, *pair, "find the moon") for pair in zip(QUERIES, DOCUMENTS, strict=True)]
     assert score(language_model, instruction="find the moon") == close(wanted)
