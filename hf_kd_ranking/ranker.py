@@ -105,7 +105,6 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is no vocabulary
             raise InputError("it has no vocabulary")
-        tokenizer.padding_side = "right"  # as rankers pad, also where other libraries read a folder that we save
         return tokenizer
     except (OSError, ValueError) as error:
         problem = f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]})"

@@ -329,6 +329,10 @@ def clear_errors(source: str) -> Iterator[None]:
         raise
     except ValueError as error:  # transformers', for example of a model type that it does not know
         raise InputError(f"{source}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # not imported: this file also runs as remote code
+            raise
+        raise InputError(f"The weights of {source} are damaged: {str(error).strip()}.") from error
 
 
 def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:

@@ -162,7 +162,10 @@ class EncoderRanker(RankerModel):
         """See `RankerModel`; also refuses causal encoders if only the first state is read."""
         super().check_weights(source)
         weight = next(self.bert_model.parameters())
-        if not self.config.reads_first_state or weight.is_meta or weight.numel() == 0:  # ZeRO: weights are elsewhere
+        is_elsewhere = weight.is_meta or weight.numel() == 0  # as under ZeRO
+        # Other implementations of attention may not run before the model is on its device.
+        can_run = self.config.encoder_config._attn_implementation in (None, "eager", "sdpa") and not is_elsewhere
+        if not self.config.reads_first_state or not can_run:
             return
         ids = torch.tensor([[1, 2], [1, 3]], device=weight.device)
         with torch.no_grad():

@@ -132,7 +132,19 @@ def read_json(name: str, file: str, subfolder: str = "") -> Any:
     """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of its encoding
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    parts, needed = [content], set()
+    if file == "modules.json":
+        parts, needed = content, {"type", "path"}
+    is_known = isinstance(parts, list) and len(parts) > 0
+    if not is_known or not all(isinstance(part, dict) and needed <= part.keys() for part in parts):
+        raise InputError(f"{path} does not have the form that sentence-transformers writes: {str(content)[:60]}.")
+    return content
 
 
 def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[str, Any]]:

@@ -61,6 +61,7 @@ class RankingProcessor:
                 f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
                 "tokenizer has no mask token; set query_augmentation=0."
             )
+        tokenizer.padding_side = "right"  # also where other libraries read it from a folder that is saved with it
         own = ("tokenizer", "truncation", "padding_side")
         names = [field.name for field in fields(cls) if field.name not in own]
         return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})

@@ -76,6 +76,19 @@ def prepare_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return "left" if getattr(model.config, "summary_type", None) == "last" else "right"
 
 
+def keep_words(model: PreTrainedModel, token_ids: list[int]) -> None:
+    """Let a language model compute the logits of these tokens only, in float32.
+
+    In bfloat16 the difference of two logits would have few values.
+    """
+    words = model.get_output_embeddings()
+    layer = Float32Linear(words.in_features, len(token_ids), words.bias is not None, words.weight.device, model.dtype)
+    layer.weight.data = words.weight.data[token_ids].clone()
+    if words.bias is not None:
+        layer.bias.data = words.bias.data[token_ids].clone()
+    model.set_output_embeddings(layer)
+
+
 def set_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Give tokenizer and model one padding id: the config's, else the tokenizer's, else another special token.
 

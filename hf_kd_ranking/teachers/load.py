@@ -20,10 +20,9 @@ from ..errors import InputError
 from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
 from ..models.foreign import load_complete, read_activation, read_json
-from ..models.scoring import Float32Linear
 from ..models.tk import TRAINING_CONFIG
 from ..ranker import load_tokenizer
-from .classifiers import choose_output, max_tokens, prepare_classifier, set_padding
+from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
 from .sentence_transformers import CLASSES, MODEL_TYPES, load_cross_encoder, load_encoder
 
 KINDS = (*ARCHITECTURES, "classifier", "yes-no", *CLASSES)
@@ -249,14 +248,7 @@ def _yes_no(
     needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
     if needed > limit:
         raise InputError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
-    # The last layer for these two tokens only, in float32: in bfloat16 their difference would have few values.
-    words = model.get_output_embeddings()
-    answer_layer = Float32Linear(words.in_features, 2, bias=words.bias is not None, dtype=dtype)
-    with torch.no_grad():
-        answer_layer.weight.copy_(words.weight[answers])
-        if words.bias is not None:
-            answer_layer.bias.copy_(words.bias[answers])
-    model.set_output_embeddings(answer_layer)
+    keep_words(model, answers)
 
     def yes_minus_no(attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # padding is on the left

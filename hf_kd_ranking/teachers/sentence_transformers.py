@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..inference import check_pairs, fingerprint
 from ..models.base import clear_errors
 from ..models.foreign import load_complete, read_activation, read_json
-from .classifiers import choose_output, max_tokens, prepare_classifier, set_padding
+from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
 
 CLASSES = {"cross-encoder": "CrossEncoder", "bi-encoder": "SentenceTransformer", "multi-vector": "MultiVectorEncoder"}
 # The kinds of `load_teacher` by the model_type in config_sentence_transformers.json.
@@ -37,10 +37,10 @@ def load_cross_encoder(
     if task == "sequence-classification":
         output = choose_output(name, model.config, read_activation(model.config, settings), label)
         model.tokenizer.padding_side = prepare_classifier(model.model, model.tokenizer)
-    else:
-        set_padding(model.tokenizer, model.config)
-    if task == "text-generation" and not _has_relative_positions(model):
-        batch_size = 1  # the library pads on the left, which moves absolute positions
+    elif task == "text-generation":
+        _keep_answers(model)
+        if not _has_relative_positions(model):
+            batch_size = 1  # the library pads on the left, which moves absolute positions
     model.max_seq_length = max_tokens(model.config, model.max_seq_length, max_length)
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -62,10 +62,6 @@ def load_encoder(
 ) -> tuple[Score, str]:
     """Load a bi-encoder or a multi-vector encoder; return the function that scores, and the fingerprint."""
     model = _load(kind, name, dtype, device)
-    if model.config is not None:
-        set_padding(model.tokenizer, model.config)
-        if model[0].query_expansion is None:
-            model.tokenizer.padding_side = "right"
     settings = read_json(name, "config_sentence_transformers.json") or {}
     options = {"batch_size": batch_size, "show_progress_bar": False}
     if kind == "bi-encoder":
@@ -119,10 +115,28 @@ def _load(kind: str, name: str, dtype: torch.dtype, device: str) -> Any:
     """Load the library's model, after a check that all weights are there: it replaces missing ones by random ones."""
     try:
         import sentence_transformers
+        from sentence_transformers.base.modules import Transformer
     except ImportError as error:
         raise InputError(f"{name} is a {kind}: pip install sentence-transformers.") from error
     with clear_errors(name):
         model = vars(sentence_transformers)[CLASSES[kind]](name, device=str(device), model_kwargs={"dtype": dtype})
-    if isinstance(model.transformers_model, PreTrainedModel):
-        load_complete(type(model.transformers_model), name, dtype=dtype)
+    modules = read_json(name, "modules.json") or [{"path": ""}]
+    if isinstance(model[0], Transformer) and isinstance(model[0].model, PreTrainedModel):
+        load_complete(type(model[0].model), name, subfolder=modules[0]["path"], dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, Transformer) and module.tokenizer is not None:
+            set_padding(module.tokenizer, module.config)
+            if module.transformer_task != "text-generation" and module.query_expansion is None:
+                module.tokenizer.padding_side = "right"
     return model
+
+
+def _keep_answers(model: Any) -> None:
+    """Let a language model compute the logits of the answers only, in float32."""
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    for module in model:
+        if isinstance(module, LogitScore):
+            answers = [token for token in (module.true_token_id, module.false_token_id) if token is not None]
+            keep_words(model.model, answers)
+            module.true_token_id, module.false_token_id = 0, (1 if len(answers) == 2 else None)
