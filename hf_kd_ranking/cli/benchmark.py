@@ -45,7 +45,7 @@ def benchmark(
     paths = options.named_paths(model, "rankers")
     check_model_paths(paths.values())
     for name, path in paths.items():
-        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
+        rankers[name] = partial(options.load_any_ranker, path, architecture, batch_size, dtype, device=device)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
