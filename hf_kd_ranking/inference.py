@@ -111,6 +111,8 @@ def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
 def _check_texts(texts: Sequence[str], what: str) -> None:
     if isinstance(texts, str | bytes):  # each letter would be a text
         raise TypeError(f"Needed a list of {what}, got the string {str(texts)[:60]!r}; put it into a list.")
+    if not isinstance(texts, Sequence | np.ndarray):
+        raise TypeError(f"Needed a list of {what}, got {type(texts).__name__} {str(texts)[:60]!r}.")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"Needed strings as {what}, got {type(text).__name__} {str(text)[:60]!r} in place {row}.")

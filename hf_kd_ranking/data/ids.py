@@ -110,6 +110,8 @@ class IdIndex:
 
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         """Return the row of each id of a flat sequence, -1 for an unknown id; int64."""
+        if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str):
+            raise TypeError(f"Ids are a list, got {type(ids).__name__} {str(ids)[:60]!r}.")
         if len(ids) == 0:
             return np.empty(0, dtype=np.int64)
         keys = self._keys_of(ids)

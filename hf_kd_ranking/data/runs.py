@@ -147,7 +147,7 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
         InputError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
             listed twice for a query; for an empty file; for a k below 1.
     """
-    if k is not None and k < 1:
+    if k is not None and (not isinstance(k, int | np.integer) or k < 1):
         raise InputError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
     path = existing_file(path, "run")
     columns = _read_at_once(path) or _read_by_line(path)

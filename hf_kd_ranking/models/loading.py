@@ -74,7 +74,9 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             ranker computes the scores of another library's checkpoint.
         FileNotFoundError: if the model does not exist.
     """
-    if architecture is not None and architecture not in ARCHITECTURES:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"A model is a folder or a name on the Hub, got {name_or_path!r}.")
+    if architecture is not None and architecture not in list(ARCHITECTURES):
         raise InputError(f"Unknown architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
     name_or_path = str(name_or_path)
     model_class, description = _read_architecture(name_or_path)

@@ -118,9 +118,19 @@ class RankingProcessor:
         return padded
 
     def encode(self, *texts: str | Sequence[str], **settings: Any) -> BatchEncoding:
-        """Call the tokenizer, in one thread at a time."""
+        """Call the tokenizer, in one thread at a time.
+
+        Raises:
+            InputError: if a text has half of a surrogate pair, which no tokenizer takes.
+        """
         with TOKENIZER_LOCK:
-            return self.tokenizer(*texts, **settings)
+            try:
+                return self.tokenizer(*texts, **settings)
+            except TypeError:
+                for side in texts:
+                    for text in [side] if isinstance(side, str) else side:
+                        _check_characters(text)
+                raise
 
     def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
         # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
@@ -141,6 +151,13 @@ class RankingProcessor:
                 padding = self.tokenizer.pad_token_id if name == "input_ids" else 0
                 tokens[name] = [row or [padding] for row in rows]
         return tokens
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The text {text[:60]!a} has half of a surrogate pair at character {error.start}.") from None
 
 
 def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
