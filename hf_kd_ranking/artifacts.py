@@ -98,7 +98,7 @@ def read_json(path: str | os.PathLike, kind: type = dict, what: str = "JSON") ->
         raise InputError(f"{path} is damaged: it is not valid JSON ({error}).") from None
     if not isinstance(content, kind):
         wanted = "list" if kind is list else "object"
-        raise InputError(f"{path} must be a JSON {wanted}, got {str(content)[:60]!r}; is it another file?")
+        raise InputError(f"{path} is damaged: it must hold a JSON {wanted}, got {str(content)[:60]!r}.")
     return content
 
 

@@ -366,9 +366,10 @@ def _read_saved(folder: Path) -> dict[str, Any]:
     if saved.get("kind") != KIND or saved.get("version") != VERSION:
         found = f"kind {saved.get('kind')!r}, version {saved.get('version')!r}"
         raise InputError(f"{path} has {found}; this release of hf_kd_ranking reads {KIND!r}, version {VERSION}.")
+    missing = [name for name in FIELDS if name not in saved]
+    if missing:
+        raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}; copy it again.")
     for name, kind in FIELDS.items():
-        value = saved.get(name, ...)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            problem = "it lacks" if value is ... else f"{str(value)[:60]!r} is no value of"
-            raise InputError(f"{path} is damaged: {problem} {name}; copy it again.")
+        if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
+            raise InputError(f"{path} is damaged: {str(saved[name])[:60]!r} is no value of {name}; copy it again.")
     return saved

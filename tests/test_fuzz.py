@@ -241,12 +241,15 @@ def run_values(content: bytes) -> dict:
 def qrels_values(content: bytes) -> dict:
     qrels: dict[str, dict[str, int]] = {}
     lines = lines_of(content)
-    is_beir = lines[0].split() == ["query-id", "corpus-id", "score"]
-    for line in lines[1:] if is_beir else lines:
-        query_id, *_, doc_id, grade = line.split("\t") if is_beir else line.split()
-        if len(line.split("\t") if is_beir else line.split()) != 4 - is_beir or "_" in grade:
-            raise ValueError(line)
+    count = len(lines[0].split())
+    for line in lines:
+        fields = line.split()
+        if fields == ["query-id", "corpus-id", "score"]:  # BEIR's header, several times in joined files
+            continue
+        query_id, *_, doc_id, grade = fields
         line.encode()
+        if len(fields) != count or count not in (3, 4) or not grade.isascii() or "_" in grade:
+            raise ValueError(line)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, int(grade)) != int(grade):
             raise ValueError(line)
     return qrels
@@ -490,7 +493,10 @@ READERS += [
     Reader(
         "word vectors",
         "words.txt",
-        [CHECKPOINT + " --architecture tk"],
+        [
+            "benchmark --model {file} --architecture tk --queries {good}/queries.tsv "
+            "--collection {good}/collection.tsv --candidates {good}/run.trec --rounds 1 --warm-up 0"
+        ],
         {name: damage for name, damage in TEXT_DAMAGES.items() if name != "gzip"},
     ),
 ]

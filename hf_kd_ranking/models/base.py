@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -317,15 +316,7 @@ def check_positions(length: int, limit: int | None, what: str = "A sequence") ->
 
 
 # What transformers raises for checkpoints whose files it does not know, or has not expected.
-FILE_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    StrictDataclassError,
-    SafetensorError,
-)
+FILE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError)
 
 
 @contextmanager
@@ -343,6 +334,10 @@ def clear_errors(source: str) -> Iterator[None]:
         ) from error
     except FILE_ERRORS as error:
         raise InputError(f"{source}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # not imported: this file also runs as remote code
+            raise
+        raise InputError(f"The weights of {source} are damaged: {str(error).strip()}.") from error
 
 
 def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:
