@@ -354,7 +354,7 @@ def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None
     for line, text in read_lines(path):
         if not text.strip():
             continue
-        fields = text.split(delimiter)
+        fields = [field for field in text.split(delimiter) if field.strip()]  # an empty one is missing
         if len(fields) != len(columns):
             hint = "" if delimiter else "; ids cannot hold white space"
             problem = f"needed {len(columns)} columns ({layout}), got {len(fields)}: {text[:80]!r}{hint}"
