@@ -66,6 +66,10 @@ for one_of_a_kind in ("bert", "xlnet", "gpt2"):
     CELLS += [(one_of_a_kind, "right"), (one_of_a_kind, None)]
 
 
+def rewrite(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.fixture(scope="session")
 def save_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
     """save_model(backbone, auto_class, padding, **config): a folder of random weights and a tokenizer.
@@ -86,12 +90,13 @@ def save_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
                         parameter += torch.randn_like(parameter) / 5
             model.save_pretrained(made[key])
             theirs = copy.deepcopy(tokenizer)
-            theirs.eos_token, theirs.padding_side, theirs.model_max_length = "[SEP]", padding or "right", 24
+            theirs.eos_token, theirs.model_max_length = "[SEP]", 24
             if padding is None:
                 theirs.pad_token = None
             if name not in TOKEN_TYPES:
                 theirs.model_input_names = ["input_ids", "attention_mask"]
             theirs.save_pretrained(made[key])
+            rewrite(made[key] / "tokenizer_config.json", padding_side=padding or "right")
         return made[key]
 
     return save
@@ -105,6 +110,7 @@ def save(save_model, tmp_path) -> Callable[..., Path]:
         backbone = Transformer(str(save_model(name, padding=padding)))
         model = cls(modules=[backbone, *modules], device="cpu", **settings)
         model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+        assert model.tokenizer.padding_side == (padding or "right")
         return tmp_path / "model"
 
     return write
@@ -283,10 +289,6 @@ def test_modules_and_settings_of_bi_encoders(modules, settings, reason, save):
     wanted = their_similarities(SentenceTransformer, folder)
     assert_equal_or_refused(by_teacher, folder, wanted)
     assert_equal_or_refused(by_ranker, folder, wanted, reason)
-
-
-def rewrite(path: Path, **values) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 # Files of other releases: settings of config_sentence_transformers.json, of sentence_bert_config.json.
