@@ -237,6 +237,22 @@ def test_language_models_with_answers(name, template, padding, save_model, tmp_p
     assert_equal_or_refused(by_ranker, tmp_path, None, "its modules are Transformer, LogitScore")
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_scores_of_a_dense_layer(outputs, save_model, tmp_path):
+    dense = Dense(16, outputs, activation_function=nn.Identity(), module_output_name="scores")
+    modules = [Transformer(str(save_model("qwen3", padding="left"))), Pooling(16, "lasttoken"), dense]
+    save_cross_encoder(tmp_path, modules=modules)
+    reason = None if outputs == 1 else "cannot be a teacher: it has 2 outputs"
+    assert_equal_or_refused(by_teacher, tmp_path, their_predictions(tmp_path), reason)
+    assert_equal_or_refused(by_ranker, tmp_path, None, "its modules are Transformer, Pooling, Dense")
+
+
+def test_instruction_for_a_prompt_of_its_own_is_refused(save_model, tmp_path):
+    save_cross_encoder(tmp_path, str(save_model("bert", AutoModelForSequenceClassification, num_labels=1)))
+    with pytest.raises(InputError, match="has a prompt of its own"):
+        kd.load_teacher(str(tmp_path), instruction="find the moon")
+
+
 def test_template_without_room_for_the_document_is_refused(save_model, tmp_path):
     encoder = Transformer(
         str(save_model("qwen3", AutoModelForCausalLM)),
