@@ -45,9 +45,9 @@ def score_pairs(
 
     Raises:
         InputError: if the numbers of queries and documents differ, or a score is not a finite number.
+        TypeError: if either of them is one string.
     """
-    if len(queries) != len(documents):
-        raise InputError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
+    check_pairs(queries, documents)
 
     def score_block(start: int, stop: int) -> list[np.ndarray]:
         block = (model, processor, queries[start:stop], documents[start:stop], batch_size)
@@ -83,7 +83,9 @@ def encode_texts(
 
     Raises:
         InputError: if the ranker's documents cannot be encoded without their query.
+        TypeError: if the texts are one string.
     """
+    _check_texts(texts, "texts")
     if model.config.vectors_per_text == "none":
         raise InputError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
 
@@ -92,6 +94,22 @@ def encode_texts(
 
     vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
     return vectors if model.config.vectors_per_text == "per_token" else np.stack(vectors)
+
+
+def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
+    """Raise an InputError or a TypeError unless there is a list of one document per query."""
+    _check_texts(queries, "queries")
+    _check_texts(documents, "documents")
+    if len(queries) != len(documents):
+        raise InputError(f"Scoring pairs needs one document per query, got {len(queries)} and {len(documents)}.")
+
+
+def _check_texts(texts: Sequence[str], what: str) -> None:
+    if isinstance(texts, str | bytes):  # each letter would be a text
+        raise TypeError(f"Needed a list of {what}, got the string {str(texts)[:60]!r}; put it into a list.")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Needed strings as {what}, got {type(text).__name__} {str(text)[:60]!r} in place {row}.")
 
 
 def score_stored(

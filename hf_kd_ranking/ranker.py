@@ -1,5 +1,6 @@
 """The ranker: a model with its tokenizer and lengths, which takes texts and returns scores or vectors."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from .errors import InputError
 from .inference import encode_texts, score_pairs
 from .models import RankerModel, RankingProcessor, load_ranker, read_word_vectors
+
+logger = logging.getLogger(__name__)
 
 
 class Ranker:
@@ -53,6 +56,8 @@ class Ranker:
     ) -> "Ranker":
         """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
         model = load_ranker(name_or_path, architecture, **overrides)
+        if model.is_fresh:
+            logger.warning(f"The {architecture} on the encoder of {name_or_path} is new; its scores mean nothing yet.")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
@@ -64,7 +69,7 @@ class Ranker:
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Score pairs, (N,) float32, as `score_pairs`; a single query is scored with every document."""
-        if isinstance(queries, str):
+        if isinstance(queries, str) and not isinstance(documents, str):
             queries = [queries] * len(documents)
         return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
 

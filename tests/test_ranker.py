@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.inference import score_stored
@@ -166,6 +166,44 @@ def test_documents_encoded_in_advance_score_as_their_texts(ranker, dtype):
 def test_numbers_of_queries_and_documents_must_agree(ranker):
     with pytest.raises(ValueError, match=r"one document per query, got 2 and 3"):
         ranker.score(["moon", "lake"], ["night", "king", "jam"])
+
+
+@pytest.mark.parametrize("texts", ["apple", b"apple", [None], ["apple", 3.0], [["apple"]]])
+def test_texts_must_be_a_list_of_strings(encoder, tokenizer, texts):
+    ranker = dot_ranker(encoder, tokenizer)
+    for call in (
+        lambda: ranker.encode_documents(texts),
+        lambda: ranker.encode_queries(texts),
+        lambda: ranker.score("moon", texts),
+        lambda: ranker.score(["moon"] * len(texts), texts),
+        lambda: ranker.rerank("moon", texts),
+    ):
+        with pytest.raises(TypeError, match=r"Needed (a list of|strings as) (documents|queries|texts), got"):
+            call()
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(model, tokenizer, tmp_path):
+    kd.Ranker(model, tokenizer).save_pretrained(tmp_path)
+    documents = ["jam", "king moon " * 6, "a"]
+    wanted = [kd.Ranker(model, tokenizer).score(["moon"], [document])[0] for document in documents]
+    assert np.std(wanted) > 0.01
+    left = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    left.save_pretrained(tmp_path)
+    ranker = kd.Ranker.from_pretrained(tmp_path, device="cpu")
+    for padded in (ranker, kd.Ranker(model, left)):
+        np.testing.assert_allclose(padded.score("moon", documents), wanted, rtol=1e-4, atol=1e-4)
+    ranking = pipeline("text-ranking", model=model, tokenizer=left)({"query": "moon", "documents": documents})
+    found = {item["index"]: item["score"] for item in ranking}
+    np.testing.assert_allclose([found[row] for row in range(3)], wanted, rtol=1e-4, atol=1e-4)
+    ranker.save_pretrained(tmp_path / "again")  # for other libraries
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").padding_side == "right"
+
+
+def test_new_ranker_on_an_encoder_says_so(encoder, caplog):
+    kd.Ranker.from_pretrained(encoder, "bert_dot", max_document_length=16)  # the encoder's own vectors
+    assert not caplog.records
+    kd.Ranker.from_pretrained(encoder, "bert_cat", max_document_length=16)
+    assert "The bert_cat on the encoder of" in caplog.text
 
 
 def test_nothing_to_score_or_to_encode_is_an_error(ranker, encoder, tokenizer):

@@ -42,7 +42,7 @@ def benchmark(
     options.torch_dtype(dtype)  # refused before the first ranker is loaded
     rankers = {}
     for name, path in options.named_paths(model, "rankers").items():
-        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, device=device)
+        rankers[name] = partial(options.load_any_ranker, path, architecture, batch_size, dtype, device=device)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)

@@ -66,7 +66,22 @@ def open_collection(dataset: str | None, split: str, **files: Path | None) -> Ra
 
 
 def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
-    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`."""
+    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`.
+
+    Raises:
+        InputError: if the ranker has untrained layers.
+    """
+    ranker = load_any_ranker(model, architecture, batch_size, dtype, **settings)
+    if ranker.model.is_fresh:
+        raise InputError(
+            f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
+            "leave the architecture out if the checkpoint is another library's ranker."
+        )
+    return ranker
+
+
+def load_any_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
+    """Load a ranker, also an untrained one, which is as fast as a trained one."""
     return Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=torch_dtype(dtype), **settings)
 
 

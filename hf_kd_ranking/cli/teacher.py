@@ -19,7 +19,7 @@ from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
-from ..teachers.load import INSTRUCTION, KINDS, MAX_LENGTH, load_teacher
+from ..teachers.load import INSTRUCTION, KINDS, load_teacher
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import score_teacher
 from . import options
@@ -36,7 +36,7 @@ def score(
     kind: Annotated[str | None, typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}.")] = None,
     label: Annotated[str | None, typer.Option(help="Output to read, if a classifier has several.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
-    max_length: Annotated[int, typer.Option(help="Maximum number of tokens per pair.")] = MAX_LENGTH,
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens per pair; default: the model's.")] = None,
     batch_size: options.BatchSize = 32,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,

@@ -164,6 +164,8 @@ class RankerModel(PreTrainedModel):
     # Auto classes, written into saved configs: checkpoints work with trust_remote_code=True without this package.
     auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel",)
     _auto_class = "AutoModel"  # makes save_pretrained copy the code
+    # True if a ranker was built on an encoder and must be trained: its scores are random, or nobody's.
+    is_fresh: bool = False
     # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True
 
@@ -278,8 +280,12 @@ class RankerModel(PreTrainedModel):
                 f"{source} is not a complete {cls.__name__} checkpoint ({'; '.join(problems)}). A plain encoder is "
                 f"loaded by {cls.__name__}.from_encoder(name_or_path), another ranker by load_ranker(name_or_path)."
             )
-        check_finite(model, source)
+        model.check_weights(source)
         return (model, info) if returns_info else model
+
+    def check_weights(self, source: str) -> None:
+        """Raise an InputError if the weights cannot score: here, if some are not finite."""
+        check_finite(self, source)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write weights, config and the code that the checkpoint needs on a machine without this package."""
@@ -323,6 +329,10 @@ def clear_errors(source: str) -> Iterator[None]:
         raise
     except ValueError as error:  # transformers', for example of a model type that it does not know
         raise InputError(f"{source}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # not imported: this file also runs as remote code
+            raise
+        raise InputError(f"The weights of {source} are damaged: {str(error).strip()}.") from error
 
 
 def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:

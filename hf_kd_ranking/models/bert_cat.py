@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from .base import RankingOutput
 from .encoder import EncoderRanker, EncoderRankerConfig
+from .scoring import Float32Linear
 
 
 @strict
@@ -33,6 +34,7 @@ class BertCatConfig(EncoderRankerConfig):
     vectors_per_text = "none"
     similarity = None
     is_storable = False
+    reads_first_state = True
 
     problem_type: str | None = "regression"
     head_activation: Literal["tanh", "relu", "gelu"] | None = None
@@ -61,7 +63,7 @@ class BertCat(EncoderRanker):
         size = config.encoder_config.hidden_size
         if config.head_activation is not None:
             self._dense_layer = nn.Linear(size, size)
-        self._classification_layer = nn.Linear(size, 1)
+        self._classification_layer = Float32Linear(size, 1)
         self.post_init()
 
     def forward(

@@ -6,6 +6,7 @@ Source: arXiv 2010.02666, equation 3.
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
@@ -36,6 +37,11 @@ class BertDotConfig(EncoderRankerConfig):
     compression_dim: int | None = None
     normalize: bool = False
 
+    @property
+    def reads_first_state(self) -> bool:
+        """See `EncoderRankerConfig`."""
+        return self.pooling == "cls"
+
 
 class BertDot(EncoderRanker):
     """BERT_DOT ranker."""
@@ -56,7 +62,8 @@ class BertDot(EncoderRanker):
             tokens = self.encode_tokens(inputs)  # (N, L, H)
             mask = inputs["attention_mask"].flatten(0, -2).unsqueeze(-1).to(tokens.dtype)  # (N, L, 1)
             # At least one, so that a text with nothing attended gets the zero vector and not NaN.
-            pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
+            total = (tokens * mask).sum(1, dtype=torch.float32)  # in bfloat16 long texts would lose their last tokens
+            pooled = (total / mask.sum(1).clamp(min=1)).to(tokens.dtype)
         if self.config.compression_dim is not None:
             pooled = self.compressor(pooled)
         if self.config.normalize:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
-from .base import RankerConfig, RankerModel, check_fields, check_finite, check_positions, clear_errors, first_keys
+from .base import RankerConfig, RankerModel, check_fields, check_positions, clear_errors, first_keys
 from .errors import InputError
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
@@ -29,6 +29,8 @@ LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
 # Encoders that read nothing from input ids but their embeddings, by model_type: others derive positions from them.
 READ_EMBEDDINGS = ("bert", "distilbert")
+# Encoder-decoders even if their config denies it, as that of their encoders does.
+T5_LIKE = ("t5", "mt5", "umt5")
 # Encoders whose first position follows the padding id, by model_type.
 COUNT_FROM_PADDING = (
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
@@ -44,6 +46,8 @@ class EncoderRankerConfig(RankerConfig):
         bert_model: the backbone's name in published configs; read only if `encoder_config` is None.
     """
 
+    # True if the score reads the state of the first token only, which must then depend on the whole text.
+    reads_first_state = False
     sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="distilbert")}
 
     encoder_config: dict | PreTrainedConfig | None = None
@@ -56,6 +60,11 @@ class EncoderRankerConfig(RankerConfig):
             # Published folders may hold a bare vocab.txt, and AutoTokenizer knows no tokenizer of our model types.
             kwargs.setdefault("tokenizer_class", "DistilBertTokenizer")
         super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """See `RankerConfig`; also refuses encoder-decoders."""
+        refuse_decoder(self.encoder_config)
+        super().check()
 
     @property
     def max_positions(self) -> int | None:
@@ -103,15 +112,21 @@ class EncoderRanker(RankerModel):
             name_or_path: any checkpoint that `AutoModel` can load as an encoder.
             layers: indices of the encoder's layers to keep, in order (a cheap way to a small student); None keeps all.
             dtype: of the parameters; None is float32.
-            **config: fields of the architecture's config.
+            **config: fields of the architecture's config; `encoder_config` replaces fields of the checkpoint's own.
 
         Raises:
             InputError: if the checkpoint lacks weights or is a ranker's, or a config field or a layer does not exist.
         """
         check_fields(cls.config_class, config)
         with clear_errors(str(name_or_path)):
+            encoder_config = read_encoder_config(name_or_path, config.pop("encoder_config", None))
+            refuse_decoder(encoder_config)
             encoder, info = AutoModel.from_pretrained(
-                name_or_path, dtype=dtype or torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                name_or_path,
+                config=encoder_config,
+                dtype=dtype or torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
         heads = [key for key in info["unexpected_keys"] if key.startswith(RANKER_HEADS)]
         if isinstance(encoder, RankerModel):
@@ -128,8 +143,9 @@ class EncoderRanker(RankerModel):
         encoder = without_pooler(encoder)
         if layers is not None:
             _keep_layers(encoder, layers)
-        check_finite(encoder, str(name_or_path))
-        return cls.around(encoder, **config)
+        model = cls.around(encoder, **config)
+        model.check_weights(str(name_or_path))
+        return model
 
     @classmethod
     def around(cls, encoder: PreTrainedModel, **config: Any) -> "EncoderRanker":
@@ -139,7 +155,27 @@ class EncoderRanker(RankerModel):
             encoder.config._name_or_path = Path(name).name  # saved and published: no local paths
         model = cls(cls.config_class(encoder_config=encoder.config, **config)).to(encoder.dtype)
         model.bert_model = encoder
+        model.is_fresh = len(model.head_parameters()) > 0
         return model.eval()
+
+    def check_weights(self, source: str) -> None:
+        """See `RankerModel`; also refuses causal encoders if only the first state is read."""
+        super().check_weights(source)
+        weight = next(self.bert_model.parameters())
+        is_elsewhere = weight.is_meta or weight.numel() == 0  # as under ZeRO
+        # Other implementations of attention may not run before the model is on its device.
+        can_run = self.config.encoder_config._attn_implementation in (None, "eager", "sdpa") and not is_elsewhere
+        if not self.config.reads_first_state or not can_run:
+            return
+        ids = torch.tensor([[1, 2], [1, 3]], device=weight.device)
+        with torch.no_grad():
+            states = self.bert_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        if torch.allclose(states[0, 0], states[1, 0], rtol=1e-4, atol=1e-6):
+            raise InputError(
+                f"{source}: {self.config.encoder_config.model_type} is a causal encoder, whose first state does not "
+                f"depend on the text that follows, so {self.config.model_type} would give every document one score; "
+                "take an encoder that reads in both directions, or bert_dot with pooling='mean'."
+            )
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
@@ -195,7 +231,27 @@ def first_position(config: PreTrainedConfig) -> int:
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the longest sequence in tokens that an encoder can read; None without a limit (relative positions)."""
     positions = getattr(config, "max_position_embeddings", None)
-    return None if positions is None else positions - first_position(config)
+    if positions is None or positions < 0:  # XLNet says -1
+        return None
+    return positions - first_position(config)
+
+
+def refuse_decoder(config: PreTrainedConfig) -> None:
+    """Raise an InputError for the config of an encoder-decoder, whose states are those of the decoder."""
+    if config.is_encoder_decoder or config.model_type in T5_LIKE:
+        raise InputError(f"{config.model_type} models are encoder-decoders; rankers are built on encoders only.")
+
+
+def read_encoder_config(
+    name_or_path: str | os.PathLike, overrides: dict | PreTrainedConfig | None
+) -> PreTrainedConfig:
+    """Return the config of an encoder's checkpoint, with other values of some of its fields."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    if overrides is None:
+        return config
+    if isinstance(overrides, PreTrainedConfig):
+        return overrides
+    return AutoConfig.for_model(**(config.to_dict() | overrides))
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

@@ -5,19 +5,26 @@ A checkpoint is read only if a ranker computes exactly its scores; any other is 
 
 import json
 from collections import namedtuple
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import load_state_dict_from_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
 
 from .base import RankerModel, check_fields, check_finite, clear_errors, first_keys
 from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
-from .encoder import EncoderRanker, max_positions, without_pooler
+from .encoder import EncoderRanker, max_positions, read_encoder_config, without_pooler
 from .errors import InputError
 
 # Cosine is the default of sentence-transformers if a checkpoint names no similarity.
@@ -25,9 +32,27 @@ COSINE = (None, "cosine", "cos_sim")
 DOT_PRODUCT = ("dot", "dot_score")
 UNLIMITED = 2**16  # tokens, for encoders without a limit
 POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}  # in the files of older releases
-# The prompts of a checkpoint that belong to each side, by name; the first that exists is used.
-PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-
+# Settings that are read here, or do not change scores; a checkpoint with any other is refused. Of the library, of the
+# encoder, of the modules.
+SETTINGS = (
+    "__version__ model_type prompts default_prompt_name similarity_fn_name activation_fn keep_in_fp32_modules "
+    "requirements query_prefix document_prefix query_length document_length attend_to_expansion_tokens "
+    "do_query_expansion skiplist_words"
+).split()
+ENCODER_SETTINGS = (
+    "transformer_task modality_config module_output_name unpad_inputs query_length document_length query_expansion "
+    "max_seq_length do_lower_case"
+).split()
+MODULE_SETTINGS = {
+    "Transformer": (),
+    "Pooling": ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt", *POOLING),
+    "Dense": ("in_features", "out_features", "bias", "activation_function", "use_residual"),
+    "MultiVectorMask": ("skiplist_words", "skiplist_tasks", "keep_only_token_ids"),
+    "Normalize": (),
+}
+ENCODER_FILES = "bert roberta distilbert camembert albert xlm-roberta xlnet".split()  # sentence_..._config.json
+# Activations of CrossEncoders that leave the order of the logits as it is.
+INCREASING = ("Identity", "Sigmoid", "Tanh", "LogSigmoid", "Softplus", "Softsign")
 
 # Names of the two layers in the head of a sequence classifier, and the activation between them.
 ClassifierHead = namedtuple("ClassifierHead", "dense output activation")
@@ -54,17 +79,21 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     """
     config = AutoConfig.from_pretrained(name_or_path)
     settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
-    for class_name in config.architectures or []:
-        if class_name.endswith("ForSequenceClassification"):
-            return _read_classifier(name_or_path, config, settings, overrides)
     modules = read_json(name_or_path, "modules.json")
     if modules is None:
-        return None
+        return _read_classifier(name_or_path, config, settings, overrides) if is_classifier(config) else None
     chain = _read_modules(name_or_path, modules)
-    if settings.get("model_type") in ("ColBERT", "MultiVectorEncoder"):
+    _refuse_unknown(name_or_path, "config_sentence_transformers.json", settings, SETTINGS)
+    kind = settings.get("model_type") or "SentenceTransformer"
+    if kind == "CrossEncoder":
+        _check_order(name_or_path, chain, ["Transformer"])
+        return _read_classifier(name_or_path, config, settings, overrides)
+    if kind in ("ColBERT", "MultiVectorEncoder"):
         model_class, fields = ColBERT, _multi_vector_fields(name_or_path, chain, settings)
-    else:
+    elif kind == "SentenceTransformer":
         model_class, fields = BertDot, _bi_encoder_fields(name_or_path, chain, settings)
+    else:
+        raise _refusal(name_or_path, f"it is a {kind}")
     dense = chain.get("Dense")
     if dense is not None:
         activation = dense.get("activation_function", "Tanh").rpartition(".")[2]
@@ -83,26 +112,54 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
             model.compressor.weight.copy_(weights["linear.weight"])
             model.compressor.bias.copy_(weights.get("linear.bias", torch.zeros(())))
         check_finite(model, name_or_path)
+        model.is_fresh = False
     return model
+
+
+def is_foreign_ranker(name_or_path: str) -> bool:
+    """Return True for a checkpoint that another library scores with: not for encoders and files of word vectors."""
+    if Path(name_or_path).is_file():
+        return False
+    return is_classifier(AutoConfig.from_pretrained(name_or_path)) or bool(read_json(name_or_path, "modules.json"))
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Return True for the config of a sequence classifier of transformers."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:
     """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of its encoding
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    parts, needed = [content], set()
+    if file == "modules.json":
+        parts, needed = content, {"type", "path"}
+    is_known = isinstance(parts, list) and len(parts) > 0
+    if not is_known or not all(isinstance(part, dict) and needed <= part.keys() for part in parts):
+        raise InputError(f"{path} does not have the form that sentence-transformers writes: {str(content)[:60]}.")
+    return content
 
 
 def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
     """Return the settings of the modules by class name, in the order they run; `path` is a module's folder."""
     chain = {}
     for module in modules:
-        class_name = module["type"].rpartition(".")[2]
+        library, _, class_name = module["type"].rpartition(".")
+        if library.partition(".")[0] not in ("sentence_transformers", "pylate"):
+            raise _refusal(name, f"its module {module['type']} is code of its own")
         if class_name in chain:
             raise _refusal(name, f"the module {class_name} occurs twice")
         chain[class_name] = (read_json(name, "config.json", module["path"]) or {}) | {"path": module["path"]}
     if next(iter(chain)) != "Transformer" or chain["Transformer"]["path"]:
         raise _refusal(name, f"its first module is {next(iter(chain))} in {modules[0]['path']!r}, needed an encoder")
+    chain["Transformer"] = {"path": ""}  # its folder's config.json is the encoder's
     return chain
 
 
@@ -110,6 +167,19 @@ def _check_order(name: str, chain: dict[str, dict[str, Any]], known: list[str]) 
     found = list(chain)
     if found[:2] != known[:2] or found != [module for module in known if module in chain]:
         raise _refusal(name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two optional)")
+    for module, values in chain.items():
+        in_and_out = {values.get(f"module_{end}_name") for end in ("input", "output")} - {None}
+        if len(in_and_out) > 1 or not in_and_out <= {"sentence_embedding", "token_embeddings"}:
+            raise _refusal(name, f"its {module} module reads and writes {' and '.join(sorted(in_and_out))}")
+        known_values = ("path", "module_input_name", "module_output_name", *MODULE_SETTINGS[module])
+        _refuse_unknown(name, f"{values['path']}/config.json", values, known_values)
+
+
+def _refuse_unknown(name: str, file: str, values: dict[str, Any], known: Iterable[str]) -> None:
+    """Refuse a checkpoint with settings that are not read here: they may change its scores."""
+    for key, value in values.items():
+        if key not in known and value not in (None, False, "", {}, []):
+            raise _refusal(name, f"its {file} sets {key} to {value}")
 
 
 def _bi_encoder_fields(name: str, chain: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +207,7 @@ def _multi_vector_fields(name: str, chain: dict[str, dict[str, Any]], settings: 
         skips_tokens = settings.get("skiplist_words", ["punctuation"])
         expands_queries = settings.get("do_query_expansion") is not False
     else:
-        mask, encoder = chain.get("MultiVectorMask", {}), read_json(name, "sentence_bert_config.json") or {}
+        mask, encoder = chain.get("MultiVectorMask", {}), _read_encoder_settings(name)
         skips_tokens = mask.get("skiplist_words") or mask.get("keep_only_token_ids")
         expands_queries = encoder.get("query_expansion")
     if skips_tokens:
@@ -154,23 +224,36 @@ def _multi_vector_fields(name: str, chain: dict[str, dict[str, Any]], settings: 
 
 
 def _read_prompts(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the prefixes of both sides: those that encode_query and encode_document put before texts."""
     prompts, fields = settings.get("prompts") or {}, {}
-    for side, names in PROMPT_NAMES.items():
-        prompt = prompts.get(settings.get("default_prompt_name")) or ""
-        for name in names:
-            if prompts.get(name) is not None:
-                prompt = prompts[name]
-                break
+    for side in ("query", "document"):
+        prompt = prompts.get(side) or ""  # other prompts, and the default prompt, are for `encode`
         marker = settings.get(f"{side}_prefix") or ""  # PyLate's, before the prompt
         fields[f"{side}_prefix"] = marker + prompt.removeprefix(marker)
     return fields
+
+
+def _read_encoder_settings(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for encoder in ENCODER_FILES:
+        settings = read_json(name, f"sentence_{encoder}_config.json") or {}
+        if settings:
+            break
+    _refuse_unknown(name, "sentence_bert_config.json", settings, ENCODER_SETTINGS)
+    modalities = settings.get("modality_config") or {}
+    if "message" in modalities:
+        raise _refusal(name, "it puts texts into a chat template")
+    output = modalities.get("text", {}).get("method_output_name", "last_hidden_state")
+    if output not in ("last_hidden_state", "logits"):
+        raise _refusal(name, f"it reads {output} of its encoder, needed the last states")
+    return settings
 
 
 def _read_lengths(
     name: str, config: PreTrainedConfig, settings: dict[str, Any], model_class: type[EncoderRanker]
 ) -> dict[str, int]:
     positions = max_positions(config) or UNLIMITED
-    encoder = read_json(name, "sentence_bert_config.json") or {}
+    encoder = _read_encoder_settings(name)
     tokenizer = read_json(name, "tokenizer_config.json") or {}
     if encoder.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
         raise _refusal(name, "it lower-cases texts for a tokenizer that does not")
@@ -194,6 +277,9 @@ def _read_classifier(
         raise _refusal(name, f"its head is that of {config.model_type} classifiers")
     if config.num_labels != 1:
         raise _refusal(name, f"it has {config.num_labels} labels, needed one")
+    activation = read_activation(config, settings)
+    if activation not in INCREASING:
+        raise _refusal(name, f"its activation {activation} changes the order of the logits")
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
     fields = {"head_activation": head.activation, "query_prefix": prompt or ""}
     fields |= _read_lengths(name, config, settings, BertCat)
@@ -201,16 +287,46 @@ def _read_classifier(
     dtype = fields.pop("dtype", None) or torch.float32
     check_fields(BertCat.config_class, fields)
     with clear_errors(name):
-        classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=dtype, output_loading_info=True
-        )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise InputError(f"{name} is not a complete classifier: missing {first_keys(info['missing_keys'])}.")
-    check_finite(classifier, name)
+        config = read_encoder_config(name, fields.pop("encoder_config", None))
+    classifier = load_complete(AutoModelForSequenceClassification, name, config=config, dtype=dtype)
     dense, output = classifier.get_submodule(head.dense), classifier.get_submodule(head.output)
     model = BertCat.around(without_pooler(classifier.base_model), **fields)
-    model._dense_layer, model._classification_layer = dense, output
+    model._dense_layer.load_state_dict(dense.state_dict())
+    model._classification_layer.load_state_dict(output.state_dict())
+    model.is_fresh = False
+    model.check_weights(name)
     return model
+
+
+def load_complete(model_class: type, name: str, **settings: Any) -> PreTrainedModel:
+    """Load a model of transformers whose weights are all in the checkpoint, except the pooler of an encoder.
+
+    Raises:
+        InputError: naming weights that are missing, of another shape or not finite: the scores would be random.
+    """
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
+    with clear_errors(name):
+        model, info = model_class.from_pretrained(name, **settings)
+    lacking = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    if lacking or info["mismatched_keys"]:
+        raise InputError(
+            f"{name} does not hold all weights of a {type(model).__name__}: missing {first_keys(lacking)}, mismatched "
+            f"{first_keys(info['mismatched_keys'])}; without a trained head its scores would be random."
+        )
+    check_finite(model, name)
+    return model
+
+
+def read_activation(config: PreTrainedConfig, settings: dict[str, Any]) -> str:
+    """Return the name of the activation that a CrossEncoder applies to its logits."""
+    path = settings.get("activation_fn")
+    if path is None:
+        path = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    if path is None:
+        path = getattr(config, "sbert_ce_default_activation_function", None)
+    if path is None or not path.startswith("torch."):  # other code is not run, there as here
+        return "Sigmoid" if config.num_labels == 1 else "Identity"
+    return path.rpartition(".")[2]
 
 
 def _refusal(name: str, reason: str) -> InputError:

@@ -11,7 +11,7 @@ from .bert_cat import BertCat
 from .bert_dot import BertDot
 from .colbert import ColBERT
 from .errors import InputError
-from .foreign import load_foreign
+from .foreign import is_foreign_ranker, load_foreign
 from .prettr import PreTTR
 from .tk import TK, TRAINING_CONFIG
 
@@ -83,7 +83,10 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             raise InputError(f"{name_or_path} is a {description}, not {architecture!r}; leave the architecture out.")
         return model_class.from_pretrained(name_or_path, **overrides)
     if architecture is not None:
-        return ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
+        model = ARCHITECTURES[architecture].from_encoder(name_or_path, **overrides)
+        # Without a new layer too it has other scores than the ranker of another library that its encoder is from.
+        model.is_fresh = model.is_fresh or is_foreign_ranker(name_or_path)
+        return model
     model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
         choices = "|".join(ARCHITECTURES)

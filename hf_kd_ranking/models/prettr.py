@@ -15,6 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from .base import RankingOutput, Side, check_positions
 from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 from .errors import InputError
+from .scoring import Float32Linear
 
 
 @strict
@@ -92,7 +93,7 @@ class PreTTR(EncoderRanker):
     def __init__(self, config: PreTTRConfig) -> None:
         super().__init__(config)
         hidden_size = config.encoder_config.hidden_size
-        self._classification_layer = nn.Linear(hidden_size, 1, bias=False)
+        self._classification_layer = Float32Linear(hidden_size, 1, bias=False)
         if config.compression_dim is not None:
             self.compressor = nn.Linear(hidden_size, config.compression_dim)
             self.decompressor = nn.Linear(config.compression_dim, hidden_size)

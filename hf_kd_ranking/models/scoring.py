@@ -1,11 +1,11 @@
-"""The score functions of the rankers that encode queries and documents separately: pure functions of tensors.
+"""The score functions of the rankers that encode queries and documents separately, and the layer of the others.
 
 Computed in float32 for inputs of any dtype, also under autocast: in bfloat16 scores near 100 are rounded to steps of
 0.5.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Similarity of a padded document token, the published constant. Not 0: it would beat every negative similarity. Not
@@ -13,6 +13,17 @@ from torch.utils.checkpoint import checkpoint
 MASKED_SIMILARITY = -10_000.0
 # Pairs of a query and a document token compared at once, so that memory beside the vectors stays near 128 MiB.
 CHUNK_SIZE = 2**24
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes and returns float32 (or float64) for weights of any dtype, also under autocast."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the scores, (..., out_features)."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            return nn.functional.linear(states.to(dtype), self.weight.to(dtype), bias)
 
 
 def dot_product(query: Tensor, document: Tensor) -> Tensor:

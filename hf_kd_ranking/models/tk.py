@@ -200,6 +200,7 @@ class TK(RankerModel):
         model = cls(cls.config_class(**(config | {"vocab_size": vectors.shape[0], "hidden_size": size})))
         with torch.no_grad():
             model.word_embeddings.weight.copy_(vectors)
+        model.is_fresh = True
         return model.to(dtype or torch.float32).eval()  # as from_pretrained does
 
     @classmethod

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class RankingProcessor:
     Args:
         tokenizer: the tokenizer of the ranker's encoder.
         truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
+        padding_side: "right" for all rankers, whatever the tokenizer says: on the left, padding would take the place
+            of the first token and move the positions of the others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -34,6 +36,7 @@ class RankingProcessor:
     adds_special_tokens: bool = True
     query_augmentation: int = 0
     truncation: bool = True
+    padding_side: Literal["left", "right"] = "right"
 
     @classmethod
     def from_config(
@@ -58,7 +61,9 @@ class RankingProcessor:
                 f"{config.model_type} adds {config.query_augmentation} [MASK] tokens after each query, and the "
                 "tokenizer has no mask token; set query_augmentation=0."
             )
-        names = [field.name for field in fields(cls) if field.name not in ("tokenizer", "truncation")]
+        tokenizer.padding_side = "right"  # also where other libraries read it from a folder that is saved with it
+        own = ("tokenizer", "truncation", "padding_side")
+        names = [field.name for field in fields(cls) if field.name not in own]
         return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
@@ -93,7 +98,7 @@ class RankingProcessor:
         return self._tokenize(*texts, max_length=self.max_query_length + self.max_document_length)
 
     def pad(self, tokens: TokenLists, shape: tuple[int, ...] = (-1,)) -> dict[str, Tensor]:
-        """Pad token lists to their longest, as `tokenizer.pad` does; tensors of `shape` + (L,)."""
+        """Pad token lists to their longest, with the tokenizer's ids; tensors of `shape` + (L,)."""
         length = max(len(row) for row in tokens["input_ids"])
         values = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
         padded = {}
@@ -101,7 +106,7 @@ class RankingProcessor:
             flat: list[int] = []
             for row in rows:
                 padding = [values.get(name, 0)] * (length - len(row))
-                if self.tokenizer.padding_side == "left":
+                if self.padding_side == "left":
                     flat += padding + row
                 else:
                     flat += row + padding

@@ -13,21 +13,28 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..errors import InputError
 from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
-from ..models.encoder import max_positions
-from ..models.foreign import read_json
+from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
 from ..ranker import load_tokenizer
+from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
+from .sentence_transformers import CLASSES, MODEL_TYPES, load_cross_encoder, load_encoder
 
-KINDS = (*ARCHITECTURES, "classifier", "bi-encoder", "yes-no")
-MAX_LENGTH = 512
-REMEMBERED = 500_000  # vectors of a bi-encoder that are kept between calls: 1.5 GB of 768 values
+KINDS = (*ARCHITECTURES, "classifier", "yes-no", *CLASSES)
+# Kinds that may be named for a checkpoint that says what it is; as any other it would score at random.
+ALSO_NAMED = {
+    "ranker": tuple(ARCHITECTURES),
+    "classifier": ("bert_cat",),
+    "cross-encoder": ("bert_cat", "classifier", "yes-no"),
+    "bi-encoder": ("bert_dot",),
+    "multi-vector": ("colbert",),
+    "yes-no": ("bi-encoder",),
+}
 MIN_TEXT = 4  # tokens of a query and a document for which a prompt must leave room
 
 # The published prompt of Qwen3-Reranker.
@@ -36,6 +43,7 @@ YES_NO_PREFIX = (
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 YES_NO_BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+TURN = "<|im_start|>"  # the chat template of a model that was trained with this prompt has it
 YES_NO_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -61,7 +69,7 @@ def load_teacher(
     label: str | None = None,
     similarity: str | None = None,
     instruction: str = INSTRUCTION,
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = None,
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
@@ -69,35 +77,54 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        name_or_path: a folder or a Hub name of one of our rankers, a sequence classifier or CrossEncoder, a
-            sentence-transformers bi-encoder, or a causal language model that answers yes or no, as Qwen3-Reranker.
+        name_or_path: a folder or a Hub name of one of our rankers, a sequence classifier, a checkpoint of
+            sentence-transformers (CrossEncoder, bi-encoder or multi-vector encoder), or a causal language model that
+            answers yes or no, as Qwen3-Reranker. The scores are those of the library whose checkpoint it is.
         kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
-        label: name of the output that is the score, for a classifier with several outputs.
+        label: name of the output that is the score, for a classifier with several outputs; of classes the score is the
+            logit of the class' probability.
         similarity: "dot" or "cosine", for a bi-encoder; None uses the checkpoint's.
         instruction: instruction in the prompt of a yes-no model.
-        max_length: tokens of a pair, for classifiers and yes-no models; longer pairs are cut, the longer text first.
+        max_length: tokens of a pair, for classifiers, cross-encoders and yes-no models; longer pairs are cut, the
+            longer text first. None takes the checkpoint's own limit.
         batch_size: pairs (or texts) per forward pass.
         dtype: type of the weights.
         device: device of the model; None uses a GPU if there is one.
 
     Raises:
-        InputError: if the kind is unknown or cannot be recognized, or the label is missing or unknown.
+        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, or
+            if the label is missing or unknown.
         FileNotFoundError: if the model does not exist.
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
-    kind = kind or _recognize(name_or_path)
+    found = _recognize(name_or_path)
+    if found is not None and kind not in (None, found, *ALSO_NAMED[found]):
+        raise InputError(f"{name_or_path} is a {found}, not a {kind}; leave the kind out.")
+    architecture = kind if kind in ARCHITECTURES else None
+    if found != "yes-no" or kind is None:
+        kind = found or kind
+    if kind is None:
+        raise _unrecognized(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = Path(name_or_path).name or str(name_or_path)
-    if kind == "bi-encoder":
-        return Teacher(name, *_bi_encoder(name_or_path, similarity, batch_size, dtype, device))
-    if kind in ARCHITECTURES or kind == "ranker":
-        model = load_ranker(name_or_path, None if kind == "ranker" else kind, dtype=dtype).to(device)
-        processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
-    elif kind == "classifier":
+    if kind == "cross-encoder" and instruction != INSTRUCTION:
+        raise InputError(
+            f"{name_or_path} has a prompt of its own, so that an instruction has no effect; leave it out."
+        )
+    if kind == "cross-encoder":
+        return Teacher(name, *load_cross_encoder(name_or_path, label, max_length, batch_size, dtype, device))
+    if kind in CLASSES:
+        return Teacher(name, *load_encoder(name_or_path, kind, similarity, batch_size, dtype, device))
+    if kind == "classifier":
         model, processor = _classifier(name_or_path, label, max_length, dtype, device)
-    else:
+    elif kind == "yes-no":
         model, processor = _yes_no(name_or_path, instruction, max_length, dtype, device)
+    else:
+        model = load_ranker(name_or_path, architecture, dtype=dtype).to(device)
+        if model.is_fresh:
+            raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
+        processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
     score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)
     return Teacher(name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, dtype))
@@ -129,119 +156,109 @@ class _PromptProcessor(RankingProcessor):
         bodies = []
         for query, document in zip(queries, documents, strict=True):
             bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
-        encoding = self.tokenizer(bodies, add_special_tokens=False, truncation=True, max_length=room)
-        input_ids = [[*prefix, *body, *suffix] for body in encoding["input_ids"]]
+        input_ids = []
+        for row, body in enumerate(self.tokenizer(bodies, add_special_tokens=False)["input_ids"]):
+            if len(body) > room:
+                body = self._cut(bodies[row], len(queries[row]), len(documents[row]), room)
+            input_ids.append([*prefix, *body, *suffix])
         return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
 
+    def _cut(self, text: str, query_length: int, document_length: int, room: int) -> list[int]:
+        """Return the tokens of a prompt's middle without the last ones of the query and the document, longer first."""
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        document_start = len(text) - document_length
+        query_start = YES_NO_BODY.format(instruction=self.instruction, query="\0", document="").index("\0")
+        query_end = query_start + query_length
+        query_tokens, document_tokens = [], []
+        for token, (start, end) in enumerate(encoding["offset_mapping"]):
+            if start >= document_start:
+                document_tokens.append(token)
+            elif start >= query_start and end <= query_end:
+                query_tokens.append(token)
+        dropped = set()
+        for _ in range(len(encoding["input_ids"]) - room):
+            longer = query_tokens if len(query_tokens) > len(document_tokens) else document_tokens
+            dropped.add(longer.pop())
+        return [token_id for token, token_id in enumerate(encoding["input_ids"]) if token not in dropped]
 
-def _recognize(name_or_path: str) -> str:
-    """Return the kind of a checkpoint; "ranker" for one of ours."""
+
+def _recognize(name_or_path: str) -> str | None:
+    """Return the kind of a checkpoint; "ranker" for one of ours, None for an encoder."""
     if (Path(name_or_path) / TRAINING_CONFIG).is_file():
         return "ranker"
     try:
         settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
-        if settings.get("model_type") in ("SentenceTransformer", None) and read_json(name_or_path, "modules.json"):
-            return "bi-encoder"
+        if read_json(name_or_path, "modules.json"):
+            model_type = settings.get("model_type") or "SentenceTransformer"
+            if model_type not in MODEL_TYPES:
+                raise InputError(f"{name_or_path} is a {model_type}; known are {', '.join(MODEL_TYPES)}.")
+            return MODEL_TYPES[model_type]
         config = AutoConfig.from_pretrained(name_or_path)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"No teacher {name_or_path!r}: {str(error).splitlines()[0]}") from error
-    names = config.architectures or []
     if find_architecture(config) is not None:
         return "ranker"
-    for name in names:
+    for name in config.architectures or []:
         if name.endswith("ForSequenceClassification"):
             return "classifier"
         if name.endswith("ForCausalLM"):
             return "yes-no"
-    raise InputError(
-        f"{name_or_path} is a {config.model_type} of class {', '.join(names) or 'unknown'}, which gives no score by "
-        f"itself; name its kind: kind={'|'.join(KINDS)}."
+    return None
+
+
+def _unrecognized(name_or_path: str) -> InputError:
+    config = AutoConfig.from_pretrained(name_or_path)
+    names = ", ".join(config.architectures or []) or "unknown"
+    return InputError(
+        f"{name_or_path} is a {config.model_type} of class {names}, which gives no score by itself; name its kind: "
+        f"kind={'|'.join(KINDS)}."
     )
 
 
 def _classifier(
-    name_or_path: str, label: str | None, max_length: int, dtype: torch.dtype, device: str | torch.device
+    name_or_path: str, label: str | None, max_length: int | None, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[_LogitScores, RankingProcessor]:
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        name_or_path, dtype=dtype, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        lacking = ", ".join(sorted(info["missing_keys"])[:3])
-        raise InputError(f"{name_or_path} lacks {lacking}: without a trained head its scores would be random.")
-    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if label is None and len(labels) > 1:
-        raise InputError(f"{name_or_path} has {len(labels)} outputs; name the one to score by: {', '.join(labels)}.")
-    if label is not None and label not in labels:
-        raise InputError(f"{name_or_path} has no output {label!r}; it has {', '.join(labels)}.")
+    model = load_complete(AutoModelForSequenceClassification, name_or_path, dtype=dtype)
+    output = choose_output(name_or_path, model.config, read_activation(model.config, {}), label)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    limit = _limit(model.config, tokenizer.model_max_length, max_length)
-    index = 0 if label is None else labels.index(label)
+    side = prepare_classifier(model, tokenizer)
+    limit = max_tokens(model.config, tokenizer.model_max_length, max_length)
 
-    def label_logit(**inputs: Tensor) -> Tensor:
-        return model(**inputs).logits[:, index]
+    def scores(**inputs: Tensor) -> Tensor:
+        return output.scores(model(**inputs).logits)
 
-    return _LogitScores(model.to(device), label_logit), RankingProcessor(tokenizer, 0, limit, joins_texts=True)
+    processor = RankingProcessor(tokenizer, 0, limit, joins_texts=True, padding_side=side)
+    return _LogitScores(model.to(device), scores), processor
 
 
 def _yes_no(
-    name_or_path: str, instruction: str, max_length: int, dtype: torch.dtype, device: str | torch.device
+    name_or_path: str, instruction: str, max_length: int | None, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[_LogitScores, _PromptProcessor]:
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
     if {None, tokenizer.unk_token_id} & set(answers):
         raise InputError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    limit = _limit(model.config, tokenizer.model_max_length, max_length)
+    if tokenizer.chat_template is not None and TURN not in str(tokenizer.chat_template):
+        raise InputError(
+            f"{name_or_path} has a chat template of its own, without {TURN}, and a yes-no teacher has the prompt of "
+            "Qwen3-Reranker; save it as a CrossEncoder of sentence-transformers, which says what its prompt is."
+        )
+    model = load_complete(AutoModelForCausalLM, name_or_path, dtype=dtype)
+    set_padding(tokenizer, model.config)
+    limit = max_tokens(model.config, tokenizer.model_max_length, max_length)
     frame = YES_NO_PREFIX + YES_NO_BODY.format(instruction=instruction, query="", document="") + YES_NO_SUFFIX
     needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
     if needed > limit:
         raise InputError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
-    processor = _PromptProcessor(tokenizer, 0, limit, joins_texts=True, instruction=instruction)
-    yes, no = answers
+    keep_words(model, answers)
 
     def yes_minus_no(attention_mask: Tensor, **inputs: Tensor) -> Tensor:
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # padding is on the left
         inputs |= {"attention_mask": attention_mask, "position_ids": positions}
-        logits = model(**inputs, logits_to_keep=1).logits[:, -1].float()
-        return logits[:, yes] - logits[:, no]
+        yes, no = model(**inputs, logits_to_keep=1).logits[:, -1].float().unbind(1)
+        return yes - no
 
-    return _LogitScores(model.to(device), yes_minus_no), processor
-
-
-def _limit(config: PreTrainedConfig, model_max_length: int, max_length: int) -> int:
-    return min(max_positions(config) or max_length, model_max_length, max_length)
-
-
-def _bi_encoder(
-    name_or_path: str, similarity: str | None, batch_size: int, dtype: torch.dtype, device: str | torch.device
-) -> tuple[Callable[[Sequence[str], Sequence[str]], np.ndarray], str]:
-    """Return the function that scores, and the fingerprint."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(f"{name_or_path} is a bi-encoder: pip install sentence-transformers.") from error
-    model = SentenceTransformer(name_or_path, device=str(device), model_kwargs={"dtype": dtype})
-    similarity = similarity or {"cos_sim": "cosine"}.get(model.similarity_fn_name, model.similarity_fn_name)
-    if similarity not in ("dot", "cosine"):
-        raise InputError(f"A bi-encoder scores by 'dot' or 'cosine', got {similarity!r}.")
-    options = {"batch_size": batch_size, "normalize_embeddings": similarity == "cosine", "show_progress_bar": False}
-
-    known: dict[str, np.ndarray] = {}  # documents of earlier calls: candidates of many queries are the same
-
-    def encode(function: Callable, texts: Sequence[str]) -> list[np.ndarray]:
-        return list(function(list(texts), **options, convert_to_numpy=True).astype(np.float32))
-
-    def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-        query_texts = list(dict.fromkeys(queries))
-        query_vectors = dict(zip(query_texts, encode(model.encode_query, query_texts), strict=True))
-        if len(known) > REMEMBERED:
-            known.clear()
-        new = [text for text in dict.fromkeys(documents) if text not in known]
-        if new:
-            known.update(zip(new, encode(model.encode_document, new), strict=True))
-        pairs = zip(queries, documents, strict=True)
-        return np.array([query_vectors[query] @ known[document] for query, document in pairs], dtype=np.float32)
-
-    return score, fingerprint(model, "bi-encoder", similarity, batch_size, dtype)
+    settings = {"joins_texts": True, "padding_side": "left", "instruction": instruction}
+    return _LogitScores(model.to(device), yes_minus_no), _PromptProcessor(tokenizer, 0, limit, **settings)

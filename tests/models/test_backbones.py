@@ -1,5 +1,6 @@
 """Every ranker on every kind of encoder: built on its weights, trained a step, saved, loaded, with the same scores."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,18 +8,25 @@ import torch
 from transformers import (
     AlbertConfig,
     AutoModel,
+    BartConfig,
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
+    Qwen3Config,
     RobertaConfig,
+    T5Config,
+    T5EncoderModel,
     XLMRobertaConfig,
 )
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankerModel
+from hf_kd_ranking.errors import InputError
+from hf_kd_ranking.models import ARCHITECTURES, RankerModel
 
 VOCABULARY = 50
 SIZES = {
@@ -246,3 +254,58 @@ def test_first_state_only_keeps_scores_and_gradients(encoders, backbone, archite
     assert torch.allclose(found[False][0], found[True][0], atol=1e-6)
     assert found[False][1].keys() == found[True][1].keys()
     assert all(torch.allclose(found[False][1][name], found[True][1][name], atol=1e-5) for name in found[False][1])
+
+
+CAUSAL_SIZES = {"head_dim": 8, "num_key_value_heads": 1}
+CAUSAL = {
+    "qwen3": Qwen3Config(**SIZES | CAUSAL_SIZES),
+    "llama": LlamaConfig(**SIZES | CAUSAL_SIZES),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3),
+    "bert": BertConfig(**SIZES, is_decoder=True),
+}
+
+
+@pytest.fixture
+def save(tmp_path) -> Callable[[PreTrainedConfig], Path]:
+    def write(config: PreTrainedConfig) -> Path:
+        AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+        return tmp_path / "encoder"
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_first_state_of_a_causal_encoder_is_refused(name, dtype, save, tmp_path):
+    folder = save(CAUSAL[name])
+    for architecture in ("bert_cat", "bert_dot"):
+        message = rf"encoder: {name} is a causal encoder, .* or bert_dot with pooling='mean'\."
+        with pytest.raises(InputError, match=message):
+            kd.load_ranker(folder, architecture, dtype=dtype, **LENGTHS)
+    model = kd.load_ranker(folder, "bert_dot", pooling="mean", dtype=dtype, **LENGTHS)
+    assert scores_of(model, random_batch("bert_dot")).std() > 0.01
+    model.save_pretrained(tmp_path / "mean")
+    with pytest.raises(InputError, match="is a causal encoder"):
+        kd.load_ranker(tmp_path / "mean", pooling="cls")
+
+
+SEQ_TO_SEQ = {
+    "t5": T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+    "bart": BartConfig(vocab_size=VOCABULARY, d_model=16, encoder_layers=1, decoder_layers=1),
+}
+
+
+@pytest.mark.parametrize("architecture", ENCODER_RANKERS)
+@pytest.mark.parametrize("name", SEQ_TO_SEQ)
+def test_encoder_decoder_is_refused(name, architecture, save):
+    message = f"{name} models are encoder-decoders; rankers are built on encoders only"
+    with pytest.raises(InputError, match=message):
+        kd.load_ranker(save(SEQ_TO_SEQ[name]), architecture, **LENGTHS)
+    with pytest.raises(InputError, match=f"{message}|PreTTR cannot split"):
+        ARCHITECTURES[architecture].config_class(encoder_config=SEQ_TO_SEQ[name], **LENGTHS)
+
+
+def test_encoder_of_an_encoder_decoder_is_refused(tmp_path):
+    T5EncoderModel(SEQ_TO_SEQ["t5"]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="t5 models are encoder-decoders"):
+        kd.load_ranker(tmp_path, "bert_dot", **LENGTHS)

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.errors import InputError
 
 rng = random.Random(0)
 WORDS = "apple bread cat dog earth fire glass house what is a the of unheard".split()
@@ -266,5 +267,40 @@ def test_classifier_without_its_head_is_refused(tokenizer, tmp_path):
     folder = save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path / "model")
     AutoModelForSequenceClassification.from_pretrained(folder).bert.save_pretrained(tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").replace(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="is not a complete classifier: missing"):
+    with pytest.raises(
+        ValueError, match="does not hold all weights of a BertForSequenceClassification: missing classifier"
+    ):
         kd.load_ranker(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", "junk", "The weights of .* are damaged: .*header"),
+        ("modules.json", "[{", r"modules\.json is not valid JSON"),
+        ("modules.json", "[3]", r"modules\.json does not have the form that sentence-transformers writes: \[3\]"),
+        ("config_sentence_transformers.json", "[]", r"transformers\.json does not have the form"),
+    ],
+)
+def test_damaged_files_are_named(file, content, message, save):
+    folder = save(SentenceTransformer, Pooling(16, "cls"))
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=message):
+        kd.load_ranker(folder)
+    with pytest.raises(InputError, match=message):
+        kd.load_teacher(str(folder))
+
+
+def test_module_with_code_of_its_own_is_refused(save):
+    folder = save(SentenceTransformer, Pooling(16, "cls"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["type"] = "pooling.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=r"its module pooling\.Pooling is code of its own"):
+        kd.load_ranker(folder)
+
+
+def test_new_ranker_on_another_librarys_encoder_is_marked(save):
+    folder = save(SentenceTransformer, Pooling(16, "mean"))
+    assert kd.load_ranker(folder, "bert_dot", max_document_length=20).is_fresh
+    assert not kd.load_ranker(folder).is_fresh

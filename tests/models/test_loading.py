@@ -29,6 +29,7 @@ from published_checkpoints import (
 from transformers import AutoConfig, AutoModelForSequenceClassification, DistilBertConfig
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.models import ARCHITECTURES
 from hf_kd_ranking.ranker import load_tokenizer
 
@@ -198,3 +199,18 @@ def test_local_path_of_the_encoder_is_not_saved(folder, tmp_path, load):
     (folder / "config.json").write_text(json.dumps(ENCODER | {"_name_or_path": "/home/me/encoder"}))
     load(folder).save_pretrained(tmp_path / "again")
     assert "/home/me" not in (tmp_path / "again" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_encoder_config_overrides_that_of_a_plain_encoder(encoder, as_dict):
+    changed = AutoConfig.from_pretrained(encoder, hidden_dropout_prob=0.3)
+    override = {"hidden_dropout_prob": 0.3} if as_dict else changed
+    model = kd.load_ranker(encoder, "bert_dot", encoder_config=override, max_document_length=16)
+    assert model.config.encoder_config.hidden_dropout_prob == model.bert_model.embeddings.dropout.p == 0.3
+    plain = kd.load_ranker(encoder, "bert_dot", max_document_length=16).state_dict()
+    assert all(torch.equal(weights, plain[name]) for name, weights in model.state_dict().items())
+
+
+def test_encoder_config_that_does_not_fit_the_weights_is_refused(encoder):
+    with pytest.raises(InputError, match="does not hold the weights of the bert encoder of its config"):
+        kd.load_ranker(encoder, "bert_dot", encoder_config={"hidden_size": 32}, max_document_length=16)

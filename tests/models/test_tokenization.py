@@ -85,12 +85,12 @@ def test_tokenizer_without_a_padding_token_is_refused(tokenizer, model):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_that_of_the_tokenizer(tokenizer, side):
+def test_padding_is_on_the_right_with_the_tokenizers_ids(tokenizer, side):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side, tokenizer.pad_token = side, "dog"
     processor = ranking_tokenizer(tokenizer, query_augmentation=2)
     tokens = processor.queries(["apple", "", "bread cat dog", "cat apple bread"])
-    wanted = tokenizer.pad(tokens, padding=True, return_tensors="pt")
+    wanted = tokenizer.pad(tokens, padding=True, padding_side="right", return_tensors="pt")
     padded = processor.pad(tokens, (2, 2))
     assert padded.keys() == wanted.keys()
     for name, tensor in padded.items():

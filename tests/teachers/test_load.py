@@ -124,9 +124,17 @@ def test_classifier_of_one_output_gives_its_raw_logit(make_classifier, tokenizer
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_label_names_the_output_that_is_the_score(make_classifier, tokenizer, label):
-    folder = make_classifier(LABELS)
-    assert score(folder, label=label) == close(logits_by_hand(folder, tokenizer)[:, LABELS.index(label)])
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_label_names_the_output_that_is_the_score(make_classifier, tokenizer, label, problem):
+    folder, index = make_classifier(LABELS), LABELS.index(label)
+    logits = logits_by_hand(folder, tokenizer)
+    wanted = logits[:, index]
+    if problem is None:  # the logit of the probability of a class: log p - log (1 - p)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        wanted = np.log(probabilities[:, index] / (1 - probabilities[:, index]))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
+    assert score(folder, label=label) == close(wanted)
 
 
 def test_of_several_outputs_one_must_be_named(make_classifier):
@@ -309,6 +317,22 @@ def test_long_document_is_cut_within_its_prompt(language_model):
     assert scores == close([yes_minus_no(language_model, "a", "king moon jam")])
     assert scores == close([yes_minus_no(language_model, "a", document, room=room)])
     assert scores != close([yes_minus_no(language_model, "a", document, room=room + 1)])
+
+
+def test_longer_of_query_and_document_is_cut_first(language_model):
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+
+    def body(query: str, document: str) -> str:
+        return YES_NO_BODY.format(instruction=INSTRUCTION, query=query, document=document)
+
+    frame = sum(len(tokenizer(part)["input_ids"]) for part in (YES_NO_PREFIX, YES_NO_SUFFIX))
+    room = len(tokenizer(body("moon moon moon moon", "king lake"))["input_ids"])
+    teacher = load_teacher(str(language_model), max_length=frame + room, device="cpu")
+    documents = ["king lake", "bread jam", "night moon"]
+    scores = teacher.score([" ".join(["moon"] * 180)] * 3, documents)
+    assert len(set(scores.tolist())) == 3
+    if len(tokenizer("moon")["input_ids"]) == 1:  # else a word is cut in pieces
+        assert scores == close([yes_minus_no(language_model, "moon moon moon moon", text) for text in documents])
 
 
 def test_instruction_replaces_the_default(language_model):
