@@ -164,6 +164,7 @@ class EvaluatingTrainer(Trainer):
         self,
         hp_space: Callable[[Any], dict[str, Any]] | None = None,
         compute_objective: Callable[[dict[str, float]], float] | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
         """Search as the parent does; without `compute_objective` for the lowest `eval_loss`.
@@ -174,7 +175,7 @@ class EvaluatingTrainer(Trainer):
             if self.eval_dataset is None or isinstance(self.eval_dataset, dict):
                 raise InputError("hyperparameter_search needs compute_objective, or one eval_dataset for eval_loss.")
             compute_objective = itemgetter("eval_loss")
-        return super().hyperparameter_search(hp_space, compute_objective, **kwargs)
+        return super().hyperparameter_search(hp_space, compute_objective, *args, **kwargs)
 
     def predict(
         self,
