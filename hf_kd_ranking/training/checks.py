@@ -90,8 +90,8 @@ def check_evaluation(
         return
     if not held_out and evaluator is None:
         raise InputError(
-            f"eval_strategy {args.eval_strategy.value!r} needs something to measure: an evaluator, such as "
-            "RerankingEvaluator (--candidates and --qrels), or an eval_dataset of held-out teacher rows."
+            "Evaluation during training (eval_strategy, eval_on_start) needs something to measure: an evaluator, such "
+            "as RerankingEvaluator (--candidates and --qrels), or an eval_dataset of held-out teacher rows."
         )
     is_known = evaluator is None or type(evaluator) is RerankingEvaluator  # a subclass may measure anything
     if args.metric_for_best_model is None or has_own_metrics or not is_known:

@@ -82,7 +82,6 @@ class RankingTrainer(PublishingTrainer):
         **kwargs: Any,
     ) -> None:
         check_options(args, model is not None, query_clusters, kwargs)
-        kwargs.pop("data_collator", None)
         if queries is None or documents is None or processing_class is None:
             raise InputError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
         self.evaluator = evaluator
@@ -96,9 +95,8 @@ class RankingTrainer(PublishingTrainer):
             training = load_teacher_scores(train_dataset)
             train_dataset = training.rows
         held_out = held_out_rows(eval_dataset)
-        if eval_dataset is not None:
-            eval_dataset = {name: rows.rows for name, rows in held_out.items()}
-            eval_dataset = eval_dataset.get("", eval_dataset)
+        rows_by_name = {name: rows.rows for name, rows in held_out.items()}
+        eval_dataset = rows_by_name.get("", rows_by_name or None)
         check_evaluation(args, held_out, evaluator, self.losses, kwargs.get("compute_metrics") is not None)
         check_data_sets(training, held_out, evaluator, queries, documents, args, self.losses)
         self.queries, self.documents = queries, documents
