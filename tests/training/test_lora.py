@@ -104,6 +104,16 @@ def test_a_second_training_adapts_the_merged_ranker(model, make_trainer, tmp_pat
         torch.testing.assert_close(wrapped.state_dict()[name], weight)
 
 
+@BERT_DOT
+def test_merged_adapters_are_evaluated_in_the_precision_of_training(student, make_trainer, toy):
+    rows = kd.load_teacher_scores(toy / "scores.tsv").select(range(20))
+    in_float32 = make_trainer(copy.deepcopy(student), {"eval_dataset": rows}).evaluate()["eval_loss"]
+    trainer = make_trainer(student, {"eval_dataset": rows}, lora_r=2, max_steps=1, learning_rate=0.0, bf16=True)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == before != in_float32
+
+
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_tk_has_no_encoder_to_adapt(model, make_trainer):
     with pytest.raises(ValueError, match=r"lora_r adapts .* a pretrained encoder, and a TK has none"):
