@@ -108,6 +108,8 @@ class RankingTrainingArguments(TrainingArguments):
                 f"train_sampling_strategy is 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
                 f"{NO_LENGTHS}."
             )
+        if self.accelerator_config.dispatch_batches:
+            raise InputError("dispatch_batches joins batches of unlike lengths; leave it out of accelerator_config.")
         if "inputs" in self.include_for_metrics:
             raise InputError(
                 "include_for_metrics takes 'loss', got 'inputs': a row has two texts and no single input."

@@ -37,17 +37,16 @@ WORKS = """
     log_level_replica disable_tqdm report_to run_name project trackio_space_id trackio_bucket_id
     trackio_static_space_id eval_strategy eval_steps eval_delay per_device_eval_batch_size prediction_loss_only
     eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps batch_eval_metrics
-    save_only_model save_strategy save_steps save_on_each_node save_total_limit push_to_hub hub_token hub_private_repo
-    hub_model_id
-    hub_strategy hub_always_push load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
-    restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
-    dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    save_only_model save_strategy save_steps save_on_each_node save_total_limit push_to_hub hub_token
+    hub_private_repo hub_model_id hub_strategy hub_always_push load_best_model_at_end metric_for_best_model
+    greater_is_better ignore_data_skip restore_callback_states_from_checkpoint full_determinism seed data_seed
+    use_cpu dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order ddp_find_unused_parameters
-    ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed debug
-    skip_memory_metrics resume_from_checkpoint local_rank
+    ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed
+    debug skip_memory_metrics resume_from_checkpoint local_rank
 """.split()
 # Some of their values are refused, see `test_values_that_a_ranker_cannot_have_are_refused`.
-WORKS_IN_PART = ["include_for_metrics", "label_names", "train_sampling_strategy"]
+WORKS_IN_PART = ["accelerator_config", "include_for_metrics", "label_names", "train_sampling_strategy"]
 WITHOUT_EFFECT = {
     "average_tokens_across_devices": "all processes have the same number of rows, and the loss is a mean over rows",
     "logging_nan_inf_filter": "a loss that is not a number ends the training",
@@ -101,6 +100,7 @@ def test_settings_that_make_no_sense_are_refused_with_the_reason(tmp_path, name)
     [
         ("include_for_metrics", ["loss", "inputs"], "include_for_metrics takes 'loss', got 'inputs'"),
         ("label_names", ["labels"], "label_names must stay unset"),
+        ("accelerator_config", {"dispatch_batches": True}, "dispatch_batches joins batches of unlike lengths"),
         ("train_sampling_strategy", "group_by_length", "'random' or 'sequential', got 'group_by_length': rows hold"),
         ("train_sampling_strategy", "batch_rebalance", "'random' or 'sequential', got 'batch_rebalance': rows hold"),
         ("eval_strategy", "sometimes", "sometimes is not a valid IntervalStrategy"),  # transformers' own check
