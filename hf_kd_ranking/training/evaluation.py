@@ -125,7 +125,14 @@ class EvaluatingTrainer(Trainer):
             eval_dataset: see the class; None takes the trainer's own, if it has one.
             ignore_keys: see `predict`; read only with `compute_metrics`.
             metric_key_prefix: put before the name of every measure; the name of a data set follows it.
+
+        Raises:
+            InputError: if there are neither rows nor an evaluator; for rows without scores.
         """
+        if eval_dataset is None and self.eval_dataset is None and self.evaluator is None:
+            raise InputError(
+                "evaluate needs an eval_dataset of held-out teacher rows, or a trainer with an evaluator."
+            )
         self._memory_tracker.start()
         metrics = {}
         if eval_dataset is not None:

@@ -110,7 +110,7 @@ class RankingTrainer(PublishingTrainer):
                 args=args,
                 train_dataset=train_dataset,
                 # Trainer refuses to evaluate without a data set; the evaluator brings its own.
-                eval_dataset=train_dataset if eval_dataset is None and evaluator is not None else eval_dataset,
+                eval_dataset=[] if eval_dataset is None and evaluator is not None else eval_dataset,
                 processing_class=processing_class,
                 **kwargs,
             )

@@ -165,6 +165,16 @@ def test_evaluations_without_a_measure_are_refused_at_once(model, make_trainer, 
         make_trainer(model, parts, **settings)
 
 
+@BERT_DOT
+def test_evaluation_of_nothing_is_refused_and_an_evaluator_is_enough(model, make_trainer):
+    with pytest.raises(InputError, match=r"evaluate needs held-out teacher rows \(eval_dataset\), or a trainer with"):
+        make_trainer(model).evaluate()
+    with pytest.raises(InputError, match="the data set has no teacher scores"):
+        make_trainer(model).evaluate(datasets.Dataset.from_dict({"query_id": [100], "doc_ids": [[1, 2]]}))
+    parts = {"evaluator": lambda ranker: {"AP": 0.5}, "train_dataset": None}
+    assert make_trainer(model, parts, eval_strategy="epoch").evaluate() == {"eval_AP": 0.5, "epoch": 0}
+
+
 # ---- Evaluation -----------------------------------------------------------------------------------------------------
 
 
