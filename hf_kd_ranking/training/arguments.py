@@ -27,6 +27,7 @@ REFUSED = {
     "length_column_name": NO_LENGTHS,
     "enable_jit_checkpoint": "every run already saves a checkpoint on SIGTERM",
     "hub_revision": "rankers are published on the main branch of their repository",
+    "debug": "the hooks of transformers fail at the boolean masks of encoders",
     "parallelism_config": "rankers are trained by DDP, FSDP or DeepSpeed",
 }
 
@@ -101,7 +102,7 @@ class RankingTrainingArguments(TrainingArguments):
     def _refuse_settings(self) -> None:
         for field in fields(TrainingArguments):
             value = getattr(self, field.name)
-            if field.name in REFUSED and value != field.default:
+            if field.name in REFUSED and value and value != field.default:
                 raise InputError(f"{field.name} must stay {field.default!r}, got {value!r}: {REFUSED[field.name]}.")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise InputError(

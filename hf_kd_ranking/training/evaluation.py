@@ -130,9 +130,7 @@ class EvaluatingTrainer(Trainer):
             InputError: if there are neither rows nor an evaluator; for rows without scores.
         """
         if eval_dataset is None and self.eval_dataset is None and self.evaluator is None:
-            raise InputError(
-                "evaluate needs an eval_dataset of held-out teacher rows, or a trainer with an evaluator."
-            )
+            raise InputError("evaluate needs held-out teacher rows (eval_dataset), or a trainer with an evaluator.")
         self._memory_tracker.start()
         metrics = {}
         if eval_dataset is not None:
@@ -159,6 +157,14 @@ class EvaluatingTrainer(Trainer):
         """Return the evaluator's candidates in the order of the student, in the precision of `evaluate`."""
         with self.accelerator.autocast():
             return self.evaluator.rerank(self.ranker)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training  # an evaluation is of all rows
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _evaluate_rows(
         self, loader: DataLoader, name: str, ignore_keys: list[str] | None, prefix: str

@@ -1,4 +1,4 @@
-"""What is trained of a ranker: all of its weights in float32, or LoRA adapters on its encoder, with PEFT."""
+"""Prepare a ranker for training: its weights in float32, or LoRA adapters on its encoder, with PEFT."""
 
 import torch
 from torch import nn

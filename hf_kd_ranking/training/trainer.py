@@ -56,7 +56,7 @@ class RankingTrainer(PublishingTrainer):
         **kwargs: arguments of `transformers.Trainer`, for example `callbacks`, but no `data_collator`.
             `compute_loss_func(outputs, labels, num_items_in_batch)` replaces `loss`: labels are the scaled teacher
             scores (B, n), items are rows. `compute_metrics` gets the scores and the teacher's, both (N, n). Where
-            lists differ in length, -100 stands at the places that are filled up.
+            lists differ in length, -100 marks the places that are filled up.
 
     Raises:
         InputError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing; for
