@@ -16,7 +16,7 @@ from hf_kd_ranking.hub.publish import PART_SUFFIXES, SUFFIXES, publish_pipeline,
 from hf_kd_ranking.searcher import CHECKPOINT_FILES, Pipeline, save_pipeline
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
-CODE = {"base.py", "bert_dot.py", "encoder.py", "padding.py", "scoring.py"}
+CODE = {"base.py", "bert_dot.py", "encoder.py", "errors.py", "padding.py", "scoring.py"}
 
 
 def make_job(toy: Path, encoder: Path, output: Path) -> tuple[kd.TrainingJob, kd.RankingTrainingArguments]:
@@ -218,6 +218,18 @@ def test_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache
     files = hub.files("me/ranker")
     assert files["model.safetensors"] == Path(args.output_dir, "model.safetensors").read_bytes()
     assert "dice" in files["README.md"].decode() and "| first stage |" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_options_of_the_trainers_push_work_or_are_refused(hub, model, make_trainer):
+    trainer = make_trainer(model, hub_model_id="me/own", hub_private_repo=True)
+    for options in ({"revision": "draft"}, {"blocking": False}, {"tags": ["x"]}, {"license": "mit"}):
+        with pytest.raises(ValueError, match=r"on the main branch, in the fore|card is written from manifest\.json"):
+            trainer.push_to_hub(**options)
+    assert hub.repositories == {}
+    trainer.push_to_hub(commit_message="First try")
+    assert hub.messages == ["First try"] and hub.repositories["me/own"]["private"]
+    assert {"model.safetensors", "README.md"} <= hub.files("me/own").keys()
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
