@@ -320,6 +320,6 @@ def test_integer_ids_of_runs_and_qrels_become_strings(tmp_path):
 
 @pytest.mark.parametrize("grades", [{"d": 1.5}, {"d": 2**31}, {"d": "1"}, ["d"]])
 def test_grades_that_are_not_integers_are_not_written(tmp_path, grades):
-    with pytest.raises(InputError, match="^Query 'q'"):
+    with pytest.raises(InputError, match=r"^Query 'q'"):
         kd.write_qrels({"q": grades}, tmp_path / "qrels.txt")
     assert not (tmp_path / "qrels.txt").exists()
