@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class Ranker:
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
         """Return indices into `documents` with their scores, best first; ties keep the order given."""
+        if len(documents) == 0 and not isinstance(documents, str):
+            return []
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
@@ -85,6 +87,14 @@ class Ranker:
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
+
+
+def check_model_paths(names: Iterable[str]) -> None:
+    """Refuse, by a FileNotFoundError, a path of a model that does not exist; a name on the Hub is owner/name."""
+    for name in names:
+        is_path = name.startswith((".", "/")) or name.count("/") > 1
+        if is_path and "://" not in name and not Path(name).exists():
+            raise FileNotFoundError(f"The model {name} does not exist; give a folder, or a name on the Hub.")
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:

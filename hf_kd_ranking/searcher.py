@@ -18,8 +18,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .artifacts import building, content_digest, read_description, write_json
-from .data.runs import Run
-from .data.texts import TextStore
+from .data.runs import Run, as_run
+from .data.texts import Collection, TextStore, check_same_collection
 from .errors import InputError
 from .interop.onnx import OnnxRanker
 from .ranker import Ranker
@@ -55,7 +55,8 @@ class Pipeline:
         description: measures, latency and names, as JSON; for readers.
 
     Raises:
-        InputError: if a number is out of its range, or the parts do not make a pipeline.
+        InputError: if a number is out of its range, the parts do not make a pipeline, or they were made from different
+            collections.
     """
 
     documents: TextStore | None = None
@@ -81,6 +82,13 @@ class Pipeline:
             raise InputError("A ranker needs the texts of the documents, or their stored vectors; got neither.")
         if self.index is not None and self.weight > 0 and self.first_stage is None:
             raise InputError(f"There is no first stage whose scores could have the weight {self.weight}.")
+        check_same_collection(self.collections())
+
+    def collections(self) -> dict[str, Collection]:
+        """Return the collection that each part was made from, by its name."""
+        parts = {"documents": self.documents, "first stage": self.first_stage, "vectors": self.store}
+        parts["index"] = self.index
+        return {name: part.collection for name, part in parts.items() if part is not None}
 
     @property
     def purpose(self) -> str:
@@ -103,9 +111,6 @@ class Pipeline:
             InputError: if k is not positive, or the pipeline has neither a first stage nor an index.
         """
         check_k(k)
-        for query in queries.values():
-            if not isinstance(query, str):
-                raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
         if self.index is not None:
             return self._search_index(queries, k)
         if self.first_stage is None:
@@ -123,6 +128,7 @@ class Pipeline:
         Raises:
             UnknownIdError: if a query has no text, or a document has neither a text nor a stored vector.
         """
+        candidates = as_run(candidates)
         if self.ranker is None:
             return candidates
         scored = self._score(Run({query_id: ranking for query_id, ranking in candidates.items() if ranking}), queries)
@@ -203,7 +209,7 @@ def save_pipeline(
 
     Raises:
         FileExistsError: if the folder contains something else, or a pipeline and `overwrite` is False.
-        InputError: if a part cannot be saved, or parts belong to different collections.
+        InputError: if a part cannot be saved.
     """
     folder = Path(folder)
     is_pipeline = (folder / FILE).is_file()
@@ -294,23 +300,13 @@ def _precision(ranker: Ranker | OnnxRanker | None) -> str | None:
 
 
 def _collection(pipeline: Pipeline) -> str:
-    """Return the fingerprint of the one collection that all parts were made from."""
+    """Return the fingerprint of the collection that all parts were made from; refuse parts that cannot be saved."""
     if pipeline.first_stage is not None and not isinstance(pipeline.first_stage, BM25Index):
         kind = type(pipeline.first_stage).__name__
         raise InputError(f"A pipeline is saved with a BM25Index as its first stage, got a {kind}.")
     if pipeline.index is not None and pipeline.store is None:
         raise InputError("A pipeline whose ranker searches is saved with the vectors of its index; give the store.")
-    fingerprints = {}
-    if pipeline.documents is not None:
-        fingerprints["documents"] = pipeline.documents.fingerprint()
-    if pipeline.first_stage is not None:
-        fingerprints["first stage"] = pipeline.first_stage.description["collection"]
-    if pipeline.store is not None:
-        fingerprints["vectors"] = pipeline.store.description["collection"]
-    if len(set(fingerprints.values())) > 1:
-        parts = ", ".join(fingerprints)
-        raise InputError(f"The parts of a pipeline have one collection; these have different ones: {parts}.")
-    return next(iter(fingerprints.values()))
+    return next(iter(pipeline.collections().values())).fingerprint
 
 
 def _write_parts(folder: Path, pipeline: Pipeline, checkpoint: str | os.PathLike | None) -> None:
@@ -346,7 +342,7 @@ def _part_digest(path: Path) -> str:
     if path.name == "ranker":
         return content_digest(path)
     if path.name == "documents":
-        return TextStore.open(path).fingerprint()
+        return TextStore.open(path).compute_fingerprint()
     return read_description(path)["checksum"]
 
 

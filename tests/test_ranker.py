@@ -266,3 +266,8 @@ def test_two_processes_share_the_work_and_get_all_results(encoder, tokenizer, tm
         np.testing.assert_allclose(found["five"], ranker.score("moon", documents), atol=1e-5)
         np.testing.assert_allclose(found["one"], ranker.score("moon", documents[:1]), atol=1e-5)
         np.testing.assert_allclose(found["vectors"], ranker.encode_documents(documents), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["bert_cat", "bert_dot"], indirect=True)
+def test_reranking_no_documents_gives_none(model, tokenizer):
+    assert kd.Ranker(model, tokenizer).rerank("cat", []) == []

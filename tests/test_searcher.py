@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.interop.onnx import OnnxRanker
 from hf_kd_ranking.retrieval.fusion import fuse_runs
 from hf_kd_ranking.searcher import Pipeline, combine, load_pipeline, save_pipeline
@@ -245,9 +246,45 @@ def test_only_a_pipeline_is_replaced(bm25, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_parts_of_other_collections_are_not_saved(ranker, bm25, other, store, tmp_path):
-    with pytest.raises(ValueError, match="these have different ones: documents, first stage, vectors"):
-        save_pipeline(tmp_path / "best", Pipeline(other, bm25, ranker, store=store))
+def test_parts_of_other_collections_are_refused(ranker, documents, bm25, other, store):
+    index, other_bm25 = kd.DenseIndex.build(store), kd.BM25Index.build(other)
+    for parts in (
+        {"documents": documents, "first_stage": other_bm25, "ranker": ranker},
+        {"first_stage": other_bm25, "ranker": ranker, "store": store},
+        {"first_stage": other_bm25, "ranker": ranker, "index": index},
+    ):
+        with pytest.raises(InputError, match=r"these have different ones: .*fingerprint .*fingerprint") as error:
+            Pipeline(**parts)
+        assert "collection.tsv" in str(error.value)
+        assert "other.tsv" in str(error.value)
+    for part in ({"store": store}, {"index": index}, {"store": store, "index": index}):
+        with pytest.raises(InputError, match=r"documents: other\.tsv .*collection\.tsv"):
+            Pipeline(other, None, ranker, **part)
+        Pipeline(documents, bm25, ranker, **part)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_a_dense_index_that_grew_has_the_texts_that_it_was_given(ranker, documents, other, store, tmp_path):
+    (tmp_path / "more.tsv").write_text("new\tmoon\n")
+    lines = "".join(f"{doc_id}\t{text}\n" for doc_id, text in documents.items())
+    (tmp_path / "all.tsv").write_text(lines + "new\tmoon\n")
+    more, both = (kd.TextStore.from_tsv(tmp_path / f"{name}.tsv") for name in ("more", "all"))
+    added = kd.VectorStore.build(ranker, more, tmp_path / "added")
+    for texts, refused in ((None, both), (both, documents)):
+        index = kd.DenseIndex.build(store)
+        index.add(added, texts)
+        index.remove(["new"])
+        index.save(tmp_path / "dense", overwrite=True)
+        opened = kd.DenseIndex.open(tmp_path / "dense", ranker)
+        with pytest.raises(InputError, match="these have different ones"):
+            Pipeline(refused, None, ranker, index=opened)
+    Pipeline(both, None, ranker, index=opened)
+    with pytest.raises(InputError, match=r"1 of 1 ids are not among the .* texts of"):
+        kd.DenseIndex.build(store).add(added, documents)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_parts_that_cannot_be_saved_are_refused(ranker, store, tmp_path):
     index = kd.DenseIndex.build(store)
     with pytest.raises(ValueError, match="a BM25Index as its first stage, got a DenseIndex"):
         save_pipeline(tmp_path / "best", Pipeline(first_stage=index))

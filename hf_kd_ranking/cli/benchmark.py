@@ -11,6 +11,7 @@ from ..artifacts import refuse_existing, write_json
 from ..data.runs import read_run
 from ..data.texts import TextStore
 from ..errors import InputError
+from ..ranker import check_model_paths
 from ..reporting.efficiency import efficiency_text, measure_efficiency
 from . import options
 
@@ -41,7 +42,9 @@ def benchmark(
         refuse_existing(output, overwrite)
     options.torch_dtype(dtype)  # refused before the first ranker is loaded
     rankers = {}
-    for name, path in options.named_paths(model, "rankers").items():
+    paths = options.named_paths(model, "rankers")
+    check_model_paths(paths.values())
+    for name, path in paths.items():
         rankers[name] = partial(options.load_any_ranker, path, architecture, batch_size, dtype, device=device)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..artifacts import refuse_existing
-from ..data.runs import Run, read_run, write_run
+from ..data.runs import Run, check_run_ids, read_run, write_run
 from ..evaluation import metrics
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
@@ -25,6 +25,7 @@ def rerank(
     split: options.Split = "test",
     architecture: options.Architecture = None,
     k: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all, or 100 of BM25.")] = None,
+    exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
@@ -42,7 +43,12 @@ def rerank(
         if not first_stage:
             from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
 
-            first_stage = BM25Index.build(data.documents).search(data.judged_queries(), k or 100)
+            check_run_ids(data.judged_queries(), "queries")
+            check_run_ids(data.documents, "documents")
+            first_stage = BM25Index.build(data.documents).search(data.judged_queries(), (k or 100) + exclude_same_id)
+            k = k or 100
+    if exclude_same_id:
+        first_stage = first_stage.without_same_ids()
     if k is not None:
         first_stage = first_stage.top(k)
     run = rerank_run(ranker, first_stage, *stores)
@@ -58,12 +64,13 @@ def evaluate(
     dataset: options.Dataset = None,
     split: options.Split = "test",
     measure: options.Measures = metrics.DEFAULT_MEASURES,
+    exclude_same_id: options.ExcludeSameId = False,
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
 ) -> options.Result:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     results, lines = {}, []
-    for name, ranking in _RunFiles(run, measure).items():
+    for name, ranking in _RunFiles(run, measure, exclude_same_id).items():
         values = metrics.evaluate_queries(ranking, judgments, measure)
         metrics.check_same_collection(ranking, judgments)
         figures = metrics.mean_values(values)
@@ -86,19 +93,24 @@ def compare(
     measure: options.Measures = metrics.DEFAULT_MEASURES,
     correction: Annotated[str, typer.Option(help=f"Correction over all pairs: {', '.join(CORRECTIONS)}.")] = "holm",
     intersect: Annotated[bool, typer.Option(help="Compare only the queries that all runs have.")] = False,
+    exclude_same_id: options.ExcludeSameId = False,
 ) -> options.Result:
     """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
-    result = compare_runs(_RunFiles(run, measure), judgments, measure, correction, intersect)
+    result = compare_runs(_RunFiles(run, measure, exclude_same_id), judgments, measure, correction, intersect)
     return result, comparison_text(result)
 
 
 class _RunFiles(UserDict[str, Run]):
     """Runs by name, each read when it is asked for and no deeper than the measures look."""
 
-    def __init__(self, runs: list[str], measures: list[str]) -> None:
+    def __init__(self, runs: list[str], measures: list[str], exclude_same_id: bool) -> None:
         super().__init__(options.named_paths(runs, "runs"))
         self.k = metrics.deepest(measures)
+        self.exclude_same_id = exclude_same_id
 
     def __getitem__(self, name: str) -> Run:
-        return read_run(self.data[name], self.k)
+        if not self.exclude_same_id:
+            return read_run(self.data[name], self.k)
+        k = None if self.k is None else self.k + 1
+        return read_run(self.data[name], k).without_same_ids()

@@ -36,6 +36,7 @@ Runs = Annotated[list[str], typer.Option("--run", help="TREC runs, each PATH or 
 Measures = Annotated[list[str], typer.Option("--measure", help="Measures of ir_measures: nDCG@10, RR(rel=2)@10.")]
 K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
 Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
+ExcludeSameId = Annotated[bool, typer.Option(help="Leave out the document with the id of its query (ArguAna, Quora).")]
 FaissSettings = Annotated[
     str | None, typer.Option("--settings", help="Search settings of a faiss index: nprobe=16, efSearch=128.")
 ]
@@ -46,17 +47,19 @@ Overwrite = Annotated[bool, typer.Option(help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as one line of JSON.")]
 
 
-def open_collection(dataset: str | None, split: str, **files: Path | None) -> RankingCollection:
+def open_collection(
+    dataset: str | None, split: str, optional: Sequence[str] = ("candidates",), **files: Path | None
+) -> RankingCollection:
     """Return the data set that a verb's options name, with the files that are given (not None) in place of its own.
 
     The verb names those of `queries`, `documents`, `qrels` and `candidates` that are its options; without a data set,
-    only `candidates` may be None.
+    only those of `optional` may be None.
     """
     readers, missing = {}, []
     for name, path in files.items():
         if path is not None:
             readers[name] = partial(READERS[name], path)
-        elif name != "candidates":
+        elif name not in optional:
             missing.append("--collection" if name == "documents" else f"--{name}")
     if dataset is not None:
         return load_collection(dataset, split, readers)
@@ -109,7 +112,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def run_tag(model: str) -> str:
     """Return the tag of a run that a model made: the name of its folder, without spaces."""
-    return Path(model).resolve().name.replace(" ", "_")
+    return "_".join(Path(model).resolve().name.split())
 
 
 def print_result(result: Result | None, as_json: bool) -> None:

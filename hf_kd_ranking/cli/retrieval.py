@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from ..artifacts import refuse_existing
-from ..data.runs import read_run, write_run
+from ..data.collections import RankingCollection
+from ..data.runs import check_run_ids, read_run, write_run
+from ..data.texts import Collection, check_same_collection
 from ..errors import InputError
 from ..processes import processes
 from ..retrieval.base import refuse_replacing
@@ -23,7 +25,8 @@ def index(
     storage: Annotated[str, typer.Option(help="Type of stored numbers: float32, float16, int8.")] = "float32",
     factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
-    tokenization: Annotated[str, typer.Option(help="BM25's: plain, or english (stop words, stems).")] = "plain",
+    language: Annotated[str | None, typer.Option(help="BM25: stems of a language of Snowball, no stop words.")] = None,
+    tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (as --language english).")] = "plain",
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
@@ -31,18 +34,21 @@ def index(
     """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
     data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
-        from ..retrieval.bm25 import BM25Index
+        from ..retrieval.bm25 import BM25Index, check_language
 
         given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
         unread = [option for option, value in given.items() if value is not None]
         if unread:
             raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
+        check_language(language)
         refuse_replacing(output, "bm25", overwrite)  # before the work
-        BM25Index.build(data.documents, tokenization=tokenization).save(output, overwrite)
+        BM25Index.build(data.documents, language=language, tokenization=tokenization).save(output, overwrite)
         return {"output": str(output), "documents": len(data.documents)}
 
-    from ..retrieval.vector_store import VectorStore
+    from ..retrieval.vector_store import TRAINING_VECTORS, VectorStore, check_factory, vector_dimension
 
+    if language is not None or tokenization != "plain":
+        raise InputError("--language and --tokenization are for BM25; the ranker (--model) has its own tokenizer.")
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
@@ -52,6 +58,13 @@ def index(
         raise InputError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
     if centroids is not None and config.similarity != "max_sim":
         raise InputError(f"--centroids is for a ranker that compares by MaxSim (ColBERT), got {config.model_type}.")
+    if factory is not None:
+        check_factory(factory, vector_dimension(ranker), len(documents))
+        refuse_replacing(output / "dense", "dense", overwrite)
+    if centroids is not None:
+        most = min(TRAINING_VECTORS, len(documents) * config.max_document_length)
+        if centroids > most:
+            raise InputError(f"{len(documents):,} documents have at most {most:,} vectors for {centroids} centroids.")
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
@@ -70,6 +83,7 @@ def search(
     index: Annotated[Path, typer.Option(help="Output of `index`.")],
     output: options.Output,
     queries: options.Queries = None,
+    collection: options.Collection = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
     model: options.FirstStageOrModel = None,
@@ -79,27 +93,48 @@ def search(
     exact: Annotated[bool, typer.Option(help="Compare every document.")] = False,
     settings: options.FaissSettings = None,
     probes: options.Probes = None,
+    exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = "fp32",
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Search a collection, or re-rank candidates from stored vectors, and write a run."""
+    """Search a collection, or re-rank candidates from stored vectors, and write a run.
+
+    The collection of the data set, or that of --collection, must be the one that was indexed.
+    """
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
         raise InputError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
-    data = options.open_collection(dataset, split, queries=queries)
+    data = options.open_collection(dataset, split, ["documents"], queries=queries, documents=collection)
     ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
     if candidates is not None:
         from ..retrieval.stored_reranker import StoredReranker
 
-        run = StoredReranker.open(index, ranker).rerank(read_run(candidates).top(k), data.queries)
+        first_stage = read_run(candidates)
+        if exclude_same_id:
+            first_stage = first_stage.without_same_ids()
+        reranker = StoredReranker.open(index, ranker)
+        _check_collection(data, index, reranker.store.collection)
+        run = reranker.rerank(first_stage.top(k), data.queries)
     else:
         from ..retrieval.base import open_index
 
-        run = open_index(index, ranker, exact, settings, probes).search(data.judged_queries(), k)
+        opened, texts = open_index(index, ranker, exact, settings, probes), data.judged_queries()
+        _check_collection(data, index, opened.collection)
+        check_run_ids(texts, "queries")
+        check_run_ids(opened.ids, "documents")
+        run = opened.search(texts, k + exclude_same_id)
+        if exclude_same_id:
+            run = run.without_same_ids().top(k)
     write_run(run, output, tag=options.run_tag(model or "bm25"))
     documents = sum(len(ranking) for ranking in run.values())
     return {"output": str(output), "queries": len(run), "documents": documents}
+
+
+def _check_collection(data: RankingCollection, index: Path, indexed: Collection) -> None:
+    """Refuse an index of another collection than the documents that the options name, if they name any."""
+    if data.has_documents:
+        check_same_collection({"documents": data.documents.collection, str(index): indexed})
 
 
 def fuse(

@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__
 from ..artifacts import refuse_existing
-from ..data.texts import TextStore
+from ..data.texts import TextStore, check_same_collection
 from ..errors import InputError
 from ..ranker import Ranker
 from . import options
@@ -118,6 +118,7 @@ def _make_pipeline(
     store = vectors_index = first_stage = None
     if index is not None:
         store, vectors_index = open_vectors(index, ranker, is_searched, settings, probes)
+        check_same_collection({"documents": documents.collection, str(index): store.collection})
     if candidates is not None:
         first_stage = BM25Index.open(candidates)
     elif fuse or not is_searched:

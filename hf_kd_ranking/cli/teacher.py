@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from ..artifacts import refuse_existing
-from ..data.rows import load_teacher_scores, write_teacher_scores
+from ..data.rows import check_format, load_teacher_scores, write_teacher_scores
 from ..data.runs import read_qrels, read_run
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
+from ..ranker import check_model_paths
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
@@ -45,6 +46,8 @@ def score(
     """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch."""
     if (triples is None) == (candidates is None):
         raise InputError("Give either --triples or --candidates.")
+    check_model_paths(model)
+    options.torch_dtype(dtype)
     suffix = "tsv" if candidates is None else "trec"
     outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
     if len(model) == 1:
@@ -63,7 +66,8 @@ def score(
             typer.echo(f"{path} exists and is kept (--overwrite scores again)", err=True)
             continue
         teacher = load_teacher(name, kind, **settings, dtype=options.torch_dtype(dtype), device=state.device)
-        counts = score_teacher(teacher, triples or candidates, *stores, path, overwrite)
+        source = triples if candidates is None else read_run(candidates)
+        counts = score_teacher(teacher, source, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
         if state.is_main_process and not as_json:
             options.print_result(results[-1], as_json=False)
@@ -132,6 +136,7 @@ def triples(
         ),
     ] = None,
     collection: Annotated[Path | None, typer.Option(help="Documents, to leave out copies of positives.")] = None,
+    exclude_same_id: options.ExcludeSameId = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
@@ -140,7 +145,10 @@ def triples(
     They are to be scored by a teacher, or have the scores of `--scores`.
     """
     refuse_existing(output, overwrite)
+    check_format(output, has_scores=scores is not None, are_pairs=documents == 2)
     run, judgments = read_run(candidates), read_qrels(qrels)
+    if exclude_same_id:
+        run = run.without_same_ids()
     teacher = scores and read_run(scores)
     texts = collection and TextStore.from_file(collection)
     left_out: Counter[str] = Counter()

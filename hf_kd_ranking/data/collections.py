@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 
-from ..artifacts import cache_folder
+from ..artifacts import CACHE_VERSION, cache_folder
 from ..errors import InputError
 from .runs import Run, read_qrels, read_run
-from .texts import TextStore
+from .texts import TextStore, titled
 
 DATA_FOLDER = "HF_KD_RANKING_DATA"
 # Short names of the paper's collections -> their names in ir_datasets.
@@ -32,7 +32,7 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 class RankingCollection:
     """Queries, documents and judgments that belong together; each is read at its first use.
 
-    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; the last may be missing.
+    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; not all need to be there.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -53,6 +53,11 @@ class RankingCollection:
     def qrels(self) -> dict[str, dict[str, int]]:
         """query_id -> {doc_id: grade}."""
         return self._parts["qrels"]()
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether there are documents."""
+        return "documents" in self._parts
 
     def judged_queries(self) -> dict[str, str]:
         """Return the queries that have judgments, or all queries of a collection without judgments."""
@@ -132,12 +137,18 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
     def texts(config: str) -> TextStore:
         dataset = rows(config)
         folder = cache_folder(Path(dataset.cache_files[0]["filename"]), "store")
+        if (folder / "store.json").is_file():
+            return TextStore.open(folder)
         return TextStore.from_dataset(dataset, folder, id_column="_id")
 
     def qrels() -> dict[str, dict[str, int]]:
         grades = {}
         for row in rows("qrels"):  # NanoBEIR has no grades: each is relevant
-            grades.setdefault(str(row["query-id"]), {})[str(row["corpus-id"])] = int(row.get("score", 1))
+            query_id, doc_id, grade = str(row["query-id"]), str(row["corpus-id"]), row.get("score", 1)
+            if not isinstance(grade, int | float) or grade != round(grade):
+                place = f"query {query_id!r}, document {doc_id!r}"
+                raise InputError(f"The qrels of {name}, {place}: the score must be an integer, got {grade!r}.")
+            grades.setdefault(query_id, {})[doc_id] = int(grade)
         return grades
 
     return {"documents": partial(texts, "corpus"), "queries": partial(texts, "queries"), "qrels": qrels}
@@ -155,9 +166,14 @@ def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:
     def texts(side: str, records: Callable[[], Iterator]) -> TextStore:
         def generate() -> Iterator[dict[str, str]]:
             for record in records():
-                yield {"id": record[0], "text": record.default_text()}
+                if {"title", "text"} <= set(record._fields):
+                    text = titled(record.title, record.text)
+                else:
+                    text = record.default_text()
+                yield {"id": record[0], "text": text}
 
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking" / f"{name.replace('/', '-')}-{side}"
+        root = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking"
+        folder = root / f"{name.replace('/', '-')}-{side}-{CACHE_VERSION}"
         if (folder / "store.json").is_file():
             return TextStore.open(folder)
         return TextStore.from_dataset(datasets.Dataset.from_generator(generate), folder)

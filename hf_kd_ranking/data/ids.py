@@ -71,6 +71,11 @@ class IdIndex:
         np.save(folder / "keys.npy", self._keys)
         np.save(folder / "rows.npy", self._rows)
 
+    @property
+    def strings(self) -> pa.LargeStringArray | None:
+        """The ids of the rows if they are strings; None if they are integers."""
+        return None if self.has_integer_ids else self._ids
+
     def __len__(self) -> int:
         return self._count
 

@@ -27,6 +27,7 @@ from ..artifacts import building, cache_folder, existing_file, writing
 from ..errors import InputError
 from .tables import (
     is_plain_integer,
+    json_id,
     nth_line,
     plain_integers,
     read_jsonl,
@@ -258,8 +259,8 @@ def _read_text(path: Path) -> Iterator[pa.RecordBatch]:
 def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
     are_integers = True
     for line, row in read_jsonl(path):
-        _check_list(path, line, row)
-        if not all(is_plain_integer(str(i)) for i in (row["query_id"], *row["doc_ids"])):
+        ids = _check_list(path, line, row)
+        if not all(map(is_plain_integer, ids)):
             are_integers = False
     kind, convert = (pa.int64(), int) if are_integers else (pa.string(), str)
     types = {"query_id": kind, "doc_ids": pa.list_(kind), "teacher_scores": pa.list_(pa.float32())}
@@ -273,7 +274,8 @@ def _read_lists(path: Path) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(rows, schema=pa.schema(types))
 
 
-def _check_list(path: Path, line: int, row: dict) -> None:
+def _check_list(path: Path, line: int, row: dict) -> list[str]:
+    """Refuse a row that is not one of lists; return its ids."""
     missing = [name for name in LIST_COLUMNS if name not in row]
     if missing:
         raise InputError(f"{path} line {line}: needed {', '.join(LIST_COLUMNS)}, missing {', '.join(missing)}.")
@@ -282,13 +284,15 @@ def _check_list(path: Path, line: int, row: dict) -> None:
         raise InputError(f"{path} line {line}: doc_ids and teacher_scores must be lists, got {ids!r} and {scores!r}.")
     if len(scores) != len(ids) or len(ids) < 2:
         raise InputError(f"{path} line {line}: {len(ids)} doc_ids and {len(scores)} teacher_scores; {LIST_RULE}")
-    are_finite = all(isinstance(score, int | float) for score in scores)
+    are_finite = all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores)
     try:
         are_finite = are_finite and bool(np.isfinite(np.asarray(scores, dtype=np.float32)).all())
     except OverflowError:  # of an integer
         are_finite = False
     if not are_finite:
         raise InputError(f"{path} line {line}: teacher_scores must be finite numbers, got {scores}.")
+    names = ["query_id"] + ["doc_ids"] * len(ids)
+    return [json_id(path, line, name, i) for name, i in zip(names, [row["query_id"], *ids], strict=True)]
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------
@@ -306,23 +310,28 @@ def write_teacher_scores(rows: TeacherRows, path: str | os.PathLike) -> None:
     path = Path(path)
     if rows.has_only_margins and path.suffix != ".parquet":
         raise InputError(f"{path}: only .parquet can say that rows hold margins and not scores.")
+    are_pairs = _are_pairs(rows)
+    check_format(path, rows.has_scores, are_pairs)
     if path.suffix == ".jsonl":
-        if not rows.has_scores:
-            raise InputError(f"{path}: rows without scores are written as .tsv or .parquet.")
         with writing(path) as file:
             for row in rows.rows:
                 file.write(json.dumps({name: row[name] for name in LIST_COLUMNS}) + "\n")
         return
-    are_pairs = _are_pairs(rows)
     if path.suffix == ".parquet":
         with writing(path, "wb") as file:
             _write_parquet(rows, file, are_pairs)
         return
-    if not are_pairs:
-        raise InputError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
     with writing(path, "wb") as file:
         for _, columns in rows.batches(size=1 << 17):
             file.writelines(tsv_lines([*as_pairs(columns).values()]))
+
+
+def check_format(path: Path, has_scores: bool, are_pairs: bool) -> None:
+    """Refuse, by an InputError, a file whose format, by its suffix, cannot hold rows with or without scores."""
+    if path.suffix == ".jsonl" and not has_scores:
+        raise InputError(f"{path}: rows without scores are written as .tsv or .parquet.")
+    if path.suffix not in (".jsonl", ".parquet") and not are_pairs:
+        raise InputError(f"{path}: rows of more than two documents do not fit into columns; write .jsonl or .parquet.")
 
 
 def as_pairs(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:

@@ -1,11 +1,13 @@
 """TREC runs and qrels: the rankings of first stages and rankers, and the judgments that measures read."""
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,16 @@ import pyarrow.csv
 
 from ..artifacts import existing_file, writing
 from ..errors import InputError
-from .tables import nth_line, number, open_binary, plain_integers, read_lines
+from .ids import IdIndex
+from .tables import BYTE_ORDER_MARK, nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
 
 WHITE_SPACE = r"[\pZ\s\x{85}\x{1c}-\x{1f}]"  # the characters at which str.split() splits, for RE2
 RUN_COLUMNS = ("query_id", "Q0", "doc_id", "rank", "score", "tag")
+MS_MARCO_RUN_COLUMNS = ("query_id", "doc_id", "rank")
+QRELS_COLUMNS = ("query_id", "0", "doc_id", "grade")
+BEIR_COLUMNS = ("query-id", "corpus-id", "score")
 
 
 class Run(dict[str, list[tuple[str, float]]]):
@@ -29,22 +35,112 @@ class Run(dict[str, list[tuple[str, float]]]):
         """Return the first k documents of every query."""
         return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
 
+    def without_same_ids(self) -> "Run":
+        """Return the run without the document that has the id of its query.
+
+        In some collections (ArguAna, Quora) each query is a document as well, which every ranker finds first.
+        """
+        run = Run()
+        for query_id, ranking in self.items():
+            run[query_id] = [scored for scored in ranking if scored[0] != query_id]
+        return run
+
     @classmethod
     def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
-        """Group scored pairs by query and sort by descending score; ties keep the order given."""
+        """Group scored pairs by query and sort by descending score; ties keep the order given.
+
+        Raises:
+            InputError: if the lists differ in length, or a score is not finite.
+        """
+        if not len(query_ids) == len(doc_ids) == len(scores):
+            counts = f"{len(query_ids):,}, {len(doc_ids):,} and {len(scores):,}"
+            raise InputError(f"A run needs as many query ids as doc ids and scores, got {counts}.")
         run = cls()
         for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
+            if not math.isfinite(score):
+                raise InputError(
+                    f"Query {query_id!r}, document {doc_id!r}: the score is not a finite number: {score}."
+                )
             run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
         for ranking in run.values():
             ranking.sort(key=lambda scored: -scored[1])
         return run
 
 
+def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]], drop_repeated: bool = False) -> Run:
+    """Return a run of the user as a `Run`, with ids as strings.
+
+    A ranking may also be a dictionary, doc_id -> score, as of pytrec_eval and BEIR, which is sorted by score.
+
+    Raises:
+        InputError: with the query, if a ranking is of another form, a score is not a finite number, or a document is
+            listed twice, unless `drop_repeated` keeps the first one only.
+    """
+    checked = Run()
+    for query_id, ranking in _items(run, "A run"):
+        is_mapping = isinstance(ranking, Mapping)
+        pairs = list(ranking.items()) if is_mapping else ranking
+        if not _are_pairs(pairs):
+            shown = f"{type(ranking).__name__} {str(ranking)[:60]}"
+            raise InputError(f"Query {query_id!r}: a ranking is {{doc_id: score}} or [(doc_id, score)], got {shown}.")
+        scores = np.array([score for _, score in pairs])
+        if len(pairs) and (scores.dtype.kind not in "fiu" or not np.isfinite(scores).all()):
+            doc_id, score = next(filter(lambda pair: not _is_finite(pair[1]), pairs))
+            raise InputError(f"Query {query_id!r}, document {doc_id!r}: the score is not a finite number: {score!r}.")
+        if not all(isinstance(doc_id, str) for doc_id, _ in pairs):
+            pairs = [(str(doc_id), score) for doc_id, score in pairs]
+        if len(dict(pairs)) < len(pairs):
+            counts = Counter(doc_id for doc_id, _ in pairs)
+            if not drop_repeated:
+                repeated = counts.most_common(1)[0][0]
+                raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
+            first = dict(reversed(pairs))  # doc_id -> its first score
+            pairs = [(doc_id, first[doc_id]) for doc_id in counts]
+        if is_mapping:
+            pairs = sorted(pairs, key=lambda scored: -scored[1])
+        checked[str(query_id)] = pairs
+    return checked
+
+
+def as_qrels(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return judgments of the user with ids as strings.
+
+    Raises:
+        InputError: with query and document, for a grade that is not an integer of 32 bits, as trec_eval takes them.
+    """
+    checked = {}
+    for query_id, grades in _items(qrels, "Judgments"):
+        checked[str(query_id)] = {}
+        for doc_id, grade in _items(grades, f"Query {query_id!r}: grades"):
+            if not isinstance(grade, int | np.integer) or not -(2**31) <= grade < 2**31:
+                place = f"Query {query_id!r}, document {doc_id!r}"
+                raise InputError(f"{place}: a grade is an integer, got {grade!r} of type {type(grade).__name__}.")
+            checked[str(query_id)][str(doc_id)] = int(grade)
+    return checked
+
+
+def _items(values: Any, what: str) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{what} must be a dictionary, got {type(values).__name__} {str(values)[:60]}.")
+    return values.items()
+
+
+def _are_pairs(ranking: Any) -> bool:
+    is_list = isinstance(ranking, Sequence) and not isinstance(ranking, str)
+    return is_list and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in ranking)
+
+
+def _is_finite(score: Any) -> bool:
+    return isinstance(score, int | float | np.number) and not isinstance(score, bool) and bool(np.isfinite(score))
+
+
 def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     """Read a TREC run file (`query_id Q0 doc_id rank score tag`), sorted by score; ties keep the order of the file.
 
-    `k` keeps the first k documents of every query and those that tie with the last of them. A warning names the first
-    rank that contradicts the scores.
+    MS MARCO's form without scores (`query_id doc_id rank`) is read as well, with minus the rank as the score.
+
+    `k` keeps the first k documents of every query and those that tie with the last of them as float32, which is the
+    precision of trec_eval. A warning names the first rank that contradicts the scores.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -66,7 +162,7 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     if k is not None:
         lengths = np.diff(starts, append=len(queries))
         last = np.repeat(starts + np.minimum(k, lengths) - 1, lengths)  # row k of each row's query
-        is_kept = (np.arange(len(queries)) <= last) | (scores == scores[last])
+        is_kept = (np.arange(len(queries)) <= last) | (trec_eval_scores(scores) == trec_eval_scores(scores[last]))
         queries, scores, rows = queries[is_kept], scores[is_kept], rows[is_kept]
         starts = np.flatnonzero(np.diff(queries, prepend=-1))
     query_ids = columns.queries.dictionary.take(pa.array(queries[starts])).to_pylist()
@@ -79,6 +175,12 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
     for query_id, (start, stop) in zip(query_ids, pairwise(bounds), strict=True):
         run[query_id] = list(zip(doc_ids[start:stop], scores[start:stop], strict=True))
     return run
+
+
+def trec_eval_scores(scores: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return scores in the precision in which trec_eval compares them, float32; (N,)."""
+    with np.errstate(over="ignore"):
+        return np.asarray(scores).astype(np.float32)
 
 
 class _Columns(NamedTuple):
@@ -109,13 +211,28 @@ def _read_at_once(path: Path) -> _Columns | None:
     queries, documents, ranks, scores = (table[name].chunk(0) for name in types)
     columns = _Columns(queries, documents, ranks.to_numpy(), scores.to_numpy())
     is_plain = np.isfinite(columns.scores).all() and not _has_repeated(queries, documents)
-    if not is_plain or _has_space(queries.dictionary) or _has_space(documents):
+    has_marks = pc.any(pc.starts_with(queries.dictionary, BYTE_ORDER_MARK)).as_py()
+    if not is_plain or has_marks or _has_space(queries.dictionary).any() or _has_space(documents).any():
         return None
     return columns
 
 
-def _has_space(ids: pa.Array) -> bool:
-    return pc.any(pc.match_substring_regex(ids, WHITE_SPACE)).as_py()
+def _has_space(ids: pa.Array) -> np.ndarray:
+    return pc.match_substring_regex(ids, WHITE_SPACE).to_numpy(zero_copy_only=False)
+
+
+def check_run_ids(ids: IdIndex | Iterable[str], what: str) -> None:
+    """Refuse ids that a run cannot hold, before the work that makes the run; messages call them `what`.
+
+    Raises:
+        InputError: naming the first id that holds white space, or is empty.
+    """
+    ids = ids.strings if isinstance(ids, IdIndex) else pa.array(ids, pa.string())
+    if ids is None:  # integers
+        return
+    is_bad = _has_space(ids) | pc.equal(pc.binary_length(ids), 0).to_numpy(zero_copy_only=False)
+    if is_bad.any():
+        _check_no_space(ids[int(is_bad.argmax())].as_py(), what=f" of the {what}")
 
 
 def _has_repeated(queries: pa.DictionaryArray, documents: pa.Array) -> bool:
@@ -131,7 +248,15 @@ def _read_by_line(path: Path) -> _Columns:
     """Return the columns of a file with any white space between them, or raise an error that names a line."""
     queries, documents, ranks, scores = [], [], [], []
     seen: set[tuple[str, str]] = set()
-    for line, (query_id, _, doc_id, rank, score, _) in _trec_lines(path, RUN_COLUMNS):
+    columns = RUN_COLUMNS
+    if _count_columns(path) == len(MS_MARCO_RUN_COLUMNS):
+        columns = MS_MARCO_RUN_COLUMNS
+    for line, fields in _trec_lines(path, columns):
+        if columns is RUN_COLUMNS:
+            query_id, _, doc_id, rank, score, _ = fields
+        else:
+            query_id, doc_id, rank = fields
+            score = str(-number(path, line, "rank", rank, int))
         if (query_id, doc_id) in seen:
             raise InputError(f"{path} line {line}: document {doc_id!r} appears twice in the ranking of {query_id!r}.")
         seen.add((query_id, doc_id))
@@ -151,13 +276,16 @@ def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: n
 
 
 def write_run(
-    run: Mapping[str, Sequence[tuple[str, float]]], path: str | os.PathLike, tag: str = "hf_kd_ranking"
+    run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]],
+    path: str | os.PathLike,
+    tag: str = "hf_kd_ranking",
 ) -> None:
     """Write a TREC run file that is complete or absent, ranks from 1; `tag`, the last column, names the system.
 
     Raises:
-        InputError: if an id or the tag holds white space, which separates the columns.
+        InputError: if an id or the tag holds white space, which separates the columns; see also `as_run`.
     """
+    run = as_run(run)
     with writing(path) as file:
         for query_id, ranking in run.items():
             for rank, (doc_id, score) in enumerate(ranking, start=1):
@@ -169,7 +297,8 @@ def write_run(
 def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     """Read TREC judgments (`query_id 0 doc_id grade`) as query_id -> {doc_id: grade}.
 
-    BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well.
+    BEIR's tab-separated form with a header (`query-id corpus-id score`) is read as well, and three columns without a
+    header (`query_id doc_id grade`).
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -177,14 +306,17 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
             grades for one pair; for an empty file.
     """
     path = existing_file(path, "qrels")
-    with open_binary(path) as file:
-        is_beir = file.readline().split() == [b"query-id", b"corpus-id", b"score"]
-    lines = _trec_lines(path, ("query_id", "0", "doc_id", "grade"))
-    if is_beir:
-        lines = _trec_lines(path, ("query-id", "corpus-id", "score"), "\t")
+    if _first_line(path).split() == list(BEIR_COLUMNS):
+        lines = _trec_lines(path, BEIR_COLUMNS, "\t")
         next(lines)  # the header
+    elif _count_columns(path) == 3:
+        lines = _trec_lines(path, ("query_id", "doc_id", "grade"))
+    else:
+        lines = _trec_lines(path, QRELS_COLUMNS)
     qrels: dict[str, dict[str, int]] = {}
     for line, (query_id, *_, doc_id, text) in lines:
+        if (query_id, doc_id, text) == BEIR_COLUMNS:  # the header of another file that was joined to the first
+            continue
         grade = number(path, line, "grade", text, int)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
             raise InputError(
@@ -194,12 +326,22 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike) -> None:
-    """Write TREC relevance judgments; an id that holds white space is an InputError."""
+    """Write TREC relevance judgments; an id that holds white space is an InputError, see also `as_qrels`."""
+    qrels = as_qrels(qrels)
     with writing(path) as file:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():
                 _check_no_space(query_id, doc_id)
                 file.write(f"{query_id} 0 {doc_id} {grade}\n")
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line that is not blank; "" if there is none."""
+    return next((text for _, text in read_lines(path) if text.strip()), "")
+
+
+def _count_columns(path: Path) -> int:
+    return len(_first_line(path).split())
 
 
 def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -219,7 +361,8 @@ def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None
         raise InputError(f"{path} is empty; needed lines of {layout}.")
 
 
-def _check_no_space(*names: str) -> None:
+def _check_no_space(*names: str, what: str = "") -> None:
     for name in names:
         if name.split() != [name]:
-            raise InputError(f"A TREC file is split at white space and cannot hold the id {name!r}; rename it first.")
+            problem = f"A TREC file is split at white space and cannot hold the id {name!r}{what}"
+            raise InputError(f"{problem}; rename it first.")

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.csv
 from ..errors import InputError
 
 PLAIN_INTEGER = "0|-?[1-9][0-9]{0,17}"  # the output of str() for integers of 64 bits
+BYTE_ORDER_MARK = "\ufeff"  # may begin any line of a file that was joined from several
 
 
 def open_binary(path: Path) -> io.BufferedIOBase:
@@ -22,7 +24,7 @@ def open_binary(path: Path) -> io.BufferedIOBase:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file with their numbers, from 1, without a byte order mark.
+    """Yield the lines of a UTF-8 file with their numbers, from 1, each without a byte order mark.
 
     Raises:
         InputError: with file and line, for bytes that are not UTF-8.
@@ -38,7 +40,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(path: Path, line: int, raw: bytes) -> str:
     try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        return raw.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         place = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
         raise InputError(f"{path} line {line}: {place} is not UTF-8; convert the file, as with iconv.") from None
@@ -48,7 +50,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped.
 
     Raises:
-        InputError: with file and line, for a line that is not a JSON object.
+        InputError: with file and line, for a line that is not a JSON object, or has a string that is not Unicode text.
     """
     for line, text in read_lines(path):
         if not text.strip():
@@ -57,9 +59,31 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{path} line {line}: invalid JSON ({error.msg} at column {error.colno}).") from None
+        except (ValueError, RecursionError) as error:  # an integer of too many digits, too many brackets
+            raise InputError(f"{path} line {line}: JSON that cannot be read ({error}).") from None
         if not isinstance(value, dict):
             raise InputError(f"{path} line {line}: needed a JSON object, got {type(value).__name__}.")
+        if "\\u" in text:
+            _check_surrogates(path, line, value)
         yield line, value
+
+
+def _check_surrogates(path: Path, line: int, row: dict) -> None:
+    """Refuse escapes such as \\ud83d without their second half, which no file of text can hold."""
+    for name, value in row.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            escape = f"\\u{ord(error.object[error.start]):04x}"
+            problem = f"{name!a} has half of a surrogate pair, {escape}"
+            raise InputError(f"{path} line {line}: {problem}; write the whole character.") from None
+
+
+def json_id(path: Path, line: int, name: str, value: Any) -> str:
+    """Return an id of a JSON line as a string; an InputError, with file, line and field, if it is not an id."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{path} line {line}: {name} must be a string or an integer, got {json.dumps(value)}.")
+    return str(value)
 
 
 def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 << 23) -> Iterator[pa.RecordBatch]:
@@ -68,20 +92,32 @@ def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 <
     Raises:
         InputError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
     """
+    first, first_type = next(iter(types.items()))
+    read_types = {**types, first: pa.string()}  # a byte order mark can only be removed from a string
     try:
         reader = pa.csv.open_csv(
             pa.input_stream(str(path), compression="detect"),
             read_options=pa.csv.ReadOptions(column_names=list(types), block_size=block_size),
             parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=True),
-            convert_options=pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
+            convert_options=pa.csv.ConvertOptions(column_types=read_types, null_values=[], strings_can_be_null=False),
         )
         for batch in reader:
+            batch = batch.set_column(0, first, _without_marks(batch[first], first_type))
             if not all(_is_finite(column) for column in batch.columns):
                 raise pa.ArrowInvalid("a number is not finite")
             yield batch
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _raise_with_line(path, types)
         raise InputError(f"{path} is not readable as {len(types)} tab-separated columns: {error}") from None
+
+
+def _without_marks(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return strings without byte order marks at their beginnings, converted to a type."""
+    if pc.any(pc.starts_with(column, BYTE_ORDER_MARK)).as_py():
+        column = pc.replace_substring_regex(column, f"^{BYTE_ORDER_MARK}", "")
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        column = pc.ascii_trim_whitespace(column)  # as the reader does for numbers
+    return column.cast(kind)
 
 
 def _is_finite(column: pa.Array) -> bool:
@@ -103,18 +139,28 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
 
 
 def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
-    """Return the finite number in a field of a line, by `kind`: int, float, or another function of the text.
+    """Return the finite number in a field of a line, by `kind`: int (of 32 bits), float, or a function of the text.
 
     Raises:
-        InputError: with file, line and the field's name, if it is not a finite number.
+        InputError: with file, line and the field's name, if it is not a finite number in plain ASCII digits.
     """
+    value = parse_number(text, kind)
+    if np.isnan(value):
+        wanted = "integer" if kind is int else "number"
+        raise InputError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
+    return value
+
+
+def parse_number(text: str, kind: Callable = float) -> float:
+    """Return the finite number that a text is, see `number`; NaN if it is not one."""
     try:
         value = kind(text)
     except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        wanted = "integer" if kind is int else "number"
-        raise InputError(f"{path} line {line}: {name} must be a finite {wanted}, got {text!r}.")
+        return float("nan")
+    is_plain = text.isascii() and "_" not in text  # Python also reads 1_0 as 10
+    is_too_large = kind is int and not -(2**31) <= value < 2**31
+    if not is_plain or is_too_large or not np.isfinite(value):
+        return float("nan")
     return value
 
 

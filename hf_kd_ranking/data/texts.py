@@ -9,20 +9,44 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..artifacts import building, cache_folder, existing_file, write_json
+from ..artifacts import building, cache_folder, existing_file, file_digest, write_json
 from ..errors import InputError
 from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_strings
-from .tables import read_jsonl, read_tsv
+from .tables import json_id, read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
+
+
+class Collection(NamedTuple):
+    """What texts and all that is built from them have in common."""
+
+    fingerprint: str | None  # of ids and texts; None where an earlier release did not store it
+    source: str  # name of the file, for messages
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> "Collection":
+        """Return the collection in the description of an index."""
+        return cls(description.get("collection"), description.get("source", "an unknown source"))
+
+
+def check_same_collection(parts: Mapping[str, Collection]) -> None:
+    """Refuse, by an InputError that names them, parts (name -> collection) that were made from different texts."""
+    if len({collection.fingerprint for collection in parts.values()}) > 1:
+        found = []
+        for name, (fingerprint, source) in parts.items():
+            found.append(f"{name}: {source} (fingerprint {str(fingerprint)[:12]})")
+        problem = f"The parts have one collection; these have different ones: {', '.join(found)}"
+        raise InputError(f"{problem}; open what was built from these texts, or build it again.")
 
 
 def normalized(text: str) -> str:
@@ -34,20 +58,25 @@ class TextStore(IdIndex):
     """A collection or a set of queries: `store[ids]` returns their texts.
 
     Make one with `from_tsv`, `from_jsonl`, `from_dataset`, or `open`. Ids are integers where all of them are plain
-    integers (`str(int(x)) == x`), else strings; look-ups take either spelling.
+    integers (`str(int(x)) == x`), else strings; look-ups take either spelling. An id that its source repeats with the
+    same text is there once.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
-        path = existing_file(self.folder / "store.json", "text store's description")
-        description = json.loads(path.read_text(encoding="utf-8"))
-        self.source: str = description["source"]  # the file the store was built from, for messages
+        self.description = _read_description(self.folder)
+        self.source: str = self.description["source"]  # the file the store was built from, for messages
         self.texts = open_strings(self.folder / "texts")
         super().__init__(len(self.texts), *open_ids(self.folder))
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "TextStore":
-        """Open a store that was built before, or raise FileNotFoundError."""
+        """Open a store that was built before.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            InputError: if its description is damaged, or of an earlier release.
+        """
         return cls(folder)
 
     @classmethod
@@ -61,16 +90,17 @@ class TextStore(IdIndex):
     def from_tsv(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
         """Build from lines of `id<TAB>text` without header (MS MARCO's collection and queries), once.
 
-        The folder of the store is, if none is given, one in the cache of `datasets` that depends on the file's path,
-        size and modification time.
+        The folder of the store is, if none is given, one in the cache of `datasets` that depends on the file, see
+        `cache_folder`.
 
         Raises:
+            FileExistsError: if the folder contains a store of other texts, or something else.
             FileNotFoundError: if the file does not exist.
             InputError: with file and line, for a wrong number of columns or bad UTF-8; for an id that appears twice
                 with different texts; for an empty file.
         """
         path = existing_file(path, "text")
-        return cls._build(path, folder, read_tsv(path, {"id": pa.string(), "text": pa.string()}))
+        return cls._from_path(path, folder, read_tsv(path, {"id": pa.string(), "text": pa.string()}))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike, folder: str | os.PathLike | None = None) -> "TextStore":
@@ -79,16 +109,22 @@ class TextStore(IdIndex):
         A title is put before its text, with a blank between. Folder and errors are those of `from_tsv`.
         """
         path = existing_file(path, "text")
-        return cls._build(path, folder, _read_json_texts(path))
+        return cls._from_path(path, folder, _read_json_texts(path))
 
     @classmethod
     def from_dataset(
-        cls, dataset: datasets.Dataset, folder: str | os.PathLike, id_column: str = "id", text_column: str = "text"
+        cls,
+        dataset: datasets.Dataset,
+        folder: str | os.PathLike,
+        id_column: str = "id",
+        text_column: str = "text",
+        title_column: str = "title",
     ) -> "TextStore":
-        """Build from two columns of a data set.
+        """Build from columns of a data set; if it has titles, they are put before their texts as by `from_jsonl`.
 
         Raises:
-            InputError: if a column is missing, or an id appears twice with different texts.
+            FileExistsError: if the folder contains a store of other texts, or something else.
+            InputError: if a column or a value is missing, or an id appears twice with different texts.
         """
         missing = {id_column, text_column} - set(dataset.column_names)
         if missing:
@@ -96,26 +132,46 @@ class TextStore(IdIndex):
                 f"The data set has the columns {', '.join(dataset.column_names)}, not {', '.join(sorted(missing))}; "
                 "name them by id_column and text_column."
             )
-        rows = dataset.select_columns([id_column, text_column]).iter(ROWS_AT_ONCE)
-        return cls._build(None, folder, (_batch(map(str, part[id_column]), part[text_column]) for part in rows))
+        columns = [id_column, text_column]
+        if title_column in dataset.column_names:
+            columns.append(title_column)
+        made_from = xxhash.xxh3_128()
+        for batch in _read_dataset(dataset, columns):
+            made_from.update(batch.serialize())
+        return cls._build(Path(folder), _read_dataset(dataset, columns), "the data set", made_from.hexdigest())
 
     @classmethod
-    def _build(
-        cls, path: Path | None, folder: str | os.PathLike | None, batches: Iterator[pa.RecordBatch]
+    def _from_path(
+        cls, path: Path, folder: str | os.PathLike | None, batches: Iterator[pa.RecordBatch]
     ) -> "TextStore":
-        folder = cache_folder(path, "store") if folder is None else Path(folder)
-        if not (folder / "store.json").is_file():
-            if folder.is_dir() and any(folder.iterdir()):
-                raise FileExistsError(f"{folder} holds something that is not a text store; give an empty folder.")
-            with building(folder) as temporary:
-                _write_store(temporary, batches, str(path or "the data set"))
+        made_from = ""  # the name of a folder in the cache says it
+        if folder is None:
+            folder = cache_folder(path, "store")
+        else:
+            made_from = file_digest(path)
+        return cls._build(Path(folder), batches, str(path), made_from)
+
+    @classmethod
+    def _build(cls, folder: Path, batches: Iterator[pa.RecordBatch], source: str, made_from: str) -> "TextStore":
+        """Build a store, unless the folder contains the one of this content; `made_from` is the content's digest."""
+        if (folder / "store.json").is_file():
+            store = cls(folder)
+            if store.description["made_from"] != made_from:
+                raise FileExistsError(
+                    f"{folder} holds the texts of {store.source}, and {source} has other content; give another "
+                    "folder, or remove it."
+                )
+            return store
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} holds something that is not a text store; give an empty folder.")
+        with building(folder) as temporary:
+            _write_store(temporary, batches, source, made_from)
         return cls(folder)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copy the store into a new folder, which names the source without its folders."""
         shutil.copytree(self.folder, folder)
-        source = Path(self.source).name
-        write_json(Path(folder, "store.json"), {"has_integer_ids": self.has_integer_ids, "source": source})
+        write_json(Path(folder, "store.json"), {**self.description, "source": Path(self.source).name})
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
         """Return the texts of ids, or the text of one id.
@@ -135,29 +191,39 @@ class TextStore(IdIndex):
             yield from zip(self.ids_of(rows), self.texts.take(pa.array(rows)).to_pylist(), strict=True)
 
     def fingerprint(self) -> str:
-        """Return a digest of texts and ids."""
-        digest = xxhash.xxh3_128()
-        for path in sorted([*self.folder.glob("*.bin"), *self.folder.glob("*.npy")]):
-            with path.open("rb") as file:
-                hashlib.file_digest(file, lambda: digest)
-        return digest.hexdigest()
+        """Return the digest of texts and ids that was computed when the store was built."""
+        return self.description["fingerprint"]
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that the texts are."""
+        return Collection(self.fingerprint(), Path(self.source).name)
+
+    def compute_fingerprint(self) -> str:
+        """Return `fingerprint` of the files as they are now, which differs if one is damaged."""
+        return _fingerprint(self.folder)
 
     def __reduce__(self) -> tuple:
         return (type(self), (str(self.folder),))
+
+
+def titled(title: str | None, text: str) -> str:
+    """Return a text after its title, with a blank between; one without a title as it is."""
+    return f"{title} {text}".strip() if title and title.strip() else text
 
 
 def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
     ids, texts = [], []
     for line, row in read_jsonl(path):
         keys = [key for key in _ID_KEYS if key in row]
-        text = row.get("text")
+        text, title = row.get("text"), row.get("title")
         if not keys or not isinstance(text, str):
             needed = f"an id ({', '.join(_ID_KEYS[:4])}) and a string 'text'"
             raise InputError(f"{path} line {line}: needed {needed}, got the keys {', '.join(row)}.")
-        if "title" in row:
-            text = f"{row['title'] or ''} {text}".strip()
-        ids.append(str(row[keys[0]]))
-        texts.append(text)
+        if not isinstance(title, str | None):
+            raise InputError(f"{path} line {line}: title must be a string or null, got {json.dumps(title)}.")
+        ids.append(json_id(path, line, keys[0], row[keys[0]]))
+        texts.append(titled(title, text))
         if len(ids) == ROWS_AT_ONCE:
             yield _batch(ids, texts)
             ids, texts = [], []
@@ -165,11 +231,28 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
         yield _batch(ids, texts)
 
 
-def _batch(ids: Iterable[str], texts: Iterable[str]) -> pa.RecordBatch:
+def _read_dataset(dataset: datasets.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read ids and texts from the columns of a data set: ids, texts, and optionally titles."""
+    row = -1
+    for part in dataset.select_columns(list(columns)).iter(ROWS_AT_ONCE):
+        ids, texts = [], []
+        titles = part[columns[2]] if len(columns) == 3 else repeat(None)
+        for id_, text, title in zip(part[columns[0]], part[columns[1]], titles, strict=False):
+            row += 1
+            is_id = isinstance(id_, str | int) and not isinstance(id_, bool)
+            if not is_id or not isinstance(text, str) or not isinstance(title, str | None):
+                values = f"{id_!r}, {str(text)[:40]!r} of type {type(text).__name__}, and the title {title!r}"
+                raise InputError(f"The data set, row {row}: needed an id, a text and at most a title; got {values}.")
+            ids.append(str(id_))
+            texts.append(titled(title, text))
+        yield _batch(ids, texts)
+
+
+def _batch(ids: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
 
 
-def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
+def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str, made_from: str) -> None:
     ids: list[pa.Array] = []
 
     def texts() -> Iterator[pa.Array]:
@@ -180,18 +263,47 @@ def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str) -
     if write_strings(folder / "texts", texts()) == 0:
         raise InputError(f"{source} holds no rows.")
     index = IdIndex.build(ids)
+    rows = index.distinct_rows()
+    if len(rows) < len(index):
+        _keep_rows(folder, index, rows, source)
+        index = IdIndex.build(index.columns(rows))
     index.save_ids(folder)
-    write_json(folder / "store.json", {"has_integer_ids": index.has_integer_ids, "source": source})
-    _check_repeated(TextStore(folder))
+    description = {"source": source, "made_from": made_from, "fingerprint": _fingerprint(folder)}
+    write_json(folder / "store.json", description)
 
 
-def _check_repeated(store: TextStore) -> None:
-    """Refuse an id that appears twice with different texts; with the same text its first row is used."""
-    for row in np.setdiff1d(np.arange(len(store)), store.distinct_rows()):
-        (later,) = store.ids_of([row])
-        first = int(store.rows_of([later])[0])
+def _keep_rows(folder: Path, index: IdIndex, rows: np.ndarray, source: str) -> None:
+    """Keep the texts of the first row of each id; an InputError if another row of an id has another text."""
+    texts = open_strings(folder / "texts")
+    for row in np.setdiff1d(np.arange(len(index)), rows):
+        (later,) = index.ids_of([row])
+        first = int(index.rows_of([later])[0])
         if first < 0:
-            raise InputError(f"{store.source}: the id {later!r} shares its 64-bit hash with another; rename it.")
-        if store.texts[first] != store.texts[int(row)]:
+            raise InputError(f"{source}: the id {later!r} shares its 64-bit hash with another; rename it.")
+        if texts[first] != texts[int(row)]:
             places = f"rows {first + 1} and {row + 1}"
-            raise InputError(f"{store.source}: id {later!r} appears twice with different texts, in {places}.")
+            raise InputError(f"{source}: id {later!r} appears twice with different texts, in {places}.")
+    starts = range(0, len(rows), ROWS_AT_ONCE)
+    write_strings(folder / "kept", (texts.take(pa.array(rows[start : start + ROWS_AT_ONCE])) for start in starts))
+    for suffix in (".bin", ".offsets.npy"):
+        (folder / f"kept{suffix}").replace(folder / f"texts{suffix}")
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = xxhash.xxh3_128()
+    for path in sorted([*folder.glob("*.bin"), *folder.glob("*.npy")]):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def _read_description(folder: Path) -> dict[str, str]:
+    path = existing_file(folder / "store.json", "text store's description")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = {"source", "made_from", "fingerprint"} <= description.keys()
+    except (ValueError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"{path} is damaged, or of an earlier release; remove {folder} and build the store again.")
+    return description

@@ -33,9 +33,9 @@ def grades(artifact: Artifact) -> Grades:
 # ---- Steps ----------------------------------------------------------------------------------------------------------
 
 
-def index_collection(folder: Path, context: Context) -> None:
+def index_collection(folder: Path, language: str | None, context: Context) -> None:
     """Build the BM25 index of the collection."""
-    BM25Index.build(context.documents).save(folder / "index", overwrite=True)
+    BM25Index.build(context.documents, language=language).save(folder / "index", overwrite=True)
 
 
 def search_bm25(folder: Path, index: Artifact, texts: Mapping[str, str], k: int) -> None:

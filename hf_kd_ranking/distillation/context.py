@@ -4,13 +4,14 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.runs import read_run
+from ..data.runs import check_run_ids, read_run
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..losses import IN_BATCH, get_loss, get_losses
 from ..models import ARCHITECTURES
 from ..processes import processes
-from ..ranker import Ranker
+from ..ranker import Ranker, check_model_paths
+from ..retrieval.bm25 import check_language
 from ..training.in_batch import can_be_live
 from .job import BM25, NO_TEACHER, TEACHER, DistillJob
 from .queries import Grades, read_judgments, split_queries
@@ -22,13 +23,13 @@ class Context:
     """A job with its texts, judgments and split of the queries.
 
     Raises:
-        InputError, FileNotFoundError: if an option, a file or a model cannot work, or an id appears twice in the
-            collection.
+        InputError, FileNotFoundError: if an option, a file or a model cannot work.
     """
 
     def __init__(self, job: DistillJob) -> None:
         job.check()
-        _check_models(job)
+        check_language(job.language)
+        check_model_paths([*job.teachers, job.model_name, job.dense_model or ""])
         state = processes()
         if job.batch_size % state.num_processes:
             raise InputError(f"batch_size {job.batch_size} is not a multiple of the {state.num_processes} processes.")
@@ -41,13 +42,12 @@ class Context:
         with state.main_process_first():  # one process builds the stores, the others open them
             self.queries = TextStore.from_file(job.queries)
             self.documents = TextStore.from_file(job.collection)
+        check_run_ids(self.queries, "queries")
+        check_run_ids(self.documents, "documents")
         self.judgments = read_judgments(job)
         split = split_queries(job, self.judgments, self.queries)
         self.splits = split.query_ids
         self.overlaps = split.overlaps | {"positives of train and test": self._count_shared_positives()}
-        repeated = len(self.documents) - len(self.documents.distinct_rows())
-        if repeated:
-            raise InputError(f"{job.collection} has {repeated:,} documents under the id of another; rename them.")
         self._check_candidates(job)
         self.job = replace(job, conditions=self._conditions(job))
         self.live_teacher = _live_teacher(job)
@@ -138,14 +138,6 @@ class Context:
         missing = (store.rows_of(ids) < 0).nonzero()[0]
         if len(missing):
             raise InputError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
-
-
-def _check_models(job: DistillJob) -> None:
-    """Refuse a path of a model that does not exist; a name on the Hub has the form owner/name."""
-    for name in (*job.teachers, job.model_name, job.dense_model or ""):
-        is_path = name.startswith((".", "/")) or name.count("/") > 1
-        if is_path and not Path(name).exists():
-            raise FileNotFoundError(f"The model {name} does not exist; give a folder, or a name on the Hub.")
 
 
 def _live_teacher(job: DistillJob) -> str | None:

@@ -139,7 +139,7 @@ class Plan(Workspace):
     def _student(self, recipe: Recipe) -> "Probe":
         return self._probe(f"{recipe.architecture} {recipe.config} {recipe.loss}", _probe_training, recipe)
 
-    def _index_collection(self, context: Context) -> Estimate:
+    def _index_collection(self, language: str | None, context: Context) -> Estimate:
         probe = self._probe("bm25", _probe_bm25)
         return probe.indexing * self._passages, 1_000 * self._passages, BM25_BYTES * self._passages
 

@@ -77,6 +77,9 @@ class DistillJob:
         "candidates (your run), dense (see --dense-model). By default the candidates that are re-ranked.",
     )
     dense_model: str | None = HfArg(default=None, help="Bi-encoder of the dense source; by default the only teacher.")
+    language: str | None = HfArg(
+        default=None, help="Language of BM25's stems, one of Snowball's; without it words are indexed as they are."
+    )
     candidate_depth: int = HfArg(default=50, help="Ranks of each source over which training candidates are spread.")
     candidates_per_query: int = HfArg(default=30, help="Training candidates per query that the teacher scores.")
     documents: int = HfArg(default=4, help="Documents of a training list, the positive first.")

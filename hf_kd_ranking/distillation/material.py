@@ -43,7 +43,7 @@ def prepare(work: Workspace, context: Context, train_teacher: Callable[[str, str
 
     `train_teacher` trains an architecture on the labels, given its name, the name of the teacher and the material.
     """
-    data = Material(work.step("bm25", candidates.index_collection, context))
+    data = Material(work.step("bm25", candidates.index_collection, context.job.language, context))
     find_candidates(work, context, data)
     if not context.job.brings_rows:
         score(work, context, data, train_teacher)

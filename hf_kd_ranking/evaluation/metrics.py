@@ -1,11 +1,10 @@
 """Measures of a run against qrels, computed by ir-measures (with pytrec_eval)."""
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..data.runs import Run
+from ..data.runs import Run, as_qrels, as_run, trec_eval_scores
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -21,14 +20,17 @@ def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASU
     """Return the mean of each measure, 0 to 1, over the queries of the qrels; a query without results counts as 0.
 
     Args:
-        run: query_id -> [(doc_id, score)].
-        qrels: query_id -> {doc_id: grade}.
+        run: query_id -> [(doc_id, score)], or {doc_id: score}. As in trec_eval, scores are compared as float32, and
+            ties are broken by descending doc_id.
+        qrels: query_id -> {doc_id: grade}, an integer.
         measures: in ir_measures' notation: `nDCG@10` (graded), `RR@10` (the MRR@10 of MS MARCO), `RR(rel=2)@10`,
             `AP(rel=2)`, `R@1000`, `Judged@10` (the share of judged documents).
 
     Raises:
-        InputError: if a measure is unknown, or run and qrels have no query or no document in common.
+        InputError: if a measure is unknown, a score or grade is not a number, or run and qrels have no query or no
+            document in common.
     """
+    run, qrels = as_run(run), as_qrels(qrels)
     values = evaluate_queries(run, qrels, measures)
     check_same_collection(run, qrels)
     return mean_values(values)
@@ -45,6 +47,7 @@ def evaluate_queries(
     """Compute each measure for each query of the qrels: measure -> query_id -> value; arguments as `evaluate_run`."""
     import ir_measures  # takes 0.3 s
 
+    run, qrels = as_run(run), as_qrels(qrels)
     query_ids = sorted(run.keys() & qrels.keys())
     if not query_ids:
         of_run = f"{len(run)} queries, first {next(iter(run), None)!r}"
@@ -58,10 +61,12 @@ def evaluate_queries(
     for start in range(0, len(query_ids), QUERIES_AT_ONCE):
         judgments, rankings = {}, {}
         for query_id in query_ids[start : start + QUERIES_AT_ONCE]:
-            judgments[query_id] = dict(qrels[query_id])
+            judgments[query_id] = qrels[query_id]
             # Places in the order of trec_eval instead of scores: the libraries of ir_measures break ties differently.
-            best_first = sorted(run[query_id], key=itemgetter(1, 0), reverse=True)[:cutoff]
-            rankings[query_id] = {doc_id: -float(place) for place, (doc_id, _) in enumerate(best_first)}
+            scores = trec_eval_scores([score for _, score in run[query_id]]).tolist()
+            doc_ids = [doc_id for doc_id, _ in run[query_id]]
+            best_first = sorted(zip(scores, doc_ids, strict=True), reverse=True)[:cutoff]
+            rankings[query_id] = {doc_id: -float(place) for place, (_, doc_id) in enumerate(best_first)}
         for metric in ir_measures.iter_calc(list(by_measure), judgments, rankings):
             by_measure[metric.measure][metric.query_id] = metric.value
     return values

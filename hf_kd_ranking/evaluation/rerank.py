@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.runs import Run
+from ..data.runs import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..ranker import Ranker
@@ -14,6 +14,7 @@ DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
     """Return the candidates, at least one, in the order of a ranker; ties keep the order of the first stage."""
+    candidates = as_run(candidates)
     query_ids, doc_ids = [], []
     for query_id, ranking in candidates.items():
         for doc_id, _ in ranking:
@@ -21,7 +22,8 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
             doc_ids.append(doc_id)
     if not query_ids:
         raise InputError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
-    return Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
+    scored = Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
+    return Run({query_id: scored.get(query_id, []) for query_id in candidates})
 
 
 def depth_curve(
@@ -41,6 +43,7 @@ def depth_curve(
     Raises:
         UnknownIdError: if the run lacks a candidate of a judged query.
     """
+    run, candidates = as_run(run), as_run(candidates)
     places, longest = {}, 0
     for query_id, ranking in candidates.items():
         if query_id not in qrels:
@@ -87,6 +90,7 @@ class RerankingEvaluator:
     depth: int | None = None
 
     def __post_init__(self) -> None:
+        self.candidates = as_run(self.candidates)
         evaluate_run(self.candidates, self.qrels, self.measures)  # raises before any model runs
         judged = Run()
         for query_id, ranking in self.candidates.items():

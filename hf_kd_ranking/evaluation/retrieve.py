@@ -58,7 +58,7 @@ class RetrievalEvaluator:
         if not config.is_searchable or config.vectors_per_text not in ("one", "per_token"):
             advice = "use BERT_Dot or ColBERT, or a RerankingEvaluator"
             raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
-        doc_ids = self.documents.ids_of(self.documents.distinct_rows())
+        doc_ids = list(self.documents.ids())
         queries = ranker.encode_queries(self.texts)
         if config.vectors_per_text == "one":
             index = faiss.IndexFlatIP(queries.shape[1])

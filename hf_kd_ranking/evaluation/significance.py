@@ -1,5 +1,6 @@
 """Significance tests of the differences between rankers."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
@@ -8,19 +9,23 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.runs import Run
+from ..data.runs import Run, as_qrels, as_run
 from ..errors import InputError
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 
 RESAMPLES = 10_000
+DECIMALS = 12  # of differences; the others are rounding errors
+FEW_QUERIES = 30  # fewer make p-values and intervals unreliable
 RESAMPLING = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 100}  # options of scipy
+logger = logging.getLogger(__name__)
+
 PAIRS_HEADER = (
     "| measure | treatment - control | difference | 95 % interval | p (t-test) | p ({correction}) | p (randomisation) "
     "| effect size | wins / ties / losses |"
 )
 PAIR_ROW = (
     "| {measure} | {treatment} - {control} | {difference:+.4f} | {interval[0]:+.4f} to {interval[1]:+.4f} "
-    "| {p_value:.2g} | {p_corrected:.2g} | {p_randomisation:.2g} | {effect_size:.2g} | {wins} / {ties} / {losses} |"
+    "| {p_value:.2g} | {p_corrected:.2g} | {p_randomisation:.2g} | {effect} | {wins} / {ties} / {losses} |"
 )
 
 
@@ -46,8 +51,9 @@ def compare_runs(
     Returns:
         `queries` (their number), `correction`, `means` {run: {measure: mean}}, and `pairs`, each with `control`,
         `treatment`, `measure`, `difference` (treatment minus control), `interval` (95 %, bootstrap over queries),
-        `p_value` (paired t-test), `p_randomisation` (sign flips), `p_corrected` (of `p_value`), `effect_size` (mean
-        over standard deviation of the differences), `wins`, `ties`, `losses`, `moved` [[query_id, difference]].
+        `p_value` (see `paired_t_test`), `p_randomisation` (sign flips), `p_corrected` (of `p_value`), `effect_size`
+        (mean over standard deviation of the differences; None if all differ by the same), `wins`, `ties`, `losses`,
+        `moved` [[query_id, difference]]. A warning is logged for fewer than 30 queries.
 
     Raises:
         InputError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
@@ -56,9 +62,9 @@ def compare_runs(
     if len(runs) < 2 or correction not in CORRECTIONS:
         needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"
         raise InputError(f"A comparison needs {needed}; got {len(runs)} and {correction!r}.")
-    values, judged = {}, {}
+    values, judged, qrels = {}, {}, as_qrels(qrels)
     for name in runs:
-        run = runs[name]
+        run = as_run(runs[name])
         values[name] = evaluate_queries(run, qrels, measures)
         check_same_collection(run, qrels)
         judged[name] = run.keys() & qrels.keys()
@@ -76,6 +82,13 @@ def compare_values(
     """Compare all pairs as `compare_runs`, by `values` of the same queries: name -> measure -> query_id -> value."""
     means = dict(zip(values, map(mean_values, values.values()), strict=True))
     first, pairs = next(iter(values.values())), []
+    queries = len(next(iter(first.values())))
+    if queries < FEW_QUERIES:
+        logger.warning(
+            "%d queries are few for a comparison: p-values and intervals are reliable from about %d on.",
+            queries,
+            FEW_QUERIES,
+        )
     for measure in first:
         tests, p_values = [], []
         for control, treatment in tqdm(list(combinations(values, 2)), desc=f"Comparing {measure}", delay=3):
@@ -86,7 +99,7 @@ def compare_values(
         for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
             test["p_corrected"] = p_value
         pairs.extend(tests)
-    return {"queries": len(first[measure]), "correction": correction, "means": means, "pairs": pairs}
+    return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
 
 
 def shared_queries(judged: Mapping[str, set[str]], qrels: Mapping[str, Any], intersect: bool = False) -> list[str]:
@@ -116,7 +129,8 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(map('{:.4f}'.format, means.values()))} |")
     lines += ["", PAIRS_HEADER.format_map(result), "|---" * PAIR_ROW.count(" |") + "|"]
     for pair in result["pairs"]:
-        lines.append(PAIR_ROW.format_map(pair))
+        effect = "-" if pair["effect_size"] is None else f"{pair['effect_size']:.2g}"
+        lines.append(PAIR_ROW.format_map({**pair, "effect": effect}))
     return "\n".join(lines)
 
 
@@ -136,16 +150,20 @@ def compare_with_first_stage(
 def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
     """Run a paired two-sided t-test over at least two queries (scipy), both query_id -> value of a measure.
 
-    Returns `difference` (mean of treatment minus control), `p_value` (1.0 where no query differs) and `queries`.
-    Different or too few queries raise an InputError.
+    Returns `difference` (mean of treatment minus control), `p_value` and `queries`. Where all queries differ by the
+    same there is no variance to compare with, and the p-value is that of the randomisation test; it is 1.0 where no
+    query differs. Different or too few queries raise an InputError.
     """
     from scipy.stats import ttest_1samp  # takes 0.6 s
 
     if treatment.keys() != control.keys() or len(treatment) < 2:
         counts = f"{len(treatment)} and {len(control)}, of which {len(treatment.keys() & control.keys())} in common"
         raise InputError(f"A paired test needs the same queries on both sides, at least two; got {counts}.")
-    differences = [value - control[query_id] for query_id, value in treatment.items()]
-    p_value = float(ttest_1samp(differences, 0).pvalue) if any(differences) else 1.0
+    differences = np.array([value - control[query_id] for query_id, value in treatment.items()])
+    if _are_constant(differences):
+        p_value = _p_of_constant(differences)
+    else:
+        p_value = float(ttest_1samp(differences, 0).pvalue)
     return {"difference": fmean(differences), "p_value": p_value, "queries": len(differences)}
 
 
@@ -211,7 +229,7 @@ def _resample_differences(
         by_query = weights[start : start + RESAMPLING["batch"]] @ values
         drawn = rng.integers(0, queries, by_query.shape)
         differences[start : start + len(drawn)] = np.take_along_axis(by_query, drawn, axis=1).mean(axis=1)
-    return differences.round(12)  # else rounding errors give equal sides a sign
+    return differences.round(DECIMALS)  # else rounding errors give equal sides a sign
 
 
 def mean_interval(values: Sequence[float], seed: int = 42) -> dict[str, float]:
@@ -226,10 +244,11 @@ def _compare(treatment: Mapping[str, float], control: Mapping[str, float], moved
     by_query = {query_id: value - control[query_id] for query_id, value in treatment.items()}
     differences = np.array([*by_query.values()])
     interval = mean_interval(differences, seed)
-    effect_size = 0.0
-    if differences.any():
-        deviation = differences.std(ddof=1)
-        effect_size = float(differences.mean() / deviation) if deviation else float("inf")
+    effect_size = None
+    if not differences.round(DECIMALS).any():
+        effect_size = 0.0
+    elif not _are_constant(differences):
+        effect_size = float(differences.mean() / differences.std(ddof=1))
     largest = sorted(by_query.items(), key=lambda item: (-abs(item[1]), item[0]))[:moved]
     return {
         "difference": interval["mean"],
@@ -248,6 +267,8 @@ def _randomisation_test(differences: np.ndarray, seed: int) -> float:
     """Return the p-value of the mean difference under random signs; for few queries all combinations are tried."""
     from scipy.stats import monte_carlo_test, permutation_test
 
+    if _are_constant(differences):
+        return _p_of_constant(differences)
     rng = np.random.default_rng(seed)
     if 2 ** len(differences) <= RESAMPLES:
         test = permutation_test((differences,), np.mean, permutation_type="samples", rng=rng, **RESAMPLING)
@@ -257,6 +278,19 @@ def _randomisation_test(differences: np.ndarray, seed: int) -> float:
         return differences * (1 - 2 * rng.integers(0, 2, size, dtype=np.int8))
 
     return float(monte_carlo_test(differences, flip_signs, np.mean, **RESAMPLING).pvalue)
+
+
+def _are_constant(differences: np.ndarray) -> bool:
+    """Return whether all differences are equal but for rounding."""
+    return bool(np.ptp(differences.round(DECIMALS)) == 0)
+
+
+def _p_of_constant(differences: np.ndarray) -> float:
+    """Return the p-value of the randomisation test for equal differences.
+
+    Of all combinations of signs, only all positive and all negative give so large a mean.
+    """
+    return 2.0 ** (1 - len(differences)) if differences.round(DECIMALS).any() else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

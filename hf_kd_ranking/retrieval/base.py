@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
 from ..data.runs import Run
+from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import PROGRESS_FROM, fingerprint
 from ..models import RankerConfig
@@ -54,6 +55,11 @@ class Index:
         with new_version(Path(folder), self.description) as data:
             self._write(data)
 
+    @property
+    def collection(self) -> Collection:
+        """The collection that was indexed."""
+        return Collection.of(self.description)
+
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
         """Return the best k documents of every query; tied documents are in the order of the collection.
 
@@ -63,9 +69,15 @@ class Index:
             **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
+            TypeError: if the queries are not a dictionary of strings.
             InputError: if k is not positive.
         """
         check_k(k)
+        if not isinstance(queries, Mapping):
+            raise TypeError(f"Queries are a dictionary, query_id -> text, got {type(queries).__name__}.")
+        for query in queries.values():
+            if not isinstance(query, str):
+                raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
         run, query_ids = Run(), list(queries)
         starts = range(0, len(query_ids), self.queries_at_once)
         for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):

@@ -1,20 +1,40 @@
-"""BM25 by bm25s: the first stage whose candidates the rankers re-rank."""
+"""BM25 by bm25s: the first stage whose candidates the rankers re-rank.
 
+Words are runs of letters, digits and the marks that combine with them, in lower case and composed Unicode (NFC). What
+is written without blanks is indexed by all pairs of neighbouring characters, and Han and Hangul also by single ones.
+"""
+
+import math
+import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import bm25s
-import pyarrow as pa
+import regex
 import Stemmer
+from bm25s.tokenization import Tokenized
 
-from ..artifacts import has_description, open_version
+from ..artifacts import has_description, open_version, read_description
 from ..data.ids import IdIndex, open_ids
 from ..data.texts import TextStore
 from ..errors import InputError
 from .base import Index, Ranking, best_of
 
 TOKENIZATIONS = ("plain", "english")
+LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
+# Languages of Snowball whose stop words bm25s has.
+STOP_WORDS = "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
+# Scripts without blanks between words; Hangul has blanks, but its words have endings. ー belongs to no script.
+SCRIPTS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー"
+WORD = regex.compile(rf"(?V1)(?P<characters>(?:[{SCRIPTS}]\p{{M}}*)+)|[[\p{{L}}\p{{N}}\p{{M}}_]--[{SCRIPTS}]]+")
+CHARACTER = regex.compile(r"\P{M}\p{M}*")
+HAN_OR_HANGUL = regex.compile(r"\p{Han}|\p{Hangul}")
+ASCII_WORD = re.compile(r"\w+")  # three times as fast
+# Soft hyphen, zero-width space, non-joiner and joiner: they change how a word looks, and not which word it is.
+IGNORED = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D))
 
 
 class BM25Index(Index):
@@ -37,6 +57,7 @@ class BM25Index(Index):
         *,
         k1: float = 0.9,
         b: float = 0.4,
+        language: str | None = None,
         tokenization: str = "plain",
     ) -> "BM25Index":
         """Index the texts of a store, see `Index`.
@@ -44,22 +65,30 @@ class BM25Index(Index):
         Args:
             k1: saturation of term frequencies; the default is common for the passages of MS MARCO, as is that of `b`.
             b: normalisation by document length, 0 to 1.
-            tokenization: "plain" keeps words (runs of letters and digits) in lower case; "english" also drops stop
-                words and stems the others (Snowball).
+            language: language of `LANGUAGES`, by whose rules words are stemmed (Snowball); its stop words are dropped
+                where bm25s has a list of them, see `STOP_WORDS`. None keeps all words as they are.
+            tokenization: "plain", or "english" for the language English.
 
         Raises:
             FileExistsError: if the folder contains something.
-            InputError: if the tokenization is another one.
+            InputError: if the language or the tokenization is another one, or k1 or b is out of range.
         """
+        if not (0 <= k1 < math.inf and 0 <= b <= 1):
+            raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
         if tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
-        rows = documents.distinct_rows()
-        tokens = _tokenize(documents.texts.take(pa.array(rows)).to_pylist(), tokenization)
+        if tokenization == "english" and language is None:
+            language = "english"
+        check_language(language)
+        tokens = _tokenize(documents.texts.to_pylist(), language)
+        if not tokens.vocab:  # bm25s needs a word; no query has this one
+            tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)
-        retriever.index(tokens, show_progress=len(rows) > 100_000)
-        description = {"kind": "bm25", "collection": documents.fingerprint(), "documents": len(rows)}
-        description |= {"k1": k1, "b": b, "tokenization": tokenization}
-        index = cls(retriever, IdIndex.build(documents.columns(rows)), description)
+        retriever.index(tokens, show_progress=len(documents) > 100_000)
+        collection, source = documents.collection
+        description = {"kind": "bm25", "collection": collection, "source": source, "documents": len(documents)}
+        description |= {"k1": k1, "b": b, "language": language}
+        index = cls(retriever, IdIndex.build(documents.columns()), description)
         if folder is not None:
             index.save(folder)
         return index
@@ -74,7 +103,10 @@ class BM25Index(Index):
         folder = Path(folder)
         if ranker is not None:
             raise InputError("BM25 searches without a ranker; open it with the folder only.")
-        if (folder / "tokenization.json").is_file() and not has_description(folder):
+        is_old = (folder / "tokenization.json").is_file()
+        if has_description(folder):
+            is_old = "tokenization" in read_description(folder)
+        if is_old:
             raise InputError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
         description, data = open_version(folder, "bm25", is_verified)
         retriever = bm25s.BM25.load(str(data), mmap=True, show_progress=False)
@@ -84,7 +116,7 @@ class BM25Index(Index):
         return len(self.ids)
 
     def _rank(self, texts: Sequence[str], k: int) -> list[Ranking]:
-        tokens = _tokenize(texts, self.description["tokenization"])
+        tokens = _tokenize(texts, self.description["language"])
         rows_and_scores = self._retriever.retrieve(tokens, k=min(k, len(self)), show_progress=False)
         results = []
         for rows, scores in zip(*rows_and_scores, strict=True):
@@ -93,8 +125,35 @@ class BM25Index(Index):
         return self._with_ids(results)
 
 
-def _tokenize(texts: Sequence[str], tokenization: str) -> bm25s.tokenization.Tokenized:
-    options = {"token_pattern": r"(?u)\w+", "show_progress": len(texts) > 100_000, "stopwords": None}
-    if tokenization == "english":
-        options |= {"stopwords": "en", "stemmer": Stemmer.Stemmer("english")}
-    return bm25s.tokenize(texts, **options)
+def check_language(language: str | None) -> None:
+    """Refuse, by an InputError, a language that Snowball has no stemmer for."""
+    if language is not None and language not in LANGUAGES:
+        raise InputError(f"The language is one of {', '.join(LANGUAGES)}, got {language!r}.")
+
+
+def words(text: str) -> list[str]:
+    """Split a text into the words that are indexed, see the module."""
+    text = unicodedata.normalize("NFC", text.lower())
+    if text.isascii():
+        return ASCII_WORD.findall(text)
+    found = []
+    for match in WORD.finditer(text.translate(IGNORED)):
+        if match["characters"] is None:
+            found.append(match[0])
+            continue
+        characters = CHARACTER.findall(match[0])
+        for character in characters:
+            if len(characters) == 1 or HAN_OR_HANGUL.match(character):
+                found.append(character)
+        for first, second in pairwise(characters):
+            found.append(first + second)
+    return found
+
+
+def _tokenize(texts: Sequence[str], language: str | None) -> Tokenized:
+    options = {"lower": False, "token_pattern": r"\S+", "show_progress": len(texts) > 100_000, "stopwords": None}
+    if language is not None:
+        options["stemmer"] = Stemmer.Stemmer(language)
+    if language in STOP_WORDS:
+        options["stopwords"] = language
+    return bm25s.tokenize((" ".join(words(text)) for text in texts), **options)

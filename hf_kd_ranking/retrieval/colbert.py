@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ..artifacts import has_description, new_version, open_version
+from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
@@ -68,6 +69,11 @@ class ColBERTIndex(Index):
             for name in ("centroids", "starts", "lists"):
                 setattr(index, name, np.load(data / f"{name}.npy", mmap_mode="r"))
         return index
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that was indexed."""
+        return self.store.collection
 
     def __len__(self) -> int:
         return len(self.store)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import xxhash
 
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
+from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..ranker import Ranker
 from .base import Index, Result, best_of, check_k, check_model
@@ -79,8 +81,13 @@ class DenseIndex(Index):
     def __len__(self) -> int:
         return len(self.removed) - int(self.removed.sum())
 
-    def add(self, store: VectorStore) -> None:
+    def add(self, store: VectorStore, documents: TextStore | None = None) -> None:
         """Add the vectors of another store; quantisers stay as they were trained.
+
+        Args:
+            store: the vectors of documents that are not in the index.
+            documents: texts of all documents that the index then has, with which alone it can be part of a pipeline;
+                None if there will be no texts beside it.
 
         Raises:
             InputError: if its vectors are of another model, or an id is in the index already.
@@ -96,7 +103,13 @@ class DenseIndex(Index):
             self.index.add(vectors)
         self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
         self.ids = IdIndex.build(self.ids.columns() + store.columns(), self.removed)
-        self.description["rows"] = len(self.ids)
+        sources = f"{self.collection.source} and {store.collection.source}"
+        both = f"{self.collection.fingerprint} {store.collection.fingerprint}"
+        collection = Collection(xxhash.xxh3_128_hexdigest(both.encode()), sources)
+        if documents is not None:
+            documents.rows_of_known(new_ids, f"texts of {documents.source}")
+            collection = documents.collection
+        self.description |= {"rows": len(self.ids), "collection": collection.fingerprint, "source": collection.source}
 
     def remove(self, ids: Sequence[Id]) -> None:
         """Leave documents out of all results; their space is free when the index is built again."""

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..data.runs import Run
+from ..data.runs import Run, as_run
 from ..errors import InputError, UnknownIdError
 
 METHODS = ("reciprocal_rank", "weighted_sum", "standardized")
@@ -38,6 +38,7 @@ def fuse_runs(
     weights = [1 / max(len(runs), 1)] * len(runs) if weights is None else list(weights)
     if not runs or len(weights) != len(runs):
         raise InputError(f"Fusion needs at least one run and a weight for each, got {len(runs)} and {len(weights)}.")
+    runs = list(map(as_run, runs))
     if method == "standardized":
         runs = _standardize(runs)
     sums: dict[str, dict[str, float]] = {}

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..artifacts import changed_names
 from ..data.ids import Id
+from ..data.texts import Collection
 from ..errors import InputError
 from ..ranker import Ranker
 from .base import INDEX_NAMES, Index, Ranking, best_of, check_model
@@ -81,6 +82,7 @@ class QdrantIndex(Index):
                 parameters.multivector_config = models.MultiVectorConfig(comparator=comparator)
             index._ask(index.client.create_collection, name, parameters, metadata=description, **settings)
         uploaded = index._description()
+        del description["source"]  # another name of the same texts
         for key in changed_names(uploaded, description):
             values = f"{uploaded.get(key)}, here {description[key]}"
             raise InputError(
@@ -118,6 +120,11 @@ class QdrantIndex(Index):
             counts = f"{len(index):,} of {description['documents']:,} documents"
             raise InputError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
         return index
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that was uploaded."""
+        return Collection.of(self._description() or {})
 
     def __len__(self) -> int:
         return self._ask(self.client.count, self.name, exact=True).count

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..data.ids import Id
-from ..data.runs import Run
+from ..data.runs import Run, as_run
 from ..data.texts import TextStore
-from ..errors import InputError
+from ..errors import InputError, UnknownIdError
 from ..inference import score_stored
 from ..ranker import Ranker
 from .vector_store import VectorStore
@@ -49,7 +49,13 @@ class StoredReranker:
         Raises:
             UnknownIdError: if a query has no text, or a document is not in the store.
         """
-        run, query_ids = Run(), list(candidates)
+        candidates = as_run(candidates)
+        for query_id, ranking in candidates.items():  # before the work
+            self._rows([doc_id for doc_id, _ in ranking])
+            if query_id not in queries:
+                raise UnknownIdError(f"Query {query_id!r} of the candidates has no text among the queries.")
+        run = Run({query_id: [] for query_id in candidates})
+        query_ids = [query_id for query_id, ranking in candidates.items() if ranking]
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = query_ids[start : start + QUERIES_AT_ONCE]
             vectors = self.ranker.encode_queries([queries[query_id] for query_id in block])
@@ -59,5 +65,10 @@ class StoredReranker:
         return run
 
     def _score(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
-        rows = self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}")
-        return score_stored(self.ranker.model, query, self.store.take(rows), self.ranker.batch_size)
+        if len(doc_ids) == 0:
+            return np.empty(0, dtype=np.float32)
+        vectors = self.store.take(self._rows(doc_ids))
+        return score_stored(self.ranker.model, query, vectors, self.ranker.batch_size)
+
+    def _rows(self, doc_ids: Sequence[Id]) -> np.ndarray:
+        return self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}")

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow as pa
 
 from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
 from ..data.ids import IdIndex, open_ids
-from ..data.texts import TextStore
+from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..inference import encode_texts
 from ..processes import processes
@@ -77,9 +76,8 @@ class VectorStore(IdIndex):
         folder = Path(folder)
         if storage not in STORAGES:
             raise InputError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
-        (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
-        description = {**model_identity(ranker), "kind": "vectors", "storage": storage, "dimension": probe.shape[-1]}
-        description["collection"] = documents.fingerprint()
+        description = {**model_identity(ranker), "kind": "vectors", "storage": storage}
+        description |= {"dimension": vector_dimension(ranker), "collection": documents.fingerprint()}
         is_complete = has_description(folder) and description.items() <= read_description(folder).items()
         if overwrite or not is_complete:
             refuse_replacing(folder, "vectors", overwrite)
@@ -123,15 +121,22 @@ class VectorStore(IdIndex):
         return np.concatenate(vectors) if self.has_token_vectors else vectors
 
     @property
+    def collection(self) -> Collection:
+        """The collection that was encoded."""
+        return Collection.of(self.description)
+
+    @property
     def has_token_vectors(self) -> bool:
         """Whether every token has a vector."""
         return self.offsets is not None
 
     @property
     def identity(self) -> dict[str, str]:
-        """The vectors and their model, for the description of an index."""
+        """The vectors, their model and their collection, for the description of an index."""
         names = ("architecture", "model_dtype", "model")
-        return {name: self.description[name] for name in names} | {"vectors": self.description["checksum"]}
+        collection, source = self.collection
+        made_from = {"collection": collection, "source": source, "vectors": self.description["checksum"]}
+        return {name: self.description[name] for name in names} | made_from
 
     @property
     def bytes_per_document(self) -> float:
@@ -166,12 +171,11 @@ class VectorStore(IdIndex):
 
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
     """Encode in blocks, which survive an interruption and are shared among the processes of a job, and join them."""
-    rows = documents.distinct_rows()
     inputs = description | {"per_block": DOCUMENTS_PER_BLOCK}
-    description = description | {"documents": len(rows)}
+    description = description | {"documents": len(documents), "source": documents.collection.source}
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
-        texts = documents.texts.take(pa.array(rows[block])).to_pylist()
+        texts = documents.texts[block].to_pylist()
         vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
         arrays = {}
         if isinstance(vectors, list):  # (L, D) each
@@ -183,11 +187,11 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
         return arrays
 
     with work_folder(folder, lambda _: inputs) as work:
-        blocks, _ = compute_blocks(work, len(rows), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
+        blocks, _ = compute_blocks(work, len(documents), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
         if processes().is_main_process:
             with new_version(folder, description) as data:
                 _write_blocks(blocks, data, description)
-                IdIndex.build(documents.columns(rows)).save_ids(data)
+                IdIndex.build(documents.columns()).save_ids(data)
 
 
 def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -236,6 +240,31 @@ def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: 
 
 def _load_optional(path: Path) -> np.ndarray | None:
     return np.load(path, mmap_mode="r") if path.is_file() else None
+
+
+def vector_dimension(ranker: Ranker) -> int:
+    """Return the number of values of a document's vectors; an InputError if it has none without the query."""
+    (probe,) = encode_texts(ranker.model, ranker.processor, "document", [""], description=None)
+    return probe.shape[-1]
+
+
+def check_factory(factory: str, dimension: int, count: int) -> None:
+    """Refuse, before any vectors are made, a factory that cannot index so many of them.
+
+    Raises:
+        InputError: if faiss does not know the factory, or its quantisers need more vectors.
+    """
+    problem = f"faiss cannot build {factory!r} over {count:,} vectors"
+    with faiss_errors(problem):
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    needed, inverted = 0, faiss.try_extract_index_ivf(index)
+    if inverted is not None:
+        needed = inverted.nlist
+        index = faiss.downcast_index(inverted)
+    if isinstance(index, faiss.IndexPQ | faiss.IndexIVFPQ):
+        needed = max(needed, index.pq.ksub)
+    if count < needed:
+        raise InputError(f"{problem}: it needs at least {needed:,}, one for each of its centroids.")
 
 
 def train_index(store: VectorStore, factory: str, seed: int) -> faiss.Index:

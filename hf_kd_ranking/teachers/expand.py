@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import PAIR_COLUMNS, TRIPLE_COLUMNS
-from ..data.tables import nth_line, number, read_tsv, tsv_lines
+from ..data.tables import nth_line, number, parse_number, read_tsv, tsv_lines
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 
@@ -138,14 +138,7 @@ def _check_numbers(path: Path, start: int, name: str, column: pa.Array) -> None:
     try:
         numbers = pc.cast(pc.utf8_trim(column, characters=BLANKS), pa.float64())
         bad = np.flatnonzero(~np.isfinite(numbers.to_numpy()))
-    except pa.ArrowInvalid:  # Python reads more spellings, such as 1_0
-        bad = [row for row, text in enumerate(column.to_pylist()) if not _is_number(text)]
+    except pa.ArrowInvalid:  # which does not say where
+        bad = [row for row, text in enumerate(column.to_pylist()) if np.isnan(parse_number(text))]
     if len(bad):
         number(path, nth_line(path, start + int(bad[0])), name, str(column[int(bad[0])]), float)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ..data.rows import TeacherRows
-from ..data.runs import Run
+from ..data.runs import Run, as_qrels, as_run
 from ..data.texts import TextStore, normalized
 from ..errors import InputError, UnknownIdError
 
@@ -114,6 +114,8 @@ def sample_triples(
     sampling = SamplingSettings(**settings)
     if teacher is None:
         sampling.check_without_teacher()
+    run, teacher = as_run(run, drop_repeated=True), teacher and as_run(teacher, drop_repeated=True)
+    qrels = as_qrels(qrels)
     counts = Counter(dict.fromkeys(LEFT_OUT, 0))
     rows = []
     for query_id, ranking in run.items():
@@ -149,7 +151,7 @@ class _Query:
         teacher: Run | None,
     ) -> None:
         self.query_id = query_id
-        self.candidates = list(dict(ranking))
+        self.candidates = [doc_id for doc_id, _ in ranking]
         self.grades = grades
         self.scores: dict[str, float] | None = None
         if teacher is not None:

@@ -1,7 +1,7 @@
 """Score rows or candidates with a teacher: every distinct pair once, in blocks that survive an interruption."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import xxhash
 
 from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
-from ..data.runs import Run, read_run, write_run
+from ..data.runs import Run, as_run, check_run_ids, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
@@ -127,11 +127,13 @@ def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Ru
         path = existing_file(source, "triples")
         if {".trec", ".run"} & set(path.suffixes):
             source, name = read_run(path), str(path)
-    if not isinstance(source, Run):
+    if not isinstance(source, Mapping):
         return load_teacher_scores(source), False
-    lists = []
+    source, lists = as_run(source), []
+    check_run_ids(source, "queries")
     for ranking in source.values():
         lists.append([doc_id for doc_id, _ in ranking])
+        check_run_ids(lists[-1], "documents")
     ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": pa.array(lists, pa.list_(pa.string()))}
     return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
 

@@ -80,9 +80,119 @@ def test_bad_input_of_index_and_search_is_one_line(call, paths, toy, tmp_path):
         (f"{index} --overwrite --factory Flat", "--factory is for a ranker with one vector per text"),
         (f"{index} --overwrite --centroids 0", "--centroids is for a ranker that compares by MaxSim"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),
+        (f"{index} --overwrite --language german", "--language and --tokenization are for BM25"),
     ]:
         status, _, err = call(command)
         assert (status, message in err, err.count("error: "), "Traceback" in err) == (2, True, 1, False), err
+
+
+@pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
+def test_index_refuses_before_it_encodes(call, paths, tmp_path, model):
+    _, index, _ = paths
+    settings = [
+        ("--factory IVF9999,Nope", "faiss cannot build 'IVF9999,Nope' over 40 vectors"),
+        ("--factory IVF41,Flat", "needs at least 41, one for each of its centroids"),
+        ("--factory IVF2,PQ4", "needs at least 256, one for each of its centroids"),
+        ("--factory PQ4", "needs at least 256, one for each of its centroids"),
+    ]
+    if model.config.similarity == "max_sim":
+        most = 40 * model.config.max_document_length
+        settings = [
+            (f"--centroids {most + 1}", f"40 documents have at most {most:,} vectors for {most + 1} centroids")
+        ]
+    for options, message in settings:
+        status, _, err = call(f"{index} {options}")
+        assert (status, message in err) == (2, True), err
+        assert not (tmp_path / "index").exists()
+    if model.config.similarity == "dot":
+        assert call(f"{index} --factory Flat")[0] == 0
+        status, _, err = call(f"{index} --factory HNSW4")
+        assert (status, "dense exists; give a new folder, or --overwrite" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_search_refuses_the_index_of_another_collection(call, paths, toy, tmp_path):
+    _, index, search = paths
+    assert call(f"{index} --factory Flat")[0] == 0
+    assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/bm25")[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = (toy / "collection.tsv").read_text().splitlines()
+    ids = [line.split("\t")[0] for line in lines]
+    texts = [line.split("\t")[1] for line in lines]
+    rows = zip(ids, reversed(texts), strict=True)  # all ids are known
+    (other / "collection.tsv").write_text("".join(f"{doc_id}\t{text}\n" for doc_id, text in rows))
+    for name in ("queries.tsv", "qrels.txt"):
+        (other / name).write_bytes((toy / name).read_bytes())
+    bm25 = f"search --index {tmp_path}/bm25 --queries {toy}/queries.tsv --output {tmp_path}"
+    for command in (search, f"{search}/x.trec --exact", f"{search}/x.trec --candidates {toy}/candidates.trec", bm25):
+        command = command if "x.trec" in command else f"{command}/x.trec"
+        for options in (f"--collection {other}/collection.tsv", f"--dataset {other}"):
+            status, _, err = call(f"{command} {options}")
+            assert (status, "documents: collection.tsv (fingerprint" in err, "Traceback" in err) == (2, True, False)
+            assert not (tmp_path / "x.trec").exists()
+        status, _, err = call(f"{command} --collection {toy}/collection.tsv --overwrite")
+        assert status == 0, err
+        (tmp_path / "x.trec").unlink()
+
+
+def test_search_and_rerank_refuse_ids_that_no_run_can_hold(call, toy, tmp_path, monkeypatch):
+    (tmp_path / "blank.tsv").write_text("d 1\tapple\n")
+    (tmp_path / "blank_queries.tsv").write_text("q 1\tapple\n")
+    assert call(f"index --collection {tmp_path}/blank.tsv --output {tmp_path}/blank")[0] == 0
+    assert call(f"index --collection {toy}/collection.tsv --output {tmp_path}/index")[0] == 0
+    monkeypatch.setattr(kd.BM25Index, "search", lambda *_: pytest.fail("searched"))
+    for command, message in [
+        (f"search --index {tmp_path}/blank --queries {toy}/queries.tsv", "the id 'd 1' of the documents; rename"),
+        (f"search --index {tmp_path}/index --queries {tmp_path}/blank_queries.tsv", "the id 'q 1' of the queries"),
+    ]:
+        status, _, err = call(f"{command} --output {tmp_path}/run.trec")
+        assert (status, message in err) == (2, True), err
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_documents_with_the_ids_of_their_queries_are_left_out(call, paths, tmp_path):
+    """Each document is a query too, as in ArguAna."""
+    _, _index, _search = paths
+    (tmp_path / "texts.tsv").write_text("a\tapple bread cat\nb\tapple bread dog\nc\tapple moon\nd\tapple bread\n")
+    (tmp_path / "qrels.txt").write_text("a 0 d 1\nb 0 d 1\nc 0 d 1\n")
+    texts = f"--collection {tmp_path}/texts.tsv"
+    assert call(f"index {texts} --output {tmp_path}/bm25")[0] == 0
+    assert call(f"index --model {tmp_path}/model {texts} --output {tmp_path}/index")[0] == 0
+    with_model = f"--model {tmp_path}/model --queries {tmp_path}/texts.tsv"
+    searches = {
+        "bm25": f"search --index {tmp_path}/bm25 --queries {tmp_path}/texts.tsv --k 2",
+        "dense": f"search --index {tmp_path}/index {with_model} --k 2",
+        "reranked": f"search --index {tmp_path}/index {with_model} --candidates {tmp_path}/all.trec --k 2",
+        "rerank": f"rerank {with_model} {texts} --k 2",
+        "rerank_candidates": f"rerank {with_model} {texts} --candidates {tmp_path}/all.trec --k 2",
+    }
+    assert call(f"search --index {tmp_path}/bm25 --queries {tmp_path}/texts.tsv --output {tmp_path}/all.trec")[0] == 0
+    for name, command in searches.items():
+        status, _, err = call(f"{command} --exclude-same-id --output {tmp_path}/{name}.trec")
+        assert status == 0, err
+        run = kd.read_run(tmp_path / f"{name}.trec")
+        assert {query_id: len(ranking) for query_id, ranking in run.items()} == dict.fromkeys("abcd", 2), name
+        assert all(query_id not in dict(ranking) for query_id, ranking in run.items()), name
+    evaluate = f"evaluate --qrels {tmp_path}/qrels.txt --measure RR@1 --json --run"
+    every = json.loads(call(f"{evaluate} {tmp_path}/all.trec --exclude-same-id")[1].splitlines()[-1])
+    found = json.loads(call(f"{evaluate} {tmp_path}/bm25.trec")[1].splitlines()[-1])
+    assert every["all"]["RR@1"] == found["bm25"]["RR@1"] == 1.0
+    compare = f"compare --qrels {tmp_path}/qrels.txt --measure RR@1 --json --exclude-same-id --run"
+    compared = json.loads(call(f"{compare} {tmp_path}/all.trec {tmp_path}/bm25.trec")[1].splitlines()[-1])
+    assert compared["pairs"][0]["ties"] == 3
+
+
+def test_bm25_is_indexed_in_a_language(call, tmp_path):
+    (tmp_path / "texts.tsv").write_text("1\tdie Häuser\n2\tder Baum\n", encoding="utf-8")
+    (tmp_path / "queries.tsv").write_text("q\tdes Hauses\n")
+    index = f"index --collection {tmp_path}/texts.tsv --output {tmp_path}/bm25"
+    status, _, err = call(f"{index} --language klingon")
+    assert (status, "The language is one of arabic, " in err) == (2, True), err
+    assert call(f"{index} --language german")[0] == 0
+    command = f"search --index {tmp_path}/bm25 --queries {tmp_path}/queries.tsv --output {tmp_path}/run.trec"
+    assert call(command)[0] == 0
+    assert [doc_id for doc_id, _ in kd.read_run(tmp_path / "run.trec")["q"]] == ["1"]
 
 
 def test_bm25_is_searched_and_fused(call, toy, tmp_path):

@@ -106,7 +106,11 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             ),
             (
                 f"{model} --port 0 --collection {folder}/few.tsv --candidates {folder}/bm25",
-                "ids are not among the 1 texts",
+                "these have different ones: documents: few.tsv (fingerprint",
+            ),
+            (
+                f"{model} --port 0 --collection {folder}/few.tsv --index {folder}/index",
+                f"{folder}/index: collection.tsv (fingerprint",  # before a BM25 index is built
             ),
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (
@@ -120,7 +124,6 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
         ]:
             if "bm25" in options:
                 kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv")).save(folder / "bm25")
-                (folder / "few.tsv").write_text("99\t" + kd.TextStore.from_tsv(toy / "collection.tsv")["3"] + "\n")
             status, _, err = call(f"serve {options}")
             lines = err.splitlines()
             assert (status, message in lines[-1], "Traceback" in err) == (2, True, False), err

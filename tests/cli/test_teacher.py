@@ -95,6 +95,31 @@ def test_score_writes_a_run_per_model(run, teachers, texts, toy, tmp_path):
     assert (status, json.loads(line)["teachers"]) == (0, [])  # the runs are complete and kept
 
 
+def test_score_reads_candidates_in_ms_marcos_form(run, teachers, texts, tmp_path):
+    (tmp_path / "top.tsv").write_text("101\t3\t1\n101\t7\t2\n102\t5\t1\n")
+    options = ["--candidates", tmp_path / "top.tsv", "--output", tmp_path / "out.trec"]
+    status, _, errors = run("score", "--model", teachers[0], *texts, *options)
+    assert status == 0, errors
+    scored = kd.read_run(tmp_path / "out.trec")
+    assert {query_id: set(dict(ranking)) for query_id, ranking in scored.items()} == {"101": {"3", "7"}, "102": {"5"}}
+
+
+def test_what_cannot_work_is_refused_before_the_work(run, teachers, texts, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "load_teacher", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(teacher, "sample_triples", lambda *_, **__: pytest.fail("sampled"))
+    score = ["score", "--model", teachers[0], tmp_path / "gone", "--triples", toy / "scores.tsv", *texts]
+    triples = ["triples", "--candidates", toy / "candidates.trec", "--qrels", toy / "qrels.txt"]
+    for arguments, output, message in [
+        (score, "out", "gone does not exist; give a folder, or a name on the Hub"),
+        ([*score[:3], *score[4:], "--dtype", "int3"], "out", "--dtype is one of"),
+        ([*triples, "--documents", "4"], "out.tsv", "more than two documents do not fit into columns"),
+        (triples, "out.jsonl", "rows without scores are written as .tsv or .parquet"),
+    ]:
+        status, _, errors = run(*arguments, "--output", tmp_path / output)
+        assert (status, len(errors), message in errors[0]) == (2, 1, True), errors
+        assert not (tmp_path / output).exists()
+
+
 def test_score_resumes_where_it_was_stopped(run, teachers, texts, toy, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_kd_ranking.teachers.score.PAIRS_PER_BLOCK", 30)
     arguments = ["score", "--model", teachers[1], *texts, "--triples", toy / "scores.tsv", "--json", "--output"]
@@ -317,7 +342,10 @@ BAD_INPUT = {
     ),
     "dtype": (f"{SCORE} --triples {{toy}}/scores.tsv --dtype fp8", "--dtype is one of fp32, bf16, fp16, got 'fp8'"),
     "kind": (f"{SCORE} --triples {{toy}}/scores.tsv --kind oracle", "Unknown kind of teacher 'oracle'"),
-    "no model": (f"score --model {{tmp}}/cache {TEXTS} --triples {{toy}}/scores.tsv", "No teacher '"),
+    "no model": (
+        f"score --model {{tmp}}/cache {TEXTS} --triples {{toy}}/scores.tsv",
+        "cache does not exist; give a folder, or a name",
+    ),
     "unknown id": (f"{SCORE} --triples {{tmp}}/unknown.tsv", "unknown.tsv line 2: id '404' is not among the 40 texts"),
     "columns": (f"{SCORE} --triples {{tmp}}/short.tsv", "short.tsv line 2: needed 5 tab-separated columns"),
     "no folder": (

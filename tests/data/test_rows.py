@@ -127,6 +127,13 @@ def test_batches_cover_all_rows_in_order(tmp_path):
     assert {name: values.to_pylist() for name, values in pairs.items()} == {name: PAIRS[name][:1] for name in PAIRS}
 
 
+@pytest.mark.parametrize("row", [ROW, ROW.split("\t", 2)[2], json.dumps(LIST_ROW) + "\n"])
+def test_byte_order_marks_of_joined_files_are_not_read(tmp_path, row):
+    name = "lists.jsonl" if row.startswith("{") else "scores.tsv"
+    plain = kd.load_teacher_scores(written(tmp_path, row * 2, name)).rows[:]
+    assert kd.load_teacher_scores(written(tmp_path, f"\ufeff{row}" * 2, name)).rows[:] == plain
+
+
 # ---- The Arrow file -------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +191,13 @@ BAD_FILES = {
     "NaN in a list": ([LIST_ROW | {"teacher_scores": [1, float("nan"), 2]}], "line 1: teacher_scores must be finite"),
     "number as a word": ([LIST_ROW | {"teacher_scores": [1, "2", 3]}], "line 1: teacher_scores must be finite"),
     "huge integer": ([LIST_ROW | {"teacher_scores": [1, 10**400, 3]}], "line 1: teacher_scores must be finite"),
+    "a missing id": (
+        [LIST_ROW, LIST_ROW | {"query_id": None}],
+        "line 2: query_id must be a string or an integer, got",
+    ),
+    "a list as id": ([LIST_ROW | {"doc_ids": [1, [2], 3]}], "line 1: doc_ids must be a string or an integer, got [2]"),
+    "a truth value": ([LIST_ROW | {"teacher_scores": [1, True, 3]}], "line 1: teacher_scores must be finite"),
+    "underscore": (ROW + "1_0\t2\t7\t1\t3\n", "line 2: pos_score must be a finite number, got '1_0'"),
     "word in a list": ([LIST_ROW | {"teacher_scores": [1, "high", 2]}], "line 1: teacher_scores must be finite"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import runs
+from hf_kd_ranking.errors import InputError
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
 # Scores whose decimal form is long, tiny, huge or negative; falling.
@@ -67,6 +68,32 @@ def test_beir_qrels_with_their_header_equal_the_trec_form(tmp_path):
     assert kd.read_qrels(path) == {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": 1}}
 
 
+def test_ms_marcos_runs_have_the_rank_as_their_third_column(tmp_path):
+    path = written(tmp_path, "\ufeff7\t30\t1\n7\t20\t2\n\n\ufeff8\t30\t2\n8\t9\t1\n")
+    run = kd.read_run(path)
+    assert run == {"7": [("30", -1.0), ("20", -2.0)], "8": [("9", -1.0), ("30", -2.0)]}
+    assert kd.read_run(path, 1) == run.top(1)
+    with pytest.raises(ValueError, match=r"line 2: rank must be a finite integer, got '2\.5'"):
+        kd.read_run(written(tmp_path, "7 30 1\n7 20 2.5\n"))
+
+
+def test_qrels_of_three_columns_need_no_header(tmp_path):
+    assert kd.read_qrels(written(tmp_path, "q1 d1 2\nq1 d2 0\n")) == {"q1": {"d1": 2, "d2": 0}}
+
+
+BEIR = "\ufeffquery-id\tcorpus-id\tscore\n"
+MARKED = {
+    "run": (kd.read_run, "\ufeffq Q0 a 1 2 t\n\ufeffq Q0 b 2 1 t\n", {"q": [("a", 2.0), ("b", 1.0)]}),
+    "qrels": (kd.read_qrels, "\ufeffq 0 a 1\n\ufeffq 0 b 2\n", {"q": {"a": 1, "b": 2}}),
+    "BEIR": (kd.read_qrels, f"{BEIR}q\ta\t1\n{BEIR}q\tb\t2\n", {"q": {"a": 1, "b": 2}}),
+}
+
+
+@pytest.mark.parametrize(("read", "content", "expected"), MARKED.values(), ids=MARKED)
+def test_byte_order_marks_of_joined_files_are_no_part_of_ids(tmp_path, read, content, expected):
+    assert read(written(tmp_path, content)) == expected
+
+
 @pytest.mark.parametrize("column_2", ["0", "Q0"])
 def test_the_second_column_of_qrels_is_not_read(tmp_path, column_2):
     assert kd.read_qrels(written(tmp_path, f"q {column_2} d 2\n")) == {"q": {"d": 2}}
@@ -81,6 +108,7 @@ BAD_RUNS = {
         "line 2: needed 6 columns (query_id Q0 doc_id rank score tag), got 5",
     ),
     "seven columns": (RUN_LINE + "\nq Q0 my doc 2 1.5 t\n", "line 3: needed 6 columns"),
+    "an underscore": (RUN_LINE + "q Q0 e 2 1_0 t\n", "line 2: score must be a finite number, got '1_0'"),
     "a word": ("q Q0 d 1 high t\n", "line 1: score must be a finite number, got 'high'"),
     "NaN": (RUN_LINE + "q Q0 e 2 nan t\n", "line 2: score must be a finite number, got 'nan'"),
     "infinite": (RUN_LINE + "q Q0 e 2 -inf t\n", "line 2: score must be a finite number, got '-inf'"),
@@ -100,6 +128,9 @@ BAD_QRELS = {
     "a word": ("q 0 d yes\n", "line 1: grade must be a finite integer, got 'yes'"),
     "a fraction": ("q 0 d 1\nq 0 e 0.5\n", "line 2: grade must be a finite integer, got '0.5'"),
     "NaN": ("q 0 d nan\n", "line 1: grade must be a finite integer, got 'nan'"),
+    "an underscore": ("q 0 d 1\nq 0 e 1_0\n", "line 2: grade must be a finite integer, got '1_0'"),
+    "wide digits": ("q 0 d １\n", "line 1: grade must be a finite integer, got '１'"),
+    "33 bits": ("q 0 d 4294967296\n", "line 1: grade must be a finite integer, got '4294967296'"),
     "two grades": ("q 0 d 1\n\nq 0 d 2\n", "line 3: 'q' 'd' has two grades, 2 and an earlier one"),
     "blank lines only": ("\n", "is empty; needed lines of query_id 0 doc_id grade"),
 }
@@ -230,6 +261,12 @@ def test_k_keeps_the_first_k_and_what_ties_with_the_last(tmp_path):
         kd.read_run(path, 0)
 
 
+def test_k_keeps_what_ties_with_the_last_as_float32(tmp_path):
+    path = written(tmp_path, "q Q0 a 1 100000.002 t\nq Q0 b 2 100000.001 t\nq Q0 c 3 100000.03 t\n")
+    assert [doc_id for doc_id, _ in kd.read_run(path, 2)["q"]] == ["c", "a", "b"]
+    assert [doc_id for doc_id, _ in kd.read_run(path, 1)["q"]] == ["c"]
+
+
 def test_ranks_that_contradict_scores_are_warned_of_once(tmp_path, caplog):
     run = kd.read_run(written(tmp_path, "q Q0 a 1 1 t\nq Q0 b 2 3 t\n\nq Q0 c 3 2 t\n"))
     assert [doc_id for doc_id, _ in run["q"]] == ["b", "c", "a"]
@@ -256,11 +293,33 @@ def test_top_keeps_the_first_k_of_every_query():
     assert len(run["q"]) == 3
 
 
+def test_without_same_ids_drops_the_query_from_its_ranking():
+    run = kd.Run({"a": [("a", 3.0), ("b", 2.0)], "b": [("a", 1.0)], "c": [("c", 1.0)]})
+    assert run.without_same_ids() == {"a": [("b", 2.0)], "b": [("a", 1.0)], "c": []}
+
+
 def test_from_scores_groups_sorts_and_keeps_the_order_of_ties():
     run = kd.Run.from_scores([7, 8, 7, 7, 7], [1, 2, 3, 4, 5], np.array([0.5, 1, 2, 0.5, 2], dtype=np.float32))
     assert run == {"7": [("3", 2.0), ("5", 2.0), ("1", 0.5), ("4", 0.5)], "8": [("2", 1.0)]}
 
 
 def test_from_scores_refuses_lists_of_different_length():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(InputError, match="as many query ids as doc ids and scores, got 2, 2 and 1"):
         kd.Run.from_scores(["q", "q"], ["a", "b"], [1.0])
+    with pytest.raises(InputError, match="Query 'q', document 'a': the score is not a finite number: nan"):
+        kd.Run.from_scores(["q"], ["a"], [float("nan")])
+
+
+def test_integer_ids_of_runs_and_qrels_become_strings(tmp_path):
+    assert kd.evaluate_run({1: {2: 1.0, 3: 2.0}}, {1: {2: 1}}, ["RR@10"]) == {"RR@10": 0.5}
+    kd.write_qrels({1: {2: 1}}, tmp_path / "qrels.txt")
+    kd.write_run({1: [(2, 1.0)]}, tmp_path / "run.trec")
+    assert kd.read_qrels(tmp_path / "qrels.txt") == {"1": {"2": 1}}
+    assert kd.read_run(tmp_path / "run.trec") == {"1": [("2", 1.0)]}
+
+
+@pytest.mark.parametrize("grades", [{"d": 1.5}, {"d": 2**31}, {"d": "1"}, ["d"]])
+def test_grades_that_are_not_integers_are_not_written(tmp_path, grades):
+    with pytest.raises(InputError, match=r"^Query 'q'"):
+        kd.write_qrels({"q": grades}, tmp_path / "qrels.txt")
+    assert not (tmp_path / "qrels.txt").exists()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.errors import InputError
 
 # Texts with what a careless reader loses: quotes, blanks at both ends, nothing at all, and what Python's splitlines
 # takes for the end of a line.
@@ -105,8 +107,22 @@ def test_a_title_is_put_before_its_text(tmp_path):
     assert list(store.items()) == [("a", "T x"), ("b", "y"), ("3", " z")]
 
 
+@pytest.mark.parametrize("title", ["T", "", None])
+def test_titles_of_a_data_set_are_read_as_those_of_json_lines(tmp_path, title):
+    rows = [{"_id": "a", "title": title, "text": " x "}, {"_id": "b", "title": "U", "text": "y"}]
+    from_lines = kd.TextStore.from_jsonl(tsv(tmp_path, *map(json.dumps, rows), name="corpus.jsonl"))
+    store = kd.TextStore.from_dataset(datasets.Dataset.from_list(rows), tmp_path / "store", id_column="_id")
+    assert store["a"] == ("T  x" if title else " x ")
+    assert store["b"] == "U y"
+    assert store.fingerprint() == from_lines.fingerprint()
+
+
 def test_crlf_blank_lines_and_byte_order_mark_are_read(tmp_path):
-    store = kd.TextStore.from_tsv(tsv(tmp_path, "\ufeff0\ta\r", "\r", "1\tb\r"))
+    store = kd.TextStore.from_tsv(tsv(tmp_path, "\ufeff0\ta\r", "\r", "1\tb\r", "\ufeff2\tc\ufeff\r"))
+    assert list(store.items()) == [("0", "a"), ("1", "b"), ("2", "c\ufeff")]
+    assert store.has_integer_ids
+    lines = ['\ufeff{"id": 0, "text": "a"}', '\ufeff{"id": 1, "text": "b"}']
+    store = kd.TextStore.from_jsonl(tsv(tmp_path, *lines, name="t.jsonl"))
     assert list(store.items()) == [("0", "a"), ("1", "b")]
 
 
@@ -180,6 +196,16 @@ def test_missing_ids_are_counted_and_the_first_three_named(tmp_path, ids, missin
         (['{"_id": 1, "text": "a"}', '{"key": 2, "text": "a"}'], " line 2: needed an id (_id, id, doc_id, query_id)"),
         (['{"_id": 1, "text": null}'], " line 1: needed an id (_id, id, doc_id, query_id) and a string 'text'"),
         (['{"_id": 1, "text": "a"}', "", '{"_id":'], " line 3: invalid JSON (Expecting value at column 8)"),
+        (['{"_id": null, "text": "a"}'], " line 1: _id must be a string or an integer, got null"),
+        (['{"id": 1.5, "text": "a"}'], " line 1: id must be a string or an integer, got 1.5"),
+        (['{"id": true, "text": "a"}'], " line 1: id must be a string or an integer, got true"),
+        (['{"id": 1, "text": "a", "title": 5}'], " line 1: title must be a string or null, got 5"),
+        (
+            ['{"id": 1, "text": "\\ud83d\\ude00"}', '{"id": 2, "text": "a \\ud83d"}'],
+            " line 2: 'text' has half of a surrogate pair, \\ud83d",
+        ),
+        (['{"id": "\\udc00", "text": "a"}'], " line 1: 'id' has half of a surrogate pair, \\udc00"),
+        (['{"id":' + "[" * 100_000], " line 1: JSON that cannot be read"),
         (['["_id", "text"]'], " line 1: needed a JSON object, got list"),
     ],
 )
@@ -190,11 +216,76 @@ def test_bad_texts_are_refused_and_leave_no_store(tmp_path, lines, message):
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
 
 
-@pytest.mark.parametrize("ids", [["0", "1", "1"], ["a", "b", "b"]])
-def test_id_twice_with_one_text_is_allowed(tmp_path, ids):
-    store = build(tmp_path, "tsv", ids, ["x", "y", "y"])
-    assert store[ids] == ["x", "y", "y"]
-    assert store.rows_of(ids).tolist() == [0, 1, 1]
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "dataset"])
+@pytest.mark.parametrize("ids", [["0", "1", "2"], ["5", "7", "6"], ["a", "b", "c"]])
+def test_an_id_twice_with_one_text_is_there_once(tmp_path, ids, form):
+    first, second, third = ids
+    store = build(tmp_path, form, [first, second, second, third, first], ["x", "y", "y", "z", "x"])
+    assert list(store.items()) == [(first, "x"), (second, "y"), (third, "z")]
+    assert store[[third, second, first]] == ["z", "y", "x"]
+    assert store.rows_of(ids).tolist() == [0, 1, 2]
+    (tmp_path / "once").mkdir()
+    assert build(tmp_path / "once", form, ids, ["x", "y", "z"]).fingerprint() == store.fingerprint()
+
+
+@pytest.mark.parametrize("change", [("a", "y"), ("b", "x"), ("aa", "x")])
+def test_the_fingerprint_is_that_of_ids_and_texts(tmp_path, change):
+    store = build(tmp_path, "tsv", ["a", "c"], ["x", "z"])
+    (tmp_path / "other").mkdir()
+    assert build(tmp_path / "other", "tsv", [change[0], "c"], [change[1], "z"]).fingerprint() != store.fingerprint()
+    store.save(tmp_path / "copy")
+    copy = kd.TextStore.open(tmp_path / "copy")
+    assert copy.fingerprint() == copy.compute_fingerprint() == store.fingerprint()
+    (copy.folder / "texts.bin").write_bytes(b"yz\n")
+    assert copy.compute_fingerprint() != store.fingerprint()
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "dataset"])
+def test_a_folder_with_other_texts_is_refused(tmp_path, form):
+    def make(text: str) -> kd.TextStore:
+        if form == "dataset":
+            dataset = datasets.Dataset.from_dict({"id": ["a"], "text": [text]})
+            return kd.TextStore.from_dataset(dataset, tmp_path / "store")
+        read = kd.TextStore.from_tsv if form == "tsv" else kd.TextStore.from_jsonl
+        line = f"a\t{text}" if form == "tsv" else json.dumps({"id": "a", "text": text})
+        return read(tsv(tmp_path, line, name=f"t.{form}"), tmp_path / "store")
+
+    assert make("old")["a"] == make("old")["a"] == "old"
+    with pytest.raises(FileExistsError, match=r"store holds the texts of .* has other content; give another folder"):
+        make("new")
+    assert kd.TextStore.open(tmp_path / "store")["a"] == "old"
+
+
+def test_a_file_rewritten_at_its_size_and_time_is_read_again(tmp_path):
+    path = tsv(tmp_path, "0\t" + "x" * 300_000 + "old" + "x" * 300_000)
+    before = path.stat()
+    assert "old" in kd.TextStore.from_tsv(path)[0]
+    path.write_text(path.read_text().replace("old", "new"))  # far from both ends of the file
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert "new" in kd.TextStore.from_tsv(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [
+        ({"id": None, "text": "a"}, "None, 'a' of type str"),
+        ({"id": "b", "text": None}, "'b', 'None' of type NoneType"),
+    ],
+)
+def test_a_missing_value_of_a_data_set_is_refused_by_its_row(tmp_path, row, value):
+    dataset = datasets.Dataset.from_list([{"id": "x", "text": "y"}, row])
+    with pytest.raises(InputError, match=f"row 1: needed an id, a text and at most a title; got {value}"):
+        kd.TextStore.from_dataset(dataset, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_of_an_earlier_release_is_refused(tmp_path):
+    store = build(tmp_path, "tsv", ["a"], ["x"])
+    for content in ('{"has_integer_ids": true, "source": "x.tsv"}', "{", "[]"):
+        (store.folder / "store.json").write_text(content)
+        with pytest.raises(InputError, match="is damaged, or of an earlier release; remove"):
+            kd.TextStore.open(store.folder)
 
 
 def test_bad_utf8_is_named_by_file_and_line(tmp_path):

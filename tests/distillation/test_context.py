@@ -96,12 +96,34 @@ def test_judged_document_without_text_counts_in_tests_only(make_job, tmp_path):
     assert all(len(grades) == 2 for grades in context.grades("test").values())
 
 
-def test_collection_with_a_repeated_id_is_refused(make_job, tmp_path, out):
+def test_a_repeated_line_of_the_collection_changes_nothing(make_job, tmp_path):
+    before = Context(make_job())
     with (tmp_path / "collection.tsv").open("a") as file:
         file.write((tmp_path / "collection.tsv").read_text().splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match=r"collection\.tsv has 1 documents under the id of another"):
+    after = Context(make_job())
+    assert len(after.documents) == len(before.documents)
+    assert after.fingerprint() == before.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("collection.tsv", "d 1\tx\n", "cannot hold the id 'd 1' of the documents"),
+        ("queries.tsv", "q 1\tx\n", "cannot hold the id 'q 1' of the queries"),
+    ],
+)
+def test_ids_that_no_run_can_hold_are_refused_before_any_work(make_job, tmp_path, out, name, line, words):
+    with (tmp_path / name).open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=words):
         Context(make_job())
     assert not out.exists()
+
+
+def test_language_of_bm25_is_one_of_snowballs(make_job):
+    assert Context(make_job(language="german")).job.language == "german"
+    with pytest.raises(ValueError, match=r"The language is one of arabic, .* got 'klingon'"):
+        Context(make_job(language="klingon"))
 
 
 def test_batches_are_shared_evenly_between_processes(make_job, monkeypatch):

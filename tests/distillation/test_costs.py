@@ -59,7 +59,7 @@ def test_search_grows_with_queries_and_passages(make_job, monkeypatch):
     plan = Plan(context)
     plan._passages = 1_000
     texts = context.texts("train")
-    build, search = plan._index_collection(context), plan._search_bm25(None, texts, 8)
+    build, search = plan._index_collection(None, context), plan._search_bm25(None, texts, 8)
     assert build == (pytest.approx(1.0), 1_000_000, BM25_BYTES * 1_000)
     assert search[0] == pytest.approx(len(texts) * (0.05 + 0.0001 * 1_000))
     plan._passages = 2_000

@@ -1,6 +1,7 @@
 """Measures against hand-computed values (ties, gaps, unjudged documents), and against trec_eval on TREC-DL."""
 
 import os
+import re
 from math import log2
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.evaluation.metrics import DEFAULT_MEASURES, deepest, evaluate_queries
+from hf_kd_ranking.retrieval.fusion import fuse_runs
 
 QRELS = {"q": {"a": 3, "b": 1, "c": 2, "zero": 0}}
 
@@ -96,6 +99,29 @@ def test_ties_are_ranked_by_descending_id_by_every_measure():
 
 
 @pytest.mark.parametrize(
+    ("relevant", "other", "expected"),
+    [
+        (100000.001, 100000.002, 1.0),  # one float32: "z" is before "a"
+        (100000.001, 100000.02, 0.5),
+        (1e39, 2e39, 1.0),  # both are infinite as float32
+    ],
+)
+def test_scores_tie_as_float32_as_in_trec_eval(relevant, other, expected):
+    run = kd.Run({"q": [("a", other), ("z", relevant)]})
+    assert kd.evaluate_run(run, {"q": {"z": 1}}, ["RR@10"]) == {"RR@10": expected}
+
+
+def test_a_run_of_dictionaries_is_evaluated_and_written_as_one_of_lists(tmp_path):
+    dictionaries = {"q": {"zero": 0.5, "b": 2, "a": np.float32(-1)}}
+    lists = kd.Run({"q": [("b", 2.0), ("zero", 0.5), ("a", -1.0)]})
+    measures = ["nDCG@10", "RR(rel=2)@10"]
+    assert kd.evaluate_run(dictionaries, QRELS, measures) == kd.evaluate_run(lists, QRELS, measures)
+    assert fuse_runs([dictionaries]) == fuse_runs([lists])
+    kd.write_run(dictionaries, tmp_path / "run.trec")
+    assert kd.read_run(tmp_path / "run.trec") == lists
+
+
+@pytest.mark.parametrize(
     "measures",
     [
         ["nDCG@10", "RR(rel=2)@10", "RR@10", "nDCG@5"],
@@ -111,6 +137,28 @@ def test_measures_together_equal_each_separately(measures):
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grade", [1.0, "1", None, np.float64(1)])
+def test_a_grade_that_is_not_an_integer_is_named(grade):
+    with pytest.raises(InputError, match=re.escape(f"Query 'q', document 'b': a grade is an integer, got {grade!r}")):
+        kd.evaluate_run(ranked("a"), {"q": {"a": np.int64(1), "b": grade}})
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        ([("a", 1.0), ("b", float("nan"))], "document 'b': the score is not a finite number: nan"),
+        ({"a": "1.0"}, "document 'a': the score is not a finite number: '1.0'"),
+        ([("a", None)], "document 'a': the score is not a finite number: None"),
+        (["a", "b"], "a ranking is {doc_id: score} or [(doc_id, score)], got list ['a', 'b']"),
+        ("ab", "a ranking is {doc_id: score} or [(doc_id, score)], got str ab"),
+        ([("a", 1.0), ("b", 0.5), ("a", 0.1)], "document 'a' appears twice in the ranking"),
+    ],
+)
+def test_a_ranking_that_is_not_one_is_named_by_its_query(ranking, message):
+    with pytest.raises(InputError, match="^Query 'q'.*" + re.escape(message)):
+        kd.evaluate_run({"q": ranking}, QRELS)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hf_kd_ranking.evaluation.significance import (
     compare_seeds,
     compare_values,
     compare_with_first_stage,
+    comparison_text,
     holm,
     paired_t_test,
 )
@@ -184,6 +185,30 @@ def test_compare_runs_refuses_or_intersects_queries():
 def test_compare_runs_refuses_bad_input(runs, settings, message):
     with pytest.raises(ValueError, match=message):
         compare_runs(runs, QRELS, **settings)
+
+
+@pytest.mark.parametrize("queries", [2, 4, 14])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_constant_differences_have_the_p_value_of_all_sign_flips(queries, sign):
+    control = {f"q{i}": 0.1 * (i % 5) for i in range(queries)}
+    treatment = {query_id: value + sign * 0.1 for query_id, value in control.items()}  # but for rounding
+    result = compare_values({"a": {"RR@10": control}, "b": {"RR@10": treatment}})
+    (pair,) = result["pairs"]
+    # Of 2^n combinations of signs two have so large a mean: all the same.
+    assert pair["p_value"] == pair["p_randomisation"] == 2 / 2**queries
+    assert paired_t_test(treatment, control)["p_value"] == 2 / 2**queries
+    assert pair["effect_size"] is None
+    assert "Infinity" not in json.dumps(result)
+    assert "| - |" in comparison_text(result)
+
+
+def test_fewer_than_30_queries_are_warned_of(caplog):
+    rng = np.random.default_rng(0)
+    for queries, warnings in ((29, 1), (30, 0)):
+        caplog.clear()
+        compare_values({name: {"RR@10": by_query(rng.uniform(0, 1, queries))} for name in "ab"})
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+        assert caplog.text.count("29 queries are few for a comparison") == warnings
 
 
 # ---- Several training seeds -----------------------------------------------------------------------------------------

@@ -188,3 +188,29 @@ def test_model_identity_ignores_the_query_side(ranker, encoder):
     assert identity() == identity(max_query_length=9, query_prefix="query: ")
     for settings in ({"max_document_length": 9}, {"document_prefix": "text: "}, {"pooling": "mean"}):
         assert identity(**settings)["model"] != identity()["model"]
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_search_for_nothing_is_empty_and_for_no_text_refused(documents, store):
+    for index in (kd.BM25Index.build(documents), kd.DenseIndex.build(store)):
+        assert index.search({}) == {}
+        with pytest.raises(TypeError, match="Queries are a dictionary, query_id -> text, got str"):
+            index.search("cat")
+        for query in (None, float("nan"), ["cat"]):
+            with pytest.raises(TypeError, match=f"A query is a str, got {type(query).__name__}"):
+                index.search({"q": "cat", "r": query})
+
+
+@pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
+def test_every_index_knows_its_collection(ranker, documents, store, tmp_path):
+    kd.BM25Index.build(documents, tmp_path / "bm25")
+    kd.QdrantIndex.build(store, tmp_path / "db").close()
+    opened = [kd.BM25Index.open(tmp_path / "bm25"), kd.VectorStore.open(tmp_path / "store")]
+    opened.append(kd.QdrantIndex.open(tmp_path / "db", ranker))
+    if store.has_token_vectors:
+        opened.append(kd.ColBERTIndex.open(tmp_path / "store", ranker))
+    else:
+        kd.DenseIndex.build(store, tmp_path / "dense")
+        opened.append(kd.DenseIndex.open(tmp_path / "dense", ranker))
+    for index in opened:
+        assert index.collection == documents.collection

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.artifacts import read_description, write_description
+from hf_kd_ranking.retrieval.bm25 import words as words_of
 
 DOCUMENTS = {"d9": "Cat dog", "d1": "cat dog", "d5": "Dog, CAT!", "d3": "bird", "d0": "", "d2": "cat cat fish x2"}
 
@@ -107,8 +109,76 @@ def test_bm25_english_drops_stop_words_and_stems(make_texts, tmp_path):
         run = opened.search({"stem": "Dog", "verb": "run", "stop": "of the"})
         assert [set(ids(run, query_id)) for query_id in run] == [{"a", "c"}, {"a", "c"}, set()]
     assert set(ids(kd.BM25Index.build(texts).search({"q": "of the"}))) == {"a", "b"}
-    with pytest.raises(ValueError, match="one of plain, english, got 'klingon'"):
-        kd.BM25Index.build(texts, tokenization="klingon")
+    for setting in ({"tokenization": "klingon"}, {"language": "klingon"}):
+        with pytest.raises(ValueError, match=r"one of .*english.*, got 'klingon'"):
+            kd.BM25Index.build(texts, **setting)
+
+
+@pytest.mark.parametrize(
+    ("language", "stems", "stop_words"),
+    [
+        ("german", ("Häuser", "Hauses"), "und der"),
+        ("french", ("continuait", "continuer"), "le et"),
+        ("russian", ("книгами", "книга"), "и на"),
+        ("finnish", ("taloissa", "talo"), None),  # bm25s has no list of Finnish stop words
+        ("hindi", ("लड़कियाँ", "लड़कियों"), None),
+    ],
+)
+def test_bm25_stems_words_of_every_language_of_snowball(make_texts, tmp_path, language, stems, stop_words):
+    texts = make_texts(("a", stems[0]), ("b", stop_words or "x"))
+    index = kd.BM25Index.build(texts, tmp_path / "mine", language=language)
+    for opened in (index, kd.BM25Index.open(tmp_path / "mine")):
+        run = opened.search({"stem": stems[1], "stop": stop_words or "?"})
+        assert (ids(run, "stem"), ids(run, "stop")) == (["a"], [])
+    assert ids(kd.BM25Index.build(texts).search({"q": stems[1]})) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't x_1, 42!", ["don", "t", "x_1", "42"]),
+        ("हिन्दी में क्षेत्र", ["हिन्दी", "में", "क्षेत्र"]),  # vowel signs and viramas are parts of words
+        ("Zoe\u0308 cafe\u0301", ["zo\u00eb", "caf\u00e9"]),  # composed
+        ("kom\u00adpo\u200dnist mi\u200cdan", ["komponist", "midan"]),
+        ("東京都", ["東", "京", "都", "東京", "京都"]),
+        ("한국어 책", ["한", "국", "어", "한국", "국어", "책"]),
+        ("カメラ", ["カメ", "メラ"]),
+        ("ラーメン", ["ラー", "ーメ", "メン"]),
+        ("か\u3099", ["が"]),  # a combining voiced sound mark
+        ("日本GDP3の", ["日", "本", "日本", "gdp3", "の"]),
+        ("ที่นี่", ["ที่นี่"]),  # two characters with two marks each
+        ("naïve—東 x", ["naïve", "東", "x"]),
+    ],
+)
+def test_bm25_words_of_several_scripts(text, expected):
+    assert words_of(text) == expected
+
+
+def test_bm25_finds_texts_of_other_scripts_and_forms(make_texts):
+    texts = make_texts(
+        ("zh", "我们在北京大学学习自然语言处理"),
+        ("ja", "東京タワーの夜景はとても美しい"),
+        ("th", "ภาษาไทยเป็นภาษาที่สวยงาม"),
+        ("fr", "un café à Besançon"),
+    )
+    index = kd.BM25Index.build(texts)
+    queries = {"zh": "自然语言", "ja": "タワーの夜景", "th": "ภาษาไทย", "fr": "cafe\u0301 besanc\u0327on"}
+    for query_id, ranking in index.search(queries).items():
+        assert ranking[0][0] == query_id
+
+
+@pytest.mark.parametrize("text", ["", "?!", "—"])
+def test_bm25_of_texts_without_words_finds_nothing(make_texts, tmp_path, text):
+    index = kd.BM25Index.build(make_texts(("a", text), ("b", "…")), tmp_path / "index")
+    for opened in (index, kd.BM25Index.open(tmp_path / "index")):
+        assert opened.search({"q": "cat", "empty": "", "marks": text}) == {"q": [], "empty": [], "marks": []}
+        assert opened.search({}) == {}
+
+
+@pytest.mark.parametrize("settings", [{"k1": -1}, {"k1": float("nan")}, {"b": 1.5}, {"b": float("nan")}])
+def test_bm25_settings_out_of_range_are_refused(texts, settings):
+    with pytest.raises(ValueError, match="k1 is a number of 0 or more and b one from 0 to 1"):
+        kd.BM25Index.build(texts, **settings)
 
 
 def test_bm25_replaces_an_index_only_if_asked(texts, tmp_path):
@@ -126,6 +196,12 @@ def test_bm25_opening_says_what_is_wrong(texts, tmp_path, damage):
     with pytest.raises(ValueError, match="is a BM25 index of an earlier release; remove it and build it again"):
         kd.BM25Index.open(tmp_path)
     kd.BM25Index.build(texts, tmp_path / "index")
+    description = read_description(tmp_path / "index")
+    del description["language"]
+    write_description(tmp_path / "index", description | {"tokenization": "plain"})
+    with pytest.raises(ValueError, match="is a BM25 index of an earlier release; remove it and build it again"):
+        kd.BM25Index.open(tmp_path / "index")
+    write_description(tmp_path / "index", description | {"language": None})
     damage(tmp_path / "index" / "v1" / "vocab.index.json")
     with pytest.raises(ValueError, match=r"vocab\.index\.json is damaged"):
         kd.BM25Index.open(tmp_path / "index")

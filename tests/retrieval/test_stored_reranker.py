@@ -60,3 +60,18 @@ def test_stored_reranker_refuses_unknown_ids_and_other_models(ranker, documents,
     other = kd.Ranker(kd.TK.from_encoder(encoder, max_document_length=16), tokenizer)
     with pytest.raises(ValueError, match="another model"):
         kd.StoredReranker.open(tmp_path / "store", other)
+
+
+@pytest.mark.parametrize("model", STORING[:3], indirect=True)
+def test_stored_reranker_of_nothing_gives_empty_rankings(ranker, store, monkeypatch):
+    reranker = kd.StoredReranker(store)
+    assert reranker.rerank({}, {}) == {}
+    assert reranker.rerank({"q": [], "r": {}}, {"q": "cat", "r": "dog"}) == {"q": [], "r": []}
+    found = reranker.rerank({"q": [], "r": {"d ü 1": 1.0, "d ü 2": 2.0}}, {"q": "cat", "r": "dog"})
+    assert (found["q"], {doc_id for doc_id, _ in found["r"]}) == ([], {"d ü 1", "d ü 2"})
+    assert reranker.score("cat", []).shape == (0,)
+    monkeypatch.setattr(ranker, "encode_queries", lambda _: pytest.fail("encoded before all ids were looked up"))
+    with pytest.raises(KeyError, match="Query 'q' of the candidates has no text"):
+        reranker.rerank({"r": [("d ü 1", 1.0)], "q": [("d ü 1", 1.0)]}, {"r": "dog"})
+    with pytest.raises(KeyError, match="'gone'"):
+        reranker.rerank({"r": [("d ü 1", 1.0)], "q": [("gone", 1.0)]}, {"r": "dog", "q": "cat"})

@@ -200,8 +200,14 @@ def test_ids_are_compared_as_they_are_written(tmp_path, ids):
     assert run_small(tmp_path) == b"1\t2\tq\tone\ttwo\n3\t4\tq\ttwo\tone\n"
 
 
+def test_a_score_that_only_python_reads_is_refused(tmp_path):
+    small(tmp_path, "1\t2\t7\t1\t2\n1\t1_0\t7\t1\t2\n")
+    with pytest.raises(ValueError, match="line 2: neg_score must be a finite number, got '1_0'"):
+        run_small(tmp_path)
+
+
 def test_scores_keep_their_spelling(tmp_path):
-    spelled = ["-0", "+1.50", "1e-3", "1E5", ".5", "5.", " 3 ", "0.1000000000000000055511151231257827", "1_0"]
+    spelled = ["-0", "+1.50", "1e-3", "1E5", ".5", "5.", " 3 ", "0.1000000000000000055511151231257827"]
     small(tmp_path, "".join(f"{score}\t{score}\t7\t1\t2\n" for score in spelled))
     assert [line.split("\t")[:2] for line in run_small(tmp_path).decode().splitlines()] == [[s, s] for s in spelled]
 
