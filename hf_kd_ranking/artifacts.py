@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
 def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
     """Open a file ("w": UTF-8 text with line feeds; "wb": bytes) that gets its name when the block ends well."""
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary = _temporary(path)
     encoding = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with temporary.open(mode, **encoding) as file:
@@ -80,6 +81,29 @@ def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
         _put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike, kind: type = dict, what: str = "JSON") -> Any:
+    """Read a JSON file that holds an object, or a list if `kind` is list; messages call the file `what`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        InputError: if it is empty, damaged, or holds something else.
+    """
+    path = existing_file(path, what)
+    try:
+        # An integer that no number of the machine holds becomes a float, infinity, which checks of numbers refuse.
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=_parse_integer)
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8, and of too many brackets
+        raise InputError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+    if not isinstance(content, kind):
+        wanted = "list" if kind is list else "object"
+        raise InputError(f"{path} must be a JSON {wanted}, got {str(content)[:60]!r}; is it another file?")
+    return content
+
+
+def _parse_integer(text: str) -> int | float:
+    return int(text) if len(text) < 19 else float(text)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -94,7 +118,7 @@ def building(folder: Path, replaces: bool = False) -> Iterator[Path]:
 
     `replaces` replaces a folder of this name; otherwise one that another process has built meanwhile is kept.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -115,6 +139,11 @@ def remove_folder(folder: Path) -> None:
     removed = folder.with_name(f".{folder.name}.removed{os.getpid()}")
     folder.rename(removed)
     shutil.rmtree(removed)
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name beside a path that no other process and no other thread uses."""
+    return path.with_name(f"{path.name}.tmp{os.getpid()}-{threading.get_native_id()}")
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -157,13 +186,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         FileNotFoundError: if the folder has no description.
         InputError: if the description is damaged.
     """
-    path = existing_file(folder / DESCRIPTION, "description")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = description["checksum"] == _checksum(description)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
+    path = folder / DESCRIPTION
+    description = read_json(path, what="description")
+    if description.get("checksum") != _checksum(description):
         raise InputError(f"{path} is damaged: its checksum differs; remove {folder} and build it again.")
     return description
 

@@ -3,7 +3,9 @@
 Only training has its own loop.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from .processes import processes
 # to 0.1 MB each with one vector per token.
 BLOCK_SIZE = 4_096
 PROGRESS_FROM = 2_000  # texts; less work is so short that it needs no progress bar
+_MODE_LOCK = threading.Lock()
+_MODELS_IN_USE: dict[nn.Module, tuple[int, bool]] = {}  # model -> threads that use it, and its mode before
 
 
 def score_pairs(
@@ -107,6 +111,8 @@ def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
 def _check_texts(texts: Sequence[str], what: str) -> None:
     if isinstance(texts, str | bytes):  # each letter would be a text
         raise TypeError(f"Needed a list of {what}, got the string {str(texts)[:60]!r}; put it into a list.")
+    if not isinstance(texts, Sequence | np.ndarray):
+        raise TypeError(f"Needed a list of {what}, got {type(texts).__name__} {str(texts)[:60]!r}.")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"Needed strings as {what}, got {type(text).__name__} {str(text)[:60]!r} in place {row}.")
@@ -158,18 +164,31 @@ def _over_blocks(
     start, stop = count * rank // world, count * (rank + 1) // world
     is_quiet = description is None or rank > 0 or count < PROGRESS_FROM
     progress = tqdm(total=stop - start, desc=description, unit="text", disable=is_quiet)
-    was_training = model.training
-    model.eval()
     results = []
-    try:
-        with torch.inference_mode(), progress:
-            for block in range(start, stop, BLOCK_SIZE):
-                end = min(block + BLOCK_SIZE, stop)
-                results += compute(block, end)
-                progress.update(end - block)
-    finally:
-        model.train(was_training)
+    with _evaluating(model), torch.inference_mode(), progress:
+        for block in range(start, stop, BLOCK_SIZE):
+            end = min(block + BLOCK_SIZE, stop)
+            results += compute(block, end)
+            progress.update(end - block)
     return gather_object(results) if world > 1 else results
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off; the last of the threads that use the model switches it on again, if it was on."""
+    with _MODE_LOCK:
+        threads, was_training = _MODELS_IN_USE.get(model, (0, model.training))
+        _MODELS_IN_USE[model] = (threads + 1, was_training)
+        model.eval()
+    try:
+        yield
+    finally:
+        with _MODE_LOCK:
+            threads, was_training = _MODELS_IN_USE.pop(model)
+            if threads > 1:
+                _MODELS_IN_USE[model] = (threads - 1, was_training)
+            else:
+                model.train(was_training)
 
 
 def _score_jointly(

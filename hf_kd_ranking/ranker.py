@@ -37,6 +37,10 @@ class Ranker:
         is_distributed: bool = False,
         truncation: bool = True,
     ) -> None:
+        if not isinstance(model, RankerModel) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"A ranker is a model and its tokenizer, got {type(model)} and {type(tokenizer)}.")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise InputError(f"batch_size is an integer from 1, got {batch_size!r}.")
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -55,12 +59,18 @@ class Ranker:
         **overrides: Any,
     ) -> "Ranker":
         """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
-        model = load_ranker(name_or_path, architecture, **overrides)
-        if model.is_fresh:
-            logger.warning(f"The {architecture} on the encoder of {name_or_path} is new; its scores mean nothing yet.")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
+        _check_device(device)
+        try:
+            model = load_ranker(name_or_path, architecture, **overrides)
+            if model.is_fresh:
+                logger.warning(f"The {architecture} on the encoder of {name_or_path} is new: it ranks at random yet.")
+            return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
+        except InputError as error:
+            if str(name_or_path) in str(error):
+                raise
+            raise InputError(f"{name_or_path}: {error}") from error
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write weights, config and tokenizer."""
@@ -69,13 +79,19 @@ class Ranker:
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Score pairs, (N,) float32, as `score_pairs`; a single query is scored with every document."""
-        if isinstance(queries, str) and not isinstance(documents, str):
+        if (
+            isinstance(queries, str)
+            and isinstance(documents, Sequence | np.ndarray)
+            and not isinstance(documents, str)
+        ):
             queries = [queries] * len(documents)
         return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
         """Return indices into `documents` with their scores, best first; ties keep the order given."""
-        if len(documents) == 0 and not isinstance(documents, str):
+        if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+            raise InputError(f"top_k is an integer from 1, or None for all, got {top_k!r}.")
+        if isinstance(documents, Sequence) and len(documents) == 0 and not isinstance(documents, str):
             return []
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
@@ -119,3 +135,13 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         problem = f"No tokenizer in {name_or_path} ({str(error).splitlines()[0]})"
         raise FileNotFoundError(f"{problem}; save the one that the model was trained with into the folder.") from error
+    except Exception as error:  # tokenizers raises Exception itself for files that it cannot read
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"The tokenizer in {name_or_path} is damaged: {reason}; copy its files again.") from error
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a name that torch does not know, or a device that is not there
+        raise InputError(f"There is no device {str(device)!r}: {str(error).splitlines()[0]}.") from None

@@ -7,7 +7,6 @@ A saved pipeline is `pipeline.json` with the folders of its parts: `ranker` (a c
 `first_stage` (BM25), `vectors` (of the documents, with their index) and `documents` (the texts).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .artifacts import building, content_digest, read_description, write_json
+from .artifacts import building, content_digest, read_description, read_json, write_json
 from .data.runs import Run, as_run
 from .data.texts import Collection, TextStore, check_same_collection
 from .errors import InputError
@@ -34,7 +33,16 @@ from .retrieval.vector_store import VectorStore
 FILE = "pipeline.json"
 KIND, VERSION = "pipeline", 1
 INT8 = "int8"
-NAMES = ("purpose", "depth", "weight", "precision", "probes", "collection", "parts", "description")
+FIELDS = {
+    "purpose": str,
+    "depth": int,
+    "weight": float | int,
+    "precision": str | None,
+    "probes": int | None,
+    "collection": str,
+    "parts": dict,
+    "description": dict,
+}
 # The files of a checkpoint that are saved and published: no states of the optimizer, no pickles, no logs.
 CHECKPOINT_FILES = {".safetensors", ".onnx", ".json", ".txt", ".model", ".py", ".md"}
 PROGRESS_FROM = 100  # queries that are re-ranked from texts
@@ -268,7 +276,10 @@ def load_pipeline(folder: str | os.PathLike, device: str | None = None, batch_si
         is_searched = saved["purpose"] == "search"
         store, index = open_vectors(folder / "vectors", ranker, is_searched, probes=saved["probes"])
     depth, weight = saved["depth"], saved["weight"]
-    return Pipeline(documents, first_stage, ranker, depth, weight, store, index, saved["description"])
+    try:
+        return Pipeline(documents, first_stage, ranker, depth, weight, store, index, saved["description"])
+    except InputError as error:
+        raise InputError(f"{folder / FILE}: {error}") from None
 
 
 def open_vectors(
@@ -351,15 +362,13 @@ def _read_saved(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}, so it is not a pipeline; distill writes one.")
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        is_pipeline = saved["kind"] == KIND
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: it is not the JSON of a pipeline; copy it again.") from None
-    if not is_pipeline or saved.get("version") != VERSION:
-        found = f"kind {saved['kind']!r}, version {saved.get('version')!r}"
+    saved = read_json(path, what="pipeline's")
+    if saved.get("kind") != KIND or saved.get("version") != VERSION:
+        found = f"kind {saved.get('kind')!r}, version {saved.get('version')!r}"
         raise InputError(f"{path} has {found}; this release of hf_kd_ranking reads {KIND!r}, version {VERSION}.")
-    missing = [name for name in NAMES if name not in saved]
-    if missing:
-        raise InputError(f"{path} is damaged: it lacks {', '.join(missing)}; copy it again.")
+    for name, kind in FIELDS.items():
+        value = saved.get(name, ...)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            problem = "it lacks" if value is ... else f"{str(value)[:60]!r} is no value of"
+            raise InputError(f"{path} is damaged: {problem} {name}; copy it again.")
     return saved

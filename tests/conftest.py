@@ -2,9 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -190,3 +193,44 @@ def make_trainer(toy, tokenizer, tmp_path, private_cache) -> Callable[..., "kd.R
         )
 
     return make
+
+
+@pytest.fixture
+def check_threads() -> Iterator[Callable]:
+    """check_threads(functions, wanted=None): four threads that call them get what one thread gets before.
+
+    The threads begin every call at the same time, and take turns so often that they see each other's changes.
+    """
+    count, turns = 4, 25
+
+    def check(functions: Sequence[Callable], wanted: Sequence | None = None) -> None:
+        if wanted is None:
+            wanted = [function() for function in functions]
+        barrier, wrong = threading.Barrier(count), []
+
+        def work(thread: int) -> None:
+            try:
+                for turn in range(turns):
+                    barrier.wait(60)
+                    chosen = (thread + turn) % len(functions)
+                    for got, value in zip(functions[chosen](), wanted[chosen], strict=True):
+                        is_number = isinstance(value, np.ndarray | np.floating)
+                        is_equal = np.allclose(got, value, rtol=1e-4, atol=1e-4) if is_number else got == value
+                        assert is_equal, f"call {chosen}"
+            except BaseException as error:
+                wrong.append(error)
+                barrier.abort()
+
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+    interval, torch_threads = sys.getswitchinterval(), torch.get_num_threads()
+    sys.setswitchinterval(1e-6)
+    torch.set_num_threads(1)
+    yield check
+    sys.setswitchinterval(interval)
+    torch.set_num_threads(torch_threads)

@@ -31,6 +31,7 @@ BAD_INPUT = (
     StrictDataclassError,
 )
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+LONGEST_MESSAGE = 1_000  # characters
 OPTION = re.compile("-[^.0-9]")  # and not a negative number
 
 
@@ -139,8 +140,8 @@ def _take_defaults(context: typer.Context, path: Path | None) -> Path | None:
     if not path.is_file():
         raise FileNotFoundError(f"The config file {path} does not exist.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also bytes that are not UTF-8, February 30
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must map options to values, got a {type(content).__name__}.")
@@ -217,7 +218,11 @@ def _exit(error: Exception, status: int) -> None:
         if error.ctx:
             command = error.ctx.command_path
         message = f"{error.format_message()} (all options: {command} --help)"
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    words = " ".join(message.split())
+    if len(words) > LONGEST_MESSAGE:  # with a line of a file, for example
+        words = f"{words[: LONGEST_MESSAGE // 2]} ... {words[-LONGEST_MESSAGE // 2 :]}"
+    # A terminal cannot show halves of characters, which paths and JSON may contain.
+    typer.echo(f"error: {words.encode('utf-8', 'backslashreplace').decode()}", err=True)
     sys.exit(status)
 
 

@@ -1,12 +1,12 @@
 """`hf-kd-ranking push`: a trained ranker, or a pipeline, to the Hub."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..artifacts import existing_file
+from ..artifacts import read_json
+from ..errors import InputError
 from ..hub.model_card import select_efficiency
 from ..hub.publish import PIPELINE, publish_pipeline, publish_ranker
 from . import options
@@ -24,8 +24,10 @@ def push(
     """Publish a ranker (weights, tokenizer, code, card, results, manifest, runs) or a pipeline in one commit."""
     figures = None
     if efficiency is not None:
-        measured = existing_file(efficiency, "efficiency").read_text(encoding="utf-8")
-        figures = select_efficiency(json.loads(measured), name or model.name)
+        try:
+            figures = select_efficiency(read_json(efficiency, what="efficiency"), name or model.name)
+        except InputError as error:
+            raise InputError(f"{efficiency}: {error}") from None
     if (model / PIPELINE).is_file():
         plan = publish_pipeline(model, repository, private, overwrite, dry_run, figures)
     else:

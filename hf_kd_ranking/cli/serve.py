@@ -41,7 +41,7 @@ def serve(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Passage search",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8_000,
-    proxy: Annotated[bool, typer.Option(help="Read clients' addresses from X-Forwarded-For.")] = False,
+    proxy: Annotated[bool, typer.Option(help="Behind a proxy nearby: X-Forwarded-For names clients.")] = False,
     space: Annotated[Path | None, typer.Option(help="New folder for a Hugging Face Space; no serving.")] = None,
     architecture: options.Architecture = None,
     batch_size: options.BatchSize = 64,
@@ -58,6 +58,7 @@ def serve(
 
         from ..searcher import load_pipeline
         from ..serving.app import SearchPage, make_app
+        from ..serving.connections import LimitedProtocol, ProxiedProtocol
         from ..serving.search import SearchEngine
         from ..serving.space import write_space
     except ModuleNotFoundError as error:
@@ -84,8 +85,9 @@ def serve(
     app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])
     address = f"http://{host}:{listener.getsockname()[1]}"
     options.print_result({"address": address, "documents": count, "stop": "Ctrl-C"}, as_json)
-    headers = {"proxy_headers": False, "server_header": False}
-    config = uvicorn.Config(app, log_level="warning", limit_concurrency=100, timeout_keep_alive=5, **headers)
+    settings = {"http": ProxiedProtocol if proxy else LimitedProtocol, "limit_concurrency": 100}
+    settings |= {"timeout_keep_alive": 5, "proxy_headers": False, "server_header": False}
+    config = uvicorn.Config(app, log_level="warning", **settings)
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -6,13 +6,14 @@ all if each id is its row), with a sorted index: the integers, or 64-bit hashes 
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from ..artifacts import existing_file
-from ..errors import UnknownIdError
+from ..errors import InputError, UnknownIdError
 from .tables import is_plain_integer, plain_integers
 
 Id = int | str
@@ -28,6 +29,8 @@ class IdIndex:
         keys: the distinct ids, sorted: int64, or uint64 hashes of strings; None if each id is its row.
         rows: int64, the first row of each key.
     """
+
+    folder: Path | None = None  # of a store or an index on disk, for messages
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class IdIndex:
     def ids_of(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows, as strings."""
         if not self.has_integer_ids:
-            return self._ids.take(pa.array(rows)).to_pylist()
+            return take_strings(self._ids, rows, f"The ids of {self.folder or 'an index'}")
         integers = np.asarray(rows if self._ids is None else self._ids[rows])
         return [str(i) for i in integers.tolist()]
 
@@ -107,6 +110,8 @@ class IdIndex:
 
     def rows_of(self, ids: Sequence[Id] | np.ndarray) -> np.ndarray:
         """Return the row of each id of a flat sequence, -1 for an unknown id; int64."""
+        if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str):
+            raise TypeError(f"Ids are a list, got {type(ids).__name__} {str(ids)[:60]!r}.")
         if len(ids) == 0:
             return np.empty(0, dtype=np.int64)
         keys = self._keys_of(ids)
@@ -165,8 +170,20 @@ def open_ids(folder: Path) -> tuple[np.ndarray | pa.LargeStringArray, np.ndarray
     if (folder / "ids.bin").is_file():
         ids = open_strings(folder / "ids")
     else:
-        ids = np.load(folder / "ids.npy", mmap_mode="r")
-    return ids, np.load(folder / "keys.npy", mmap_mode="r"), np.load(folder / "rows.npy", mmap_mode="r")
+        ids = map_array(folder / "ids.npy")
+    return ids, map_array(folder / "keys.npy"), map_array(folder / "rows.npy")
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Map a .npy file; FileNotFoundError if it does not exist, InputError if it is damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, SyntaxError, TokenError) as error:  # of headers
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception | str) -> InputError:
+    return InputError(f"{path} is damaged ({str(error).splitlines()[0][:200]}); build {path.parent} again.")
 
 
 def write_strings(path: Path, arrays: Iterable[pa.Array]) -> int:
@@ -192,9 +209,22 @@ def open_strings(path: Path) -> pa.LargeStringArray:
     It is one array, because taking rows of a chunked array copies all of it first.
     """
     data = existing_file(path.with_suffix(".bin"), "text store's")
-    offsets = np.load(path.with_suffix(".offsets.npy"), mmap_mode="r")
+    offsets = map_array(path.with_suffix(".offsets.npy"))
+    if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) < 1 or data.stat().st_size != offsets[-1] + 1:
+        raise _damaged(data, "its size is not that of its texts")
     with pa.memory_map(str(data)) as mapped:
-        return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), mapped.read_buffer())
+        try:
+            return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), mapped.read_buffer())
+        except pa.ArrowInvalid as error:
+            raise _damaged(data, error) from None
+
+
+def take_strings(strings: pa.LargeStringArray, rows: np.ndarray, what: str) -> list[str]:
+    """Return the strings of some rows; InputError if a file is damaged, so that they are not UTF-8."""
+    try:
+        return strings.take(pa.array(rows)).to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} are damaged: they are not UTF-8 ({error}); build them again.") from None
 
 
 def _all_integers(columns: Sequence[pa.Array]) -> np.ndarray | None:

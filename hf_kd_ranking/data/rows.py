@@ -159,6 +159,13 @@ def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
 
 
 def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from _read_parquet_batches(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file, or is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     file = pa.parquet.ParquetFile(path)
     layout = _layout(file.schema_arrow.names, str(path))
     start = 0

@@ -147,7 +147,7 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
         InputError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
             listed twice for a query; for an empty file; for a k below 1.
     """
-    if k is not None and k < 1:
+    if k is not None and (not isinstance(k, int | np.integer) or k < 1):
         raise InputError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
     path = existing_file(path, "run")
     columns = _read_at_once(path) or _read_by_line(path)
@@ -207,12 +207,16 @@ def _read_at_once(path: Path) -> _Columns | None:
         )
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
+    if len(table) == 0:
+        return None
     table = table.unify_dictionaries().combine_chunks()
     queries, documents, ranks, scores = (table[name].chunk(0) for name in types)
     columns = _Columns(queries, documents, ranks.to_numpy(), scores.to_numpy())
     is_plain = np.isfinite(columns.scores).all() and not _has_repeated(queries, documents)
     has_marks = pc.any(pc.starts_with(queries.dictionary, BYTE_ORDER_MARK)).as_py()
-    if not is_plain or has_marks or _has_space(queries.dictionary).any() or _has_space(documents).any():
+    for ids in (queries.dictionary, documents):
+        is_plain = is_plain and not _has_space(ids).any() and pc.min(pc.binary_length(ids)).as_py() > 0
+    if not is_plain or has_marks:
         return None
     return columns
 

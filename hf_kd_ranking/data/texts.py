@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..artifacts import building, cache_folder, existing_file, file_digest, write_json
+from ..artifacts import building, cache_folder, existing_file, file_digest, read_json, write_json
 from ..errors import InputError
-from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, write_strings
+from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, take_strings, write_strings
 from .tables import json_id, read_jsonl, read_tsv
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
@@ -182,13 +182,17 @@ class TextStore(IdIndex):
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
         rows = self.rows_of_known(ids, f"texts of {self.source}")
-        return self.texts.take(pa.array(rows)).to_pylist()
+        return self.take(rows)
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """Return the texts of some rows; InputError if the files of the store are damaged."""
+        return take_strings(self.texts, rows, f"The texts in {self.folder}")
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Yield all (id, text) pairs, ids as strings, in the order of the source."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(self)))
-            yield from zip(self.ids_of(rows), self.texts.take(pa.array(rows)).to_pylist(), strict=True)
+            yield from zip(self.ids_of(rows), self.take(rows), strict=True)
 
     def fingerprint(self) -> str:
         """Return the digest of texts and ids that was computed when the store was built."""
@@ -298,12 +302,8 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _read_description(folder: Path) -> dict[str, str]:
-    path = existing_file(folder / "store.json", "text store's description")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = {"source", "made_from", "fingerprint"} <= description.keys()
-    except (ValueError, AttributeError):
-        is_whole = False
-    if not is_whole:
+    path = folder / "store.json"
+    description = read_json(path, what="text store's description")
+    if not all(isinstance(description.get(name), str) for name in ("source", "made_from", "fingerprint")):
         raise InputError(f"{path} is damaged, or of an earlier release; remove {folder} and build the store again.")
     return description

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from transformers import PrinterCallback, TrainerCallback
 
 from ..artifacts import has_description
@@ -312,7 +311,7 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
 
 
 def _some_texts(store: TextStore, count: int) -> list[str]:
-    return store.texts.take(pa.array(_some_places(store, count))).to_pylist()
+    return store.take(_some_places(store, count))
 
 
 def _some_places(store: TextStore, count: int) -> np.ndarray:

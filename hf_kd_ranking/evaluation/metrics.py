@@ -67,8 +67,11 @@ def evaluate_queries(
             doc_ids = [doc_id for doc_id, _ in run[query_id]]
             best_first = sorted(zip(scores, doc_ids, strict=True), reverse=True)[:cutoff]
             rankings[query_id] = {doc_id: -float(place) for place, (_, doc_id) in enumerate(best_first)}
-        for metric in ir_measures.iter_calc(list(by_measure), judgments, rankings):
-            by_measure[metric.measure][metric.query_id] = metric.value
+        try:
+            for metric in ir_measures.iter_calc(list(by_measure), judgments, rankings):
+                by_measure[metric.measure][metric.query_id] = metric.value
+        except RuntimeError as error:  # of a measure whose library is not installed
+            raise InputError(f"ir_measures: {' '.join(str(error).split())}") from None
     return values
 
 
@@ -76,6 +79,8 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
     """Return the measures of ir_measures by name; an unknown measure, or none at all, raises an InputError."""
     import ir_measures
 
+    if isinstance(measures, str) or not all(isinstance(name, str) for name in measures or ()):
+        raise TypeError(f"Measures are a list of names such as nDCG@10, got {measures!r}.")
     if not measures:
         raise InputError("At least one measure is needed, for example nDCG@10.")
     parsed = {}
@@ -86,6 +91,10 @@ def parse_measures(measures: Sequence[str]) -> dict[str, "Measure"]:
         except (NameError, SyntaxError, ValueError, KeyError, AssertionError) as error:  # all raised by ir_measures
             message = f"Unknown measure in {', '.join(measures)}: {error}; write them as nDCG@10, RR@10."
             raise InputError(message) from None
+        for parameter in ("cutoff", "rel"):  # trec_eval ends the whole process if one is below 1, or too large for C
+            value = parsed[name].params.get(parameter, 1)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+                raise InputError(f"The {parameter} of {name} is an integer from 1, got {value!r}.")
     return parsed
 
 

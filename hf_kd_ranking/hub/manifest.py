@@ -1,6 +1,5 @@
 """`manifest.json`, from which a model card is written: training inputs and results, tied by digests to the weights."""
 
-import json
 import os
 import platform
 import re
@@ -9,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import changed_names, file_digest, write_json
+from ..artifacts import changed_names, file_digest, read_json, write_json
 from ..errors import InputError
 
 FILE = "manifest.json"
@@ -84,7 +83,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {FILE}; training writes it (train_ranker, RankingTrainer).")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_json(path, what="manifest")
+    if not isinstance(manifest.get("weights"), dict):
+        raise InputError(f"{path} is damaged: it does not name its weights; train again, or copy the folder again.")
     described, present = manifest["weights"], _weight_digests(folder)
     changed = sorted({*changed_names(described, present), *changed_names(present, described)})
     if changed:

@@ -1,6 +1,5 @@
 """Model cards: a checkpoint's manifest, or a description written by hand, becomes `README.md` and `.eval_results`."""
 
-import json
 import os
 import re
 import shutil
@@ -11,10 +10,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from jinja2 import UndefinedError
 from transformers import CONFIG_MAPPING
 
-from ..artifacts import existing_file, writing
-from ..errors import UnknownIdError
+from ..artifacts import existing_file, read_json, writing
+from ..errors import InputError, UnknownIdError
 from .manifest import FILE as MANIFEST
 from .manifest import read_manifest, save_manifest
 
@@ -95,10 +95,22 @@ def write_model_card(
     """
     manifest = read_manifest(folder)
     output = Path(output or folder)
-    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    config = read_json(Path(folder, "config.json"), what="config")
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
         save_manifest(output, manifest)
+    name = repository or Path(folder).name
+    try:
+        return write_card(output, _describe(name, manifest, config))
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, UndefinedError) as error:
+        problem = f"its manifest.json or config.json has a value that a card cannot show ({error!r})"
+        raise InputError(f"{folder}: {problem}; train again, or copy the folder again.") from error
+
+
+def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> RankerCard:
+    """Return what a card says, from a manifest and the config beside it."""
     data = manifest["data"] or "a collection whose name was not given"
     measured, results = manifest["results"], []
     for measure, value in measured["after"].items():
@@ -106,8 +118,8 @@ def write_model_card(
         result["first_stage"] = measured.get("first_stage", {}).get(measure)
         result["p_value"] = measured.get("tests", {}).get(measure, {}).get("p_value")
         results.append(result)
-    card = RankerCard(
-        repository=repository or Path(folder).name,
+    return RankerCard(
+        repository=repository,
         model_type=config["model_type"],
         teacher=manifest["teacher"] or "a model whose name was not given",
         loss=manifest["loss"],
@@ -123,7 +135,6 @@ def write_model_card(
         versions=manifest["versions"],
         command=" ".join(manifest["command"]),
     )
-    return write_card(output, card)
 
 
 def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
@@ -207,8 +218,11 @@ def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one ranker's figures from the result of `measure_efficiency`: `environment`, `protocol` and `costs`.
 
     Raises:
+        InputError: if it is not such a result.
         UnknownIdError: if the ranker was not measured; lists those that were.
     """
+    if not all(isinstance(measured.get(key), dict) for key in ("rankers", "environment", "protocol")):
+        raise InputError("The efficiency is not what `benchmark` writes: it needs rankers, environment and protocol.")
     if name not in measured["rankers"]:
         raise UnknownIdError(f"{name!r} was not measured; the measured rankers are {', '.join(measured['rankers'])}.")
     environment, protocol = measured["environment"], measured["protocol"]

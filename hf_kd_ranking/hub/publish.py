@@ -4,7 +4,6 @@ huggingface_hub manages the token (`hf auth login`, or HF_TOKEN); it never appea
 interruption the same command sends only what is missing, because the Hub knows the parts of large files that it has.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection
@@ -17,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers import AutoConfig
 
-from ..artifacts import existing_file
+from ..artifacts import read_json
 from ..errors import InputError
 from ..models import RankerConfig
 from .manifest import FILE as MANIFEST
@@ -107,7 +106,10 @@ def publish_pipeline(
     """
     folder = Path(folder)
     check_name(repo_id)
-    pipeline = json.loads(existing_file(folder / PIPELINE, "pipeline's").read_text(encoding="utf-8"))
+    pipeline = read_json(folder / PIPELINE, what="pipeline's")
+    missing = [name for name in ("parts", "purpose", "depth", "weight") if name not in pipeline]
+    if missing:
+        raise InputError(f"{folder / PIPELINE} is damaged: it lacks {', '.join(missing)}; copy the pipeline again.")
     with TemporaryDirectory() as scratch:
         files = files_to_publish(folder, SUFFIXES | PART_SUFFIXES)
         missing = [name for name in pipeline["parts"] if not any(path.startswith(f"{name}/") for path in files)]

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -314,25 +316,33 @@ def check_positions(length: int, limit: int | None, what: str = "A sequence") ->
         )
 
 
+# What transformers raises for checkpoints whose files it does not know, or has not expected.
+FILE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    StrictDataclassError,
+    SafetensorError,
+)
+
+
 @contextmanager
 def clear_errors(source: str) -> Iterator[None]:
     """Raise errors about a checkpoint in one line: FileNotFoundError, or InputError for what cannot be a model."""
     try:
         yield
+    except (InputError, FileNotFoundError):
+        raise
     except OSError as error:
         raise FileNotFoundError(f"No model {source}: {str(error).strip().splitlines()[0]}") from error
     except UnpicklingError as error:
         raise InputError(
             f"The weights of {source} are pickled together with code, which is not run; convert them to safetensors."
         ) from error
-    except InputError:
-        raise
-    except ValueError as error:  # transformers', for example of a model type that it does not know
-        raise InputError(f"{source}: {str(error).strip().splitlines()[0]}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # not imported: this file also runs as remote code
-            raise
-        raise InputError(f"The weights of {source} are damaged: {str(error).strip()}.") from error
+    except FILE_ERRORS as error:
+        raise InputError(f"{source}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
 
 
 def check_fields(config_class: type[RankerConfig], names: Iterable[str]) -> None:

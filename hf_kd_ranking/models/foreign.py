@@ -129,14 +129,18 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:
-    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist."""
+    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist.
+
+    Raises:
+        InputError: if it is damaged, or neither an object nor a list of objects.
+    """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
     if path is None:
         return None
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of its encoding
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of JSON, or of its encoding
         raise InputError(f"{path} is not valid JSON: {error}.") from error
     parts, needed = [content], set()
     if file == "modules.json":

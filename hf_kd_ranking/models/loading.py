@@ -74,7 +74,9 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
             ranker computes the scores of another library's checkpoint.
         FileNotFoundError: if the model does not exist.
     """
-    if architecture is not None and architecture not in ARCHITECTURES:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"A model is a folder or a name on the Hub, got {name_or_path!r}.")
+    if architecture is not None and architecture not in list(ARCHITECTURES):
         raise InputError(f"Unknown architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}.")
     name_or_path = str(name_or_path)
     model_class, description = _read_architecture(name_or_path)
@@ -87,7 +89,8 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
         # Without a new layer too it has other scores than the ranker of another library that its encoder is from.
         model.is_fresh = model.is_fresh or is_foreign_ranker(name_or_path)
         return model
-    model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
+    with clear_errors(name_or_path):
+        model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
     if model is None:
         choices = "|".join(ARCHITECTURES)
         raise InputError(

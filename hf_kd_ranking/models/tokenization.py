@@ -1,5 +1,6 @@
 """Texts to a ranker's inputs: lengths, prefixes and query augmentation on top of any tokenizer."""
 
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -7,13 +8,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from .base import RankerConfig
 from .errors import InputError
 
 # One entry per text and not yet padded: input name -> token lists, {"input_ids": [[101, ...], ...], ...}.
 TokenLists = dict[str, list[list[int]]]
+# Held during a call: fast tokenizers keep a call's lengths in an object that all threads, and several rankers, share.
+TOKENIZER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,27 @@ class RankingProcessor:
             padded[name] = torch.frombuffer(array("q", flat), dtype=torch.int64).view(*shape, length)
         return padded
 
+    def encode(self, *texts: str | Sequence[str], **settings: Any) -> BatchEncoding:
+        """Call the tokenizer, in one thread at a time.
+
+        Raises:
+            InputError: if a text has half of a surrogate pair, which no tokenizer takes.
+        """
+        with TOKENIZER_LOCK:
+            try:
+                return self.tokenizer(*texts, **settings)
+            except TypeError:
+                for side in texts:
+                    for text in [side] if isinstance(side, str) else side:
+                        _check_characters(text)
+                raise
+
     def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
         # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
         settings = {"add_special_tokens": self.adds_special_tokens, "return_attention_mask": True}
         if self.truncation:
             settings |= {"truncation": True, "max_length": max_length}
-        tokens = dict(self.tokenizer(*texts, **settings))
+        tokens = dict(self.encode(*texts, **settings))
         if not self.truncation:
             lengths = [len(row) for row in tokens["input_ids"]]
             count = max(lengths, default=0)
@@ -133,6 +151,13 @@ class RankingProcessor:
                 padding = self.tokenizer.pad_token_id if name == "input_ids" else 0
                 tokens[name] = [row or [padding] for row in rows]
         return tokens
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The text {text[:60]!a} has half of a surrogate pair at character {error.start}.") from None
 
 
 def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:

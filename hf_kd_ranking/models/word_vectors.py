@@ -24,8 +24,11 @@ def read_word_vectors(path: str | os.PathLike) -> tuple[list[str], Tensor]:
     """
     words: dict[str, int] = {}
     values, size = array("f"), 0
-    with open(path, encoding="utf-8") as file:
+    # Bytes that are not UTF-8 become characters that no text holds, so that they are refused with their line.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
+            if not line.isascii() and any("\ud800" <= character <= "\udfff" for character in line):
+                raise InputError(f"{path} line {number}: not UTF-8; convert the file, as with iconv.")
             fields = line.rstrip().split(" ")
             if number == 1 and len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
                 continue

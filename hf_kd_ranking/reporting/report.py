@@ -11,7 +11,6 @@ Only the runs and the judgments are required in the folder:
     training/NAME.json    the trainer_state.json of a ranker's training, for loss curves
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, Undefined
 from tqdm.auto import tqdm
 
-from ..artifacts import existing_file, refuse_existing, writing
+from ..artifacts import read_json, refuse_existing, writing
 from ..data.runs import Run, read_qrels, read_run
 from ..data.texts import TextStore
 from ..errors import InputError
@@ -169,11 +168,8 @@ def _read_efficiency(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_object(path: Path, key: str, kind: type) -> dict[str, Any]:
-    try:
-        content = json.loads(existing_file(path, "results").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+    content = read_json(path, what="results")
+    if not isinstance(content.get(key), kind):
         raise InputError(f"{path} must be a JSON object in which {key!r} is a {kind.__name__}.")
     return content
 

@@ -218,7 +218,7 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
 
 def check_k(k: int) -> None:
     """Refuse, by an InputError, a number of results that is not positive."""
-    if k < 1:
+    if not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k must be at least 1, got {k}.")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bm25s
+import numpy as np
 import regex
 import Stemmer
 from bm25s.tokenization import Tokenized
@@ -80,7 +81,7 @@ class BM25Index(Index):
         if tokenization == "english" and language is None:
             language = "english"
         check_language(language)
-        tokens = _tokenize(documents.texts.to_pylist(), language)
+        tokens = _tokenize(documents.take(np.arange(len(documents))), language)
         if not tokens.vocab:  # bm25s needs a word; no query has this one
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)

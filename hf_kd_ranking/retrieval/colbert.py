@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 
 from ..artifacts import has_description, new_version, open_version
+from ..data.ids import map_array
 from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import score_stored
@@ -67,7 +68,7 @@ class ColBERTIndex(Index):
             description, data = open_version(inside, "centroids", is_verified)
             check_vectors(description, index.store.description, inside)
             for name in ("centroids", "starts", "lists"):
-                setattr(index, name, np.load(data / f"{name}.npy", mmap_mode="r"))
+                setattr(index, name, map_array(data / f"{name}.npy"))
         return index
 
     @property

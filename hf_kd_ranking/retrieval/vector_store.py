@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
-from ..data.ids import IdIndex, open_ids
+from ..data.ids import IdIndex, map_array, open_ids
 from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..inference import encode_texts
@@ -39,7 +39,7 @@ class VectorStore(IdIndex):
         self.ranker = ranker
         self.description, data = open_version(self.folder, "vectors", is_verified)
         self.dimension: int = self.description["dimension"]
-        self.values = np.load(data / "vectors.npy", mmap_mode="r")  # (T, D)
+        self.values = map_array(data / "vectors.npy")  # (T, D)
         self.scales = _load_optional(data / "scales.npy")  # (T,)
         self.offsets = _load_optional(data / "offsets.npy")  # (N + 1,)
         codec = data / "codec.faiss"
@@ -175,7 +175,7 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
     description = description | {"documents": len(documents), "source": documents.collection.source}
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
-        texts = documents.texts[block].to_pylist()
+        texts = documents.take(np.arange(block.start, block.stop))
         vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
         arrays = {}
         if isinstance(vectors, list):  # (L, D) each
@@ -239,7 +239,7 @@ def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: 
 
 
 def _load_optional(path: Path) -> np.ndarray | None:
-    return np.load(path, mmap_mode="r") if path.is_file() else None
+    return map_array(path) if path.is_file() else None
 
 
 def vector_dimension(ranker: Ranker) -> int:

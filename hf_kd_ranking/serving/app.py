@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from .connections import find_client
 from .search import SearchEngine
 
 HEADERS = {
@@ -31,10 +32,18 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits: characters of a query, queries per client and minute, and queries that wait or are searched (one is)."""
+    """Limits of queries.
+
+    Args:
+        characters: of a query.
+        per_minute: queries of a client in a minute.
+        by_proxy: queries in a minute that a proxy passes on, whatever addresses it names.
+        waiting: queries that wait or are searched (one is).
+    """
 
     characters: int = 300
     per_minute: int = 60
+    by_proxy: int = 1_200
     waiting: int = 8
 
 
@@ -45,7 +54,7 @@ class SearchPage:
         engine: searches.
         about: `title`, `documents` (a number), `examples` (queries), and `name` and `line`, which describe the ranker.
         limits: None takes the default limits.
-        behind_proxy: True identifies clients by the last address of X-Forwarded-For, which the proxy wrote.
+        behind_proxy: True identifies clients by X-Forwarded-For, see `find_client`.
     """
 
     def __init__(
@@ -58,7 +67,7 @@ class SearchPage:
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._minute = 0
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str | tuple[str, str]] = Counter()
 
     async def describe(self, request: Request) -> Response:
         """Return what the page shows before a query."""
@@ -88,14 +97,18 @@ class SearchPage:
 
     def _admits(self, request: Request) -> bool:
         """Count the client's query; the counts are cleared every minute, so that memory stays bounded."""
-        client = request.client.host if request.client else ""
-        if self.behind_proxy:
-            addresses = ",".join([client, *request.headers.getlist("x-forwarded-for")])
-            client = addresses.rpartition(",")[2].strip()
+        peer = request.client.host if request.client else ""
+        forwarded = request.headers.getlist("x-forwarded-for") if self.behind_proxy else []
+        client = find_client(peer, forwarded)
         minute = int(time.monotonic() // 60)
         if minute != self._minute:
             self._minute = minute
             self._counts.clear()
+        if client != find_client(peer):
+            self._counts["proxy", peer] += 1
+            # Without a proxy in front, a client may name another address every time.
+            if self._counts["proxy", peer] > self.limits.by_proxy:
+                return False
         self._counts[client] += 1
         return self._counts[client] <= self.limits.per_minute
 

@@ -71,7 +71,7 @@ def find_words(processor: RankingProcessor, side: Literal["query", "document"], 
     if side == "query":
         prefix, max_length = processor.query_prefix, processor.max_query_length
     prefixed = prefix + text
-    tokens = processor.tokenizer(
+    tokens = processor.encode(
         prefixed,
         add_special_tokens=processor.adds_special_tokens,
         truncation=True,

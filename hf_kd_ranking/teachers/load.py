@@ -1,5 +1,6 @@
 """Load any model that scores a text for a query as a teacher: raw scores, without a sigmoid or a softmax."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,7 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that scores pairs.
+    """A model that scores pairs; of several threads that call it, one at a time is served.
 
     Args:
         name: short name, for file names and cards.
@@ -61,6 +62,15 @@ class Teacher:
     name: str
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        lock, score = threading.Lock(), self.score
+
+        def score_in_turn(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+            with lock:  # its tokenizer and the vectors that it remembers are shared
+                return score(queries, documents)
+
+        object.__setattr__(self, "score", score_in_turn)
 
 
 def load_teacher(

@@ -103,8 +103,8 @@ def score_teacher(
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
         query_rows, document_rows = np.divmod(distinct[block], len(documents))
-        query_texts = queries.texts.take(pa.array(query_rows)).to_pylist()
-        scores = teacher.score(query_texts, documents.texts.take(pa.array(document_rows)).to_pylist())
+        query_texts = queries.take(query_rows)
+        scores = teacher.score(query_texts, documents.take(document_rows))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
         return {"scores": scores}

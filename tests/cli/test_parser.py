@@ -9,6 +9,7 @@ import yaml
 
 from hf_kd_ranking.cli import app, main
 from hf_kd_ranking.cli.parser import add_verb, exit_on_bad_input, make_app, run_app
+from hf_kd_ranking.errors import InputError, UnknownIdError
 
 TREE = typer.main.get_command(app)
 VERBS = {name: command for name, command in TREE.commands.items() if name != "teacher"}
@@ -239,8 +240,10 @@ def test_an_option_twice_in_a_file_is_refused(monkeypatch, capsys, tmp_path):
 
 
 ERRORS = {
-    "value": (ValueError("two\n  lines"), 2, "error: two lines"),
-    "key": (KeyError("no 'quotes' around it"), 2, "error: no 'quotes' around it"),
+    "value": (InputError("two\n  lines"), 2, "error: two lines"),
+    "key": (UnknownIdError("no 'quotes' around it"), 2, "error: no 'quotes' around it"),
+    "long": (InputError("a" * 900 + "b" * 900), 2, f"error: {'a' * 500} ... {'b' * 500}"),
+    "half a character": (InputError("'\ud83d'"), 2, "error: '\\ud83d'"),
     "file": (FileNotFoundError("x does not exist"), 2, "error: x does not exist"),
     "disk": (OSError("no space"), 1, "error: no space"),
     "loss": (FloatingPointError("the loss is NaN"), 1, "error: the loss is NaN"),
@@ -264,6 +267,17 @@ def test_an_error_is_one_line_and_an_exit_status(monkeypatch, capsys, name):
     if status < 100:
         with pytest.raises(type(error)), exit_on_bad_input():
             run_app(failing, [], "fail")
+
+
+@pytest.mark.parametrize("error", [ValueError("of a library"), KeyError("a fault"), TypeError("a fault")])
+def test_a_fault_keeps_its_traceback(error):
+    def fail() -> None:
+        raise error
+
+    failing = make_app()
+    add_verb(failing, fail)
+    with pytest.raises(type(error)), exit_on_bad_input():
+        run_app(failing, [], "fail")
 
 
 def test_other_errors_keep_their_traceback():

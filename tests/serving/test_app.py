@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from hf_kd_ranking.serving.app import Limits, SearchPage, make_app
+from hf_kd_ranking.serving.connections import find_client
 from hf_kd_ranking.serving.search import Results
 
 ABOUT = {"title": "Toy", "documents": 41, "examples": [], "name": "a", "line": "ranks"}
@@ -36,8 +37,9 @@ class Quick:
         return Results(query, 0, {"BM25": 1.0}, [])
 
 
-def client(engine, *arguments, **settings):
-    return TestClient(make_app(SearchPage(engine, ABOUT, *arguments, **settings)), base_url="http://localhost")
+def client(engine, *arguments, peer="127.0.0.1", **settings):
+    app = make_app(SearchPage(engine, ABOUT, *arguments, **settings))
+    return TestClient(app, base_url="http://localhost", client=(peer, 50_000))
 
 
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
@@ -107,6 +109,37 @@ def test_queries_per_client_are_limited_every_minute(monkeypatch):
     assert [ask("1.1.1.1"), ask("9.9.9.9, 1.1.1.1"), ask("8.8.8.8, 1.1.1.1"), ask("2.2.2.2")] == [200, 200, 429, 200]
     now[0] += 60
     assert ask("1.1.1.1") == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "wanted"),
+    [
+        ("10.0.0.2", [], "10.0.0.2"),
+        ("10.0.0.2", ["1.1.1.1"], "1.1.1.1"),
+        ("127.0.0.1", ["9.9.9.9, 1.1.1.1"], "1.1.1.1"),  # the client wrote 9.9.9.9
+        ("127.0.0.1", ["9.9.9.9", "1.1.1.1"], "1.1.1.1"),  # two headers
+        ("::1", ["9.9.9.9, 1.1.1.1, 10.0.0.7, 192.168.0.1"], "1.1.1.1"),  # two proxies
+        ("127.0.0.1", ["10.0.0.8, 10.0.0.7"], "10.0.0.7"),
+        ("8.8.8.8", ["1.1.1.1"], "8.8.8.8"),  # no proxy
+        ("testclient", ["1.1.1.1"], "testclient"),
+        ("127.0.0.1", ["1.1.1.1, unknown"], "127.0.0.1"),
+        ("127.0.0.1", [" 2600:1f18::1:2:3 "], "2600:1f18::/64"),  # its owner has every address of the network
+        ("127.0.0.1", ["::ffff:1.1.1.1"], "1.1.1.1"),
+    ],
+)
+def test_the_client_is_the_last_address_that_no_proxy_has(peer, forwarded, wanted):
+    assert find_client(peer, forwarded) == wanted
+
+
+def test_a_client_that_names_new_addresses_does_not_escape_the_limit():
+    page = client(Quick(), Limits(per_minute=2, by_proxy=5), behind_proxy=True)
+    direct = client(Quick(), Limits(per_minute=2, by_proxy=5), behind_proxy=True, peer="1.2.3.4")
+    for asked, allowed in ((page, 5), (direct, 2)):
+        statuses = []
+        for number in range(8):
+            headers = {"X-Forwarded-For": f"9.9.9.{number}"}
+            statuses.append(asked.get("/api/search?q=a", headers=headers).status_code)
+        assert statuses == [200] * allowed + [429] * (8 - allowed)
 
 
 def test_proxy_header_is_ignored_without_a_proxy():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -407,3 +408,24 @@ def test_ranker_of_another_kind_is_refused(encoder, tokenizer, tmp_path):
     kd.Ranker(kd.load_ranker(encoder, "bert_dot", max_document_length=16), tokenizer).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a BERT_Dot checkpoint, not 'colbert'"):
         load_teacher(str(tmp_path), "colbert")
+
+
+# ---- Threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["classifier", "yes-no", "bi-encoder"])
+def teacher_folder(request, tokenizer, tmp_path) -> Path:
+    if request.param == "classifier":
+        return request.getfixturevalue("make_classifier")(["relevant"])
+    if request.param == "bi-encoder":
+        return request.getfixturevalue("make_bi_encoder")()[0]
+    for part in llama(tokenizer):
+        part.save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, monkeypatch):
+    monkeypatch.setattr("hf_kd_ranking.teachers.load.REMEMBERED", 0)  # all vectors are dropped at every call
+    teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
+    documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
+    check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])
