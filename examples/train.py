@@ -58,7 +58,7 @@ def main() -> None:
     results["training"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.termination.is_asked:
         sys.exit(f"Stopped by SIGTERM with a checkpoint in {args.output_dir}; resume as described above.")
-    run = evaluator and evaluator.rerank(trainer.ranker)
+    run = trainer.rerank() if evaluator is not None else None
     if run is not None:
         results |= measure_gain(run, evaluator)
         trainer.log(results["after"])

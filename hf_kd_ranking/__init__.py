@@ -41,7 +41,6 @@ _LAZY = {
     "StoredReranker": "retrieval.stored_reranker",
     "TextStore": "data.texts",
     "TrainingJob": "training.job",
-    "UnknownIdError": "errors",
     "VectorStore": "retrieval.vector_store",
     "cluster_queries": "training.topics",
     "compare_runs": "evaluation.significance",

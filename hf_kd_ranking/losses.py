@@ -6,9 +6,11 @@ a row's documents or pairs is then the mean over its listed ones, so that every 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +102,16 @@ def kl_div(
     return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def info_nce(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """InfoNCE on the labels only: -log of the positive's softmax over its list, mean over rows, in nats."""
+def info_nce(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """InfoNCE on the labels only: -log of the positive's softmax over its list, mean over rows, in nats.
+
+    Args:
+        temperature: divides the scores. Cosines need about 0.05: at 1 a perfect ranking of them still has a loss.
+    """
     student_scores, _ = _lists(student_scores, teacher_scores, mask)
-    return -_log_softmax(student_scores, mask)[:, 0].mean()
+    return -_log_softmax(student_scores / temperature, mask)[:, 0].mean()
 
 
 def lambda_loss(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -151,6 +159,7 @@ class Loss:
         needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
         needs_lists: True if it is meant for three documents or more; a pair has better losses.
         needs_grades: True if it reads grades, which may all lie between 0 and 1.
+        settings: names of the function's own parameters, positive numbers.
     """
 
     function: Callable[..., Tensor]
@@ -158,6 +167,7 @@ class Loss:
     needs_single_scores: bool = False
     needs_lists: bool = False
     needs_grades: bool = False
+    settings: tuple[str, ...] = ()
 
 
 LOSSES = {
@@ -166,8 +176,8 @@ LOSSES = {
     "mse": Loss(mse, needs_single_scores=True),
     "ranknet": Loss(ranknet, needs_teacher=False),
     "weighted_ranknet": Loss(weighted_ranknet),
-    "kl_div": Loss(kl_div, needs_lists=True),
-    "info_nce": Loss(info_nce, needs_teacher=False),
+    "kl_div": Loss(kl_div, needs_lists=True, settings=("temperature",)),
+    "info_nce": Loss(info_nce, needs_teacher=False, settings=("temperature",)),
     "lambda_loss": Loss(lambda_loss, needs_lists=True, needs_grades=True),
 }
 
@@ -175,28 +185,63 @@ LOSSES = {
 def get_losses(text: str) -> dict[str, float]:
     """Read `name`, or several with their weights, `name:weight,name:weight`: name -> weight.
 
-    A name is one of `LOSSES`, or `in_batch_` followed by one of them.
+    A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
+    `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
 
     Raises:
-        InputError: for an unknown name, naming the nearest loss and all others; for a weight that is not positive.
+        InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
+            that it does not have, and a weight or a setting that is not a positive number.
     """
     losses = {}
-    for part in text.split(","):
+    for part in re.split(r",(?![^(]*\))", text):  # not at the commas within parentheses
         name, _, weight = part.strip().partition(":")
-        if name.removeprefix(IN_BATCH) not in LOSSES:
+        name = name.strip()
+        loss = name.partition("(")[0]
+        if loss.removeprefix(IN_BATCH) not in LOSSES:
             known = list(LOSSES)
-            near = get_close_matches(name, known + [IN_BATCH + loss for loss in known], n=1)
+            near = get_close_matches(loss, known + [IN_BATCH + other for other in known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise InputError(
-                f"Unknown loss {name!r}{hint} Choose one of {', '.join(known)}, or {IN_BATCH} followed by one of them."
+                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(known)}, or {IN_BATCH} followed by one of them."
             )
-        try:
-            losses[name] = float(weight or 1)
-        except ValueError:
-            losses[name] = math.nan
-        if not losses[name] > 0 or math.isinf(losses[name]):
-            raise InputError(f"The weight of {name} must be a positive number, got {weight!r}.")
+        if name in losses:
+            raise InputError(f"The loss {name} is given twice in {text!r}; give it once, with the sum of its weights.")
+        get_loss(name)  # refuses bad settings
+        losses[name] = _positive(weight or "1", f"The weight of {name}")
     return losses
+
+
+def get_loss(name: str) -> Loss:
+    """Return the loss of a name from `get_losses`; its function has the settings that the name gives.
+
+    Raises:
+        InputError: if a setting is unknown or not a positive number.
+    """
+    plain, parenthesis, rest = name.partition("(")
+    loss = LOSSES[plain.removeprefix(IN_BATCH)]
+    if not parenthesis:
+        return loss
+    if not rest.endswith(")"):
+        raise InputError(f"The settings of a loss end with a closing parenthesis, got {name!r}.")
+    values = {}
+    for setting in rest.removesuffix(")").split(","):
+        key, _, value = setting.partition("=")
+        key = key.strip()
+        if key not in loss.settings:
+            known = ", ".join(loss.settings) or "no settings"
+            raise InputError(f"{plain} has no setting {key!r}; it has {known}.")
+        values[key] = _positive(value.strip(), f"The {key} of {plain}")
+    return replace(loss, function=partial(loss.function, **values))
+
+
+def _positive(text: str, what: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise InputError(f"{what} must be a positive number, got {text!r}.")
+    return number
 
 
 def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) -> None:
@@ -212,12 +257,13 @@ def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) ->
     for name in losses:
         if name.startswith(IN_BATCH):
             continue
-        if has_only_margins and LOSSES[name].needs_single_scores:
+        loss = get_loss(name)
+        if has_only_margins and loss.needs_single_scores:
             raise InputError(
                 f"{name} reads the teacher's score of each document, and these rows hold only margins; train with "
                 "margin_mse, or from a file that has both scores."
             )
-        if documents < 3 and LOSSES[name].needs_lists:
+        if documents < 3 and loss.needs_lists:
             raise InputError(
                 f"{name} compares lists, and these rows hold {documents} documents per query; train with margin_mse, "
                 "or from lists (query_id, doc_ids, teacher_scores)."

@@ -44,8 +44,8 @@ MAY_IMPORT = {
     "__init__": ("models",),  # while it is being imported; its lazy names may come from anywhere
 }
 # save_pretrained copies the files of `models` beside the weights, where they must run without this package.
-# yaml comes with both of the others.
-MODELS_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "yaml", *sys.stdlib_module_names}
+# yaml and safetensors come with the others.
+MODELS_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "safetensors", "yaml", *sys.stdlib_module_names}
 CATCH_ALL_NAMES = {"util", "utils", "common", "helper", "helpers"}
 
 

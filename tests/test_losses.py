@@ -3,15 +3,18 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.losses import (
     LOSSES,
     all_margins_mse,
     check_data,
+    get_loss,
     get_losses,
     info_nce,
     kl_div,
@@ -299,6 +302,37 @@ def test_mask_of_another_shape_is_refused(loss):
 def test_several_losses_have_weights():
     assert get_losses("margin_mse") == {"margin_mse": 1.0}
     assert get_losses("margin_mse:2, mse:0.5") == {"margin_mse": 2.0, "mse": 0.5}
+
+
+def test_settings_in_parentheses_reach_the_loss():
+    text = "kl_div(temperature=2):3, in_batch_info_nce(temperature=0.5),mse"
+    assert get_losses(text) == {"kl_div(temperature=2)": 3.0, "in_batch_info_nce(temperature=0.5)": 1.0, "mse": 1.0}
+    student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[5.0, 1.0, 2.0]])
+    loss = get_loss("kl_div(temperature=2)")
+    assert loss.needs_lists and loss.function(student, teacher) == kl_div(student, teacher, 2.0)
+    by_hand = math.log(1 + math.exp(-2 / 0.5) + math.exp(-1 / 0.5))
+    loss = get_loss("in_batch_info_nce(temperature=0.5)")
+    assert loss.function(student, teacher).item() == pytest.approx(by_hand)
+    assert get_loss("mse") == LOSSES["mse"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kl_div(temperature=0)", "The temperature of kl_div must be a positive number, got '0'"),
+        ("kl_div(temperature=warm)", "The temperature of kl_div must be a positive number, got 'warm'"),
+        ("kl_div(2)", "kl_div has no setting '2'; it has temperature"),
+        ("kl_div()", "kl_div has no setting ''; it has temperature"),
+        ("in_batch_kl_div(margin=1)", "in_batch_kl_div has no setting 'margin'; it has temperature"),
+        ("mse(temperature=2)", "mse has no setting 'temperature'; it has no settings"),
+        ("kl_div(temperature=2:1", "closing parenthesis, got 'kl_div(temperature=2'"),
+        ("kl_dib(temperature=2):1", "Unknown loss 'kl_dib'; did you mean 'kl_div'?"),
+        ("mse:1,margin_mse,mse:2", "The loss mse is given twice in 'mse:1,margin_mse,mse:2'"),
+    ],
+)
+def test_bad_settings_of_a_loss_are_refused(text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        get_losses(text)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])

@@ -83,12 +83,7 @@ def _make(settings: type, values: dict[str, Any]) -> Any:
     for field in fields(settings):
         if values.get(field.name) not in (None, []):
             given[field.name] = values[field.name]
-    try:
-        return settings(**given)
-    except InputError:
-        raise
-    except ValueError as error:  # of transformers' own fields
-        raise InputError(str(error)) from error
+    return settings(**given)
 
 
 def _field_options(settings: type) -> dict[str, inspect.Parameter]:

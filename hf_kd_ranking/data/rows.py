@@ -58,6 +58,14 @@ class TeacherRows:
     source: str = "the teacher rows"  # file or data set that the rows came from, for messages
     has_only_margins: bool = False
 
+    def __post_init__(self) -> None:
+        names = self.rows.column_names
+        if not {"query_id", "doc_ids"} <= set(names):
+            raise InputError(
+                f"TeacherRows needs the columns {', '.join(LIST_COLUMNS)}, got {', '.join(names)}; "
+                "load_teacher_scores(dataset) reads pairs, triples and margins."
+            )
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -28,7 +28,7 @@ _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 
 
 class Collection(NamedTuple):
-    """What texts and all that is built from them have in common."""
+    """The identity of a collection, which its texts and all that is built from them have in common."""
 
     fingerprint: str | None  # of ids and texts; None where an earlier release did not store it
     source: str  # name of the file, for messages

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.runs import check_run_ids, read_run
 from ..data.texts import TextStore
 from ..errors import InputError
-from ..losses import IN_BATCH, LOSSES, get_losses
+from ..losses import IN_BATCH, get_loss, get_losses
 from ..models import ARCHITECTURES
 from ..processes import processes
 from ..ranker import Ranker, check_model_paths
@@ -99,7 +99,7 @@ class Context:
         """Refuse a loss over the batch that no teacher can supervise."""
         losses = {} if self.job.loss is None else get_losses(self.job.loss)
         for name in losses:
-            if name.startswith(IN_BATCH) and LOSSES[name.removeprefix(IN_BATCH)].needs_teacher:
+            if name.startswith(IN_BATCH) and get_loss(name).needs_teacher:
                 if self.live_teacher is None:
                     raise InputError(
                         f"{name} needs a live teacher: a single one that encodes queries and documents separately, "

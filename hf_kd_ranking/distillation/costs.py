@@ -281,6 +281,7 @@ def _probe_training(recipe: Recipe, context: Context) -> Probe:
         args = training_arguments(recipe, 1e-9, "1", context, Path(folder))
         args.max_steps, args.per_device_train_batch_size = STEPS, batch
         args.save_strategy = args.eval_strategy = "no"
+        args.early_stopping_patience = None
         args.load_best_model_at_end, args.disable_tqdm, args.report_to = False, True, []
         trainer = RankingTrainer(
             model,

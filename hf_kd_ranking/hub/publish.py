@@ -46,6 +46,7 @@ def publish_ranker(
     is_dry_run: bool = False,
     efficiency: dict[str, Any] | None = None,
     token: str | None = None,
+    message: str | None = None,
 ) -> dict[str, Any]:
     """Publish a trained checkpoint with its card, results, manifest and runs.
 
@@ -59,6 +60,7 @@ def publish_ranker(
         is_dry_run: True lists the files, changes nothing in the folder and does not contact the Hub.
         efficiency: figures for the card, see `write_model_card`.
         token: access token; None takes the one that huggingface_hub has.
+        message: of the commit; None names the architecture.
 
     Returns:
         `repository`, `private`, `files` (path in the repository -> bytes), `bytes` (their sum), and `address` of the
@@ -83,7 +85,7 @@ def publish_ranker(
             write_model_card(folder, repo_id, efficiency, rendered)
             files.update(files_to_publish(rendered))
         check_card(files.get("README.md", folder / "README.md"))
-        message = f"Upload {config.model_type} ranker by hf_kd_ranking"
+        message = message or f"Upload {config.model_type} ranker by hf_kd_ranking"
         return _publish(files, repo_id, message, private, overwrite, is_dry_run, token)
 
 

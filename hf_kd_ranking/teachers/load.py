@@ -118,6 +118,10 @@ def load_teacher(
         raise _unrecognized(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = Path(name_or_path).name or str(name_or_path)
+    if kind == "cross-encoder" and instruction != INSTRUCTION:
+        raise InputError(
+            f"{name_or_path} has a prompt of its own, so that an instruction has no effect; leave it out."
+        )
     if kind == "cross-encoder":
         return Teacher(name, *load_cross_encoder(name_or_path, label, max_length, batch_size, dtype, device))
     if kind in CLASSES:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..inference import check_pairs, fingerprint
 from ..models.base import clear_errors
-from ..models.foreign import load_complete, read_activation, read_json
+from ..models.foreign import INCREASING, load_complete, read_activation, read_json
 from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
 
 CLASSES = {"cross-encoder": "CrossEncoder", "bi-encoder": "SentenceTransformer", "multi-vector": "MultiVectorEncoder"}
@@ -33,10 +33,12 @@ def load_cross_encoder(
     if task not in TASKS:
         raise InputError(f"{name} cannot be a teacher: it is a cross-encoder for {task}, which takes more than text.")
     model = _load("cross-encoder", name, dtype, device)
-    output = None
+    output, activation = None, read_activation(model.config, settings)
     if task == "sequence-classification":
-        output = choose_output(name, model.config, read_activation(model.config, settings), label)
+        output = choose_output(name, model.config, activation, label)
         model.tokenizer.padding_side = prepare_classifier(model.model, model.tokenizer)
+    elif model.num_labels > 1 or activation not in INCREASING:
+        raise InputError(f"{name} cannot be a teacher: it has {model.num_labels} outputs, activation {activation}.")
     elif task == "text-generation":
         _keep_answers(model)
         if not _has_relative_positions(model):

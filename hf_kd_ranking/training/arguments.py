@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -13,6 +13,23 @@ from ..losses import LOSSES, get_losses
 from .checkpoints import last_complete
 
 MATCH = "match"
+TARGET = "teacher_scores"
+HALF_WEIGHTS = "it leaves the weights in half precision after an evaluation; bf16 evaluates under autocast"
+NO_LENGTHS = "rows hold ids, and their texts are read only when a batch is made"
+# Settings of transformers that a ranker cannot have, with the reason.
+REFUSED = {
+    "label_smoothing_factor": "the targets are the teacher's scores and not classes",
+    "bf16_full_eval": HALF_WEIGHTS,
+    "fp16_full_eval": HALF_WEIGHTS,
+    "use_liger_kernel": "Liger has no kernels for rankers",
+    "liger_kernel_config": "Liger has no kernels for rankers",
+    "use_cache": "a ranker generates no text, so that it has nothing to cache",
+    "length_column_name": NO_LENGTHS,
+    "enable_jit_checkpoint": "every run already saves a checkpoint on SIGTERM",
+    "hub_revision": "rankers are published on the main branch of their repository",
+    "debug": "the hooks of transformers fail at the boolean masks of encoders",
+    "parallelism_config": "rankers are trained by DDP, FSDP or DeepSpeed",
+}
 
 
 @dataclass
@@ -22,7 +39,11 @@ class RankingTrainingArguments(TrainingArguments):
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
     `per_device_eval_batch_size` 64, `logging_steps` 50, and `restore_callback_states_from_checkpoint` True, without
     which a resumed run forgets the patience of an `EarlyStoppingCallback`. `remove_unused_columns` is always False,
-    because ids and scores are not arguments of a model.
+    because ids and scores are not arguments of a model. Settings that make no sense for a ranker are refused, see
+    `REFUSED`.
+
+    Raises:
+        InputError: for a value that this class or transformers refuses.
     """
 
     learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")
@@ -38,7 +59,8 @@ class RankingTrainingArguments(TrainingArguments):
     loss: str = HfArg(
         default="margin_mse",
         help=f"Loss: {', '.join(LOSSES)}, or in_batch_ followed by one of them; or several with weights, "
-        "margin_mse:1,in_batch_margin_mse:0.75.",
+        "margin_mse:1,in_batch_margin_mse:0.75; kl_div and info_nce take a temperature, "
+        "kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2.",
     )
     teacher_scale: str = HfArg(
         default="1",
@@ -63,15 +85,47 @@ class RankingTrainingArguments(TrainingArguments):
     teacher_name: str | None = HfArg(default=None, help="Name of the teacher, for the card.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # of transformers' own fields
+            raise InputError(" ".join(str(error).split())) from error  # some have several lines
+        self._refuse_settings()
         get_losses(self.loss)
         self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # rankers have none, and the search slows each step down
-        self.label_names = ["teacher_scores"]
+        self.label_names = [TARGET]
         self.teacher_factor()
         if self.fp16 and self.device.type == "cpu":  # accelerate ignores it there, without a warning
             raise InputError("fp16 needs a GPU, and this run is on the CPU: leave it out, or take bf16.")
+
+    def _refuse_settings(self) -> None:
+        for field in fields(TrainingArguments):
+            value = getattr(self, field.name)
+            if field.name in REFUSED and value and value != field.default:
+                raise InputError(f"{field.name} must stay {field.default!r}, got {value!r}: {REFUSED[field.name]}.")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise InputError(
+                f"train_sampling_strategy is 'random' or 'sequential', got {self.train_sampling_strategy!r}: "
+                f"{NO_LENGTHS}."
+            )
+        if self.accelerator_config.dispatch_batches:
+            raise InputError("dispatch_batches joins batches of unlike lengths; leave it out of accelerator_config.")
+        if "inputs" in self.include_for_metrics:
+            raise InputError(
+                "include_for_metrics takes 'loss', got 'inputs': a row has two texts and no single input."
+            )
+        if self.label_names not in (None, [TARGET]):
+            raise InputError(f"label_names must stay unset, got {self.label_names}: the labels are {TARGET}.")
+
+    def check_devices(self) -> None:
+        """Raise an InputError if one process would share its batches among several GPUs (DataParallel)."""
+        if self.n_gpu > 1:
+            raise InputError(
+                f"This process sees {self.n_gpu} GPUs and would copy the model to all of them at every step. Start "
+                "one process per GPU with `accelerate launch -m hf_kd_ranking train ...` or `accelerate launch "
+                "script.py`, or choose one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
 
     def teacher_factor(self) -> float | None:
         """Return `teacher_scale` as a number, or None if it is to be matched; raise an InputError if it is neither."""

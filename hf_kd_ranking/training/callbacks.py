@@ -103,7 +103,9 @@ class MatchTeacherScale(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the factor from the state, or measure it."""
+        """Take the factor from the state, or measure it, unless it is given."""
+        if args.teacher_factor() is not None:
+            return
         for entry in reversed(state.log_history):
             if "teacher_scale" in entry:
                 self.trainer.teacher_scale = entry["teacher_scale"]

@@ -2,7 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,7 +16,8 @@ from ..data.rows import LIST_COLUMNS, TeacherRows
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..evaluation.rerank import RerankingEvaluator
-from ..losses import IN_BATCH, LOSSES, check_data, get_losses
+from ..losses import IN_BATCH, check_data, get_loss
+from ..models import RankerConfig
 from .arguments import RankingTrainingArguments
 
 
@@ -29,27 +32,125 @@ class RowSummary:
     longest: int = 0
 
 
+def check_options(
+    args: RankingTrainingArguments, has_model: bool, query_clusters: np.ndarray | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse arguments of `RankingTrainer` that it cannot have, or not together.
+
+    Args:
+        options: arguments of `transformers.Trainer` by name.
+
+    Raises:
+        TypeError: if `args` are of another class.
+        InputError: for all others.
+    """
+    if not isinstance(args, RankingTrainingArguments):
+        raise TypeError(f"args must be RankingTrainingArguments, which has the loss; got {type(args).__name__}.")
+    args.check_devices()
+    if options.get("data_collator") is not None:
+        raise InputError(
+            "data_collator must stay unset: a collator that has the texts makes batches of ids, with the lengths and "
+            "prefixes of the student's config."
+        )
+    if has_model == (options.get("model_init") is not None):
+        raise InputError("RankingTrainer needs either a model or a model_init that makes one, not both or none.")
+    if options.get("compute_loss_func") is not None and args.loss != "margin_mse":
+        raise InputError(f"compute_loss_func replaces the loss, and loss is {args.loss!r}; give one of them.")
+    if args.lora_r is not None and options.get("optimizers", (None, None)) != (None, None):
+        raise InputError(
+            "optimizers cannot have the weights of the adapters that lora_r adds; give optimizer_cls_and_kwargs."
+        )
+    if query_clusters is not None and args.train_sampling_strategy != "random":
+        raise InputError("query_clusters decides the order of the rows; leave train_sampling_strategy out.")
+    if query_clusters is not None and args.auto_find_batch_size:
+        raise InputError("query_clusters makes batches of one size; leave auto_find_batch_size out.")
+
+
+def check_evaluation(
+    args: RankingTrainingArguments,
+    held_out: Collection[str],
+    evaluator: Any,
+    losses: Collection[str],
+    has_own_metrics: bool,
+) -> None:
+    """Refuse an evaluation that measures nothing, or not what decides about the best model.
+
+    Args:
+        held_out: names of the data sets of `eval_dataset`; a single one is named "".
+        losses: names of the losses, none if the user's own function computes the loss.
+        has_own_metrics: True if there is a `compute_metrics`, whose names are known only after it ran.
+
+    Raises:
+        InputError: says what is missing.
+    """
+    is_stopping = args.early_stopping_patience is not None
+    if is_stopping and (args.eval_strategy == "no" or args.metric_for_best_model is None):
+        raise InputError("early_stopping_patience needs an eval_strategy and a metric_for_best_model.")
+    if args.eval_strategy == "no" and not args.eval_on_start:
+        return
+    if not held_out and evaluator is None:
+        raise InputError(
+            "Evaluation during training (eval_strategy, eval_on_start) needs something to measure: an evaluator, such "
+            "as RerankingEvaluator (--candidates and --qrels), or an eval_dataset of held-out teacher rows."
+        )
+    is_known = evaluator is None or type(evaluator) is RerankingEvaluator  # a subclass may measure anything
+    if args.metric_for_best_model is None or has_own_metrics or not is_known:
+        return
+    measured = [] if evaluator is None else [*evaluator.measures]
+    own = ["pairwise_agreement"]
+    if not losses or not all(name.startswith(IN_BATCH) for name in losses):
+        own.append("loss")
+    for data_set in held_out:
+        measured += [f"{data_set}_{name}".removeprefix("_") for name in own]
+    if args.metric_for_best_model.removeprefix("eval_") not in measured:
+        raise InputError(
+            f"metric_for_best_model is {args.metric_for_best_model!r}, and evaluation measures {', '.join(measured)}."
+        )
+
+
+def check_temperature(losses: Collection[str], config: RankerConfig) -> None:
+    """Refuse InfoNCE over cosines without a temperature.
+
+    Cosines differ by 2 at most: with 32 documents the loss of a perfect student would still be 1.6.
+
+    Raises:
+        InputError: says how to give one.
+    """
+    is_cosine = config.vectors_per_text == "one" and config.to_dict().get("normalize", False)
+    for name in losses:
+        if is_cosine and name.removeprefix(IN_BATCH) == "info_nce":
+            raise InputError(
+                f"{name} takes a softmax of the student's scores, which are cosines (normalize=True) and differ too "
+                f"little for it; give a temperature, {name}(temperature=0.05)."
+            )
+
+
 def check_data_sets(
     training: TeacherRows | None,
-    held_out: TeacherRows | None,
+    held_out: Mapping[str, TeacherRows],
     evaluator: RerankingEvaluator | None,
     queries: TextStore,
     documents: TextStore,
     args: RankingTrainingArguments,
+    losses: Collection[str],
 ) -> None:
     """Check all rows of a run and the teacher's scores; warn if held-out queries are training queries.
+
+    Args:
+        held_out: the data sets of `eval_dataset` by name; a single one is named "".
+        losses: names of the losses, none if the user's own function computes the loss.
 
     Raises:
         InputError: as `check_rows`; if a loss needs what the rows lack.
     """
     places = {}
-    if held_out is not None:
-        summary = check_rows(held_out, queries, documents, show_progress=not args.disable_tqdm)
-        places["eval_dataset"] = np.flatnonzero(summary.is_query_used)
+    for name, rows in held_out.items():
+        summary = check_rows(rows, queries, documents, show_progress=not args.disable_tqdm)
+        places[f"eval_dataset {name}".strip()] = np.flatnonzero(summary.is_query_used)
     if training is None:
         return
     summary = check_rows(training, queries, documents, show_progress=not args.disable_tqdm)
-    _check_losses(training, summary, args)
+    _check_losses(training, summary, args, losses)
     if isinstance(evaluator, RerankingEvaluator):
         places["evaluator"] = queries.rows_of(list(evaluator.candidates))
     for name, rows in places.items():
@@ -62,16 +163,18 @@ def check_data_sets(
             )
 
 
-def _check_losses(rows: TeacherRows, summary: RowSummary, args: RankingTrainingArguments) -> None:
-    losses = get_losses(args.loss)
+def _check_losses(
+    rows: TeacherRows, summary: RowSummary, args: RankingTrainingArguments, losses: Collection[str]
+) -> None:
     check_data(losses, summary.longest, rows.has_only_margins)
     reading, reading_scores = [], []
     for name in losses:
         if name.startswith(IN_BATCH):
             continue
-        if LOSSES[name].needs_teacher:
+        loss = get_loss(name)
+        if loss.needs_teacher:
             reading.append(name)
-            if not LOSSES[name].needs_grades:
+            if not loss.needs_grades:
                 reading_scores.append(name)
     if reading and not summary.has_margins:
         raise InputError(
@@ -95,7 +198,10 @@ def endless(
     columns = next(iter(stream), {}).keys()
     if not columns >= set(LIST_COLUMNS):
         found = ", ".join(columns) or "none"
-        raise InputError(f"The first row of the stream needs the columns {', '.join(LIST_COLUMNS)}, got {found}.")
+        raise InputError(
+            f"The first row of the stream needs the columns {', '.join(LIST_COLUMNS)}, got {found}; "
+            "load_teacher_scores reads other layouts, from a file or a datasets.Dataset."
+        )
     if query_clusters is not None:
         raise InputError("Batches on one topic need all rows at once, got a stream; leave query_clusters out.")
     args.accelerator_config.dispatch_batches = False  # one process that reads for all joins batches of unlike lengths

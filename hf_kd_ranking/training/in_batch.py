@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from ..errors import InputError
-from ..losses import IN_BATCH, LOSSES
+from ..losses import IN_BATCH, get_loss
 from ..models import RankerConfig, RankerModel, RankingOutput
 
 
@@ -31,7 +31,7 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
         InputError: if one cannot score a stored document for another query, or a teacher is missing or not read.
     """
     names = [name for name in losses if name.startswith(IN_BATCH)]
-    reading = [name for name in names if LOSSES[name.removeprefix(IN_BATCH)].needs_teacher]
+    reading = [name for name in names if get_loss(name).needs_teacher]
     if reading and teacher is None:
         raise InputError(f"{reading[0]} needs a live teacher: give in_batch_teacher, such as a trained ColBERT.")
     if teacher is not None and not reading:
@@ -67,7 +67,7 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
     mask = _listed(targets, accelerator)
     values = {}
     for name, weight in losses.items():
-        loss = LOSSES[name.removeprefix(IN_BATCH)]
+        loss = get_loss(name)
         student_scores = scores if loss.needs_teacher else labelled
         values[name] = weight * loss.function(student_scores, teacher_scores * trainer.teacher_scale, mask=mask)
     return values

@@ -141,6 +141,7 @@ def train_ranker(
     """
     # 1. Arguments
     job.check()
+    args.check_devices()
     checkpoint = args.checkpoint_to_resume()
     set_seed(args.seed)  # the student's new layers are random
 
@@ -160,7 +161,7 @@ def train_ranker(
         )
     run = None
     if evaluator is not None:
-        run = evaluator.rerank(trainer.ranker)
+        run = trainer.rerank()
         results |= measure_gain(run, evaluator)
         trainer.log(results["after"])
     results["job"] = asdict(job)

@@ -1,6 +1,6 @@
 """`RankingTrainer`: a transformers Trainer whose loss compares a student's scores with a teacher's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..artifacts import write_json
@@ -20,43 +20,48 @@ from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..evaluation.rerank import RerankingEvaluator
-from ..hub.manifest import select_measures, write_manifest
-from ..hub.model_card import write_model_card
-from ..hub.publish import publish_ranker
-from ..losses import IN_BATCH, LOSSES, get_losses
+from ..losses import get_losses
 from ..models import RankerModel, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
-from .agreement import compare_with_teacher
 from .arguments import RankingTrainingArguments
 from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
 from .checkpoints import RUN_FILE, check_run, describe_run, last_complete, written_whole
-from .checks import check_data_sets, endless
+from .checks import check_data_sets, check_evaluation, check_options, check_temperature, endless
+from .evaluation import filled_in, held_out_rows
 from .in_batch import check_in_batch, in_batch_losses
-from .lora import with_adapters
+from .lora import trainable, with_adapters
+from .publishing import PublishingTrainer
 from .topics import rows_of_queries, teacher_margins
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(PublishingTrainer):
     """Train any ranker on teacher rows.
 
     Args:
+        model: the student; None if `model_init` makes it. Its weights become float32.
         train_dataset: teacher rows, or a data set of one of their layouts, see `load_teacher_scores`. A
             `datasets.IterableDataset` of lists (`query_id`, `doc_ids`, `teacher_scores`) is read in its own order, as
             often as `max_steps` needs, and not checked in advance.
         queries: query_id -> text, of all rows.
         documents: doc_id -> text, of all rows.
-        eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`, or None.
+        eval_dataset: held-out teacher rows, for `eval_loss` and `eval_pairwise_agreement`, or several by name, for
+            `eval_NAME_loss` and so on, or None.
         evaluator: re-ranks held-out queries for `eval_nDCG@10` and the like, at every evaluation, or None.
         processing_class: the encoder's tokenizer.
         in_batch_teacher: a ranker that scores all pairs of a batch, for losses that begin with `in_batch_`, or None.
             Its scores are multiplied by `teacher_scale` as well.
         query_clusters: cluster of each text of `queries`, see `cluster_queries`; batches are then on one topic, see
             `TopicBalancedSampler`. None shuffles the rows.
-        **kwargs: arguments of `transformers.Trainer`, for example `callbacks`.
+        **kwargs: arguments of `transformers.Trainer`, for example `callbacks`, but no `data_collator`.
+            `compute_loss_func(outputs, labels, num_items_in_batch)` replaces `loss`: labels are the scaled teacher
+            scores (B, n), items are rows. `compute_metrics` gets the scores and the teacher's, both (N, n). Where
+            lists differ in length, -100 marks the places that are filled up.
 
     Raises:
-        InputError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing.
+        InputError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing; for
+            arguments that make no sense together.
+        TypeError: if model or args are of another class.
     """
 
     # The loss is scaled in compute_loss, by rows: exact also where the last accumulated batch is a smaller one.
@@ -64,79 +69,108 @@ class RankingTrainer(Trainer):
 
     def __init__(
         self,
-        model: RankerModel,
+        model: RankerModel | None,
         args: RankingTrainingArguments,
         train_dataset: TeacherRows | datasets.Dataset | datasets.IterableDataset | None = None,
         queries: TextStore | None = None,
         documents: TextStore | None = None,
-        eval_dataset: TeacherRows | datasets.Dataset | None = None,
+        eval_dataset: TeacherRows | datasets.Dataset | Mapping[str, TeacherRows | datasets.Dataset] | None = None,
         evaluator: RerankingEvaluator | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         in_batch_teacher: Ranker | None = None,
         query_clusters: np.ndarray | None = None,
         **kwargs: Any,
     ) -> None:
+        check_options(args, model is not None, query_clusters, kwargs)
         if queries is None or documents is None or processing_class is None:
             raise InputError("RankingTrainer needs queries and documents (text stores) and a tokenizer.")
         self.evaluator = evaluator
+        self.measures = set()
         self.query_clusters = query_clusters
-        self.losses = get_losses(args.loss)
-        training = held_out = None
+        self.losses = {} if kwargs.get("compute_loss_func") else get_losses(args.loss)
+        training = None
         if isinstance(train_dataset, datasets.IterableDataset):
             train_dataset = endless(train_dataset, args, query_clusters)
         elif train_dataset is not None:
             training = load_teacher_scores(train_dataset)
             train_dataset = training.rows
-        if eval_dataset is not None:
-            held_out = load_teacher_scores(eval_dataset)
-            eval_dataset = held_out.rows
-        check_data_sets(training, held_out, evaluator, queries, documents, args)
-        self.in_batch_teacher = teacher_processor = None
+        held_out = held_out_rows(eval_dataset)
+        rows_by_name = {name: rows.rows for name, rows in held_out.items()}
+        eval_dataset = rows_by_name.get("", rows_by_name or None)
+        check_evaluation(args, held_out, evaluator, self.losses, kwargs.get("compute_metrics") is not None)
+        check_data_sets(training, held_out, evaluator, queries, documents, args, self.losses)
+        self.queries, self.documents = queries, documents
+        self.in_batch_teacher = self.teacher_processor = None
         if in_batch_teacher is not None:
-            self.in_batch_teacher, teacher_processor = in_batch_teacher.model, in_batch_teacher.processor
-        check_in_batch(self.losses, model, self.in_batch_teacher)
-        self.teacher_scale = args.teacher_factor()
+            self.in_batch_teacher, self.teacher_processor = in_batch_teacher.model, in_batch_teacher.processor
         self.statistics = StepStatistics()
-        processor = RankingProcessor.from_config(processing_class, model.config)
-        super().__init__(
-            model=with_adapters(model, args),
-            args=args,
-            data_collator=RankingCollator(processor, queries, documents, teacher_processor),
-            train_dataset=train_dataset,
-            # Trainer refuses to evaluate without a data set; the evaluator brings its own.
-            eval_dataset=train_dataset if eval_dataset is None and evaluator is not None else eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                model=model if model is None else self._as_student(model, args),
+                args=args,
+                train_dataset=train_dataset,
+                # Trainer refuses to evaluate without a data set; the evaluator brings its own.
+                eval_dataset=[] if eval_dataset is None and evaluator is not None else eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        except InputError:
+            raise
+        except ValueError as error:  # of transformers' own arguments
+            raise InputError(str(error)) from error
         self.eval_dataset = eval_dataset
-        model.groups_rows = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if not model.groups_rows:  # left on the CPU by Trainer, where evaluation before training would take hours
-            model.to(self.args.device)
-        if args.lora_r is not None and not model.groups_rows:
-            raise InputError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
+        self._read_settings()
+        self._share_layers()
         self.can_return_loss = True  # Trainer looks for `labels` otherwise; scores must never be named so
         self.model_accepts_loss_kwargs = False  # no model takes num_items_in_batch; compute_loss does
         if in_batch_teacher is not None:
             self.in_batch_teacher.to(self.args.device).eval().requires_grad_(False)
         self._add_callbacks()
 
+    def _as_student(self, model: RankerModel, args: RankingTrainingArguments) -> nn.Module:
+        student = trainable(model, args)
+        check_in_batch(self.losses, student, self.in_batch_teacher)
+        check_temperature(self.losses, student.config)
+        return student
+
+    def _read_settings(self) -> None:
+        """Take from `args` and the student's config what a trial of a search may have changed."""
+        if self.compute_loss_func is None:
+            self.losses = get_losses(self.args.loss)
+        self.teacher_scale = self.args.teacher_factor()
+        vars(self).pop("train_sampler", None)
+        processor = RankingProcessor.from_config(self.processing_class, self.model.config)
+        self.data_collator = RankingCollator(processor, self.queries, self.documents, self.teacher_processor)
+
+    def _share_layers(self) -> None:
+        """Tell the student if processes share its layers (FSDP, ZeRO)."""
+        is_shared = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        for module in self.model.modules():
+            if isinstance(module, RankerModel):
+                module.groups_rows = not is_shared
+        if is_shared:  # left on the CPU by Trainer, where evaluation before training would take hours
+            self.model.to(self.args.device)
+        if self.args.lora_r is not None and is_shared:
+            raise InputError("lora_r merges adapters into whole weights, which FSDP and ZeRO share; train with DDP.")
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the student anew by `model_init`, with float32 weights, and adapters if `lora_r` is set."""
+        return self._as_student(super().call_model_init(trial), self.args)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._share_layers()
+        if trial is not None:
+            self._read_settings()
+
     def _add_callbacks(self) -> None:
-        if self.teacher_scale is None:
-            self.add_callback(MatchTeacherScale(self))
+        self.add_callback(MatchTeacherScale(self))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.termination = StopOnTermination(self.accelerator)
         self.add_callback(self.termination)
         self.add_callback(LogWithCheckpoints())  # after all that may ask for a checkpoint
-
-    @property
-    def ranker(self) -> Ranker:
-        """The model as it is now, with its tokenizer."""
-        # Processes with different shares would make different numbers of forward passes, which sharded models do not
-        # allow: there each process scores everything.
-        is_distributed = self.args.world_size > 1 and self.model.groups_rows
-        batch_size = self.args.per_device_eval_batch_size
-        return Ranker(self.model, self.processing_class, batch_size, is_distributed=is_distributed)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train; a resumed run ends bit by bit where an uninterrupted one does.
@@ -158,6 +192,10 @@ class RankingTrainer(Trainer):
                 raise InputError(f"{self.args.output_dir} holds no complete checkpoint to resume; start afresh.")
         if resume_from_checkpoint:
             check_run(resume_from_checkpoint, self._run())
+        if self.args.lora_r is not None and self.model_init is None and isinstance(self.model, RankerModel):
+            # Merged at the end of an earlier run, whose optimizer has the weights of its adapters.
+            self.model = self.model_wrapped = with_adapters(self.model, self.args)
+            self.optimizer = self.lr_scheduler = None
         with self.termination.listening():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.args.lora_r is not None:
@@ -168,7 +206,14 @@ class RankingTrainer(Trainer):
         return output
 
     def _run(self) -> dict[str, Any]:
-        names = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+        names = (
+            "seed",
+            "data_seed",
+            "train_sampling_strategy",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "world_size",
+        )
         order = {name: getattr(self.args, name) for name in names}
         return describe_run(self.model.config.to_dict(), self.train_dataset, **order)
 
@@ -215,21 +260,18 @@ class RankingTrainer(Trainer):
         teacher_scores = targets["teacher_scores"] * self.teacher_scale  # (B, n)
         mask = targets.get("is_listed")
         outputs = model(**features)
-        parts = self.row_losses(outputs.scores, teacher_scores, mask) | in_batch_losses(self, outputs, targets)
-        loss = sum(parts.values())
+        if self.compute_loss_func is not None:
+            parts = {}
+            labels = filled_in(teacher_scores, mask)
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            parts = self.row_losses(outputs.scores, teacher_scores, mask) | in_batch_losses(self, outputs, targets)
+            loss = sum(parts.values())
+            if num_items_in_batch is not None:
+                loss = loss * (len(teacher_scores) / num_items_in_batch)
         if model.training:
             self.statistics.add(features, outputs.scores, teacher_scores, parts, mask)
-        if num_items_in_batch is not None:
-            loss = loss * (len(teacher_scores) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    def row_losses(self, student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return loss name -> its weighted value for (B, n) scores of the rows' own documents."""
-        values = {}
-        for name, weight in self.losses.items():
-            if not name.startswith(IN_BATCH):
-                values[name] = weight * LOSSES[name].function(student_scores, teacher_scores, mask=mask)
-        return values
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
         """Return the batches of one step and their number of rows: the mean of the loss is over rows, not batches."""
@@ -247,29 +289,12 @@ class RankingTrainer(Trainer):
                 is_stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
         return is_stopped or self.state.global_step >= self.state.max_steps
 
-    def evaluate(
-        self,
-        eval_dataset: TeacherRows | datasets.Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Return loss and agreement on held-out teacher rows, and the evaluator's measures, on every process.
-
-        `ignore_keys` is not used; without a data set the trainer's own is taken, if it has one.
-        """
-        rows = self.eval_dataset if eval_dataset is None else load_teacher_scores(eval_dataset).rows
-        metrics = {} if rows is None else compare_with_teacher(self, rows)
-        if self.evaluator is not None:
-            metrics |= self.evaluator(self.ranker)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
     @cached_property
-    def train_sampler(self) -> ShuffledSampler | TopicBalancedSampler:
-        """The order of the training rows, seeded by `data_seed`, else `seed`."""
+    def train_sampler(self) -> ShuffledSampler | TopicBalancedSampler | SequentialSampler:
+        """The order of the training rows, seeded by `data_seed`, else `seed`, unless it is their own."""
         args = self.args
+        if args.train_sampling_strategy == "sequential":
+            return SequentialSampler(self.train_dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
         if self.query_clusters is None:
             return ShuffledSampler(self.train_dataset, seed)
@@ -281,7 +306,8 @@ class RankingTrainer(Trainer):
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         # When the parent resumes within an epoch on several processes, accelerate's wrappers that skip and share
         # batches hide the sampler from it; it would read the first epoch's order again.
-        if not isinstance(self.train_dataset, datasets.IterableDataset):
+        is_shuffled = self.args.train_sampling_strategy == "random"
+        if is_shuffled and not isinstance(self.train_dataset, datasets.IterableDataset):
             self.train_sampler.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
@@ -320,50 +346,12 @@ class RankingTrainer(Trainer):
             logs |= self.statistics.pop(self.accelerator)
         super().log(logs, start_time)
 
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        features, _ = split_batch(inputs)
+        sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
+        for side in sides:
+            super()._track_num_input_tokens(side)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the parent's estimate needs a single input tensor."""
         return 0
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        results: Mapping[str, Any] | None = None,
-        files: Mapping[str, str | None] | None = None,
-        command: Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write `manifest.json` and the model card into the folder of the saved weights.
-
-        Args:
-            model_name: name on the card; None is the repository's.
-            results, files, command: see `write_manifest`; without results the last evaluation is taken.
-        """
-        if not self.is_world_process_zero():
-            return
-        if results is None:
-            measured = [measures for measures in map(select_measures, self.state.log_history) if measures]
-            results = {"after": measured[-1] if measured else {}}
-        arguments = self.args.to_dict()
-        write_manifest(self.args.output_dir, arguments, self._training_rows(), results, files or {}, command=command)
-        write_model_card(self.args.output_dir, model_name or self.args.hub_model_id)
-
-    def push_to_hub(self, *args: Any, token: str | None = None, **kwargs: Any) -> str | None:
-        """Save weights and card, publish the folder, and return the commit's address (None but on the first process).
-
-        Args:
-            token: access token of the Hub; None takes `hub_token`, or the one that is logged in.
-            **kwargs: arguments of `create_model_card`.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token)
-        self.save_model(_internal_call=True)
-        self.create_model_card(**kwargs)
-        if not self.is_world_process_zero():
-            return None
-        token = token or self.args.hub_token
-        return publish_ranker(self.args.output_dir, self.hub_model_id, overwrite=True, token=token)["address"]
-
-    def _training_rows(self) -> int:
-        if isinstance(self.train_dataset, datasets.Dataset):
-            return len(self.train_dataset)
-        return self.state.global_step * self.get_total_train_batch_size(self.args)  # of a stream, or 0

@@ -1,6 +1,7 @@
 """`push` as the command line calls it; what the Hub receives is tested with the library."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,30 @@ def test_a_dry_run_lists_every_file_with_its_size(call, folder):
     assert (status, shown["model.safetensors"]) == (0, (folder / "model.safetensors").stat().st_size)
     assert {"model.safetensors", "README.md", "manifest.json", "bert_dot.py", "tokenizer.json"} <= shown.keys()
     assert total.split() == [f"{sum(shown.values()):,}", *"bytes would go to private repository me/ranker".split()]
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[str(path)] = (path.read_bytes(), path.stat().st_mtime_ns)
+    return files
+
+
+@pytest.mark.parametrize("kind", ["ranker", "best"])
+def test_a_dry_run_changes_no_file_at_all(call, folder, toy, tmp_path, kind):
+    if kind == "best":
+        documents = kd.TextStore.from_tsv(toy / "collection.tsv")
+        save_pipeline(
+            tmp_path / "best",
+            Pipeline(documents, kd.BM25Index.build(documents), kd.Ranker.from_pretrained(folder)),
+            folder,
+        )
+    before = contents(tmp_path)
+    for options in ("", f"--efficiency {tmp_path}/efficiency.json --name fast"):
+        status, _, err = call(f"push {tmp_path / kind} org/other-name {options} --dry-run")
+        assert (status, contents(tmp_path) == before) == (0, True), err
 
 
 def test_measured_efficiency_goes_into_the_card_of_a_push(call, folder, tmp_path):

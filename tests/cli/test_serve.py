@@ -110,7 +110,7 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
             ),
             (
                 f"{model} --port 0 --collection {folder}/few.tsv --index {folder}/index",
-                "these have different ones: documents: few.tsv (fingerprint",
+                f"{folder}/index: collection.tsv (fingerprint",  # before a BM25 index is built
             ),
             (f"{model} {collection} --space {folder}/model", "model exists"),
             (

@@ -163,6 +163,24 @@ BAD_INPUT = {
     ),
     "constant": (break_file(SCORES, b"2\t2\t100\t1\t2\n"), "All teacher margins are 0"),
     "loss": (set_option("--loss", "margin_sme"), "did you mean 'margin_mse'"),
+    "setting of a loss": (set_option("--loss", "kl_div(temperature=0):1"), "temperature of kl_div must be a positive"),
+    "cosines": (
+        lambda options, folder: options.update(
+            {"--loss": "margin_mse:1,in_batch_info_nce:0.2", "--config-overrides": '{"normalize": true}'}
+        ),
+        "give a temperature, in_batch_info_nce(temperature=0.05)",
+    ),
+    "sampling": (
+        set_option("--train-sampling-strategy", "group_by_length"),
+        "is 'random' or 'sequential', got 'group",
+    ),
+    "refused": (set_option("--label-smoothing-factor", "0.1"), "label_smoothing_factor must stay 0.0, got 0.1"),
+    "of transformers": (set_option("--lr-scheduler-type", "steep"), "steep"),
+    "metric": (
+        lambda options, folder: options.update({"--eval-strategy": "epoch", "--metric-for-best-model": "AP"}),
+        "metric_for_best_model is 'AP', and evaluation measures nDCG@10, RR@10",
+    ),
+    "patience": (set_option("--early-stopping-patience", "2"), "early_stopping_patience needs an eval_strategy"),
     "pooling": (set_option("--config_overrides", '{"pooling": "max"}'), "max"),
 }
 
@@ -176,6 +194,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, options, 
     assert len(lines) == 1 and message in lines[0]
     left = set(Path(options["--output_dir"]).glob("*")) if Path(options["--output_dir"]).exists() else set()
     assert {path.name for path in left} <= {"notes.txt"}
+
+
+def test_evaluation_without_candidates_names_the_options(monkeypatch, capsys, options):
+    del options["--candidates"], options["--qrels"]
+    assert run(monkeypatch, options | {"--eval-strategy": "epoch"}) == 2
+    assert "needs something to measure: an evaluator, such as RerankingEvaluator (--candidates and --qrels)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_several_gpus_without_a_launcher_are_refused_at_once(monkeypatch, capsys, options):
+    monkeypatch.setattr(kd.RankingTrainingArguments, "n_gpu", 4)
+    monkeypatch.setattr(kd.TrainingJob, "load_model", None)  # nothing is loaded
+    assert run(monkeypatch, options) == 2
+    assert "`accelerate launch -m hf_kd_ranking train ...`" in capsys.readouterr().err
+
+
+def test_measures_without_a_cutoff_are_on_the_card(monkeypatch, options):
+    assert run(monkeypatch, options, "--measures", "AP", "SetP", "--loss", "margin_mse:1,mse:0.5") == 0
+    card = (Path(options["--output_dir"]) / "README.md").read_text()
+    assert "| AP | " in card and "| SetP | " in card and "Not evaluated" not in card
 
 
 def test_missing_options_are_named(monkeypatch, capsys, options):

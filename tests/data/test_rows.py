@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.rows import LIST_COLUMNS, PAIR_COLUMNS, as_pairs, write_teacher_scores
+from hf_kd_ranking.data.rows import LIST_COLUMNS, PAIR_COLUMNS, TeacherRows, as_pairs, write_teacher_scores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "teacher_scores.tsv"
 ROW = "1.5\t-2\t7\t12\t3\n"
@@ -224,6 +224,12 @@ def test_table_of_no_layout_is_refused_with_its_columns():
         kd.load_teacher_scores(table)
     assert "has the columns pos_score, neg_score, query_id, pos_id;" in str(error.value)
     assert f"need {', '.join(PAIR_COLUMNS)}, {', '.join(LIST_COLUMNS)}, or margins" in str(error.value)
+
+
+@pytest.mark.parametrize("columns", [PAIRS, MARGINS, TRIPLES], ids=["pairs", "margins", "triples"])
+def test_other_layouts_in_teacher_rows_name_the_function_that_reads_them(columns):
+    with pytest.raises(ValueError, match=r"TeacherRows needs .*, got .*; load_teacher_scores\(dataset\) reads pairs"):
+        TeacherRows(datasets.Dataset.from_dict(columns))
 
 
 def test_table_without_rows_is_refused():

@@ -17,7 +17,7 @@ def test_bm25_searches_the_collection(tmp_path, make_artifact):
     (tmp_path / "collection.tsv").write_text("a\tapple pie\nb\tapple\nc\tbread\n")
     index = make_artifact("index")
     documents = kd.TextStore.from_tsv(tmp_path / "collection.tsv")
-    candidates.index_collection(index.path, SimpleNamespace(documents=documents))
+    candidates.index_collection(index.path, None, SimpleNamespace(documents=documents))
     candidates.search_bm25(tmp_path, index, {"q": "apple", "r": "bread", "s": "zebra"}, 2)
     assert doc_ids(tmp_path) == {"q": ["b", "a"], "r": ["c"]}  # nothing has the word of the last one
 

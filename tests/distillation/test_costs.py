@@ -66,6 +66,11 @@ def test_search_grows_with_queries_and_passages(make_job, monkeypatch):
     assert plan._search_bm25(None, texts, 8)[0] == pytest.approx(len(texts) * (0.05 + 0.0001 * 2_000))
 
 
+def test_training_that_may_stop_early_is_planned(make_job):
+    plan = make_plan(make_job(architectures=["bert_dot"], evaluations=2, patience=1))
+    assert all(cost.seconds > 0 for cost in plan)
+
+
 def test_output_of_another_collection_is_kept(make_job, tmp_path, out):
     Workspace(out).claim({"collection": tmp_path / "collection.tsv", "queries": tmp_path / "queries.tsv"})
     (tmp_path / "collection.tsv").write_text("d0\tapple\n")

@@ -26,6 +26,7 @@ class Hub:
     repositories: dict[str, dict] = field(default_factory=dict)  # id -> {"private", "commits": [{path: bytes}]}
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by sha256
     uploads: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)  # of the commits
     status: dict[str, int] = field(default_factory=dict)  # part of a path -> status of the answer
 
     def files(self, repo_id: str) -> dict[str, bytes]:
@@ -114,7 +115,9 @@ def hub(monkeypatch) -> Iterator[Hub]:
             files = {}
             for line in lines:
                 value = line["value"]
-                if line["key"] == "file":
+                if line["key"] == "header":
+                    state.messages.append(value["summary"])
+                elif line["key"] == "file":
                     files[value["path"]] = b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = state.objects[value["oid"]]

@@ -220,6 +220,18 @@ def test_trainer_publishes_at_the_end(hub, toy, encoder, tmp_path, private_cache
     assert "dice" in files["README.md"].decode() and "| first stage |" in files["README.md"].decode()
 
 
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_options_of_the_trainers_push_work_or_are_refused(hub, model, make_trainer):
+    trainer = make_trainer(model, hub_model_id="me/own", hub_private_repo=True)
+    for options in ({"revision": "draft"}, {"blocking": False}, {"tags": ["x"]}, {"license": "mit"}):
+        with pytest.raises(ValueError, match=r"on the main branch, in the fore|card is written from manifest\.json"):
+            trainer.push_to_hub(**options)
+    assert hub.repositories == {}
+    trainer.push_to_hub(commit_message="First try")
+    assert hub.messages == ["First try"] and hub.repositories["me/own"]["private"]
+    assert {"model.safetensors", "README.md"} <= hub.files("me/own").keys()
+
+
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_model_publishes_itself_with_its_code(hub, model):
     model.push_to_hub("me/model")

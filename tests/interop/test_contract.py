@@ -66,6 +66,10 @@ for one_of_a_kind in ("bert", "xlnet", "gpt2"):
     CELLS += [(one_of_a_kind, "right"), (one_of_a_kind, None)]
 
 
+def rewrite(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 @pytest.fixture(scope="session")
 def save_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
     """save_model(backbone, auto_class, padding, **config): a folder of random weights and a tokenizer.
@@ -86,12 +90,13 @@ def save_model(tokenizer, tmp_path_factory) -> Callable[..., Path]:
                         parameter += torch.randn_like(parameter) / 5
             model.save_pretrained(made[key])
             theirs = copy.deepcopy(tokenizer)
-            theirs.eos_token, theirs.padding_side, theirs.model_max_length = "[SEP]", padding or "right", 24
+            theirs.eos_token, theirs.model_max_length = "[SEP]", 24
             if padding is None:
                 theirs.pad_token = None
             if name not in TOKEN_TYPES:
                 theirs.model_input_names = ["input_ids", "attention_mask"]
             theirs.save_pretrained(made[key])
+            rewrite(made[key] / "tokenizer_config.json", padding_side=padding or "right")
         return made[key]
 
     return save
@@ -105,6 +110,7 @@ def save(save_model, tmp_path) -> Callable[..., Path]:
         backbone = Transformer(str(save_model(name, padding=padding)))
         model = cls(modules=[backbone, *modules], device="cpu", **settings)
         model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+        assert model.tokenizer.padding_side == (padding or "right")
         return tmp_path / "model"
 
     return write
@@ -231,6 +237,22 @@ def test_language_models_with_answers(name, template, padding, save_model, tmp_p
     assert_equal_or_refused(by_ranker, tmp_path, None, "its modules are Transformer, LogitScore")
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_scores_of_a_dense_layer(outputs, save_model, tmp_path):
+    dense = Dense(16, outputs, activation_function=nn.Identity(), module_output_name="scores")
+    modules = [Transformer(str(save_model("qwen3", padding="left"))), Pooling(16, "lasttoken"), dense]
+    save_cross_encoder(tmp_path, modules=modules)
+    reason = None if outputs == 1 else "cannot be a teacher: it has 2 outputs"
+    assert_equal_or_refused(by_teacher, tmp_path, their_predictions(tmp_path), reason)
+    assert_equal_or_refused(by_ranker, tmp_path, None, "its modules are Transformer, Pooling, Dense")
+
+
+def test_instruction_for_a_prompt_of_its_own_is_refused(save_model, tmp_path):
+    save_cross_encoder(tmp_path, str(save_model("bert", AutoModelForSequenceClassification, num_labels=1)))
+    with pytest.raises(InputError, match="has a prompt of its own"):
+        kd.load_teacher(str(tmp_path), instruction="find the moon")
+
+
 def test_template_without_room_for_the_document_is_refused(save_model, tmp_path):
     encoder = Transformer(
         str(save_model("qwen3", AutoModelForCausalLM)),
@@ -283,10 +305,6 @@ def test_modules_and_settings_of_bi_encoders(modules, settings, reason, save):
     wanted = their_similarities(SentenceTransformer, folder)
     assert_equal_or_refused(by_teacher, folder, wanted)
     assert_equal_or_refused(by_ranker, folder, wanted, reason)
-
-
-def rewrite(path: Path, **values) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 # Files of other releases: settings of config_sentence_transformers.json, of sentence_bert_config.json.

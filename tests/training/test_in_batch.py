@@ -135,6 +135,30 @@ def test_in_batch_losses_refuse_students_and_missing_teachers(
         make_trainer(model, parts, loss=loss)
 
 
+@pytest.mark.parametrize("loss", ["info_nce", "margin_mse:1,in_batch_info_nce:0.2"])
+def test_info_nce_over_cosines_needs_a_temperature(encoder, make_trainer, loss):
+    lengths = {"max_query_length": 8, "max_document_length": 16}
+    cosines = kd.BertDot.from_encoder(encoder, normalize=True, **lengths)
+    with pytest.raises(ValueError, match=r"info_nce takes a softmax .* cosines .*info_nce\(temperature=0.05\)"):
+        make_trainer(cosines, loss=loss)
+    make_trainer(cosines, loss=loss.replace("info_nce", "info_nce(temperature=0.05)"))
+    make_trainer(kd.BertDot.from_encoder(encoder, **lengths), loss=loss)
+
+
+@BERT_DOT
+def test_temperature_divides_the_scores_of_all_pairs(model, make_trainer, tokenizer):
+    trainer = make_trainer(model, loss="margin_mse:1,in_batch_info_nce(temperature=4):0.2", max_steps=1)
+    of_query = {query_id: row for row, query_id in enumerate(trainer.train_dataset["query_id"])}
+    chosen = list(of_query.values())[:4]  # of different queries, whose other positives would be left out
+    scores = all_scores(kd.Ranker(model, tokenizer), trainer, chosen)
+    own = torch.tensor([trainer.train_dataset[i]["teacher_scores"] for i in chosen])
+    wanted = LOSSES["margin_mse"].function(scores[:, :2], own) - 0.2 * (scores / 4).log_softmax(1)[:, 0].mean()
+    assert loss_of(trainer, chosen).item() == pytest.approx(wanted.item(), rel=1e-4)
+    trainer.train()
+    line = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert "loss_in_batch_info_nce(temperature=4)" in line
+
+
 def test_rankers_that_encode_documents_separately_can_be_live(model):
     is_joint = model.config.joins_texts or getattr(model.config, "document_position_offset", 0) == "query_length"
     assert can_be_live(model.config) is not is_joint

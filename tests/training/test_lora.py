@@ -81,6 +81,39 @@ def test_the_best_adapters_are_merged(model, make_trainer, tmp_path):
     assert not all(torch.equal(last[name], best[name]) for name in best)
 
 
+@BERT_DOT
+def test_adapters_start_as_the_seed_decides(model, make_trainer):
+    starts = []
+    for seed in (1, 1, 2):
+        torch.rand(len(starts))  # whatever ran before
+        adapted = make_trainer(copy.deepcopy(model), lora_r=2, seed=seed).model
+        starts.append({name: weight for name, weight in adapted.state_dict().items() if "lora_A" in name})
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    assert not any(torch.equal(starts[0][name], starts[2][name]) for name in starts[0])
+
+
+@BERT_DOT
+def test_a_second_training_adapts_the_merged_ranker(model, make_trainer, tmp_path):
+    trainer = make_trainer(model, **SETTINGS)
+    trainer.train()
+    first = copy.deepcopy(trainer.model)
+    trainer.train()
+    assert isinstance(trainer.model, kd.BertDot) and len(changed(trainer.model, first)) > 10
+    wrapped = peft.PeftModel.from_pretrained(first, tmp_path / "out" / "adapter").merge_and_unload()
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(wrapped.state_dict()[name], weight)
+
+
+@BERT_DOT
+def test_merged_adapters_are_evaluated_in_the_precision_of_training(student, make_trainer, toy):
+    rows = kd.load_teacher_scores(toy / "scores.tsv").select(range(20))
+    in_float32 = make_trainer(copy.deepcopy(student), {"eval_dataset": rows}).evaluate()["eval_loss"]
+    trainer = make_trainer(student, {"eval_dataset": rows}, lora_r=2, max_steps=1, learning_rate=0.0, bf16=True)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == before != in_float32
+
+
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_tk_has_no_encoder_to_adapt(model, make_trainer):
     with pytest.raises(ValueError, match=r"lora_r adapts .* a pretrained encoder, and a TK has none"):

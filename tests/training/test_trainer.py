@@ -16,7 +16,6 @@ from torch import Tensor
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.collate import split_batch
-from hf_kd_ranking.data.rows import TeacherRows
 from hf_kd_ranking.losses import LOSSES
 from hf_kd_ranking.training.callbacks import StepStatistics
 
@@ -149,17 +148,6 @@ def test_ranknet_puts_positives_first_without_the_teacher(student, make_trainer)
         assert torch.nn.functional.softplus(-after).mean() < 0.8 * torch.nn.functional.softplus(-before).mean()
         ends.append(after)
     assert torch.allclose(*ends, atol=1e-4)
-
-
-@pytest.fixture
-def uneven(tmp_path) -> TeacherRows:
-    """Lists of 2, 4, 3, 2 and 3 documents."""
-    lists = []
-    for i, length in enumerate((2, 4, 3, 2, 3)):
-        scores = [3.0, float(i), -1.0, -2.0]
-        lists.append({"query_id": 100 + i, "doc_ids": [i, 9, 20, 30 + i][:length], "teacher_scores": scores[:length]})
-    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
-    return kd.load_teacher_scores(tmp_path / "uneven.jsonl")
 
 
 def mean_by_row(errors: Tensor, lengths: Sequence[int]) -> float:

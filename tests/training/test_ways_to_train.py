@@ -12,6 +12,9 @@ from hf_kd_ranking.training.job import TrainingJob
 FIVE = pytest.mark.parametrize("model", ["bert_cat", "bert_dot", "colbert", "prettr", "tk"], indirect=True)
 
 
+BEFORE_AND_AFTER = pytest.mark.parametrize("model", ["bert_cat", "prettr", "tk"], indirect=True)
+
+
 def train(make_trainer, model, **settings) -> list[float]:
     """The losses of three steps from the same start."""
     trainer = make_trainer(copy.deepcopy(model), max_steps=3, optim="sgd", **settings)
@@ -24,6 +27,43 @@ def test_bf16_trains_near_float32_and_not_as_it(student, make_trainer):
     plain, bf16 = train(make_trainer, student), train(make_trainer, student, bf16=True)
     assert bf16 == pytest.approx(plain, rel=0.1)
     assert bf16 != pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@FIVE
+def test_half_precision_checkpoint_trains_in_float32_weights(student, make_trainer, tokenizer, tmp_path, dtype):
+    kd.Ranker(student.to(dtype), tokenizer).save_pretrained(tmp_path / "half")
+    model = kd.load_ranker(tmp_path / "half", dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    start = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(model, max_steps=3, learning_rate=7e-6, bf16=True)
+    trainer.train()
+    moved = total = 0
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype == torch.float32
+        if "word_embeddings" not in name:  # most words are in no row
+            moved += (parameter.detach() != start[name]).sum().item()
+            total += parameter.numel()
+    assert moved > total / 2
+    trainer.save_model()
+    assert kd.load_ranker(tmp_path / "out").dtype == torch.float32
+
+
+@BEFORE_AND_AFTER
+def test_evaluator_measures_in_one_precision_before_and_after(student, make_trainer):
+    seen = []
+
+    def measure(ranker: kd.Ranker) -> dict[str, float]:
+        seen.append(ranker.score(["apple bread", "moon"], ["queen of the river", "fire glass house iron"]).tolist())
+        return {}
+
+    in_float32 = make_trainer(copy.deepcopy(student), {"evaluator": measure})
+    in_float32.evaluate()
+    trainer = make_trainer(student, {"evaluator": measure}, max_steps=1, learning_rate=0.0, bf16=True)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    assert seen[1] == seen[2] != seen[0]
 
 
 @pytest.mark.slow
