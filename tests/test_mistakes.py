@@ -13,7 +13,7 @@ HALF = "\ud83d"  # of a character
 
 @pytest.fixture
 def names(toy, encoder, tokenizer, tmp_path) -> dict:
-    """What the calls below name."""
+    """Return the values that the calls below name."""
     documents = kd.TextStore.from_tsv(toy / "collection.tsv")
     ranker = kd.Ranker(make_model("bert_dot", encoder), tokenizer)
     return {

@@ -1,4 +1,4 @@
-"""What one thread computes, four threads compute: rankers, text stores and indexes are shared."""
+"""Four threads that share rankers, text stores and indexes compute the same as one."""
 
 import random
 

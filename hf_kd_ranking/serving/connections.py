@@ -76,7 +76,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read a part of a request; the time of its head goes on until the head is complete."""
+        """Read a part of a request; the time of its head runs until the head is complete."""
         super().data_received(data)
         self._follow()
 

@@ -51,7 +51,7 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that scores pairs; of several threads that call it, one at a time is served.
+    """A model that scores pairs; if threads call it at the same time, they are served one after the other.
 
     Args:
         name: short name, for file names and cards.

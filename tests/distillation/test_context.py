@@ -1,4 +1,4 @@
-"""What is checked before any work, and what a job's queries and labels allow."""
+"""Bad jobs are refused before any work; queries and labels decide what a job can do."""
 
 import dataclasses
 from types import SimpleNamespace

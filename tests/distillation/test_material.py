@@ -15,7 +15,7 @@ from hf_kd_ranking.distillation.work import Workspace
 
 
 def prepared(job: kd.DistillJob) -> Material:
-    """What a job without trained teachers prepares."""
+    """Prepare the material of a job without trained teachers."""
     return prepare(Workspace(Path(job.output)), Context(job), train_teacher=None)
 
 

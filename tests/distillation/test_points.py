@@ -1,4 +1,4 @@
-"""What a choice is made from: values on dev, latencies, weights, depths, seeds."""
+"""A choice is made from values on dev, latencies, weights, depths and seeds."""
 
 import json
 from types import SimpleNamespace

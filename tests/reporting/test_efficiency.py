@@ -94,7 +94,7 @@ def test_efficiency_times_each_query_with_its_own_candidates_at_each_depth(ranke
 
 
 class Graph:
-    """What an exported ranker has: `score` only."""
+    """A ranker with `score` only, as an exported one."""
 
     def score(self, queries: list[str], documents: list[str]) -> np.ndarray:
         return np.array([len(query) + len(document) for query, document in zip(queries, documents, strict=True)])

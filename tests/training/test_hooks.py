@@ -183,7 +183,7 @@ def logged(trainer: kd.RankingTrainer, name: str) -> list[float]:
 @pytest.mark.parametrize("settings", [{}, {"lora_r": 2}], ids=["whole", "lora"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_search_over_hyperparameters_makes_every_student_anew(make_trainer, encoder, toy, monkeypatch, settings):
-    """With a backend that tries what it is told, because none of transformers' is installed."""
+    """The backend tries given values, because none of transformers' own is installed."""
     if settings:
         pytest.importorskip("peft")
     trials = [
