@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from .errors import InputError
 from .inference import encode_texts, score_pairs
-from .models import RankerModel, RankingProcessor, load_ranker, read_word_vectors
+from .models import RankerConfig, RankerModel, RankingProcessor, load_ranker, read_word_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ class Ranker:
         is_distributed: bool = False,
         truncation: bool = True,
     ) -> None:
-        if not isinstance(model, RankerModel) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        is_ranker = isinstance(getattr(model, "config", None), RankerConfig)  # perhaps with adapters around it
+        if not is_ranker or not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"A ranker is a model and its tokenizer, got {type(model)} and {type(tokenizer)}.")
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise InputError(f"batch_size is an integer from 1, got {batch_size!r}.")

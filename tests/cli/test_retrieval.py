@@ -76,7 +76,7 @@ def test_bad_input_of_index_and_search_is_one_line(call, paths, toy, tmp_path):
         (f"{search}/run.trec", "--candidates"),
         (f"{search}/run.trec --index {tmp_path}/none --candidates {toy}/candidates.trec", "does not exist"),
         (f"{search}/run.trec --candidates {toy}/candidates.trec --exact", "--candidates are re-ranked"),
-        (f"{search}/run.trec --candidates {tmp_path}/other.trec", "1 of 1 ids are not among the"),
+        (f"{search}/run.trec --candidates {tmp_path}/other.trec", "Query 'nobody' of the candidates has no text"),
         (f"{index} --overwrite --factory Flat", "--factory is for a ranker with one vector per text"),
         (f"{index} --overwrite --centroids 0", "--centroids is for a ranker that compares by MaxSim"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),

@@ -284,8 +284,8 @@ def test_report_refuses_or_leaves_out_missing_queries(tmp_path):
         ({}, {"measures": ["nDC@10"]}, "Unknown measure"),
         ({}, {"plot": "plot.pdf"}, r"\.png or \.svg, got 'plot\.pdf'"),
         ({"efficiency.json": None}, {"plot": "plot.png"}, r"needs latencies of the runs, in .*efficiency\.json"),
-        ({"efficiency.json": "{"}, {}, r"efficiency\.json is not valid JSON"),
-        ({"efficiency.json": "[]"}, {}, r"efficiency\.json must be a JSON object in which 'rankers' is a dict"),
+        ({"efficiency.json": "{"}, {}, r"efficiency\.json is damaged: it is not valid JSON"),
+        ({"efficiency.json": "[]"}, {}, r"efficiency\.json is damaged: it must hold a JSON object, got '\[\]'"),
         ({"efficiency.json": '{"rankers": {"best": {}}}'}, {}, "ranker 'best' needs total_ms with p50 and p95"),
         ({"efficiency.json": '{"rankers": {}, "protocol": 1}'}, {}, "'protocol' must be an object"),
         (
