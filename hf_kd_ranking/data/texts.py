@@ -125,7 +125,10 @@ class TextStore(IdIndex):
         Raises:
             FileExistsError: if the folder contains a store of other texts, or something else.
             InputError: if a column or a value is missing, or an id appears twice with different texts.
+            TypeError: if it is not a data set.
         """
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError(f"Needed a datasets.Dataset, got {type(dataset).__name__}; Dataset.from_list makes one.")
         missing = {id_column, text_column} - set(dataset.column_names)
         if missing:
             raise InputError(

@@ -122,6 +122,10 @@ class RankerConfig(PreTrainedConfig):
         for name in ("max_query_length", "max_document_length"):
             if getattr(self, name) < 3:
                 raise InputError(f"{name} must be at least 3 ([CLS], one token, [SEP]), got {getattr(self, name)}.")
+        for name, least in (("query_augmentation", 0), ("compression_dim", 1)):
+            size = getattr(self, name, None)
+            if size is not None and size < least:
+                raise InputError(f"{name} must be at least {least}, got {size}.")
         for name, length in self.sequence_lengths().items():
             if self.max_positions is not None and length > self.max_positions:
                 raise InputError(
@@ -189,9 +193,15 @@ class RankerModel(PreTrainedModel):
 
         Raises:
             InputError: if the sides do not belong together, or a text is longer than the model's positions.
+            TypeError: if a side is not a tokenizer's output.
         """
         if query is None and document is None:
             raise InputError("Needed query=, document= or both (tokenizer outputs), got neither.")
+        for side in (query, document):
+            if side is not None and not isinstance(side, Mapping):
+                raise TypeError(
+                    f"Needed a tokenizer's output with input_ids, got {type(side).__name__}; kd.Ranker takes texts."
+                )
         query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None and document is not None:
             _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
@@ -263,6 +273,8 @@ class RankerModel(PreTrainedModel):
             FileNotFoundError: if the weights do not exist.
         """
         returns_info = kwargs.pop("output_loading_info", False)
+        if name_or_path is None and "config" not in kwargs:
+            raise TypeError("A model is a folder or a name on the Hub, got None.")
         source = str(name_or_path or kwargs["config"].name_or_path)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
         with clear_errors(source):

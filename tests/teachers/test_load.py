@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from hf_kd_ranking.teachers.load import (
     YES_NO_BODY,
     YES_NO_PREFIX,
     YES_NO_SUFFIX,
+    Teacher,
     load_teacher,
 )
 
@@ -431,3 +433,26 @@ def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, mon
     teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
     documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
     check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])
+
+
+def test_second_call_waits_until_the_first_has_ended():
+    entered, leave, order = threading.Event(), threading.Event(), []
+
+    def score(queries, documents):
+        order.append(f"{queries[0]} begins")
+        entered.set()
+        leave.wait(60)
+        order.append(f"{queries[0]} ends")
+        return np.zeros(1, np.float32)
+
+    teacher = Teacher("slow", score, "fingerprint")
+    calls = [threading.Thread(target=teacher.score, args=([name], ["a"])) for name in ("first", "second")]
+    calls[0].start()
+    assert entered.wait(60)
+    entered.clear()
+    calls[1].start()
+    assert not entered.wait(0.2)
+    leave.set()
+    for call in calls:
+        call.join(60)
+    assert order == ["first begins", "first ends", "second begins", "second ends"]
