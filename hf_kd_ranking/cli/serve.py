@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # its libraries are those of the extras
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1"]
+SERVER = {"limit_concurrency": 100, "timeout_keep_alive": 5, "proxy_headers": False, "server_header": False}
 DEPTH = 100
 FUSED = 0.5  # weight of BM25's scores
 
@@ -85,10 +86,8 @@ def serve(
     app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])
     address = f"http://{host}:{listener.getsockname()[1]}"
     options.print_result({"address": address, "documents": count, "stop": "Ctrl-C"}, as_json)
-    settings = {"http": ProxiedProtocol if proxy else LimitedProtocol, "limit_concurrency": 100}
-    settings |= {"timeout_keep_alive": 5, "proxy_headers": False, "server_header": False}
-    config = uvicorn.Config(app, log_level="warning", **settings)
-    uvicorn.Server(config).run(sockets=[listener])
+    protocol = ProxiedProtocol if proxy else LimitedProtocol
+    uvicorn.Server(uvicorn.Config(app, http=protocol, log_level="warning", **SERVER)).run(sockets=[listener])
 
 
 def _check_source(pipeline: Path | None, parts: Mapping[str, Any]) -> None:

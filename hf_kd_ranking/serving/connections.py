@@ -98,7 +98,7 @@ class LimitedProtocol(H11Protocol):
 
 
 class ProxiedProtocol(LimitedProtocol):
-    """The same behind a proxy, from which all connections come."""
+    """The same for a server with a proxy, from which all connections come."""
 
     per_client = IN_ALL
 
