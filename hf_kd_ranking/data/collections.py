@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
-from ..artifacts import CACHE_VERSION, cache_folder
 from ..errors import InputError
+from .caches import CACHE_VERSION, cache_folder
 from .runs import Run, read_qrels, read_run
 from .texts import TextStore, titled
 

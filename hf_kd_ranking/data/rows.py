@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from ..artifacts import building, cache_folder, existing_file, writing
+from ..artifacts import building, existing_file, writing
 from ..errors import InputError
+from .caches import cache_folder
 from .tables import (
     is_plain_integer,
     json_id,

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..artifacts import building, cache_folder, existing_file, file_digest, read_json, write_json
+from ..artifacts import building, existing_file, file_digest, read_json, write_json
 from ..errors import InputError
+from .caches import cache_folder
 from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, take_strings, write_strings
 from .tables import json_id, read_jsonl, read_tsv
 

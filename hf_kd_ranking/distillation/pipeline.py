@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,18 @@ def train_all(work: Workspace, context: Context, data: Material, rows: Rows, is_
     Students with a teacher are compared with those without; those of the second round with those of the first.
     """
     wanted, labels, controls = {}, {}, {}
+    conditions = [condition for condition in context.job.conditions if condition in rows]
     for architecture in context.job.architectures:
-        for label, layers in kept_layers(context.job, architecture).items():
-            for condition in context.job.conditions:
-                if condition not in rows:
-                    continue
-                name, control = f"{label} {condition}", None
-                if is_second:
-                    name, control = f"{name} round 2", name
-                elif condition != NO_TEACHER:
-                    control = f"{label} {NO_TEACHER}"
-                recipe = Recipe.of_job(context.job, architecture, condition, context.live_teacher, layers)
-                wanted[name] = (recipe, rows[condition])
-                labels[name], controls[name] = label, control
+        kept = kept_layers(context.job, architecture).items()
+        for (label, layers), condition in product(kept, conditions):
+            name, control = f"{label} {condition}", None
+            if is_second:
+                name, control = f"{name} round 2", name
+            elif condition != NO_TEACHER:
+                control = f"{label} {NO_TEACHER}"
+            recipe = Recipe.of_job(context.job, architecture, condition, context.live_teacher, layers)
+            wanted[name] = (recipe, rows[condition])
+            labels[name], controls[name] = label, control
     trained = train(work, context, data, "students", wanted, context.job.seeds)
     return [System(name, tuple(trained[name]), labels[name], control=controls[name]) for name in wanted]
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +268,12 @@ def find_points(
         if settings["fusion"]:
             fitted = max(WEIGHTS, key=lambda weight: value(fused(max(depths), weight)))
             weights.append(fitted)
-        for depth in depths:
-            for weight in weights:
-                latency = _latency(timed, system.name, depth)
-                if settings["purpose"] == RERANK or weight > 0:
-                    latency += _search_latency(timed, first_stage)
-                dev = value(fused(depth, weight))
-                of_system = (system.name, seed, depth, weight, system.precision)
-                points.append(Point(first_stage, *of_system, dev, latency))
+        for depth, weight in product(depths, weights):
+            latency = _latency(timed, system.name, depth)
+            if settings["purpose"] == RERANK or weight > 0:
+                latency += _search_latency(timed, first_stage)
+            dev = value(fused(depth, weight))
+            points.append(Point(first_stage, system.name, seed, depth, weight, system.precision, dev, latency))
     content = {"points": [asdict(point) for point in points], "seeds": by_seed}
     write_json(folder / "points.json", content)
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
@@ -173,19 +173,11 @@ class Workspace:
 def _run_in_parallel(work: Workspace, steps: Mapping[str, tuple], parallel: int) -> None:
     """Run steps in processes of their own, each on a GPU of its own, or with its share of the CPU's threads."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = devices.split(",") if devices else list(map(str, range(torch.cuda.device_count())))
     threads = max(torch.get_num_threads() // parallel, 1)
-    pending, running, done = list(steps.items()), set(), set()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, spawn, _begin_child, (threads,)) as pool:
         try:
-            while (pending or running) and not any(future.exception() for future in done):
-                while pending and len(running) < parallel:
-                    if len(gpus) > 1:  # the process that this call starts reads it
-                        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[len(running) % len(gpus)]
-                    name, step = pending.pop(0)
-                    running.add(pool.submit(work.step, name, *step))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+            done = _submit(pool, work, steps, parallel)
         except BaseException:  # SIGTERM or Ctrl-C: trainings save a checkpoint
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -196,6 +188,21 @@ def _run_in_parallel(work: Workspace, steps: Mapping[str, tuple], parallel: int)
                 os.environ["CUDA_VISIBLE_DEVICES"] = devices
     for future in done:
         future.result()
+
+
+def _submit(pool: ProcessPoolExecutor, work: Workspace, steps: Mapping[str, tuple], parallel: int) -> set[Future]:
+    """Submit steps, each once a process is free for it, until all have ended or one has failed; return those."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = devices.split(",") if devices else list(map(str, range(torch.cuda.device_count())))
+    pending, running, done = list(steps.items()), set(), set()
+    while (pending or running) and not any(future.exception() for future in done):
+        while pending and len(running) < parallel:
+            if len(gpus) > 1:  # the process that this call starts reads it
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpus[len(running) % len(gpus)]
+            name, step = pending.pop(0)
+            running.add(pool.submit(work.step, name, *step))
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+    return done
 
 
 def _begin_child(threads: int) -> None:

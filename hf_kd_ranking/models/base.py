@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -346,9 +347,7 @@ def clear_errors(source: str) -> Iterator[None]:
         ) from error
     except FILE_ERRORS as error:
         raise InputError(f"{source}: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # not imported: this file also runs as remote code
-            raise
+    except SafetensorError as error:
         raise InputError(f"The weights of {source} are damaged: {str(error).strip()}.") from error
 
 

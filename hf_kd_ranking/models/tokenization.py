@@ -128,8 +128,7 @@ class RankingProcessor:
                 return self.tokenizer(*texts, **settings)
             except TypeError:
                 for side in texts:
-                    for text in [side] if isinstance(side, str) else side:
-                        _check_characters(text)
+                    _check_characters(side)
                 raise
 
     def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
@@ -153,11 +152,13 @@ class RankingProcessor:
         return tokens
 
 
-def _check_characters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"The text {text[:60]!a} has half of a surrogate pair at character {error.start}.") from None
+def _check_characters(texts: str | Sequence[str]) -> None:
+    for text in [texts] if isinstance(texts, str) else texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            place = f"character {error.start}"
+            raise InputError(f"The text {text[:60]!a} has half of a surrogate pair at {place}.") from None
 
 
 def _prefixed(prefix: str, texts: Sequence[str]) -> list[str]:
