@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -195,12 +196,17 @@ def _submit(pool: ProcessPoolExecutor, work: Workspace, steps: Mapping[str, tupl
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = devices.split(",") if devices else list(map(str, range(torch.cuda.device_count())))
     pending, running, done = list(steps.items()), set(), set()
+    used: dict[Future, str] = {}
     while (pending or running) and not any(future.exception() for future in done):
         while pending and len(running) < parallel:
+            counts = Counter(used[future] for future in running)
+            gpu = min(gpus, key=lambda name: counts[name], default="")
             if len(gpus) > 1:  # the process that this call starts reads it
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpus[len(running) % len(gpus)]
+                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             name, step = pending.pop(0)
-            running.add(pool.submit(work.step, name, *step))
+            future = pool.submit(work.step, name, *step)
+            used[future] = gpu
+            running.add(future)
         done, running = wait(running, return_when=FIRST_COMPLETED)
     return done
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,3 +192,22 @@ def test_signal_that_python_discards_ends_the_job_at_the_next_step(work, number,
     assert made == ["first"]
     assert signal.getsignal(number) is previous
     work.step("second", make, "second")
+
+
+def test_free_gpu_gets_the_next_step(work, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    futures, used = [], []
+
+    def submit(*_):
+        used.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        futures.append(Future())
+        if len(futures) == 2:
+            futures[0].set_result(None)
+        if len(futures) == 3:
+            futures[1].set_result(None)
+            futures[2].set_result(None)
+        return futures[-1]
+
+    steps = {name: (print,) for name in "abc"}
+    work_module._submit(SimpleNamespace(submit=submit), work, steps, parallel=2)
+    assert used == ["4", "7", "4"]
