@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import sentence_transformers as st
+from recipes_data import TRAINING  # beside this script
 from sentence_transformers.cross_encoder.losses import MarginMSELoss as CrossEncoderLoss
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMarginMSELoss
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss
@@ -52,20 +53,13 @@ PEERS = {
         CrossEncoderLoss,
     ),
 }
-SETTINGS = {
+SETTINGS = TRAINING | {
     "learning_rate": 1.5e-4,
     "num_train_epochs": 1,
     "per_device_train_batch_size": 32,
-    "weight_decay": 0.01,
-    "warmup_steps": 0.1,
-    "bf16": True,
-    "use_cpu": True,
-    "dataloader_pin_memory": False,
-    "save_strategy": "no",
-    "report_to": [],
-    "disable_tqdm": True,
     "seed": 42,
 }
+del SETTINGS["overwrite"]  # sentence-transformers has no such option
 
 
 def main() -> None:

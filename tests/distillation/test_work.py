@@ -208,6 +208,6 @@ def test_free_gpu_gets_the_next_step(work, monkeypatch):
             futures[2].set_result(None)
         return futures[-1]
 
-    steps = {name: (print,) for name in "abc"}
+    steps = dict.fromkeys("abc", (print,))
     work_module._submit(SimpleNamespace(submit=submit), work, steps, parallel=2)
     assert used == ["4", "7", "4"]
