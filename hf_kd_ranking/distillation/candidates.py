@@ -38,28 +38,43 @@ def index_collection(folder: Path, language: str | None, context: Context) -> No
     BM25Index.build(context.documents, language=language).save(folder / "index", overwrite=True)
 
 
-def search_bm25(folder: Path, index: Artifact, texts: Mapping[str, str], k: int) -> None:
+def search_bm25(folder: Path, index: Artifact, texts: Mapping[str, str], k: int, exclude_same_id: bool) -> None:
     """Search for queries with BM25."""
-    write_run(BM25Index.open(index.path / "index").search(texts, k), folder / "run.trec", tag="BM25")
+    run = search(BM25Index.open(index.path / "index"), texts, k, exclude_same_id)
+    write_run(run, folder / "run.trec", tag="BM25")
 
 
-def select_candidates(folder: Path, run: Path, query_ids: Sequence[str], k: int) -> None:
+def search(index: Index, texts: Mapping[str, str], k: int, exclude_same_id: bool) -> Run:
+    """Return the k best documents of each query, without the one that has its id if that is to be left out."""
+    if not exclude_same_id:
+        return index.search(texts, k)
+    return index.search(texts, k + 1).without_same_ids().top(k)
+
+
+def select_candidates(folder: Path, run: Path, query_ids: Sequence[str], k: int, exclude_same_id: bool) -> None:
     """Take the candidates of the user's engine; a training query without any has none."""
     given = read_run(run)
+    if exclude_same_id:
+        given = given.without_same_ids()
     selected = Run((query_id, given[query_id][:k]) for query_id in query_ids if query_id in given)
     write_run(selected, folder / "run.trec", tag="candidates")
 
 
 @shared
 def search_vectors(
-    folder: Path, model: str | Path | Artifact, texts: Mapping[str, str], k: int, context: Context
+    folder: Path,
+    model: str | Path | Artifact,
+    texts: Mapping[str, str],
+    k: int,
+    exclude_same_id: bool,
+    context: Context,
 ) -> None:
     """Search the whole collection with a ranker whose vectors are encoded into the folder, which keeps them."""
     path = model.path / "ranker" if isinstance(model, Artifact) else model
     ranker = Ranker.from_pretrained(path, device=context.device)  # the store shares its work by itself
     index = encode_collection(folder, ranker, context.documents)
     if context.is_main_process:
-        write_run(index.search(texts, k), folder / "run.trec", tag="dense")
+        write_run(search(index, texts, k, exclude_same_id), folder / "run.trec", tag="dense")
 
 
 def mix_candidates(

@@ -142,7 +142,7 @@ class Plan(Workspace):
         probe = self._probe("bm25", _probe_bm25)
         return probe.indexing * self._passages, 1_000 * self._passages, BM25_BYTES * self._passages
 
-    def _search_bm25(self, index: Artifact, texts: Mapping, k: int) -> Estimate:
+    def _search_bm25(self, index: Artifact, texts: Mapping, k: int, exclude_same_id: bool) -> Estimate:
         probe = self._probe("bm25", _probe_bm25)
         seconds = len(texts) * (probe.query + probe.comparison * self._passages)
         return seconds, len(texts) * k * LINE_BYTES, 1_000 * self._passages
@@ -183,7 +183,9 @@ class Plan(Workspace):
     def _rank_candidates(self, student: Student, precision: str, candidates: Artifact, *inputs: Any) -> Estimate:
         return self._rank(student.recipe, len(self._context.splits[candidates.path.name]) * self._job.k)
 
-    def _search_vectors(self, model: Artifact | Path, texts: Mapping, k: int, context: Context) -> Estimate:
+    def _search_vectors(
+        self, model: Artifact | Path, texts: Mapping, k: int, exclude_same_id: bool, context: Context
+    ) -> Estimate:
         seconds = self._encode_by_student()[0]
         if isinstance(model, Path):
             seconds = self._passages * self._probe(f"teacher {model}", _probe_teacher, str(model))

@@ -71,6 +71,9 @@ class DistillJob:
     candidates: str | None = HfArg(
         default=None, help="Candidates of your own search engine, a TREC run of all queries, in place of BM25's."
     )
+    exclude_same_id: bool = HfArg(
+        default=False, help="Leave out the document with the id of its query (ArguAna, Quora)."
+    )
     sources: list[str] = HfArg(
         default_factory=list,
         help="Sources of training candidates with shares that sum up to 1, such as bm25:0.5 dense:0.5: bm25, "

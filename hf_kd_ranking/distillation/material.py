@@ -59,11 +59,11 @@ def find_candidates(work: Workspace, context: Context, data: Material) -> None:
     job = context.job
     for split in SPLITS[1:] if job.scores else SPLITS:
         k = job.candidate_depth if split == "train" else job.k
-        inputs = (data.index, context.texts(split), k)
+        inputs = (data.index, context.texts(split), k, job.exclude_same_id)
         data.bm25[split] = work.step(f"bm25_search/{split}", candidates.search_bm25, *inputs)
         data.candidates[split] = data.bm25[split]
         if job.candidates is not None:
-            inputs = (Path(job.candidates), context.splits[split], k)
+            inputs = (Path(job.candidates), context.splits[split], k, job.exclude_same_id)
             given = work.step(f"given_candidates/{split}", candidates.select_candidates, *inputs)
             data.candidates[split] = given
     if context.is_judged:
@@ -73,7 +73,8 @@ def find_candidates(work: Workspace, context: Context, data: Material) -> None:
     if "train" in data.candidates:
         sources = {BM25: data.bm25["train"], "candidates": data.candidates["train"]}
         if "dense" in job.shares:
-            inputs = (Path(context.dense_model), context.texts("train"), job.candidate_depth, context)
+            depth = job.candidate_depth
+            inputs = (Path(context.dense_model), context.texts("train"), depth, job.exclude_same_id, context)
             sources["dense"] = work.step("dense_search", candidates.search_vectors, *inputs)
         chosen = {name: sources[name] for name in job.shares}
         data.candidates["train"] = mix(work, context, "candidates/train", chosen, job.shares)

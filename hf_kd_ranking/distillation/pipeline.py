@@ -98,7 +98,7 @@ def train_again(work: Workspace, context: Context, data: Material, systems: list
         if recipe.condition == TEACHER and can_search(recipe.architecture):
             miners.append(system.students[0].training)
     miner = work.step("round_2/miner", choose_rate, miners, [0.0] * len(miners), job.measure)
-    inputs = (miner, context.texts("train"), job.candidate_depth, context)
+    inputs = (miner, context.texts("train"), job.candidate_depth, job.exclude_same_id, context)
     sources = {"first": data.candidates["train"]}
     sources["mined"] = work.step("round_2/search", candidates.search_vectors, *inputs)
     mixed = mix(work, context, "round_2/candidates", sources, {"first": 0.5, "mined": 0.5})
@@ -135,7 +135,8 @@ def rank(work: Workspace, context: Context, data: Material, system: System) -> d
         name = system.name if seed == 0 else f"{system.name} seed {seed}"
         if job.purpose == SEARCH:
             texts = context.texts("dev") | context.texts("test")
-            found = work.step(f"search/{name}", candidates.search_vectors, student.training, texts, job.k, context)
+            inputs = (student.training, texts, job.k, job.exclude_same_id, context)
+            found = work.step(f"search/{name}", candidates.search_vectors, *inputs)
             rankings["dev"].append(found)
             rankings["test"].append(found)
             continue

@@ -18,14 +18,19 @@ def test_bm25_searches_the_collection(tmp_path, make_artifact):
     index = make_artifact("index")
     documents = kd.TextStore.from_tsv(tmp_path / "collection.tsv")
     candidates.index_collection(index.path, None, SimpleNamespace(documents=documents))
-    candidates.search_bm25(tmp_path, index, {"q": "apple", "r": "bread", "s": "zebra"}, 2)
+    candidates.search_bm25(tmp_path, index, {"q": "apple", "r": "bread", "s": "zebra"}, 2, False)
     assert doc_ids(tmp_path) == {"q": ["b", "a"], "r": ["c"]}  # nothing has the word of the last one
+    candidates.search_bm25(tmp_path, index, {"b": "apple"}, 1, True)
+    assert doc_ids(tmp_path) == {"b": ["a"]}
 
 
 def test_own_run_gives_the_first_k_of_the_queries_of_a_split(tmp_path):
     kd.write_run({q: [("a", 3.0), ("b", 2.0), ("c", 1.0)] for q in "qrs"}, tmp_path / "mine.trec")
-    candidates.select_candidates(tmp_path, tmp_path / "mine.trec", ["r", "q", "missing"], 2)
+    candidates.select_candidates(tmp_path, tmp_path / "mine.trec", ["r", "q", "missing"], 2, False)
     assert doc_ids(tmp_path) == {"r": ["a", "b"], "q": ["a", "b"]}
+    kd.write_run({"a": [("a", 3.0), ("b", 2.0), ("c", 1.0)]}, tmp_path / "mine.trec")
+    candidates.select_candidates(tmp_path, tmp_path / "mine.trec", ["a"], 2, True)
+    assert doc_ids(tmp_path) == {"a": ["b", "c"]}
 
 
 def test_sources_give_their_shares_and_positives_are_added(tmp_path, make_artifact):
@@ -50,13 +55,15 @@ def test_vectors_find_what_the_ranker_scores_highest(tmp_path, make_artifact, en
     found = make_artifact("found")
     context = SimpleNamespace(device="cpu", documents=stores[1], is_main_process=True)
     text = stores[0]["q5"]
-    candidates.search_vectors(found.path, tmp_path / "model", {"q5": text}, 3, context)
+    candidates.search_vectors(found.path, tmp_path / "model", {"q5": text}, 3, False, context)
     every = [f"d{i}" for i in range(60)]
     scores = dict(zip(every, ranker.score([text] * 60, stores[1][every]).tolist(), strict=True))
     best = sorted(every, key=scores.get, reverse=True)[:3]
     assert doc_ids(found.path)["q5"] == best
     assert dict(ranking(found)["q5"]) == pytest.approx({doc_id: scores[doc_id] for doc_id in best}, abs=1e-3)
     assert (found.path / "vectors").is_dir()
+    candidates.search_vectors(found.path, tmp_path / "model", {best[0]: text}, 2, True, context)
+    assert doc_ids(found.path) == {best[0]: best[1:]}
 
 
 def test_best_candidates_of_a_teacher_count_as_relevant(tmp_path, make_artifact):

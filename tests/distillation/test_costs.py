@@ -59,11 +59,11 @@ def test_search_grows_with_queries_and_passages(make_job, monkeypatch):
     plan = Plan(context)
     plan._passages = 1_000
     texts = context.texts("train")
-    build, search = plan._index_collection(None, context), plan._search_bm25(None, texts, 8)
+    build, search = plan._index_collection(None, context), plan._search_bm25(None, texts, 8, False)
     assert build == (pytest.approx(1.0), 1_000_000, BM25_BYTES * 1_000)
     assert search[0] == pytest.approx(len(texts) * (0.05 + 0.0001 * 1_000))
     plan._passages = 2_000
-    assert plan._search_bm25(None, texts, 8)[0] == pytest.approx(len(texts) * (0.05 + 0.0001 * 2_000))
+    assert plan._search_bm25(None, texts, 8, False)[0] == pytest.approx(len(texts) * (0.05 + 0.0001 * 2_000))
 
 
 def test_training_that_may_stop_early_is_planned(make_job):
