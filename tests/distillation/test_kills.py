@@ -55,16 +55,18 @@ def test_job_killed_five_times_ends_as_undisturbed(make_job, launch, tmp_path):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_terminated_job_says_how_it_resumes(make_job, launch, out):
+def test_terminated_job_says_how_it_resumes(make_job, launch, out, tmp_path):
+    # Each signal comes into a folder of its own: what an earlier process left says nothing about the next one.
+    interrupted = tmp_path / "interrupted"
+    process = launch(make_job(**ONE, epochs=400, output=str(interrupted)))
+    wait_for(process, interrupted / "bm25")
+    status, errors = stop(process, signal.SIGINT)
+    assert (status, "interrupted; the same command resumes" in errors) == (130, True)
     job = make_job(**ONE, epochs=400)
     process = launch(job)
     wait_for(process, out / "bm25")
     status, errors = stop(process, signal.SIGTERM)
     assert (status, "Stopped by SIGTERM; the same command resumes" in errors) == (1, True)
-    process = launch(job)
-    wait_for(process, out / "judgments/dev")
-    status, errors = stop(process, signal.SIGINT)
-    assert (status, "interrupted; the same command resumes" in errors) == (130, True)
     process = launch(job)
     training = out / "students/bert_dot teacher/rate-0.001/ranker"
     wait_for(process, training)
