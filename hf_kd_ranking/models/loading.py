@@ -13,6 +13,7 @@ from .colbert import ColBERT
 from .errors import InputError
 from .foreign import is_foreign_ranker, load_foreign
 from .prettr import PreTTR
+from .splade import Splade
 from .tk import TK, TRAINING_CONFIG
 
 ARCHITECTURES: dict[str, type[RankerModel]] = {}
@@ -44,6 +45,7 @@ register_ranker("bert_cat", BertCat)
 register_ranker("bert_dot", BertDot)
 register_ranker("colbert", ColBERT)
 register_ranker("prettr", PreTTR)
+register_ranker("splade", Splade)
 register_ranker("tk", TK)
 
 
