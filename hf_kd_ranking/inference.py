@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
+from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -76,14 +77,15 @@ def encode_texts(
     batch_size: int = 64,
     is_distributed: bool = False,
     description: str = "Encoding",
-) -> np.ndarray | list[np.ndarray]:
+) -> np.ndarray | csr_array | list[np.ndarray]:
     """Encode texts in the order given.
 
     Args:
         side: "query" or "document".
 
     Returns:
-        (N, D) float32; with one vector per token, a list of one (L, D) per text without its padding.
+        (N, D) float32, sparse if the ranker's vectors are; with one vector per token, a list of one (L, D) per text
+        without its padding.
 
     Raises:
         InputError: if the ranker's documents cannot be encoded without their query.
@@ -93,10 +95,12 @@ def encode_texts(
     if model.config.vectors_per_text == "none":
         raise InputError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
 
-    def encode_block(start: int, stop: int) -> list[np.ndarray]:
+    def encode_block(start: int, stop: int) -> list[np.ndarray] | list[csr_array]:
         return _encode(model, processor, side, texts[start:stop], batch_size)
 
     vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
+    if model.config.vectors_per_text == "sparse":
+        return vstack(vectors, format="csr")
     return vectors if model.config.vectors_per_text == "per_token" else np.stack(vectors)
 
 
@@ -119,7 +123,10 @@ def _check_texts(texts: Sequence[str], what: str) -> None:
 
 
 def score_stored(
-    model: RankerModel, query: np.ndarray, documents: np.ndarray | Sequence[np.ndarray], batch_size: int = 64
+    model: RankerModel,
+    query: np.ndarray | csr_array,
+    documents: np.ndarray | csr_array | Sequence[np.ndarray],
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
 
@@ -128,6 +135,8 @@ def score_stored(
         documents: (N, D), which are scored at once, or N of (Ld, D).
         batch_size: documents per forward pass; those of similar length share one.
     """
+    if issparse(documents):  # their similarity is the dot product
+        return (documents @ query).toarray()
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
         if query_mask is None:
@@ -234,13 +243,18 @@ def _score_separately(
 
 def _encode(
     model: RankerModel, processor: RankingProcessor, side: str, texts: Sequence[str], batch_size: int
-) -> list[np.ndarray]:
-    """Return the vector of each text, (D,), or those of its tokens, (L, D)."""
+) -> list[np.ndarray] | list[csr_array]:
+    """Return the vector of each text, (D,) or sparse (1, D), or those of its tokens, (L, D)."""
     tokens = processor.queries(texts) if side == "query" else processor.documents(texts)
-    results: list[np.ndarray] = [None] * len(texts)
+    results: list = [None] * len(texts)
     for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
         output = model(**{side: batch})
         vectors, mask = output[f"{side}_vectors"].float().cpu(), output.get(f"{side}_mask")
+        if model.config.vectors_per_text == "sparse":
+            matrix = csr_array(vectors.numpy())
+            for place, row in enumerate(rows):
+                results[row] = matrix[[place]]
+            continue
         for place, row in enumerate(rows):
             text_vectors = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
             results[row] = text_vectors.numpy()
@@ -266,8 +280,12 @@ def _padded(
     return {name: tensor.to(device) for name, tensor in processor.pad(chosen).items()}
 
 
-def _stacked(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _stacked(
+    vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
     """Stack the vectors of texts as one tensor, (N, D) or padded (N, L, D), and return the mask of the tokens."""
+    if issparse(vectors[0]):
+        return torch.from_numpy(vstack(vectors).toarray()).to(device), None
     tensors = [torch.from_numpy(vector) for vector in vectors]
     if tensors[0].dim() == 1:
         return torch.stack(tensors).to(device), None

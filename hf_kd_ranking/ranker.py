@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -97,11 +98,11 @@ class Ranker:
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode queries, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "query", texts, self.batch_size, self.is_distributed)
 
-    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
 

@@ -1,10 +1,11 @@
 """SPLADE: a text is a sparse vector of weights over the vocabulary; the score is the dot product.
 
-A weight is log(1 + ReLU(logit)), the logit of a word the largest over the text's tokens. Logits come from a head on the
-encoder's states whose decoder is the table of input embeddings, as in masked language models. Sources: Formal et al.
-2021, SPLADE v2, https://arxiv.org/abs/2109.10086; weights of a text's own tokens only: Lin and Ma 2021, uniCOIL,
-https://arxiv.org/abs/2106.14807; queries without an encoder: Lassance and Clinchant 2022,
-https://arxiv.org/abs/2207.03834.
+A weight is log(1 + ReLU(logit)), the logit of a word the largest over the text's tokens. Logits come from a head on
+the encoder's states whose decoder is the table of input embeddings, as in masked language models.
+
+Sources: Formal et al. 2021, SPLADE v2, https://arxiv.org/abs/2109.10086; weights of a text's own tokens only: Lin and
+Ma 2021, uniCOIL, https://arxiv.org/abs/2106.14807; queries without an encoder: Geng et al. 2024,
+https://arxiv.org/abs/2411.04403.
 """
 
 import os
@@ -188,7 +189,7 @@ class Splade(EncoderRanker):
         return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Change the vocabulary as `PreTrainedModel` does, and the weights per word with it; new words get the mean."""
+        """Change the vocabulary as `PreTrainedModel` does, and the weights per word, of which new ones are the mean."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         size = embeddings.weight.shape[0]
         if self.config.expansion != "none":
