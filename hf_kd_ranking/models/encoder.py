@@ -21,7 +21,7 @@ from .errors import InputError
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
-RANKER_HEADS = ("_classification_layer.", "compressor.", "_term_weight.", "_expansion_head.", "_query_weights")
+RANKER_HEADS = ("_classification_layer.", "compressor.", "_term_weight.", "_expansion_head.", "_query_weights.")
 # By model_type, for encoders whose layers are called with (states, mask): the name of their list of layers, and of the
 # part of a layer whose output is the input of its feed-forward network.
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")

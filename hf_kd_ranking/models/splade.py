@@ -47,7 +47,7 @@ MASKED_HEADS = {
 LOGITS_AT_ONCE = 2**26
 # Initial bias of the decoder of a fresh head. The states of pretrained encoders are close to the embeddings of their
 # tokens: logits of a text's own tokens are about 6, those of other words have a standard deviation of about 1.
-FRESH_BIAS = -4.0
+FRESH_BIAS = -5.0
 
 
 @strict
@@ -106,7 +106,7 @@ class Splade(EncoderRanker):
             width = self.get_input_embeddings().weight.shape[1]
             self._expansion_head = ExpansionHead(config.encoder_config, width)
         if config.query_encoding == "static":
-            self._query_weights = nn.Parameter(torch.ones(config.encoder_config.vocab_size))
+            self._query_weights = nn.Embedding(config.encoder_config.vocab_size, 1)
         self.post_init()
 
     @classmethod
@@ -144,7 +144,7 @@ class Splade(EncoderRanker):
         query_encoding = self.config.query_encoding if side == "query" else "model"
         if query_encoding == "static":
             present = self._over_vocabulary(ids, self._is_weighed(ids, mask).float())
-            weights = present * self._query_weights.float()
+            weights = present * self._query_weights.weight.float().squeeze(1)
         elif query_encoding == "lexical" or self.config.expansion == "none":
             states = self.encode_tokens(inputs)  # (N, L, H)
             if self.config.expansion == "none":
@@ -195,7 +195,7 @@ class Splade(EncoderRanker):
         if self.config.expansion != "none":
             self._expansion_head.bias = _resized(self._expansion_head.bias, size)
         if self.config.query_encoding == "static":
-            self._query_weights = _resized(self._query_weights, size)
+            self._query_weights.weight = _resized(self._query_weights.weight, size)
         return embeddings
 
     @torch.no_grad()
@@ -203,6 +203,8 @@ class Splade(EncoderRanker):
         super()._init_weights(module)
         if isinstance(module, ExpansionHead):
             module.initialize()
+        elif isinstance(module, nn.Embedding):
+            init.ones_(module.weight)
         elif isinstance(module, Float32Linear):
             init.ones_(module.bias)  # a weight of zero has no gradient, and half of the tokens would have it
 
@@ -312,5 +314,5 @@ def _head_error(name: str, reason: str) -> InputError:
 
 
 def _resized(weights: nn.Parameter, size: int) -> nn.Parameter:
-    data = weights.data[:size]
-    return nn.Parameter(torch.cat([data, weights.data.mean().expand(size - len(data))]))
+    kept, mean = weights.data[:size], weights.data.mean()
+    return nn.Parameter(torch.cat([kept, mean.expand(size - len(kept), *kept.shape[1:])]))

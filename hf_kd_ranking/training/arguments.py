@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from ..errors import InputError
-from ..losses import LOSSES, get_losses
+from ..losses import LOSSES, get_losses, get_regularizers
 from .checkpoints import last_complete
 
 MATCH = "match"
@@ -60,7 +60,8 @@ class RankingTrainingArguments(TrainingArguments):
         default="margin_mse",
         help=f"Loss: {', '.join(LOSSES)}, or in_batch_ followed by one of them; or several with weights, "
         "margin_mse:1,in_batch_margin_mse:0.75; kl_div and info_nce take a temperature, "
-        "kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2.",
+        "kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2. For a SPLADE also flops or l1, "
+        "margin_mse,flops(query=0.03,document=0.02,warmup=0.3).",
     )
     teacher_scale: str = HfArg(
         default="1",
@@ -91,6 +92,7 @@ class RankingTrainingArguments(TrainingArguments):
             raise InputError(" ".join(str(error).split())) from error  # some have several lines
         self._refuse_settings()
         get_losses(self.loss)
+        get_regularizers(self.loss)
         self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # rankers have none, and the search slows each step down
