@@ -254,7 +254,8 @@ def get_losses(text: str) -> dict[str, float]:
             near = get_close_matches(loss, known + [IN_BATCH + other for other in LOSSES], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise InputError(
-                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(LOSSES)}, or {IN_BATCH} followed by one of them."
+                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(LOSSES)}, or {IN_BATCH} followed by one of "
+                "them."
             )
         if name in losses:
             raise InputError(f"The loss {name} is given twice in {text!r}; give it once, with the sum of its weights.")

@@ -256,7 +256,7 @@ class DistillJob:
             raise InputError("Only bert_dot, colbert and splade search a collection; leave out other architectures.")
         if self.rounds > 1 and not separate:
             raise InputError(
-                "A second round mines the collection with a bert_dot, colbert or splade; train one of them."
+                "A second round needs a bert_dot, colbert or splade that mines the collection."
             )
         if self.loss is None:
             return

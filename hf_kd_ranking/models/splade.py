@@ -189,7 +189,7 @@ class Splade(EncoderRanker):
         return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Change the vocabulary as `PreTrainedModel` does, and the weights per word, of which new ones are the mean."""
+        """Change the vocabulary as `PreTrainedModel` does, and the weights per word; new words get the mean."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         size = embeddings.weight.shape[0]
         if self.config.expansion != "none":

@@ -53,11 +53,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"purpose": "find"}, "Unknown purpose find; there are rerank, search"),
         (
             {"purpose": "search", "architectures": ["bert_dot", "tk"]},
-            "Only bert_dot, colbert and splade search a collection",
+            "Only bert_dot, colbert and splade search",
         ),
         (
             {"rounds": 2, "architectures": ["tk"]},
-            "A second round mines the collection with a bert_dot, colbert or splade",
+            "A second round needs a bert_dot, colbert or splade",
         ),
         ({"precisions": ["float32", "int8"]}, "The precision int8 is for bert_cat"),
         ({"patience": 2}, "patience 2 needs several evaluations of a training; raise --evaluations"),
