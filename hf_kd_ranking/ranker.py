@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from .errors import InputError
 from .inference import encode_texts, score_pairs
 from .models import RankerConfig, RankerModel, RankingProcessor, load_ranker, read_word_vectors
+from .models.sparse_encoder import encoder_folder
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(encoder_folder(str(name_or_path)))
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is no vocabulary
             raise InputError("it has no vocabulary")
         return tokenizer

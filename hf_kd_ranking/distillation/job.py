@@ -255,9 +255,7 @@ class DistillJob:
         if self.purpose == SEARCH and len(separate) < len(self.architectures):
             raise InputError("Only bert_dot, colbert and splade search a collection; leave out other architectures.")
         if self.rounds > 1 and not separate:
-            raise InputError(
-                "A second round needs a bert_dot, colbert or splade that mines the collection."
-            )
+            raise InputError("A second round needs a bert_dot, colbert or splade that mines the collection.")
         if self.loss is None:
             return
         in_batch = [name for name in get_losses(self.loss) if name.startswith(IN_BATCH)]
