@@ -256,6 +256,7 @@ def _read_encoder_settings(name: str) -> dict[str, Any]:
 def read_lengths(
     name: str, config: PreTrainedConfig, settings: dict[str, Any], model_class: type[EncoderRanker]
 ) -> dict[str, int]:
+    """Return the longest query and document in tokens, as fields of a ranker's config."""
     positions = max_positions(config) or UNLIMITED
     encoder = _read_encoder_settings(name)
     tokenizer = read_json(name, "tokenizer_config.json") or {}
@@ -334,6 +335,7 @@ def read_activation(config: PreTrainedConfig, settings: dict[str, Any]) -> str:
 
 
 def refusal(name: str, reason: str) -> InputError:
+    """Return the error for a checkpoint whose scores no ranker computes."""
     return InputError(
         f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. As it is, "
         "it can be a teacher, load_teacher(name_or_path); architecture=... builds a fresh ranker on its encoder."

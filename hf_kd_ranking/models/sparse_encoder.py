@@ -1,7 +1,7 @@
 """SparseEncoder checkpoints of sentence-transformers as SPLADE rankers, with their scores.
 
-Read are a masked language model with SPLADE pooling (max, ReLU), for both sides or, by a Router, with one static weight
-per word for queries.
+The documents are encoded by a masked language model with SPLADE pooling (max, ReLU). Queries are encoded alike, or
+have one static weight per word, by a Router.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ POOLING = {"pooling_strategy": "max", "activation_function": "relu"}
 
 
 def encoder_folder(name_or_path: str) -> str:
-    """Return where the encoder and the tokenizer of a checkpoint are: itself, or a folder inside if it has a Router."""
+    """Return where encoder and tokenizer of a checkpoint are: itself, or a folder inside if it has a Router."""
     path = Path(name_or_path)
     if not (path / ROUTER_FILE).is_file() or (path / "config.json").is_file():
         return name_or_path

@@ -1,4 +1,4 @@
-"""SparseEncoder checkpoints: read with the scores of sentence-transformers, written so that it has ours, or refused."""
+"""SparseEncoder checkpoints: read with equal scores, written so they have ours; others are refused."""
 
 import json
 import shutil
