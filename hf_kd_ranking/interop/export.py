@@ -85,7 +85,8 @@ def export_ranker(
         name_or_path: the ranker, see `load_ranker`, with its tokenizer.
         format: "cross-encoder", "sentence-transformer", "multi-vector" and "sparse-encoder" are sentence-transformers'
             classes for BERT_CAT, BERT_DOT, ColBERT and SPLADE; "pylate" is PyLate's layout of a ColBERT; "onnx" is a
-            graph in float32, see `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not equal.
+            graph in float32, see `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not
+            equal.
         output: a new folder.
         architecture: architecture of a plain encoder.
         overwrite: True replaces an output that is a model's folder.
