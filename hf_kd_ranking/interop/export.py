@@ -66,8 +66,8 @@ FORMATS = {
         layouts.write_sparse_encoder, partial(layouts.score, "SparseEncoder"), Splade, layouts.sparse_encoder_obstacles
     ),
     "pylate": Format(layouts.write_pylate, _score_vectors, ColBERT, layouts.pylate_obstacles),
-    "onnx": Format(onnx.write_onnx, onnx.score_onnx),
-    "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, is_exact=False),
+    "onnx": Format(onnx.write_onnx, onnx.score_onnx, find_obstacles=onnx.onnx_obstacles),
+    "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, find_obstacles=onnx.onnx_obstacles, is_exact=False),
 }
 
 
