@@ -170,8 +170,9 @@ class Splade(EncoderRanker):
 
     def _is_weighed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return where a token is neither padding nor special, (N, L)."""
-        special = torch.tensor(self.config.special_token_ids or [], device=ids.device, dtype=ids.dtype)
-        return mask & ~torch.isin(ids, special)
+        for special in self.config.special_token_ids or []:
+            mask = mask & (ids != special)
+        return mask
 
     def _over_vocabulary(self, ids: Tensor, weights: Tensor) -> Tensor:
         """Return the largest weight of each word of the vocabulary, (N, V), of weights (N, L) from 0."""
