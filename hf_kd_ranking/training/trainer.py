@@ -89,7 +89,6 @@ class RankingTrainer(PublishingTrainer):
         self.measures = set()
         self.query_clusters = query_clusters
         self.losses = {} if kwargs.get("compute_loss_func") else get_losses(args.loss)
-        self.regularizers = get_regularizers(args.loss)
         training = None
         if isinstance(train_dataset, datasets.IterableDataset):
             train_dataset = endless(train_dataset, args, query_clusters)
@@ -134,14 +133,14 @@ class RankingTrainer(PublishingTrainer):
         student = trainable(model, args)
         check_in_batch(self.losses, student, self.in_batch_teacher)
         check_temperature(self.losses, student.config)
-        check_regularization(self.regularizers, student.config)
+        check_regularization(get_regularizers(args.loss), student.config)
         return student
 
     def _read_settings(self) -> None:
         """Take from `args` and the student's config what a trial of a search may have changed."""
         if self.compute_loss_func is None:
             self.losses = get_losses(self.args.loss)
-            self.regularizers = get_regularizers(self.args.loss)
+        self.regularizers = get_regularizers(self.args.loss)
         self.teacher_scale = self.args.teacher_factor()
         vars(self).pop("train_sampler", None)
         processor = RankingProcessor.from_config(self.processing_class, self.model.config)
