@@ -21,6 +21,8 @@ from ..teachers.diagnosis import diagnosis_text
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, load_teacher
+from ..teachers.orders import METHODS as ORDER_METHODS
+from ..teachers.orders import combine_orders
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import score_teacher
 from . import options
@@ -82,13 +84,23 @@ def score(
 def ensemble(
     scores: options.ScoreFiles,
     output: options.Output,
-    method: Annotated[str, typer.Option(help=f"Method: {', '.join(METHODS)}.")] = "mean",
+    method: Annotated[
+        str, typer.Option(help=f"Method: {', '.join(METHODS)}; for orders {', '.join(ORDER_METHODS)}.")
+    ] = "mean",
     weights: options.Weights = None,
     on_missing: Annotated[str, typer.Option(help="Treatment of missing pairs: error, average, drop.")] = "error",
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Average the scores of teachers (the paper's T2); rows and their order are those of the first file."""
-    counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
+    """Average the scores of teachers (the paper's T2); rows and their order are those of the first file.
+
+    Orders, such as the results of RankLLM and runs without meaningful scores, become scores: a run, or whole lists.
+    """
+    if method in ORDER_METHODS:
+        if on_missing != "error":
+            raise InputError(f"--on-missing is for scores; {method} takes orders of different documents as they are.")
+        counts = combine_orders(scores, output, method, weights, overwrite)
+    else:
+        counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
     return {"output": str(output), **counts}
 
 
