@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..artifacts import refuse_existing
+from ..artifacts import existing_file, refuse_existing
 from ..data.rows import check_format, load_teacher_scores, write_teacher_scores
 from ..data.runs import read_qrels, read_run
 from ..data.texts import TextStore
@@ -18,40 +18,61 @@ from ..processes import processes
 from ..ranker import check_model_paths
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
+from ..teachers.endpoint import PATHS, Endpoint, EndpointSettings, is_endpoint
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
 from ..teachers.load import INSTRUCTION, KINDS, load_teacher
 from ..teachers.orders import METHODS as ORDER_METHODS
 from ..teachers.orders import combine_orders
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
-from ..teachers.score import score_teacher
+from ..teachers.score import plan_requests, score_teacher
 from . import options
 from .parser import add_verb, make_app
 
 
 def score(
-    model: Annotated[list[str], typer.Option(help="Teachers; if several are given, the output is a folder.")],
+    model: Annotated[
+        list[str], typer.Option(help="Teachers, or addresses; if several are given, the output is a folder.")
+    ],
     queries: options.Queries,
     collection: options.Collection,
     output: options.Output,
     triples: Annotated[Path | None, typer.Option(help="TSV of query_id pos_id neg_id, or of teacher rows.")] = None,
     candidates: options.Candidates = None,
-    kind: Annotated[str | None, typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}; of an address {', '.join(PATHS)}."),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Output to read, if a classifier has several.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens per pair; default: the model's.")] = None,
     batch_size: options.BatchSize = 32,
     dtype: options.Dtype = "fp32",
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")
+    ] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Most requests to an address per minute.")] = None,
+    template: Annotated[Path | None, typer.Option(help="File with the prompt of a chat model.")] = None,
+    yes: Annotated[str | None, typer.Option(help="Answer of a chat model for relevant [yes].")] = None,
+    no: Annotated[str | None, typer.Option(help="Answer of a chat model for not relevant [no].")] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print requests and tokens, and stop.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch."""
+    """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch.
+
+    A teacher may be an address, http://HOST:PORT, whose key is in the environment variable HF_KD_RANKING_ENDPOINT_KEY.
+    """
     if (triples is None) == (candidates is None):
         raise InputError("Give either --triples or --candidates.")
     check_model_paths(model)
     options.torch_dtype(dtype)
+    endpoint = _endpoint_settings(model, concurrency, requests_per_minute, template, yes, no, plan_only)
     suffix = "tsv" if candidates is None else "trec"
-    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
+    outputs = {}
+    for name in model:
+        short = Endpoint(name, kind).name if is_endpoint(name) else Path(name).name
+        outputs[name] = output / f"{short}.{suffix}"
     if len(model) == 1:
         outputs = {model[0]: output}
     elif len(set(outputs.values())) < len(model):
@@ -62,8 +83,13 @@ def score(
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
+    settings["endpoint"] = endpoint
     results = []
     for name, path in outputs.items():
+        if plan_only:
+            plan = plan_requests(Endpoint(name, kind, batch_size, endpoint), triples or read_run(candidates), *stores)
+            options.print_result({"teacher": name, **plan}, as_json)
+            continue
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command
             typer.echo(f"{path} exists and is kept (--overwrite scores again)", err=True)
             continue
@@ -74,11 +100,32 @@ def score(
         if state.is_main_process and not as_json:
             options.print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
-    if state.is_main_process and as_json:
+    if state.is_main_process and as_json and not plan_only:
         result = {"output": str(output), "teachers": results}
         if len(model) == 1:
             (result,) = results
         options.print_result(result, as_json)
+
+
+def _endpoint_settings(
+    models: list[str],
+    concurrency: int | None,
+    requests_per_minute: float | None,
+    template: Path | None,
+    yes: str | None,
+    no: str | None,
+    plan_only: bool,
+) -> EndpointSettings:
+    """Return the settings that are given; an InputError if a teacher would not read them."""
+    given = {"concurrency": concurrency, "requests_per_minute": requests_per_minute, "yes": yes, "no": no}
+    if template is not None:
+        given["template"] = existing_file(template, "template").read_text(encoding="utf-8")
+    given = {name: value for name, value in given.items() if value is not None}
+    unread = [f"--{name.replace('_', '-')}" for name in given] + ["--plan-only"] * plan_only
+    for name in models:
+        if unread and not is_endpoint(name):
+            raise InputError(f"{unread[0]} is for the address of an endpoint, and {name} is a model.")
+    return EndpointSettings(**given)
 
 
 def ensemble(
