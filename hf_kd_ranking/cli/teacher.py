@@ -16,6 +16,7 @@ from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
 from ..ranker import check_model_paths
+from ..retrieval.fusion import mix_runs
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
 from ..teachers.endpoint import PATHS, Endpoint, EndpointSettings, is_endpoint
@@ -178,9 +179,10 @@ def diagnose(
 
 
 def triples(
-    candidates: Annotated[Path, typer.Option(help="TREC run that negatives are drawn from.")],
+    candidates: Annotated[list[Path], typer.Option(help="TREC runs that negatives are drawn from.")],
     qrels: Annotated[Path, typer.Option(help="TREC qrels that positives are drawn from.")],
     output: options.Output,
+    shares: Annotated[list[float] | None, typer.Option(help="Share of each run of candidates; they sum to 1.")] = None,
     per_query: Annotated[int, typer.Option(min=1, help="Number of rows per query.")] = 1,
     documents: Annotated[int, typer.Option(min=2, help="Number of documents per row, the positive included.")] = 2,
     sampling: Annotated[str, typer.Option(help=f"Choice of negatives: {', '.join(SAMPLINGS)}.")] = "random",
@@ -205,7 +207,10 @@ def triples(
     """
     refuse_existing(output, overwrite)
     check_format(output, has_scores=scores is not None, are_pairs=documents == 2)
-    run, judgments = read_run(candidates), read_qrels(qrels)
+    runs, judgments = list(map(read_run, candidates)), read_qrels(qrels)
+    run = runs[0]
+    if len(runs) > 1 or shares is not None:
+        run = mix_runs(runs, shares or [1 / len(runs)] * len(runs))
     if exclude_same_id:
         run = run.without_same_ids()
     teacher = scores and read_run(scores)
