@@ -56,7 +56,7 @@ def score(
     template: Annotated[Path | None, typer.Option(help="File with the prompt of a chat model.")] = None,
     yes: Annotated[str | None, typer.Option(help="Answer of a chat model for relevant [yes].")] = None,
     no: Annotated[str | None, typer.Option(help="Answer of a chat model for not relevant [no].")] = None,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Print requests and tokens, and stop.")] = False,
+    plan_only: Annotated[bool, typer.Option(help="Print requests and tokens, and stop.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
