@@ -22,9 +22,10 @@ from ..teachers.diagnosis import diagnosis_text
 from ..teachers.endpoint import PATHS, Endpoint, EndpointSettings, is_endpoint
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
-from ..teachers.load import INSTRUCTION, KINDS, load_teacher
+from ..teachers.load import KINDS, load_teacher
 from ..teachers.orders import METHODS as ORDER_METHODS
 from ..teachers.orders import combine_orders
+from ..teachers.prompts import CHAT_TEMPLATE, INSTRUCTION, QWEN_TEMPLATE, Prompt
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import plan_requests, score_teacher
 from . import options
@@ -53,9 +54,9 @@ def score(
         int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")
     ] = None,
     requests_per_minute: Annotated[float | None, typer.Option(help="Most requests to an address per minute.")] = None,
-    template: Annotated[Path | None, typer.Option(help="File with the prompt of a chat model.")] = None,
-    yes: Annotated[str | None, typer.Option(help="Answer of a chat model for relevant [yes].")] = None,
-    no: Annotated[str | None, typer.Option(help="Answer of a chat model for not relevant [no].")] = None,
+    template: Annotated[Path | None, typer.Option(help="File with the prompt of a yes-no or chat model.")] = None,
+    yes: Annotated[str | None, typer.Option(help="Its answer for relevant [yes].")] = None,
+    no: Annotated[str | None, typer.Option(help="Its answer for not relevant [no].")] = None,
     plan_only: Annotated[bool, typer.Option(help="Print requests and tokens, and stop.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -68,7 +69,8 @@ def score(
         raise InputError("Give either --triples or --candidates.")
     check_model_paths(model)
     options.torch_dtype(dtype)
-    endpoint = _endpoint_settings(model, concurrency, requests_per_minute, template, yes, no, plan_only)
+    endpoint = _endpoint_settings(model, concurrency, requests_per_minute, plan_only)
+    prompt = _prompt(any(map(is_endpoint, model)), template, yes, no)
     suffix = "tsv" if candidates is None else "trec"
     outputs = {}
     for name in model:
@@ -84,11 +86,13 @@ def score(
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
-    settings["endpoint"] = endpoint
+    settings |= {"endpoint": endpoint, "prompt": prompt}
     results = []
     for name, path in outputs.items():
         if plan_only:
-            plan = plan_requests(Endpoint(name, kind, batch_size, endpoint), triples or read_run(candidates), *stores)
+            plan = plan_requests(
+                Endpoint(name, kind, batch_size, prompt, endpoint), triples or read_run(candidates), *stores
+            )
             options.print_result({"teacher": name, **plan}, as_json)
             continue
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command
@@ -109,24 +113,26 @@ def score(
 
 
 def _endpoint_settings(
-    models: list[str],
-    concurrency: int | None,
-    requests_per_minute: float | None,
-    template: Path | None,
-    yes: str | None,
-    no: str | None,
-    plan_only: bool,
+    models: list[str], concurrency: int | None, requests_per_minute: float | None, plan_only: bool
 ) -> EndpointSettings:
     """Return the settings that are given; an InputError if a teacher would not read them."""
-    given = {"concurrency": concurrency, "requests_per_minute": requests_per_minute, "yes": yes, "no": no}
-    if template is not None:
-        given["template"] = existing_file(template, "template").read_text(encoding="utf-8")
+    given = {"concurrency": concurrency, "requests_per_minute": requests_per_minute}
     given = {name: value for name, value in given.items() if value is not None}
     unread = [f"--{name.replace('_', '-')}" for name in given] + ["--plan-only"] * plan_only
     for name in models:
         if unread and not is_endpoint(name):
             raise InputError(f"{unread[0]} is for the address of an endpoint, and {name} is a model.")
     return EndpointSettings(**given)
+
+
+def _prompt(is_chat: bool, template: Path | None, yes: str | None, no: str | None) -> Prompt | None:
+    """Return the prompt that is given; what is not given is as usual for the model. None if nothing is given."""
+    if template is None and yes is None and no is None:
+        return None
+    text = CHAT_TEMPLATE if is_chat else QWEN_TEMPLATE
+    if template is not None:
+        text = existing_file(template, "template").read_text(encoding="utf-8")
+    return Prompt(text, yes or "yes", no or "no")
 
 
 def ensemble(

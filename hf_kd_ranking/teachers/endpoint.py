@@ -6,7 +6,6 @@ The key of an endpoint is read from the environment variable HF_KD_RANKING_ENDPO
 import logging
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import xxhash
 
 from ..errors import InputError
+from .prompts import CHAT_TEMPLATE, Prompt
 
 API_KEY = "HF_KD_RANKING_ENDPOINT_KEY"
 # Kind -> path of the API, for an address without one.
@@ -29,10 +29,6 @@ LONGEST_WAIT = 120.0  # seconds, for an answer and for what a server may ask for
 TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give
 CHARACTERS_PER_TOKEN = 4  # of English; for estimates
 SQUASHED_FROM = 20  # scores that must all be within [0, 1] before a warning
-TEMPLATE = (
-    "Judge whether the document answers the query. Answer with one word, {yes} or {no}.\n\n"
-    "Query: {query}\n\nDocument: {document}\n\nAnswer:"
-)
 
 logger = logging.getLogger(__name__)
 Pair = tuple[str, str]
@@ -45,33 +41,16 @@ class EndpointSettings:
     Args:
         concurrency: requests at the same time.
         requests_per_minute: the most that are sent; None sets no limit.
-        template: prompt of a chat model, with the placeholders {query} and {document}; {yes} and {no} are optional.
-        yes, no: the answers of a chat model, compared without case and white space.
     """
 
     concurrency: int = 8
     requests_per_minute: float | None = None
-    template: str = TEMPLATE
-    yes: str = "yes"
-    no: str = "no"
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise InputError(f"concurrency is a number of requests, at least 1; got {self.concurrency}.")
         if self.requests_per_minute is not None and not 0 < self.requests_per_minute < math.inf:
             raise InputError(f"requests_per_minute is a number above 0, got {self.requests_per_minute}.")
-        missing = [name for name in ("{query}", "{document}") if name not in self.template]
-        if missing:
-            raise InputError(f"The template lacks {' and '.join(missing)}, where the texts are put.")
-        if not self.yes.strip() or self.yes.strip().lower() == self.no.strip().lower() or not self.no.strip():
-            raise InputError(f"yes and no are two different words, got {self.yes!r} and {self.no!r}.")
-
-    def prompt(self, query: str, document: str) -> str:
-        """Return the prompt of a pair; braces in texts stay as they are."""
-        prompt = self.template.replace("{yes}", self.yes).replace("{no}", self.no)
-        parts = re.split(r"(\{query\}|\{document\})", prompt)
-        texts = {"{query}": query, "{document}": document}
-        return "".join(texts.get(part, part) for part in parts)
 
 
 def is_endpoint(name: str) -> bool:
@@ -89,6 +68,7 @@ class Endpoint:
         kind: "rerank" (Cohere, Jina, vLLM), "tei" (text-embeddings-inference, raw scores), "score" (vLLM), or "chat"
             (OpenAI's chat completions with log-probabilities); None reads it from the address.
         per_request: documents of one query per request; "chat" has one.
+        prompt: prompt and answers of a chat model, the answers compared without case and white space.
         settings: see `EndpointSettings`.
 
     Raises:
@@ -98,6 +78,7 @@ class Endpoint:
     address: str
     kind: str | None = None
     per_request: int = 32
+    prompt: Prompt | None = None
     settings: EndpointSettings = field(default_factory=EndpointSettings)
 
     def __post_init__(self) -> None:
@@ -118,6 +99,9 @@ class Endpoint:
         self.url = url.copy_with(query=None, fragment=None)
         if self.url.path in ("", "/"):
             self.url = self.url.copy_with(path=PATHS[self.kind])
+        if self.prompt is not None and self.kind != "chat":
+            raise InputError(f"{self.address} is asked as {self.kind} and reads no prompt; it is for chat models.")
+        self.prompt = self.prompt or Prompt(CHAT_TEMPLATE)
         self.name = (self.model or f"{url.host}-{url.port or url.scheme}").replace("/", "-")
         self.usage = {"requests": 0, "retries": 0, "tokens": 0}
         self._pace = _Pace(self.settings.requests_per_minute)
@@ -129,7 +113,7 @@ class Endpoint:
         """Return a digest of what determines the scores: address, kind, model and prompt."""
         settings = (str(self.url), self.kind, self.model)
         if self.kind == "chat":
-            settings += (self.settings.template, self.settings.yes, self.settings.no)
+            settings += (self.prompt,)
         return xxhash.xxh3_128_hexdigest(repr(settings).encode())
 
     def score(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
@@ -169,7 +153,7 @@ class Endpoint:
         """Estimate the tokens of a pair."""
         text = query + document
         if self.kind == "chat":
-            text = self.settings.prompt(query, document)
+            text = self.prompt.fill(query, document)
         return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
     def _ask(self, client: httpx2.Client, pairs: list[Pair]) -> list[float]:
@@ -215,7 +199,7 @@ class Endpoint:
             return body | {"text_1": query, "text_2": documents}
         if self.kind == "rerank":
             return body | {"query": query, "documents": documents, "top_n": len(documents)}
-        messages = [{"role": "user", "content": self.settings.prompt(query, documents[0])}]
+        messages = [{"role": "user", "content": self.prompt.fill(query, documents[0])}]
         options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return body | {"messages": messages} | options
 
@@ -224,7 +208,7 @@ class Endpoint:
             self._count(tokens=_used_tokens(answer))
         try:
             if self.kind == "chat":
-                return [_yes_minus_no(answer, self.settings)]
+                return [_yes_minus_no(answer, self.prompt)]
             if self.kind == "score":
                 results, name = answer["data"], "score"
             elif self.kind == "rerank":
@@ -290,13 +274,13 @@ def _used_tokens(answer: Mapping[str, Any]) -> int:
     return tokens if isinstance(tokens, int) else 0
 
 
-def _yes_minus_no(answer: Mapping[str, Any], settings: EndpointSettings) -> float:
+def _yes_minus_no(answer: Mapping[str, Any], prompt: Prompt) -> float:
     """Return the difference of the log-probabilities of the two answers at the first token.
 
     An answer that is not among the most probable tokens has at most the probability of the last of these.
     """
     token = answer["choices"][0]["logprobs"]["content"][0]
-    found: dict[str, list[float]] = {settings.yes.strip().lower(): [], settings.no.strip().lower(): []}
+    found: dict[str, list[float]] = {prompt.yes.strip().lower(): [], prompt.no.strip().lower(): []}
     lowest = math.inf
     for candidate in token["top_logprobs"]:
         lowest = min(lowest, candidate["logprob"])
@@ -304,6 +288,6 @@ def _yes_minus_no(answer: Mapping[str, Any], settings: EndpointSettings) -> floa
         if logprobs is not None:
             logprobs.append(candidate["logprob"])
     if not any(found.values()):
-        raise ValueError(f"the answer {token['token']!r} is neither {settings.yes} nor {settings.no}")
+        raise ValueError(f"the answer {token['token']!r} is neither {prompt.yes} nor {prompt.no}")
     yes, no = (float(np.logaddexp.reduce(logprobs or [lowest])) for logprobs in found.values())
     return yes - no

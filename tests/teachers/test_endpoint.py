@@ -13,6 +13,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.teachers import endpoint as endpoints
 from hf_kd_ranking.teachers.endpoint import API_KEY, PATHS, Endpoint, EndpointSettings
+from hf_kd_ranking.teachers.prompts import CHAT_TEMPLATE, Prompt
 
 QUERIES = ["a cat", "a cat", "a cat", "red dogs", "red dogs"]
 DOCUMENTS = ["one", "seventeen", "four", "six and a half", "a"]
@@ -126,7 +127,7 @@ def test_address_gives_kind_and_path(server):
     others = [Endpoint(f"http://{server.address}", "tei"), Endpoint(f"tei+http://{server.address}?model=m")]
     assert len({endpoint.fingerprint, *(other.fingerprint for other in others)}) == 3
     chat = Endpoint("http://host:1", "chat")
-    other = Endpoint("http://host:1", "chat", settings=EndpointSettings(yes="ja"))
+    other = Endpoint("http://host:1", "chat", prompt=Prompt(CHAT_TEMPLATE, yes="ja"))
     assert chat.fingerprint != other.fingerprint
 
 
@@ -225,7 +226,7 @@ def chat(*tokens: tuple[str, float]) -> dict:
 
 
 def test_chat_models_answers_are_summed_and_bounded(server):
-    endpoint = Endpoint(f"http://{server.address}", "chat", settings=EndpointSettings(yes="True", no="False"))
+    endpoint = Endpoint(f"http://{server.address}", "chat", prompt=Prompt(CHAT_TEMPLATE, "True", "False"))
     half = np.log(0.25)
     server.answers = [(200, {}, chat(("True", half), (" true", half), ("maybe", -2.0), ("FALSE", -3.0)))]
     assert endpoint.score(["q"], ["d"]) == pytest.approx([np.log(0.5) + 3])
@@ -240,16 +241,15 @@ def test_chat_models_answers_are_summed_and_bounded(server):
 
 
 def test_prompt_takes_texts_as_they_are():
-    settings = EndpointSettings(template="{yes}/{no}: {query} | {document} | {query}")
-    assert settings.prompt("{document} a", "{query} {}") == "yes/no: {document} a | {query} {} | {document} a"
+    prompt = Prompt("{yes}/{no}: {query} | {document} | {}")
+    assert prompt.fill("{document} a", "{query} {}") == "yes/no: {document} a | {query} {} | {}"
+    with pytest.raises(InputError, match="is asked as tei and reads no prompt"):
+        Endpoint("http://host:1", "tei", prompt=prompt)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"template": "{query}"}, "The template lacks {document}"),
-        ({"template": "rank it"}, "The template lacks {query} and {document}"),
-        ({"yes": "No "}, "two different words"),
         ({"concurrency": 0}, "concurrency is a number of requests, at least 1; got 0"),
         ({"requests_per_minute": 0}, "requests_per_minute is a number above 0, got 0"),
     ],
@@ -257,6 +257,21 @@ def test_prompt_takes_texts_as_they_are():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InputError) as error:
         EndpointSettings(**settings)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"template": "{query}"}, "The template needs {document} once, where the text is put, and has it 0 times"),
+        ({"template": "{query} {document} {query}"}, "needs {query} once, where the text is put, and has it 2 times"),
+        ({"yes": "No "}, "two different words"),
+        ({"no": " "}, "two different words"),
+    ],
+)
+def test_bad_prompt_is_refused(values, message):
+    with pytest.raises(InputError) as error:
+        Prompt(**values)
     assert message in str(error.value)
 
 
@@ -327,7 +342,7 @@ def test_run_is_planned_scored_and_resumed(command, server, toy, tmp_path, call,
     ("changed", "message"),
     [
         ("--template {missing}", "does not exist"),
-        ("--template {file}", "The template lacks {document}"),
+        ("--template {file}", "The template needs {document} once"),
         ("--yes no", "two different words"),
         ("--requests-per-minute -1", "requests_per_minute is a number above 0"),
     ],
