@@ -17,6 +17,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -239,11 +240,14 @@ class RankerModel(PreTrainedModel):
         """
         if self.config.similarity in ALL_PAIRS:
             return ALL_PAIRS[self.config.similarity](query, document, query_mask, document_mask)
-        # Layers read pairs. In float32 before it is repeated: a cast of the repeated view would copy it B times.
-        document = document.float().expand(len(query), *document.shape)
-        if document_mask is not None:
-            document_mask = document_mask.expand(len(query), *document_mask.shape)
-        return self.score_vectors(query, document, query_mask, document_mask)
+        # Layers read pairs: in blocks of as many as the batch has, which the backward pass computes again.
+        size, scores = max(1, len(document) // len(query)), []
+        for start in range(0, len(document), size):
+            block, mask = document[start : start + size].expand(len(query), -1, *document.shape[1:]), None
+            if document_mask is not None:
+                mask = document_mask[start : start + size].expand(len(query), -1, -1)
+            scores.append(checkpoint(self.score_vectors, query, block, query_mask, mask, use_reentrant=False))
+        return torch.cat(scores, 1)
 
     def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""

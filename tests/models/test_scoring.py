@@ -155,7 +155,7 @@ def test_counts_of_nothing_are_finite():
 @pytest.mark.parametrize("has_masks", [True, False])
 def test_all_pairs_have_the_scores_and_gradients_of_expanded_documents(monkeypatch, chunk, has_masks):
     if chunk is not None:  # of these several compute their products again in the backward pass
-        monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
+        monkeypatch.setattr(scoring, "BLOCK_SIZE", chunk)
     generator = torch.Generator().manual_seed(0)
     query, documents = torch.randn(4, 3, 8, generator=generator), torch.randn(7, 5, 8, generator=generator)
     masks = wide = (None, None)
@@ -213,7 +213,7 @@ def test_max_sim_in_chunks_is_the_same_and_no_chunk_is_larger(monkeypatch, chunk
         return result
 
     monkeypatch.setattr(scoring, "_products", recorded)
-    monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
+    monkeypatch.setattr(scoring, "BLOCK_SIZE", chunk)
     torch.testing.assert_close(max_sim(query, documents, *masks), wanted)
     assert sum(sizes) == 2 * 3 * 7 * 5
     assert max(sizes) == {1: 30, 30: 30, 61: 60}[chunk]  # one document per query at least
