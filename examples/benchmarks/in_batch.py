@@ -10,8 +10,8 @@ version, whose `score_all_pairs` is measured in turn with this one's.
 
 Gradient cache: forward and backward pass of a ColBERT on a random encoder of MiniLM's size, 64 queries, 8 at once.
 
-Each figure is the best of some repetitions, in a process of its own; time is processor time with one thread; memory is the peak of the
-process's resident memory above what it had before. The last line is one JSON object.
+Each figure is the best of some repetitions, in a process of its own with one thread: processor time, and the peak of
+resident memory above what the process had before. The last line is one JSON object.
 """
 
 import argparse

@@ -175,6 +175,8 @@ class RankerModel(PreTrainedModel):
     is_fresh: bool = False
     # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True
+    # Queries, with their documents, that training runs at once and computes again in the backward pass; None runs all.
+    rows_at_once: int | None = None
 
     @classmethod
     def from_encoder(cls, name_or_path: str | os.PathLike, **config: Any) -> "RankerModel":
@@ -204,9 +206,17 @@ class RankerModel(PreTrainedModel):
                 raise TypeError(
                     f"Needed a tokenizer's output with input_ids, got {type(side).__name__}; kd.Ranker takes texts."
                 )
-        query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None and document is not None:
             _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
+        if self.training and self.rows_at_once is not None and torch.is_grad_enabled():
+            return self._forward_in_parts(query, document, self.rows_at_once)
+        return RankingOutput(None, None, *self._forward_rows(query, document))  # without loss and logits
+
+    def _forward_rows(
+        self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor | None, ...]:
+        """Return scores, vectors of both sides and their masks, in the order of `RankingOutput`."""
+        query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None:
             query_vectors, query_mask = self.encode(query, "query")
         if document is not None:
@@ -214,7 +224,28 @@ class RankerModel(PreTrainedModel):
         vectors = (query_vectors, document_vectors, query_mask, document_mask)
         if query is not None and document is not None:
             scores = self.score_vectors(*vectors)
-        return RankingOutput(None, None, scores, *vectors)  # without loss and logits
+        return (scores, *vectors)
+
+    def _forward_in_parts(
+        self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None, size: int
+    ) -> RankingOutput:
+        """Run the rows in parts that keep their outputs only: a gradient cache.
+
+        Gao et al. 2021, https://arxiv.org/abs/2101.06983. The backward pass first computes the gradients of all
+        outputs, then runs each part again, with the same random numbers, and passes its share of them on.
+        """
+        count = len((query or document)["input_ids"])
+        parts = []
+        for start in range(0, count, size):
+            sides = []
+            for side in (query, document):
+                rows = None if side is None else {name: value[start : start + size] for name, value in side.items()}
+                sides.append(rows)
+            parts.append(checkpoint(self._forward_rows, *sides, use_reentrant=False))
+        outputs = []
+        for values in zip(*parts, strict=True):
+            outputs.append(None if values[0] is None else torch.cat(values))
+        return RankingOutput(None, None, *outputs)
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
         """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
