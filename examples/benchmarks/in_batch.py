@@ -1,17 +1,16 @@
 """Measure the losses over a batch: time and memory of all pairs, and of a training step with a gradient cache.
 
-    python examples/benchmarks/in_batch.py [--batch 128] [--repetitions 3] [--former FOLDER]
+    python examples/benchmarks/in_batch.py [--repetitions 3] [--former FOLDER]
 
-All pairs: forward and backward pass of each query's scores with all documents of a batch, two per query, from random
-vectors of published sizes (38 query tokens and 200 document tokens; of random length, half of it padding). Compared
-are `score_all_pairs` and the expansion of the documents to every query, (B, N, ...), at the largest batch of which the
-expansion fits in 2 GiB; `score_all_pairs` is measured at `--batch` as well. `--former` is a checkout of another
-version, whose `score_all_pairs` is measured in turn with this one's.
+All pairs: forward and backward pass of the scores of B queries with all documents of a batch, two per query, from
+random vectors of published sizes: 38 query tokens and 200 document tokens, half of them padding. `score_all_pairs` is
+compared with documents that are expanded to every query, (B, N, ...), at a batch size at which that fits in memory,
+and with the `score_all_pairs` of another version, if `--former` is a checkout of it.
 
 Gradient cache: forward and backward pass of a ColBERT on a random encoder of MiniLM's size, 64 queries, 8 at once.
 
 Each figure is the best of some repetitions, in a process of its own with one thread: processor time, and the peak of
-resident memory above what the process had before. The last line is one JSON object.
+resident memory above what the process had before (from /proc, on Linux). The last line is one JSON object.
 """
 
 import argparse
@@ -28,15 +27,15 @@ from transformers import BertConfig
 import hf_kd_ranking as kd
 
 QUERY_LENGTH, DOCUMENT_LENGTH, DOCUMENTS = 38, 200, 2
-# Batch size at which the expanded documents fit in memory.
-SMALL = {"bert_dot": 128, "colbert": 16, "tk": 8}
+# Batch sizes of the expanded documents, and of the comparison with another version.
+EXPANDED = {"bert_dot": 128, "colbert": 16, "tk": 8}
+COMPARED = {"bert_dot": 128, "colbert": 128, "tk": 32}
 GIB = 2**30
 
 
 def main() -> None:
     """Measure every case in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--former", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -46,10 +45,11 @@ def main() -> None:
         print(json.dumps(measure(architecture, way, int(batch))))
         return
     results = []
-    for architecture, small in SMALL.items():
-        cases = [("pairs", small, None), ("expanded", small, None), ("pairs", args.batch, None)]
+    for architecture, small in EXPANDED.items():
+        sizes = sorted({small, COMPARED[architecture], 128})
+        cases = [("expanded", small, None)] + [("pairs", size, None) for size in sizes]
         if args.former is not None:
-            cases.append(("pairs", args.batch, args.former))
+            cases.append(("pairs", COMPARED[architecture], args.former))
         results += run_cases(architecture, cases, args.repetitions)
     results += run_cases("colbert", [("step", 64, None), ("cached_step", 64, None)], args.repetitions)
     print(json.dumps({"threads": 1, "torch": torch.__version__, "cases": results}))
@@ -76,7 +76,10 @@ def run_cases(architecture: str, cases: list[tuple[str, int, Path | None]], repe
     for (way, batch, folder), figures in best.items():
         version = "this" if folder is None else "former"
         rows.append({"architecture": architecture, "way": way, "batch": batch, "version": version, **figures})
-        print(f"{architecture:9} {way:12} {batch:4} {version:7} {figures['seconds']:8.3f} s {figures['gib']:7.3f} GiB")
+        print(
+            f"{architecture:9} {way:12} {batch:4} {version:7} {figures['seconds']:8.3f} s {figures['gib']:7.3f} GiB",
+            flush=True,
+        )
     return rows
 
 
@@ -110,7 +113,9 @@ def measure(architecture: str, way: str, batch: int) -> dict[str, float]:
 
 def all_pairs(model: kd.BertDot | kd.ColBERT | kd.TK, way: str, batch: int):
     """Return a function that scores all pairs of random vectors and computes the gradients."""
-    width = model.config.hidden_size if model.config.model_type == "TK" else 768
+    width = 768
+    if model.config.model_type == "TK":
+        width = model.config.hidden_size
     documents = DOCUMENTS * batch
     if model.config.vectors_per_text == "one":
         query, document, masks = torch.randn(batch, width), torch.randn(documents, width), (None, None)
