@@ -18,6 +18,7 @@ from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..processes import processes
+from .endpoint import Endpoint
 from .load import Teacher, load_teacher
 
 # Distinct pairs scored between two saves, which is the most that an interruption loses; the progress bar moves by as
@@ -84,7 +85,7 @@ def score_teacher(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, distinct `pairs`, and how many of them were `resumed`.
+        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, and the `usage` of an endpoint.
 
     Raises:
         FileNotFoundError: if the source does not exist.
@@ -117,7 +118,32 @@ def score_teacher(
         if state.is_main_process:
             scores = np.concatenate([np.load(part)["scores"] for part in parts])
             count = _write_output(output, pairs, distinct, scores, folder)
-    return {"rows": count, "pairs": len(distinct), "resumed": resumed}
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **teacher.usage}
+
+
+def plan_requests(
+    endpoint: Endpoint,
+    source: str | os.PathLike | datasets.Dataset | TeacherRows | Run,
+    queries: TextStore,
+    documents: TextStore,
+) -> dict[str, int]:
+    """Estimate what `score_teacher` asks of an endpoint, without asking: distinct `pairs`, `requests` and `tokens`.
+
+    Tokens are a quarter of the characters of all pairs, and of their prompts for a chat model. Arguments and errors as
+    `score_teacher`.
+    """
+    rows, is_run = _open_source(source)
+    keys = [of_batch for _, of_batch in _Pairs(rows, queries, documents, is_run).batches()]
+    distinct = np.unique(np.concatenate(keys))
+    requests = tokens = 0
+    for start in range(0, len(distinct), PAIRS_PER_BLOCK):
+        query_rows, document_rows = np.divmod(distinct[start : start + PAIRS_PER_BLOCK], len(documents))
+        of_block = endpoint.requests(queries.take(query_rows), documents.take(document_rows))
+        requests += len(of_block)
+        for pairs in of_block:
+            for query, document in pairs:
+                tokens += endpoint.tokens(query, document)
+    return {"pairs": len(distinct), "requests": requests, "tokens": tokens}
 
 
 def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Run) -> tuple[TeacherRows, bool]:
