@@ -84,7 +84,7 @@ def run_cases(architecture: str, cases: list[tuple[str, int, Path | None]], repe
 
 
 def measure(architecture: str, way: str, batch: int) -> dict[str, float]:
-    """Return seconds and peak memory of a forward and backward pass."""
+    """Return time and peak memory of one forward and one backward pass."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     if architecture == "tk":

@@ -17,7 +17,6 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -25,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from .errors import InputError
 from .padding import run_by_length
+from .parts import run_in_parts, score_in_blocks
 from .scoring import ALL_PAIRS
 
 Side = Literal["query", "document"]
@@ -209,8 +209,10 @@ class RankerModel(PreTrainedModel):
         if query is not None and document is not None:
             _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
         if self.training and self.rows_at_once is not None and torch.is_grad_enabled():
-            return self._forward_in_parts(query, document, self.rows_at_once)
-        return RankingOutput(None, None, *self._forward_rows(query, document))  # without loss and logits
+            outputs = run_in_parts(self._forward_rows, self.rows_at_once, query, document)
+        else:
+            outputs = self._forward_rows(query, document)
+        return RankingOutput(None, None, *outputs)  # without loss and logits
 
     def _forward_rows(
         self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None
@@ -225,27 +227,6 @@ class RankerModel(PreTrainedModel):
         if query is not None and document is not None:
             scores = self.score_vectors(*vectors)
         return (scores, *vectors)
-
-    def _forward_in_parts(
-        self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None, size: int
-    ) -> RankingOutput:
-        """Run the rows in parts that keep their outputs only: a gradient cache.
-
-        Gao et al. 2021, https://arxiv.org/abs/2101.06983. The backward pass first computes the gradients of all
-        outputs, then runs each part again, with the same random numbers, and passes its share of them on.
-        """
-        count = len((query or document)["input_ids"])
-        parts = []
-        for start in range(0, count, size):
-            sides = []
-            for side in (query, document):
-                rows = None if side is None else {name: value[start : start + size] for name, value in side.items()}
-                sides.append(rows)
-            parts.append(checkpoint(self._forward_rows, *sides, use_reentrant=False))
-        outputs = []
-        for values in zip(*parts, strict=True):
-            outputs.append(None if values[0] is None else torch.cat(values))
-        return RankingOutput(None, None, *outputs)
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
         """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
@@ -271,14 +252,7 @@ class RankerModel(PreTrainedModel):
         """
         if self.config.similarity in ALL_PAIRS:
             return ALL_PAIRS[self.config.similarity](query, document, query_mask, document_mask)
-        # Layers read pairs: in blocks of as many as the batch has, which the backward pass computes again.
-        size, scores = max(1, len(document) // len(query)), []
-        for start in range(0, len(document), size):
-            block, mask = document[start : start + size].expand(len(query), -1, *document.shape[1:]), None
-            if document_mask is not None:
-                mask = document_mask[start : start + size].expand(len(query), -1, -1)
-            scores.append(checkpoint(self.score_vectors, query, block, query_mask, mask, use_reentrant=False))
-        return torch.cat(scores, 1)
+        return score_in_blocks(self.score_vectors, query, document, query_mask, document_mask)
 
     def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import base
+from hf_kd_ranking.models import parts
 
 STORABLE = pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
 BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
@@ -47,9 +47,9 @@ def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: f
 @STORABLE
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 0.02)])
 def test_parts_have_the_gradients_of_the_whole_batch(student, make_trainer, lists, bf16, tolerance):
-    parts = {"train_dataset": lists}
-    wanted = gradients(make_trainer(student, parts, loss=LOSS, bf16=bf16))
-    trainer = make_trainer(student, parts, loss=LOSS, bf16=bf16, gradient_cache=3)  # parts of 3, 3 and 2 rows
+    data = {"train_dataset": lists}
+    wanted = gradients(make_trainer(student, data, loss=LOSS, bf16=bf16))
+    trainer = make_trainer(student, data, loss=LOSS, bf16=bf16, gradient_cache=3)  # parts of 3, 3 and 2 rows
     assert_equal(gradients(trainer), wanted, tolerance)
 
 
@@ -57,7 +57,9 @@ def test_parts_have_the_gradients_of_the_whole_batch(student, make_trainer, list
 def test_second_run_of_a_part_has_the_dropout_of_the_first(model, make_trainer, monkeypatch):
     trainer = make_trainer(model, loss=LOSS, gradient_cache=3)
     got = gradients(trainer)
-    monkeypatch.setattr(base, "checkpoint", lambda run, *sides, use_reentrant: run(*sides))  # all activations are kept
+    monkeypatch.setattr(
+        parts, "checkpoint", lambda run, *sides, use_reentrant: run(*sides)
+    )  # all activations are kept
     assert_equal(got, gradients(trainer), 1e-5)
 
 
@@ -109,9 +111,9 @@ def test_own_loss_function_over_the_batch_has_a_cache(student, make_trainer):
     def all_pairs(outputs: object, labels: Tensor, num_items_in_batch: int) -> Tensor:
         return (outputs.query_vectors @ outputs.document_vectors.flatten(0, 1).T).square().mean()
 
-    parts = {"compute_loss_func": all_pairs}
-    wanted = gradients(make_trainer(student, parts))
-    assert_equal(gradients(make_trainer(student, parts, gradient_cache=3)), wanted, 1e-5)
+    own = {"compute_loss_func": all_pairs}
+    wanted = gradients(make_trainer(student, own))
+    assert_equal(gradients(make_trainer(student, own, gradient_cache=3)), wanted, 1e-5)
 
 
 @pytest.mark.parametrize(
