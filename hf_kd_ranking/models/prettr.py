@@ -160,7 +160,7 @@ class PreTTR(EncoderRanker):
         return self.run_rows(run, {"states": states, "mask": mask}, mask)
 
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
-        """Return the position of each document's first token, (N,); checked against the encoder's positions."""
+        """Return the position of each document's first token, (B,) or (B, n), if the encoder has all positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
         if query is None and not self.config.is_storable:
             raise InputError(
@@ -174,7 +174,7 @@ class PreTTR(EncoderRanker):
             places = torch.arange(1, last + 1, device=ids.device)
             offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
         check_positions(last + ids.shape[-1] - 1, self.config.max_positions, "A document after its query")
-        return _per_document(offsets, ids.shape[:-1])
+        return _per_document(offsets, ids.shape[:-1]).view(ids.shape[:-1])
 
 
 def _per_document(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

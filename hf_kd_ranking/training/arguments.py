@@ -67,6 +67,11 @@ class RankingTrainingArguments(TrainingArguments):
         help="Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
         "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
+    gradient_cache: int | None = HfArg(
+        default=None,
+        help="Queries, with their documents, that a step runs at once where a loss compares all documents of the "
+        "batch: memory is that of so many, the gradients are those of the whole batch, and a third more is computed.",
+    )
     head_learning_rate: float | None = HfArg(default=None, help="Learning rate of the layers on top of the encoder.")
     margin_bins: int = HfArg(default=10, help="Bins of a query's teacher margins, for batches on one topic.")
 
@@ -91,6 +96,8 @@ class RankingTrainingArguments(TrainingArguments):
             raise InputError(" ".join(str(error).split())) from error  # some have several lines
         self._refuse_settings()
         get_losses(self.loss)
+        if self.gradient_cache is not None and self.gradient_cache < 1:
+            raise InputError(f"gradient_cache must be at least 1 query, got {self.gradient_cache}.")
         self.remove_unused_columns = False
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # rankers have none, and the search slows each step down

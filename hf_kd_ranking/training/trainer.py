@@ -29,7 +29,7 @@ from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, St
 from .checkpoints import RUN_FILE, check_run, describe_run, last_complete, written_whole
 from .checks import check_data_sets, check_evaluation, check_options, check_temperature, endless
 from .evaluation import filled_in, held_out_rows
-from .in_batch import check_in_batch, in_batch_losses
+from .in_batch import check_gradient_cache, check_in_batch, in_batch_losses
 from .lora import trainable, with_adapters
 from .publishing import PublishingTrainer
 from .topics import rows_of_queries, teacher_margins
@@ -131,6 +131,7 @@ class RankingTrainer(PublishingTrainer):
         student = trainable(model, args)
         check_in_batch(self.losses, student, self.in_batch_teacher)
         check_temperature(self.losses, student.config)
+        check_gradient_cache(args.gradient_cache, self.losses, student.config)
         return student
 
     def _read_settings(self) -> None:
@@ -148,6 +149,7 @@ class RankingTrainer(PublishingTrainer):
         for module in self.model.modules():
             if isinstance(module, RankerModel):
                 module.groups_rows = not is_shared
+                module.rows_at_once = self.args.gradient_cache
         if is_shared:  # left on the CPU by Trainer, where evaluation before training would take hours
             self.model.to(self.args.device)
         if self.args.lora_r is not None and is_shared:

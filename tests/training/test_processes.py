@@ -92,6 +92,8 @@ with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
 teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
 loss = "margin_mse:1,in_batch_margin_mse:0.75"
 train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
+cache = None if processes == 1 else 3
+train("bert_dot", "cached", parts={"in_batch_teacher": teacher}, loss=loss, gradient_cache=cache)
 lists = []
 for place, row in enumerate(rows.rows):  # of two to four documents, so that the longest list is of one process
     more = [doc_id for doc_id in rows[(place + 7) % len(rows)]["doc_ids"] if doc_id not in row["doc_ids"]]
@@ -114,7 +116,10 @@ SETTINGS = {
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
-RUNS = {"ddp": (*SETTINGS, "in_batch", "uneven", "stream", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
+RUNS = {
+    "ddp": (*SETTINGS, "in_batch", "cached", "uneven", "stream", "topics"),
+    "fsdp": ("bert_dot", "prettr", "tk", "in_batch", "cached"),
+}
 EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
     "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
