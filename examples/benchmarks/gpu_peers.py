@@ -45,7 +45,7 @@ def peer_step(model: nn.Module, architecture: str) -> Callable[[Any], Tensor]:
 def peer_batches(model: nn.Module, architecture: str, bench: Bench, pairs: int) -> Iterator[tuple[Any, Tensor]]:
     """Yield inputs and margins of its losses, on the device; its cross-encoder tokenises within the loss."""
     queries, passages = bench.texts["queries"], bench.texts["passages"]
-    for start in range(0, bench.sizes.batches * pairs, pairs):
+    for start in range(0, bench.sizes.batch_count(pairs) * pairs, pairs):
         rows = bench.rows[start : start + pairs]
         columns = [[queries[row["query_id"]] for row in rows]]
         for place in (0, 1):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -25,9 +25,6 @@ VECTOR_SIZE = 128  # of a token, where all vectors are fetched from the device; 
 QUERY_TOKENS, DOCUMENT_TOKENS = 38, 200  # the longest, for scores of all pairs of a batch
 # The largest relative errors of scores, and the smallest cosine of all gradients, against the CPU in float32.
 TOLERANCES = {"float32": (1e-3, 0.9999), "bfloat16": (5e-2, 0.98)}
-
-
-# ---- Correct? -------------------------------------------------------------------------------------------------------
 
 
 def equality(bench: Bench) -> Cases:
@@ -89,11 +86,11 @@ def train_ours(bench: Bench, folder: Path, architecture: str, pairs: int) -> dic
     model = load(folder, architecture).to(bench.device).train()
     collate = collator(bench, folder, model)
     batches = []
-    for start in range(0, bench.sizes.batches * pairs, pairs):
+    for start in range(0, bench.sizes.batch_count(pairs) * pairs, pairs):
         batches.append(collate(bench.rows[start : start + pairs]))
     features = [split(batch)[0] for batch in batches]
-    tokens = sum(batch_tokens(batch) for batch in features) / len(batches)
-    flops = 3 * sum(forward_flops(model, batch) for batch in features) / len(batches)
+    tokens = fmean(batch_tokens(batch) for batch in features)
+    flops = 3 * fmean(forward_flops(model, batch) for batch in features)
     batches = [to_device(batch, bench.device) for batch in batches]
     result = measure_training(bench, model, batches, lambda batch: ranking_loss(model, batch))
     seconds = result["ms_per_step"] / 1000
@@ -196,12 +193,11 @@ def score_all_pairs(bench: Bench, folder: Path, architecture: str) -> dict[str, 
     model, count = load(folder, architecture).to(bench.device), bench.sizes.in_batch
     size = model.config.get_text_config().hidden_size
     query_shape, document_shape = (count, size), (2 * count, size)
-    masks = (None, None)
+    masks = []
     if model.config.vectors_per_text == "per_token":
         query_shape, document_shape = (count, QUERY_TOKENS, size), (2 * count, DOCUMENT_TOKENS, size)
-        masks = tuple(
-            torch.ones(shape[:2], dtype=torch.bool, device=bench.device) for shape in (query_shape, document_shape)
-        )
+        for shape in (query_shape, document_shape):
+            masks.append(torch.ones(shape[:2], dtype=torch.bool, device=bench.device))
     settings = {"device": bench.device, "dtype": torch.bfloat16, "requires_grad": True}
     query, document = torch.randn(query_shape, **settings), torch.randn(document_shape, **settings)
     teacher = torch.randn(count, 2 * count, device=bench.device)
@@ -321,8 +317,8 @@ def run_loop(bench: Bench, folder: Path, workers: int) -> dict[str, float]:
     train(iter(on_device))  # every shape once
     computing, both = train(iter(on_device)), train(islice(loader, bench.sizes.loader_batches))
     count = (len(on_device) - 1) * bench.sizes.pairs[0]
-    waiting = max(0.0, 1 - computing / both)
-    return {"triples_per_second": count / both, "computed_per_second": count / computing, "waiting_share": waiting}
+    rates = {"triples_per_second": count / both, "computed_per_second": count / computing}
+    return rates | {"waiting_share": max(0.0, 1 - computing / both)}
 
 
 def run_collator(bench: Bench, folder: Path, architecture: str, workers: int) -> dict[str, float]:

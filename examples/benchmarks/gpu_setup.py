@@ -43,15 +43,19 @@ class Sizes:
     """What is measured on how much: the defaults for a GPU, others for a quick trial on a CPU."""
 
     pairs: tuple[int, ...] = (256, 32, 1024)  # rows of a query, a positive and a negative, per training step
-    batches: int = 6  # different batches per measurement
+    batches: int = 6  # the most different batches per measurement
     repetitions: int = 3
     loader_batches: int = 16
     workers: tuple[int, ...] = (0, 4, 8)
     queries: int = 4096
-    passages: int = 16_384
-    scored: int = 16_384  # pairs
+    passages: int = 8192
+    scored: int = 8192  # pairs
     scoring_batch: int = 512
     in_batch: int = 128  # queries, of two documents each
+
+    def batch_count(self, pairs: int) -> int:
+        """Return the number of different batches of a size; few large ones, which take long to tokenise."""
+        return max(2, min(self.batches, 1536 // pairs))
 
 
 SMOKE_SIZES = Sizes(
@@ -112,7 +116,7 @@ def build_bench(folder: Path, is_smoke: bool, model: str | None) -> Bench:
         path.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(texts[name])), encoding="utf-8")
         stores[name] = kd.TextStore.from_tsv(path, folder / name)
     rng, rows = random.Random(0), []
-    for _ in range(max(sizes.pairs) * sizes.batches):
+    for _ in range(max(pairs * sizes.batch_count(pairs) for pairs in sizes.pairs)):
         scores = [rng.gauss(2, 3), rng.gauss(-2, 3)]
         documents = rng.sample(range(sizes.passages), 2)
         rows.append({"query_id": rng.randrange(sizes.queries), "doc_ids": documents, "teacher_scores": scores})
