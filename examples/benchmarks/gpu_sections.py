@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.collate import RankingCollator, split_batch
 from hf_kd_ranking.models import RankerModel, RankingProcessor
 
 Cases = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
@@ -60,7 +61,7 @@ def scores_and_gradient(model: RankerModel, batch: dict[str, Any]) -> tuple[Tens
     Not the gradient of a margin: with random weights it is the small difference of two nearly equal gradients.
     """
     model.zero_grad(set_to_none=True)
-    features, _ = split(batch)
+    features, _ = split_batch(batch)
     scores = model(**features).scores
     scores.mean().backward()
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
@@ -88,7 +89,7 @@ def train_ours(bench: Bench, folder: Path, architecture: str, pairs: int) -> dic
     batches = []
     for start in range(0, bench.sizes.batch_count(pairs) * pairs, pairs):
         batches.append(collate(bench.rows[start : start + pairs]))
-    features = [split(batch)[0] for batch in batches]
+    features = [split_batch(batch)[0] for batch in batches]
     tokens = fmean(batch_tokens(batch) for batch in features)
     flops = 3 * fmean(forward_flops(model, batch) for batch in features)
     batches = [to_device(batch, bench.device) for batch in batches]
@@ -129,7 +130,7 @@ def measure_training(bench: Bench, model: nn.Module, batches: list, loss: Callab
 
 def ranking_loss(model: RankerModel, batch: dict[str, Any]) -> Tensor:
     """Return Margin-MSE of a batch of the collator."""
-    features, targets = split(batch)
+    features, targets = split_batch(batch)
     return kd.losses.margin_mse(model(**features).scores, targets["teacher_scores"])
 
 
@@ -353,19 +354,10 @@ def load(folder: Path, architecture: str, compression_dim: int | None = None) ->
     return kd.load_ranker(folder, architecture, **settings)
 
 
-def collator(bench: Bench, folder: Path, model: RankerModel) -> Callable[[list[dict]], dict[str, Any]]:
+def collator(bench: Bench, folder: Path, model: RankerModel) -> RankingCollator:
     """Return the collator of a ranker."""
-    from hf_kd_ranking.data.collate import RankingCollator
-
     processor = RankingProcessor.from_config(AutoTokenizer.from_pretrained(folder), model.config)
     return RankingCollator(processor, bench.queries, bench.documents)
-
-
-def split(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the inputs of the student, and the rest."""
-    from hf_kd_ranking.data.collate import split_batch
-
-    return split_batch(batch)
 
 
 def autocast(bench: Bench, dtype: torch.dtype) -> AbstractContextManager:

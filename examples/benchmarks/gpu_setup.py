@@ -40,7 +40,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured on how much: the defaults for a GPU, others for a quick trial on a CPU."""
+    """Sizes of the measurements; the defaults are those for a GPU."""
 
     pairs: tuple[int, ...] = (256, 32, 1024)  # rows of a query, a positive and a negative, per training step
     batches: int = 6  # the most different batches per measurement
@@ -74,7 +74,7 @@ SMOKE_SIZES = Sizes(
 
 @dataclass(frozen=True)
 class Bench:
-    """What all sections share.
+    """The device, the models and the texts that all sections share.
 
     Args:
         encoders: name -> folder of weights and tokenizer, the first the smallest.
