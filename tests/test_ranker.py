@@ -1,13 +1,12 @@
 """Texts in, scores out: the same numbers as the model called by hand, whatever the batches."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
+from warm_processes import run_ranks
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.inference import score_stored
@@ -256,10 +255,7 @@ def test_two_processes_share_the_work_and_get_all_results(encoder, tokenizer, tm
     ranker = dot_ranker(encoder, tokenizer)
     ranker.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(SHARED_WORK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [tmp_path / "script.py", tmp_path / "model", tmp_path]
-    result = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_ranks([tmp_path / "script.py", tmp_path / "model", tmp_path], tmp_path / "output", {})
     documents = ["night", "house of the king", "moon moon", "violin", "jam"]
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from warm_processes import run_ranks
 
 import hf_kd_ranking as kd
 
@@ -113,7 +114,6 @@ SETTINGS = {
     "prettr": {"join_layer_idx": 1},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
 RUNS = {
@@ -146,15 +146,13 @@ def runs(models, toy, tmp_path_factory) -> Path:
     """Output folders of the script on one process, `one`, and on two, `ddp` and `fsdp`."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
-    for output, launcher in (("one", ()), ("ddp", TWO), ("fsdp", LAUNCH_FSDP)):
-        run([*launcher, folder / "script.py", models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])])
-    return folder
-
-
-def run(arguments: list) -> None:
-    command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    arguments = {output: [models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])] for output in ("one", *RUNS)}
+    run_ranks([folder / "script.py", *arguments["one"]], folder / "one-output", {}, count=1)
+    run_ranks([folder / "script.py", *arguments["ddp"]], folder / "ddp-output", {})
+    command = [sys.executable, *LAUNCH_FSDP, folder / "script.py", *arguments["fsdp"]]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 @EVERY_RUN
