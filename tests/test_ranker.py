@@ -74,7 +74,7 @@ def test_scores_equal_the_model_called_by_hand_one_by_one(ranker):
 def test_scores_do_not_depend_on_batch_block_or_order(ranker, monkeypatch):
     queries, documents = pairs(40)
     wanted = ranker.score(queries, documents)
-    monkeypatch.setattr("hf_kd_ranking.inference.BLOCK_SIZE", 16)
+    monkeypatch.setattr("hf_kd_ranking.batches.TOKENIZED_AT_ONCE", 16)
     ranker.batch_size = 5
     order = random.Random(1).sample(range(40), 40)
     shuffled = ranker.score([queries[i] for i in order], [documents[i] for i in order])
@@ -207,9 +207,9 @@ def test_new_ranker_on_an_encoder_says_so(encoder, caplog):
 
 
 def test_nothing_to_score_or_to_encode_is_an_error(ranker, encoder, tokenizer):
-    with pytest.raises(ValueError, match="Scoring needs at least one text, got none"):
+    with pytest.raises(ValueError, match="Scoring or encoding needs at least one text, got none"):
         ranker.score([], [])
-    with pytest.raises(ValueError, match="Encoding needs at least one text, got none"):
+    with pytest.raises(ValueError, match="Scoring or encoding needs at least one text, got none"):
         dot_ranker(encoder, tokenizer).encode_queries([])
 
 
