@@ -39,7 +39,8 @@ def score(
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens per pair; default: the model's.")] = None,
     batch_size: options.BatchSize = 32,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -60,6 +61,7 @@ def score(
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
+    settings["tokens_per_batch"] = tokens_per_batch
     results = []
     for name, path in outputs.items():
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from ..errors import InputError
-from ..inference import fingerprint, score_pairs
+from ..inference import VectorCache, fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
 from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
-from ..ranker import load_tokenizer
+from ..ranker import default_dtype, load_tokenizer
 from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
 from .sentence_transformers import CLASSES, MODEL_TYPES, load_cross_encoder, load_encoder
 
@@ -81,8 +81,9 @@ def load_teacher(
     instruction: str = INSTRUCTION,
     max_length: int | None = None,
     batch_size: int = 32,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    tokens_per_batch: int | None = None,
 ) -> Teacher:
     """Load a teacher.
 
@@ -98,12 +99,14 @@ def load_teacher(
         max_length: tokens of a pair, for classifiers, cross-encoders and yes-no models; longer pairs are cut, the
             longer text first. None takes the checkpoint's own limit.
         batch_size: pairs (or texts) per forward pass.
-        dtype: type of the weights.
+        dtype: type of the weights; None is bfloat16 on a GPU that computes in it, float32 elsewhere.
         device: device of the model; None uses a GPU if there is one.
+        tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; not for checkpoints of
+            sentence-transformers.
 
     Raises:
-        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, or
-            if the label is missing or unknown.
+        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
+            the label is missing or unknown, or if the kind does not read a setting.
         FileNotFoundError: if the model does not exist.
     """
     if kind is not None and kind not in KINDS:
@@ -117,10 +120,15 @@ def load_teacher(
     if kind is None:
         raise _unrecognized(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or default_dtype(device)
     name = Path(name_or_path).name or str(name_or_path)
     if kind == "cross-encoder" and instruction != INSTRUCTION:
         raise InputError(
             f"{name_or_path} has a prompt of its own, so that an instruction has no effect; leave it out."
+        )
+    if kind in CLASSES and tokens_per_batch is not None:
+        raise InputError(
+            f"{name_or_path} is run by sentence-transformers, which needs batch_size: leave tokens_per_batch out."
         )
     if kind == "cross-encoder":
         return Teacher(name, *load_cross_encoder(name_or_path, label, max_length, batch_size, dtype, device))
@@ -136,8 +144,11 @@ def load_teacher(
             raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
-    score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)
-    return Teacher(name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, dtype))
+    settings = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "query_cache": VectorCache()}
+    score = partial(score_pairs, model, processor, description=None, **settings)
+    return Teacher(
+        name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, tokens_per_batch, dtype)
+    )
 
 
 class _LogitScores(nn.Module):

@@ -36,14 +36,14 @@ class _Pairs:
     is_run: bool
 
     def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        """Yield columns of ids, and a number for each pair: query row * number of documents + document row."""
+        """Yield columns of ids, and a number for each pair: document row * number of queries + query row."""
         for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
             rows = np.arange(len(lengths))
             row_of_pair = np.repeat(rows, lengths)
             query_rows = self._find_texts(self.queries, columns["query_id"], start + rows)
             document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), start + row_of_pair)
-            yield columns, query_rows[row_of_pair] * len(self.documents) + document_rows
+            yield columns, document_rows * len(self.queries) + query_rows[row_of_pair]
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
@@ -71,7 +71,8 @@ def score_teacher(
 ) -> dict[str, int]:
     """Score pairs and write teacher rows, or for a run the run in the teacher's order.
 
-    Under `accelerate launch` the processes share the blocks; all must make the same call.
+    Pairs are scored in the order of their documents, so that a teacher that encodes the sides separately encodes a
+    document once. Under `accelerate launch` the processes share the blocks; all must make the same call.
 
     Args:
         teacher: see `load_teacher`; a string is loaded.
@@ -102,7 +103,7 @@ def score_teacher(
     pairs = _Pairs(rows, queries, documents, is_run)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        query_rows, document_rows = np.divmod(distinct[block], len(documents))
+        document_rows, query_rows = np.divmod(distinct[block], len(queries))
         query_texts = queries.take(query_rows)
         scores = teacher.score(query_texts, documents.take(document_rows))
         if not np.isfinite(scores).all():

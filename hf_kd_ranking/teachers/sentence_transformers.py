@@ -1,6 +1,7 @@
 """Teachers that sentence-transformers runs, so that the score is that library's for the same checkpoint."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..inference import check_pairs, fingerprint
+from ..inference import VectorCache, check_pairs, fingerprint
 from ..models.base import clear_errors
 from ..models.foreign import INCREASING, load_complete, read_activation, read_json
 from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
@@ -19,7 +20,6 @@ CLASSES = {"cross-encoder": "CrossEncoder", "bi-encoder": "SentenceTransformer",
 MODEL_TYPES = {name: kind for kind, name in CLASSES.items()} | {"ColBERT": "multi-vector"}
 TASKS = ("sequence-classification", "text-generation", "feature-extraction")  # of the encoders of cross-encoders
 MIN_TEXT = 4  # tokens of a document for which a prompt must leave room
-REMEMBERED = 500_000  # vectors of a bi-encoder that are kept between calls: 1.5 GB of 768 values
 
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -73,23 +73,24 @@ def load_encoder(
         options |= {"convert_to_numpy": True, "normalize_embeddings": similarity == "cosine"}
     elif similarity is not None:
         raise InputError(f"{name} is a multi-vector encoder, which has its own similarity; leave {similarity!r} out.")
-    known: dict[str, Any] = {}  # documents of earlier calls: candidates of many queries are the same
+    known_queries, known_documents = VectorCache(), VectorCache()
+
+    def encode(encode_side: Callable, texts: list[str]) -> Sequence[np.ndarray]:
+        vectors = encode_side(texts, **options)
+        if kind == "multi-vector":
+            return [tokens.float().cpu().numpy() for tokens in vectors]
+        return vectors.astype(np.float32)
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         check_pairs(queries, documents)
-        query_texts = list(dict.fromkeys(queries))
-        query_vectors = dict(zip(query_texts, model.encode_query(query_texts, **options), strict=True))
-        if len(known) > REMEMBERED or kind == "multi-vector":  # a vector per token is too much to keep
-            known.clear()
-        new = [text for text in dict.fromkeys(documents) if text not in known]
-        if new:
-            known.update(zip(new, model.encode_document(new, **options), strict=True))
-        pairs = [query_vectors[query] for query in queries], [known[document] for document in documents]
+        query_vectors = known_queries.encode(queries, partial(encode, model.encode_query))
+        document_vectors = known_documents.encode(documents, partial(encode, model.encode_document))
         if kind == "multi-vector":
-            return model.similarity_pairwise(*pairs).float().cpu().numpy()
+            sides = [[torch.from_numpy(tokens) for tokens in side] for side in (query_vectors, document_vectors)]
+            return model.similarity_pairwise(*sides).numpy()
         scores = np.empty(len(queries), dtype=np.float32)
-        for row, (query, document) in enumerate(zip(*pairs, strict=True)):
-            scores[row] = query.astype(np.float32) @ document.astype(np.float32)
+        for row, (query, document) in enumerate(zip(query_vectors, document_vectors, strict=True)):
+            scores[row] = query @ document
         return scores
 
     return score, fingerprint(model, kind, settings, similarity, batch_size, dtype)
