@@ -38,8 +38,9 @@ class RankingTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of distillation.
 
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
-    `per_device_eval_batch_size` 64, `logging_steps` 50, `tf32` True on GPUs that have it, and `restore_callback_states_from_checkpoint` True, without
-    which a resumed run forgets the patience of an `EarlyStoppingCallback`. `remove_unused_columns` is always False,
+    `per_device_eval_batch_size` 64, `logging_steps` 50, `tf32` True on GPUs that have it, and
+    `restore_callback_states_from_checkpoint` True, without which a resumed run forgets the patience of an
+    `EarlyStoppingCallback`. `remove_unused_columns` is always False,
     because ids and scores are not arguments of a model. Settings that make no sense for a ranker are refused, see
     `REFUSED`.
 
