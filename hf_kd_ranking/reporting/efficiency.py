@@ -72,9 +72,9 @@ def measure_efficiency(
         `environment`, `protocol`, `first_stages`: name -> `total_ms` ({"p50", "p95", "p99", "mean"}), and `rankers`:
         name -> `architecture`, `device`, `dtype`, `batch_size`, `tokens_per_batch`, `parameters`, `model_bytes` (all
         but the first None for a `Scorer`), `score_ms` and `total_ms`, `total_ms_by_depth`: depth, as a string, ->
-        `total_ms`, `pairs_per_second` (from text), `peak_process_mb` (more than the process had before), `peak_cuda_mb` (None on
-        other devices), and, None where nothing is stored, `bytes_per_passage`, `encode_ms` (of the query) and
-        `passages_per_second` (encoding).
+        `total_ms`, `pairs_per_second` (from text), `peak_process_mb` (more than the process had before),
+        `peak_cuda_mb` (None on other devices), and, None where nothing is stored, `bytes_per_passage`, `encode_ms` (of
+        the query) and `passages_per_second` (encoding).
 
     Raises:
         InputError: if rankers, queries or documents are empty, or lists of documents are not one per query.
