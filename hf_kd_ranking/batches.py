@@ -17,7 +17,7 @@ TOKENIZED_AT_ONCE = 512
 BATCHES_AHEAD = 8  # prepared while the model computes: enough to hide the tokenising of the next texts
 
 Batch = tuple[np.ndarray, dict[str, dict[str, Tensor]]]  # rows of texts, and their padded inputs by side
-Tokenize = Callable[[np.ndarray], dict[str, TokenLists]]  # rows of texts -> tokens by side; the last side is sorted by
+Tokenize = Callable[[np.ndarray], dict[str, TokenLists]]  # rows of texts -> their tokens by side
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ class Batcher:
 
     def _prepare(self, rows: np.ndarray, tokenize: Tokenize) -> Iterator[Batch]:
         pending: list[tuple[int, dict[str, TokenLists], int]] = []  # row, tokens, and the place of the row in them
-        longest = 0
+        longest = np.zeros(1, dtype=int)  # of each side
         for start in range(0, len(rows), TOKENIZED_AT_ONCE):
             chosen = rows[start : start + TOKENIZED_AT_ONCE]
             tokens = tokenize(chosen)
-            lengths = np.array([len(ids) for ids in list(tokens.values())[-1]["input_ids"]])
-            for place in longest_first(lengths):
-                longest = max(longest, lengths[place])
-                if self._is_full(len(pending), longest):
+            lengths = np.stack([[len(ids) for ids in side["input_ids"]] for side in tokens.values()], 1)  # (n, sides)
+            for place in longest_first(lengths.sum(1)):
+                longest = np.maximum(longest, lengths[place])
+                if self._is_full(len(pending), longest.sum()):
                     yield self._pad(pending)
                     pending, longest = [], lengths[place]
                 pending.append((chosen[place], tokens, place))
         if pending:
             yield self._pad(pending)
 
-    def _is_full(self, count: int, longest: int) -> bool:
-        """Return whether a batch of `count` texts has no room for one more, after which the longest is `longest`."""
+    def _is_full(self, count: int, width: int) -> bool:
+        """Return whether a batch of `count` texts has no room for one more, with which it has this width."""
         if self.tokens_per_batch is None:
             return count == self.batch_size
-        return count > 0 and (count + 1) * longest > self.tokens_per_batch
+        return count > 0 and (count + 1) * width > self.tokens_per_batch
 
     def _pad(self, texts: list[tuple[int, dict[str, TokenLists], int]]) -> Batch:
         """Return the rows of texts, and their inputs on the model's device."""

@@ -4,8 +4,7 @@ Only training has its own loop. A thread tokenises and pads the next batches whi
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -30,35 +29,6 @@ _MODE_LOCK = threading.Lock()
 _MODELS_IN_USE: dict[nn.Module, tuple[int, bool]] = {}  # model -> threads that use it, and its mode before
 
 
-class VectorCache:
-    """The vectors of texts that several calls encode; those used longest ago make room for others.
-
-    Args:
-        max_bytes: the most that is kept between calls.
-    """
-
-    def __init__(self, max_bytes: int = QUERY_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._bytes = 0
-
-    def encode(self, texts: Sequence[str], encode: Callable[[list[str]], Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """Return a vector per text; `encode` is called at most once, with the distinct texts that are not kept."""
-        distinct = list(dict.fromkeys(texts))
-        new = [text for text in distinct if text not in self._vectors]
-        found = dict(zip(new, encode(new), strict=True)) if new else {}
-        for text in distinct:
-            if text in found:
-                self._vectors[text] = np.array(found[text])  # copied: a view would keep its whole batch
-                self._bytes += found[text].nbytes
-            else:
-                self._vectors.move_to_end(text)
-                found[text] = self._vectors[text]
-        while self._bytes > self.max_bytes:
-            self._bytes -= self._vectors.popitem(last=False)[1].nbytes
-        return [found[text] for text in texts]
-
-
 def score_pairs(
     model: RankerModel,
     processor: RankingProcessor,
@@ -68,7 +38,6 @@ def score_pairs(
     is_distributed: bool = False,
     description: str | None = "Scoring",
     tokens_per_batch: int | None = None,
-    query_cache: VectorCache | None = None,
 ) -> np.ndarray:
     """Score query i with document i; a ranker that encodes the sides separately encodes each distinct text once.
 
@@ -79,7 +48,6 @@ def score_pairs(
         description: title of the progress bar, which long work shows; None shows no progress bar.
         tokens_per_batch: tokens per forward pass, padding included, at least those of one text; it replaces
             `batch_size`. None reads `batch_size`.
-        query_cache: vectors of queries that several calls with one model share; None keeps none between calls.
 
     Returns:
         (N,) float32.
@@ -96,7 +64,7 @@ def score_pairs(
         results = loop.score_jointly(queries, documents, rows)
     else:
         rows = _pairs_by_document(documents, is_distributed)
-        results = loop.score_separately(queries, documents, rows, query_cache or VectorCache(0))
+        results = loop.score_separately(queries, documents, rows)
     scores = np.empty(len(queries), dtype=np.float32)
     for chosen, values in _run(model, fetched(results), len(rows), is_distributed, description):
         scores[chosen] = values
@@ -289,15 +257,13 @@ class _Loop:
             for chosen, inputs in batches:
                 yield chosen, self.model(**inputs.get("pair", inputs)).scores, None
 
-    def score_separately(
-        self, queries: Sequence[str], documents: Sequence[str], pairs: np.ndarray, cache: VectorCache
-    ) -> Iterator[tuple]:
+    def score_separately(self, queries: Sequence[str], documents: Sequence[str], pairs: np.ndarray) -> Iterator[tuple]:
         """Encode distinct queries, as many as fit into memory, then the documents paired with them; and so on."""
         numbers: dict[str, int] = {}
         query_of_pair = np.array([numbers.setdefault(queries[pair], len(numbers)) for pair in pairs])
         texts, first = list(numbers), 0
         while first < len(texts):
-            vectors = self._encode_queries(texts[first:], cache)
+            vectors = self._encode_queries(texts[first:])
             is_chosen = (query_of_pair >= first) & (query_of_pair < first + len(vectors))
             yield from self._score_documents(vectors, query_of_pair[is_chosen] - first, documents, pairs[is_chosen])
             first += len(vectors)
@@ -316,16 +282,13 @@ class _Loop:
                 output = self.model(**inputs)
                 yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
 
-    def _encode_queries(self, texts: Sequence[str], cache: VectorCache) -> list[np.ndarray]:
+    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the vectors of the first texts, until they have `QUERY_BYTES`."""
-
-        def encode(new: list[str]) -> np.ndarray | list[np.ndarray]:
-            results = fetched(self.encode("query", new, longest_first([len(text) for text in new])))
-            return _in_order([_as_arrays(*result) for result in results], len(new))
-
         vectors: list[np.ndarray] = []
         for start in range(0, len(texts), QUERIES_AT_ONCE):
-            vectors += cache.encode(texts[start : start + QUERIES_AT_ONCE], encode)
+            block = texts[start : start + QUERIES_AT_ONCE]
+            results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
+            vectors += list(_in_order([_as_arrays(*result) for result in results], len(block)))
             if sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
                 break
         return vectors

@@ -25,8 +25,8 @@ import torch
 import hf_kd_ranking as kd
 
 FORMATS = {"bert_cat": "cross-encoder", "bert_dot": "sentence-transformer", "colbert": "multi-vector"}
-# BERT's classifier in transformers has this activation, so that CrossEncoder runs transformers' code and not ours.
-FIELDS = {"bert_cat": {"head_activation": "tanh"}, "colbert": {"compression_dim": 128}}
+# The fields that sentence-transformers can express; without the activation CrossEncoder would run our code.
+FIELDS = {"bert_cat": {"head_activation": "tanh"}, "colbert": {"compression_dim": 128, "query_augmentation": 0}}
 
 Score = Callable[[list[str], list[str]], np.ndarray]
 

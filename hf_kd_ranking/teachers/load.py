@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ..errors import InputError
-from ..inference import VectorCache, fingerprint, score_pairs
+from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
 from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
@@ -144,7 +144,7 @@ def load_teacher(
             raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
-    settings = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "query_cache": VectorCache()}
+    settings = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
     score = partial(score_pairs, model, processor, description=None, **settings)
     return Teacher(
         name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, tokens_per_batch, dtype)

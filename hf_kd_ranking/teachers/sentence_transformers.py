@@ -1,7 +1,6 @@
 """Teachers that sentence-transformers runs, so that the score is that library's for the same checkpoint."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..inference import VectorCache, check_pairs, fingerprint
+from ..inference import check_pairs, fingerprint
 from ..models.base import clear_errors
 from ..models.foreign import INCREASING, load_complete, read_activation, read_json
 from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
@@ -73,24 +72,21 @@ def load_encoder(
         options |= {"convert_to_numpy": True, "normalize_embeddings": similarity == "cosine"}
     elif similarity is not None:
         raise InputError(f"{name} is a multi-vector encoder, which has its own similarity; leave {similarity!r} out.")
-    known_queries, known_documents = VectorCache(), VectorCache()
 
-    def encode(encode_side: Callable, texts: list[str]) -> Sequence[np.ndarray]:
-        vectors = encode_side(texts, **options)
-        if kind == "multi-vector":
-            return [tokens.float().cpu().numpy() for tokens in vectors]
-        return vectors.astype(np.float32)
+    def encode(encode_side: Callable, texts: Sequence[str]) -> list[Any]:
+        """Return a vector per text; each distinct text is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        vectors = dict(zip(distinct, encode_side(distinct, **options), strict=True))
+        return [vectors[text] for text in texts]
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         check_pairs(queries, documents)
-        query_vectors = known_queries.encode(queries, partial(encode, model.encode_query))
-        document_vectors = known_documents.encode(documents, partial(encode, model.encode_document))
+        pairs = encode(model.encode_query, queries), encode(model.encode_document, documents)
         if kind == "multi-vector":
-            sides = [[torch.from_numpy(tokens) for tokens in side] for side in (query_vectors, document_vectors)]
-            return model.similarity_pairwise(*sides).numpy()
+            return model.similarity_pairwise(*pairs).float().cpu().numpy()
         scores = np.empty(len(queries), dtype=np.float32)
-        for row, (query, document) in enumerate(zip(query_vectors, document_vectors, strict=True)):
-            scores[row] = query @ document
+        for row, (query, document) in enumerate(zip(*pairs, strict=True)):
+            scores[row] = query.astype(np.float32) @ document.astype(np.float32)
         return scores
 
     return score, fingerprint(model, kind, settings, similarity, batch_size, dtype)

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.inference import VectorCache
 from hf_kd_ranking.models import ARCHITECTURES
 from hf_kd_ranking.teachers.load import (
     INSTRUCTION,
@@ -427,9 +426,7 @@ def teacher_folder(request, tokenizer, tmp_path) -> Path:
     return tmp_path / "lm"
 
 
-def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, monkeypatch):
-    keeps_nothing = partial(VectorCache, 0)
-    monkeypatch.setattr("hf_kd_ranking.teachers.sentence_transformers.VectorCache", keeps_nothing)
+def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads):
     teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
     documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
     check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])
