@@ -1,6 +1,6 @@
 """Batches of texts: tokenised and padded by a thread while a model computes, and its results copied to the CPU."""
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ class Batcher:
         for start in range(0, len(rows), TOKENIZED_AT_ONCE):
             chosen = rows[start : start + TOKENIZED_AT_ONCE]
             tokens = tokenize(chosen)
-            lengths = np.stack([[len(ids) for ids in side["input_ids"]] for side in tokens.values()], 1)  # (n, sides)
+            sides = []
+            for side in tokens.values():
+                sides.append(list(map(len, side["input_ids"])))
+            lengths = np.stack(sides, 1)  # (n, sides)
             for place in longest_first(lengths.sum(1)):
                 longest = np.maximum(longest, lengths[place])
                 if self._is_full(len(pending), longest.sum()):
@@ -72,9 +75,11 @@ class Batcher:
     def _pad(self, texts: list[tuple[int, dict[str, TokenLists], int]]) -> Batch:
         """Return the rows of texts, and their inputs on the model's device."""
         inputs: dict[str, dict[str, Tensor]] = {}
-        for side, names in texts[0][1].items():
-            lists = {name: [tokens[side][name][place] for _, tokens, place in texts] for name in names}
-            inputs[side] = {}
+        for side in texts[0][1]:
+            inputs[side], lists = {}, defaultdict(list)
+            for _, tokens, place in texts:
+                for name, rows in tokens[side].items():
+                    lists[name].append(rows[place])
             for name, tensor in self.processor.pad(lists).items():
                 if self.device.type == "cuda":
                     tensor = tensor.pin_memory()  # copied while the model computes

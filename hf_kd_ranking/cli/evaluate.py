@@ -37,8 +37,7 @@ def rerank(
     state = processes()
     is_distributed = state.num_processes > 1
     settings = {"device": state.device if is_distributed else None, "is_distributed": is_distributed}
-    settings["tokens_per_batch"] = tokens_per_batch
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, **settings)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, **settings)
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates

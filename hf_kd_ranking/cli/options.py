@@ -79,13 +79,13 @@ def open_collection(
     return RankingCollection("files", readers)
 
 
-def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str | None, **settings: Any) -> Ranker:
-    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`.
+def load_ranker(model: str, architecture: str | None, *options: Any, **settings: Any) -> Ranker:
+    """Load the ranker that `--model` and the options beside it name, in the order of `load_any_ranker`.
 
     Raises:
         InputError: if the ranker has untrained layers.
     """
-    ranker = load_any_ranker(model, architecture, batch_size, dtype, **settings)
+    ranker = load_any_ranker(model, architecture, *options, **settings)
     if ranker.model.is_fresh:
         raise InputError(
             f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
@@ -99,6 +99,7 @@ def load_any_ranker(
     architecture: str | None,
     batch_size: int,
     dtype: str | None,
+    tokens_per_batch: int | None = None,
     index: Path | None = None,
     **settings: Any,
 ) -> Ranker:
@@ -109,7 +110,8 @@ def load_any_ranker(
     precision = torch_dtype(dtype)
     if precision is None and index is not None and has_description(index):
         precision = read_description(index).get("model_dtype")
-    return Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=precision, **settings)
+    settings |= {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "dtype": precision}
+    return Ranker.from_pretrained(model, architecture, **settings)
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:

@@ -53,8 +53,7 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    settings = {"device": state.device, "tokens_per_batch": tokens_per_batch}
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, **settings)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, device=state.device)
     config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
         raise InputError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")

@@ -384,6 +384,11 @@ def test_fingerprint_of_a_bi_encoder(make_bi_encoder):
     assert load_teacher(str(folder)).fingerprint not in found
 
 
+def test_teacher_of_another_library_reads_no_token_budget(make_bi_encoder):
+    with pytest.raises(ValueError, match="run by sentence-transformers, which needs batch_size"):
+        load_teacher(str(make_bi_encoder()[0]), tokens_per_batch=100, device="cpu")
+
+
 def test_unknown_kind_is_refused(encoder):
     with pytest.raises(ValueError, match="Unknown kind of teacher 'oracle'; choose one of bert_cat, bert_dot,"):
         load_teacher(str(encoder), "oracle")
