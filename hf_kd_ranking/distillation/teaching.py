@@ -29,7 +29,8 @@ from .work import Artifact, shared
 
 logger = logging.getLogger(__name__)
 
-Teacher = str | Path | Artifact  # "bm25"; a folder, a name on the Hub or a run; the step that trained it
+# "bm25" or the address of an endpoint; a folder, a name on the Hub or a run; the step that trained it.
+Teacher = str | Path | Artifact
 
 
 def rows_file(rows: Artifact | Path) -> Path:

@@ -92,6 +92,37 @@ def _mean_and_unit(run: Run) -> tuple[float, float]:
     return float(total / count), float(squares / count) ** 0.5 or 1.0
 
 
+def mix_runs(runs: Sequence[Run], shares: Sequence[float], k: int | None = None) -> Run:
+    """Take from each run its share of k documents per query, spread evenly over its ranks.
+
+    A document that an earlier run has given is not replaced, so that a query may get fewer than k.
+
+    Args:
+        runs: rankings of the same collection; a query may be missing in some.
+        shares: one per run, above 0; they sum to 1.
+        k: documents per query; None takes the length of the query's longest ranking.
+
+    Returns:
+        Documents in the order of the runs; scores are places, from 0 downwards.
+
+    Raises:
+        InputError: if there is not one share per run, or they do not sum to 1.
+    """
+    if not runs or len(shares) != len(runs) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-3:
+        raise InputError(f"Needed a share above 0 for each of {len(runs)} runs, with the sum 1, got {list(shares)}.")
+    mixed = Run()
+    for query_id in dict.fromkeys(chain(*runs)):
+        rankings = [run.get(query_id, []) for run in runs]
+        most = max(map(len, rankings)) if k is None else k
+        doc_ids: dict[str, None] = {}
+        for found, share in zip(rankings, shares, strict=True):
+            wanted = min(round(share * most), len(found))
+            for number in range(wanted):
+                doc_ids.setdefault(found[number * len(found) // wanted][0])
+        mixed[query_id] = [(doc_id, float(-place)) for place, doc_id in enumerate(doc_ids)]
+    return mixed
+
+
 def _values(ranking: Sequence[tuple[str, float]], method: str, constant: int) -> list[float]:
     """Return what each document of a ranking adds to its sum."""
     if method == "reciprocal_rank":

@@ -1,8 +1,8 @@
 """Load any model that scores a text for a query as a teacher: raw scores, without a sigmoid or a softmax."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
 from ..ranker import default_dtype, load_tokenizer
 from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
+from .endpoint import Endpoint, EndpointSettings, is_endpoint
 from .sentence_transformers import CLASSES, MODEL_TYPES, load_cross_encoder, load_encoder
 
 KINDS = (*ARCHITECTURES, "classifier", "yes-no", *CLASSES)
@@ -57,11 +58,16 @@ class Teacher:
         name: short name, for file names and cards.
         score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
         fingerprint: digest of the weights and settings; resumed work must not mix two.
+        usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
+        reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
+            each document once for all of its queries.
     """
 
     name: str
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     fingerprint: str
+    usage: Mapping[str, int] = field(default_factory=dict)
+    reads_by_query: bool = False
 
     def __post_init__(self) -> None:
         lock, score = threading.Lock(), self.score
@@ -84,13 +90,15 @@ def load_teacher(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     tokens_per_batch: int | None = None,
+    endpoint: EndpointSettings | None = None,
 ) -> Teacher:
     """Load a teacher.
 
     Args:
         name_or_path: a folder or a Hub name of one of our rankers, a sequence classifier, a checkpoint of
             sentence-transformers (CrossEncoder, bi-encoder or multi-vector encoder), or a causal language model that
-            answers yes or no, as Qwen3-Reranker. The scores are those of the library whose checkpoint it is.
+            answers yes or no, as Qwen3-Reranker. The scores are those of the library whose checkpoint it is. Or the
+            address of an endpoint, see `Endpoint`, of which only kind, batch size and `endpoint` are read.
         kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
         label: name of the output that is the score, for a classifier with several outputs; of classes the score is the
             logit of the class' probability.
@@ -103,12 +111,16 @@ def load_teacher(
         device: device of the model; None uses a GPU if there is one.
         tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; not for checkpoints of
             sentence-transformers.
+        endpoint: how an endpoint is asked.
 
     Raises:
         InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
             the label is missing or unknown, or if the kind does not read a setting.
         FileNotFoundError: if the model does not exist.
     """
+    if is_endpoint(name_or_path):
+        asked = Endpoint(name_or_path, kind, batch_size, endpoint or EndpointSettings())
+        return Teacher(asked.name, asked.score, asked.fingerprint, asked.usage, reads_by_query=True)
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
     found = _recognize(name_or_path)

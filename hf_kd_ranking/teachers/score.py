@@ -18,6 +18,7 @@ from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..processes import processes
+from .endpoint import Endpoint
 from .load import Teacher, load_teacher
 
 # Distinct pairs scored between two saves, which is the most that an interruption loses; the progress bar moves by as
@@ -34,16 +35,29 @@ class _Pairs:
     queries: TextStore
     documents: TextStore
     is_run: bool
+    by_query: bool = False  # their order, else by document
 
     def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        """Yield columns of ids, and a number for each pair: document row * number of queries + query row."""
+        """Yield columns of ids, and a number for each pair, which `texts` reads."""
         for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
             rows = np.arange(len(lengths))
             row_of_pair = np.repeat(rows, lengths)
             query_rows = self._find_texts(self.queries, columns["query_id"], start + rows)
             document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), start + row_of_pair)
-            yield columns, document_rows * len(self.queries) + query_rows[row_of_pair]
+            sides = document_rows, query_rows[row_of_pair]
+            if self.by_query:
+                yield columns, sides[1] * len(self.documents) + sides[0]
+            else:
+                yield columns, sides[0] * len(self.queries) + sides[1]
+
+    def texts(self, numbers: np.ndarray) -> tuple[list[str], list[str]]:
+        """Return the texts of the queries and the documents of pairs."""
+        if self.by_query:
+            query_rows, document_rows = np.divmod(numbers, len(self.documents))
+        else:
+            document_rows, query_rows = np.divmod(numbers, len(self.queries))
+        return self.queries.take(query_rows), self.documents.take(document_rows)
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
@@ -72,7 +86,8 @@ def score_teacher(
     """Score pairs and write teacher rows, or for a run the run in the teacher's order.
 
     Pairs are scored in the order of their documents, so that a teacher that encodes the sides separately encodes a
-    document once. Under `accelerate launch` the processes share the blocks; all must make the same call.
+    document once; for an endpoint in the order of their queries. Under `accelerate launch` the processes share the
+    blocks; all must make the same call.
 
     Args:
         teacher: see `load_teacher`; a string is loaded.
@@ -85,7 +100,7 @@ def score_teacher(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, distinct `pairs`, and how many of them were `resumed`.
+        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, and the `usage` of an endpoint.
 
     Raises:
         FileNotFoundError: if the source does not exist.
@@ -100,12 +115,10 @@ def score_teacher(
         teacher = load_teacher(teacher, device=state.device)
     with state.main_process_first():  # one process builds the table, the others open it
         rows, is_run = _open_source(source)
-    pairs = _Pairs(rows, queries, documents, is_run)
+    pairs = _Pairs(rows, queries, documents, is_run, teacher.reads_by_query)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        document_rows, query_rows = np.divmod(distinct[block], len(queries))
-        query_texts = queries.take(query_rows)
-        scores = teacher.score(query_texts, documents.take(document_rows))
+        scores = teacher.score(*pairs.texts(distinct[block]))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
         return {"scores": scores}
@@ -118,7 +131,32 @@ def score_teacher(
         if state.is_main_process:
             scores = np.concatenate([np.load(part)["scores"] for part in parts])
             count = _write_output(output, pairs, distinct, scores, folder)
-    return {"rows": count, "pairs": len(distinct), "resumed": resumed}
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **teacher.usage}
+
+
+def plan_requests(
+    endpoint: Endpoint,
+    source: str | os.PathLike | datasets.Dataset | TeacherRows | Run,
+    queries: TextStore,
+    documents: TextStore,
+) -> dict[str, int]:
+    """Estimate what `score_teacher` asks of an endpoint, without asking: distinct `pairs`, `requests` and `tokens`.
+
+    Tokens are a quarter of the characters of all pairs, and of their prompts for a chat model. Arguments and errors as
+    `score_teacher`.
+    """
+    rows, is_run = _open_source(source)
+    all_pairs = _Pairs(rows, queries, documents, is_run, by_query=True)
+    keys = [of_batch for _, of_batch in all_pairs.batches()]
+    distinct = np.unique(np.concatenate(keys))
+    requests = tokens = 0
+    for start in range(0, len(distinct), PAIRS_PER_BLOCK):
+        of_block = endpoint.requests(*all_pairs.texts(distinct[start : start + PAIRS_PER_BLOCK]))
+        requests += len(of_block)
+        for pairs in of_block:
+            for query, document in pairs:
+                tokens += endpoint.tokens(query, document)
+    return {"pairs": len(distinct), "requests": requests, "tokens": tokens}
 
 
 def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Run) -> tuple[TeacherRows, bool]:
