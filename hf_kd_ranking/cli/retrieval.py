@@ -28,7 +28,8 @@ def index(
     language: Annotated[str | None, typer.Option(help="BM25: stems of a language of Snowball, no stop words.")] = None,
     tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (as --language english).")] = "plain",
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result | None:
     """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
@@ -52,7 +53,7 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=state.device)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, device=state.device)
     config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
         raise InputError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
@@ -95,7 +96,7 @@ def search(
     probes: options.Probes = None,
     exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
     """Search a collection, or re-rank candidates from stored vectors, and write a run.
@@ -106,7 +107,7 @@ def search(
     if candidates is not None and (model is None or exact or settings or probes):
         raise InputError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, ["documents"], queries=queries, documents=collection)
-    ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
+    ranker = model and options.load_ranker(model, architecture, batch_size, dtype, index=index)
     if candidates is not None:
         from ..retrieval.stored_reranker import StoredReranker
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +49,8 @@ def score(
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens per pair; default: the model's.")] = None,
     batch_size: options.BatchSize = 32,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")
     ] = None,
@@ -71,44 +72,53 @@ def score(
     options.torch_dtype(dtype)
     endpoint = _endpoint_settings(model, concurrency, requests_per_minute, plan_only)
     prompt = _prompt(any(map(is_endpoint, model)), template, yes, no)
-    suffix = "tsv" if candidates is None else "trec"
-    outputs = {}
-    for name in model:
-        short = Endpoint(name, kind).name if is_endpoint(name) else Path(name).name
-        outputs[name] = output / f"{short}.{suffix}"
-    if len(model) == 1:
-        outputs = {model[0]: output}
-    elif len(set(outputs.values())) < len(model):
-        raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
-    else:
-        output.mkdir(exist_ok=True)
+    outputs = _outputs(model, kind, output, "tsv" if candidates is None else "trec")
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
+    source = triples if candidates is None else read_run(candidates)
+    if plan_only:
+        plans = []
+        for name in model:
+            plan = plan_requests(Endpoint(name, kind, batch_size, prompt, endpoint), source, *stores)
+            plans.append({"teacher": name, **plan})
+        _print_results(plans, None if len(model) == 1 else output, as_json)
+        return
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
-    settings |= {"endpoint": endpoint, "prompt": prompt}
+    settings |= {"tokens_per_batch": tokens_per_batch, "endpoint": endpoint, "prompt": prompt}
     results = []
     for name, path in outputs.items():
-        if plan_only:
-            plan = plan_requests(
-                Endpoint(name, kind, batch_size, prompt, endpoint), triples or read_run(candidates), *stores
-            )
-            options.print_result({"teacher": name, **plan}, as_json)
-            continue
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command
             typer.echo(f"{path} exists and is kept (--overwrite scores again)", err=True)
             continue
         teacher = load_teacher(name, kind, **settings, dtype=options.torch_dtype(dtype), device=state.device)
-        source = triples if candidates is None else read_run(candidates)
         counts = score_teacher(teacher, source, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
-        if state.is_main_process and not as_json:
-            options.print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
-    if state.is_main_process and as_json and not plan_only:
-        result = {"output": str(output), "teachers": results}
-        if len(model) == 1:
-            (result,) = results
+    if state.is_main_process:
+        _print_results(results, None if len(model) == 1 else output, as_json)
+
+
+def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> dict[str, Path]:
+    """Return teacher -> its file; the files of several are in a folder, which is made."""
+    if len(models) == 1:
+        return {models[0]: output}
+    outputs = {}
+    for name in models:
+        short = Endpoint(name, kind).name if is_endpoint(name) else Path(name).name
+        outputs[name] = output / f"{short}.{suffix}"
+    if len(set(outputs.values())) < len(models):
+        raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(models)}.")
+    output.mkdir(exist_ok=True)
+    return outputs
+
+
+def _print_results(results: list[dict[str, Any]], folder: Path | None, as_json: bool) -> None:
+    """Print the result of one teacher, or those of several, whose files are in a folder."""
+    if folder is not None and as_json:
+        options.print_result({"output": str(folder), "teachers": results}, as_json)
+        return
+    for result in results:
         options.print_result(result, as_json)
 
 

@@ -150,6 +150,8 @@ class PreTTR(EncoderRanker):
         layers = self.bert_model.get_submodule(LAYERS[self.config.encoder_config.model_type])[which]
         if len(layers) == 0 or states.shape[1] == 0:
             return states
+        if self.packs_rows():
+            return self.run_layers_packed(states, mask, which)
 
         def run(states: Tensor, mask: Tensor) -> Tensor:
             mask = create_bidirectional_mask(self.bert_model.config, states, mask.long())

@@ -176,7 +176,8 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
         texts = documents.take(np.arange(block.start, block.stop))
-        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
+        settings = {"batch_size": ranker.batch_size, "tokens_per_batch": ranker.tokens_per_batch, "description": None}
+        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, **settings)
         arrays = {}
         if isinstance(vectors, list):  # (L, D) each
             arrays["lengths"] = np.array([len(tokens) for tokens in vectors])

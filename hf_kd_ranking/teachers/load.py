@@ -21,7 +21,7 @@ from ..inference import fingerprint, score_pairs
 from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, find_architecture, load_ranker
 from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
-from ..ranker import load_tokenizer
+from ..ranker import default_dtype, load_tokenizer
 from .classifiers import choose_output, max_tokens, prepare_classifier
 from .endpoint import Endpoint, EndpointSettings, is_endpoint
 from .language_models import load_language_model
@@ -49,12 +49,15 @@ class Teacher:
         score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
         fingerprint: digest of the weights and settings; resumed work must not mix two.
         usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
+        reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
+            each document once for all of its queries.
     """
 
     name: str
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     fingerprint: str
     usage: Mapping[str, int] = field(default_factory=dict)
+    reads_by_query: bool = False
 
     def __post_init__(self) -> None:
         lock, score = threading.Lock(), self.score
@@ -74,9 +77,10 @@ def load_teacher(
     instruction: str = INSTRUCTION,
     max_length: int | None = None,
     batch_size: int = 32,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     prompt: Prompt | None = None,
+    tokens_per_batch: int | None = None,
     endpoint: EndpointSettings | None = None,
 ) -> Teacher:
     """Load a teacher.
@@ -94,20 +98,22 @@ def load_teacher(
         max_length: tokens of a pair, for classifiers, cross-encoders and yes-no models; longer pairs are cut, the
             longer text first. None takes the checkpoint's own limit.
         batch_size: pairs (or texts) per forward pass.
-        dtype: type of the weights.
+        dtype: type of the weights; None is bfloat16 on a GPU that computes in it, float32 elsewhere.
         device: device of the model; None uses a GPU if there is one.
         prompt: prompt and answers of a yes-no model, or of a chat model behind an endpoint; None takes
             Qwen3-Reranker's for the one, and a plain question for the other.
+        tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; not for checkpoints of
+            sentence-transformers.
         endpoint: how an endpoint is asked.
 
     Raises:
-        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, or
-            if the label is missing or unknown.
+        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
+            the label is missing or unknown, or if the kind does not read a setting.
         FileNotFoundError: if the model does not exist.
     """
     if is_endpoint(name_or_path):
         asked = Endpoint(name_or_path, kind, batch_size, prompt, endpoint or EndpointSettings())
-        return Teacher(asked.name, asked.score, asked.fingerprint, asked.usage)
+        return Teacher(asked.name, asked.score, asked.fingerprint, asked.usage, reads_by_query=True)
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
     found = _recognize(name_or_path)
@@ -119,12 +125,17 @@ def load_teacher(
     if kind is None:
         raise _unrecognized(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or default_dtype(device)
     name = Path(name_or_path).name or str(name_or_path)
     if prompt is not None and kind != "yes-no":
         raise InputError(f"{name_or_path} is a {kind} and reads no prompt; leave template, yes and no out.")
     if kind == "cross-encoder" and instruction != INSTRUCTION:
         raise InputError(
             f"{name_or_path} has a prompt of its own, so that an instruction has no effect; leave it out."
+        )
+    if kind in CLASSES and tokens_per_batch is not None:
+        raise InputError(
+            f"{name_or_path} is run by sentence-transformers, which needs batch_size: leave tokens_per_batch out."
         )
     if kind == "cross-encoder":
         return Teacher(name, *load_cross_encoder(name_or_path, label, max_length, batch_size, dtype, device))
@@ -142,8 +153,9 @@ def load_teacher(
             raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
-    score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)
-    settings = (kind, label, instruction, max_length, batch_size, dtype, prompt)
+    batches = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
+    score = partial(score_pairs, model, processor, description=None, **batches)
+    settings = (kind, label, instruction, max_length, batch_size, tokens_per_batch, dtype, prompt)
     return Teacher(name, score, fingerprint(model, *settings))
 
 

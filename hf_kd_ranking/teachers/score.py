@@ -35,16 +35,29 @@ class _Pairs:
     queries: TextStore
     documents: TextStore
     is_run: bool
+    by_query: bool = False  # their order, else by document
 
     def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        """Yield columns of ids, and a number for each pair: query row * number of documents + document row."""
+        """Yield columns of ids, and a number for each pair, which `texts` reads."""
         for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
             rows = np.arange(len(lengths))
             row_of_pair = np.repeat(rows, lengths)
             query_rows = self._find_texts(self.queries, columns["query_id"], start + rows)
             document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), start + row_of_pair)
-            yield columns, query_rows[row_of_pair] * len(self.documents) + document_rows
+            sides = document_rows, query_rows[row_of_pair]
+            if self.by_query:
+                yield columns, sides[1] * len(self.documents) + sides[0]
+            else:
+                yield columns, sides[0] * len(self.queries) + sides[1]
+
+    def texts(self, numbers: np.ndarray) -> tuple[list[str], list[str]]:
+        """Return the texts of the queries and the documents of pairs."""
+        if self.by_query:
+            query_rows, document_rows = np.divmod(numbers, len(self.documents))
+        else:
+            document_rows, query_rows = np.divmod(numbers, len(self.queries))
+        return self.queries.take(query_rows), self.documents.take(document_rows)
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
@@ -72,7 +85,9 @@ def score_teacher(
 ) -> dict[str, int]:
     """Score pairs and write teacher rows, or for a run the run in the teacher's order.
 
-    Under `accelerate launch` the processes share the blocks; all must make the same call.
+    Pairs are scored in the order of their documents, so that a teacher that encodes the sides separately encodes a
+    document once; for an endpoint in the order of their queries. Under `accelerate launch` the processes share the
+    blocks; all must make the same call.
 
     Args:
         teacher: see `load_teacher`; a string is loaded.
@@ -100,12 +115,10 @@ def score_teacher(
         teacher = load_teacher(teacher, device=state.device)
     with state.main_process_first():  # one process builds the table, the others open it
         rows, is_run = _open_source(source)
-    pairs = _Pairs(rows, queries, documents, is_run)
+    pairs = _Pairs(rows, queries, documents, is_run, teacher.reads_by_query)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        query_rows, document_rows = np.divmod(distinct[block], len(documents))
-        query_texts = queries.take(query_rows)
-        scores = teacher.score(query_texts, documents.take(document_rows))
+        scores = teacher.score(*pairs.texts(distinct[block]))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
         return {"scores": scores}
@@ -133,12 +146,12 @@ def plan_requests(
     `score_teacher`.
     """
     rows, is_run = _open_source(source)
-    keys = [of_batch for _, of_batch in _Pairs(rows, queries, documents, is_run).batches()]
+    all_pairs = _Pairs(rows, queries, documents, is_run, by_query=True)
+    keys = [of_batch for _, of_batch in all_pairs.batches()]
     distinct = np.unique(np.concatenate(keys))
     requests = tokens = 0
     for start in range(0, len(distinct), PAIRS_PER_BLOCK):
-        query_rows, document_rows = np.divmod(distinct[start : start + PAIRS_PER_BLOCK], len(documents))
-        of_block = endpoint.requests(queries.take(query_rows), documents.take(document_rows))
+        of_block = endpoint.requests(*all_pairs.texts(distinct[start : start + PAIRS_PER_BLOCK]))
         requests += len(of_block)
         for pairs in of_block:
             for query, document in pairs:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.utils import is_torch_tf32_available
 
 from ..errors import InputError
 from ..losses import LOSSES, get_losses
@@ -37,8 +38,9 @@ class RankingTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of distillation.
 
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
-    `per_device_eval_batch_size` 64, `logging_steps` 50, and `restore_callback_states_from_checkpoint` True, without
-    which a resumed run forgets the patience of an `EarlyStoppingCallback`. `remove_unused_columns` is always False,
+    `per_device_eval_batch_size` 64, `logging_steps` 50, `tf32` True on GPUs that have it, and
+    `restore_callback_states_from_checkpoint` True, without which a resumed run forgets the patience of an
+    `EarlyStoppingCallback`. `remove_unused_columns` is always False,
     because ids and scores are not arguments of a model. Settings that make no sense for a ranker are refused, see
     `REFUSED`.
 
@@ -90,6 +92,8 @@ class RankingTrainingArguments(TrainingArguments):
     teacher_name: str | None = HfArg(default=None, help="Name of the teacher, for the card.")
 
     def __post_init__(self) -> None:
+        if self.tf32 is None and not self.use_cpu and is_torch_tf32_available():
+            self.tf32 = True  # products of float32 on tensor cores, which tf32=False forbids
         try:
             super().__post_init__()
         except ValueError as error:  # of transformers' own fields

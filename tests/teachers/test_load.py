@@ -440,6 +440,11 @@ def test_fingerprint_of_a_bi_encoder(make_bi_encoder):
     assert load_teacher(str(folder)).fingerprint not in found
 
 
+def test_teacher_of_another_library_reads_no_token_budget(make_bi_encoder):
+    with pytest.raises(ValueError, match="run by sentence-transformers, which needs batch_size"):
+        load_teacher(str(make_bi_encoder()[0]), tokens_per_batch=100, device="cpu")
+
+
 def test_unknown_kind_is_refused(encoder):
     with pytest.raises(ValueError, match="Unknown kind of teacher 'oracle'; choose one of bert_cat, bert_dot,"):
         load_teacher(str(encoder), "oracle")
@@ -482,10 +487,7 @@ def teacher_folder(request, tokenizer, tmp_path) -> Path:
     return tmp_path / "lm"
 
 
-def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, monkeypatch):
-    monkeypatch.setattr(
-        "hf_kd_ranking.teachers.sentence_transformers.REMEMBERED", 0
-    )  # all vectors are dropped at every call
+def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads):
     teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
     documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
     check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])
