@@ -78,10 +78,8 @@ def score(
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
     source = triples if candidates is None else read_run(candidates)
     if plan_only:
-        plans = []
-        for name in model:
-            plan = plan_requests(Endpoint(name, kind, batch_size, prompt, endpoint), source, *stores)
-            plans.append({"teacher": name, **plan})
+        asked = {name: Endpoint(name, kind, batch_size, prompt, endpoint) for name in model}
+        plans = [{"teacher": name, **plan_requests(asked[name], source, *stores)} for name in model]
         _print_results(plans, None if len(model) == 1 else output, as_json)
         return
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
