@@ -17,6 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .base import RankerConfig, RankerModel, check_fields, check_positions, clear_errors, first_keys
 from .errors import InputError
+from .padding import row_lengths
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
@@ -179,7 +180,7 @@ class EncoderRanker(RankerModel):
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
-        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
+        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items() if name != "lengths"}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
         if self.groups_rows and torch.is_grad_enabled() and self.config.encoder_config.model_type in READ_EMBEDDINGS:
             # Once for all groups of rows: the gradient of each lookup is a table of the whole vocabulary.
@@ -188,7 +189,7 @@ class EncoderRanker(RankerModel):
         def run(**rows: Tensor) -> Tensor:
             return self.bert_model(**rows).last_hidden_state
 
-        return self.run_rows(run, flat, flat.get("attention_mask"))
+        return self.run_rows(run, flat, flat.get("attention_mask"), row_lengths(inputs))
 
     def encode_first(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the state of each sequence's first token, (N, H)."""
