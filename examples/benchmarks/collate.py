@@ -11,9 +11,11 @@ as its last line one JSON object.
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer
@@ -44,6 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     queries, documents = kd.TextStore.from_file(args.queries), kd.TextStore.from_file(args.collection)
+    datasets.config.HF_DATASETS_CACHE = tempfile.mkdtemp()  # so that ids are stored now
     start = time.process_time()
     TokenStore.build(documents, tokenizer)
     results = {"tokenising_texts_per_second": len(documents) / (time.process_time() - start)}

@@ -102,7 +102,7 @@ def test_last_checkpoint_stays_until_the_next_is_complete(model, make_trainer, t
 
     monkeypatch.setattr("hf_kd_ranking.artifacts._put_in_place", put_in_place)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written .* last complete one is .*checkpoint-2\. "):
-        make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1).train()
+        make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1, token_cache=False).train()
     assert [str(path.relative_to(tmp_path / "out")) for path in written] == [
         "checkpoint-2/run.json",
         "checkpoint-4/run.json",
