@@ -1,4 +1,4 @@
-"""Inputs that are joined from stored token ids: equal to the tokenizer's for every architecture and kind of tokenizer."""
+"""Inputs joined from stored token ids: equal to the tokenizer's for every architecture and kind of tokenizer."""
 
 import copy
 import pickle
@@ -26,6 +26,7 @@ QUERIES = [
     "dog " * 40,
 ]
 DOCUMENTS = [*QUERIES, "under the stone tree", "x", "river river river", "the " * 30 + "end", "king of paper (1999)"]
+INPUTS = ["input_ids", "attention_mask"]  # without token types
 SETTINGS = {
     "bert_cat": {"joins_texts": True},
     "bert_dot": {},
@@ -48,9 +49,7 @@ def roberta_like() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     names |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=INPUTS, **names)
 
 
 def t5_like() -> PreTrainedTokenizerFast:
@@ -65,9 +64,7 @@ def t5_like() -> PreTrainedTokenizerFast:
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=INPUTS, **names)
 
 
 def xlnet_like(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -76,7 +73,7 @@ def xlnet_like(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A [SEP] [CLS]:2", pair="$A [SEP] $B:1 [SEP]:1 [CLS]:2", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.pad_token_type_id = 3
+    tokenizer._pad_token_type_id = 3
     return tokenizer
 
 
@@ -193,10 +190,11 @@ def test_texts_without_tokens_are_refused(tokenizer, tmp_path):
 BERT_CAT = pytest.mark.parametrize("model", ["bert_cat"], indirect=True)
 
 
+@pytest.mark.parametrize("model", ["bert_cat", "colbert"], indirect=True)
 def test_training_reads_ids_and_ends_as_without(student, make_trainer):
     weights = []
     for token_cache in (True, False):
-        trainer = make_trainer(copy.deepcopy(student), max_steps=10, token_cache=token_cache)
+        trainer = make_trainer(copy.deepcopy(student), max_steps=4, token_cache=token_cache)
         trainer.train()
         assert isinstance(trainer.data_collator.processor, StoredInputs) == token_cache
         weights.append(torch.cat([parameter.flatten() for parameter in trainer.model.parameters()]))
