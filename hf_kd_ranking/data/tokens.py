@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,30 +84,27 @@ class _Frame:
     """The special tokens of a sequence of one or two texts.
 
     Args:
-        gaps: ids before, between and after the texts, one array each.
-        types: (2 * texts + 1,) `token_type_ids` of the first gap, the first text, the next gap, and so on.
+        parts: in order, the ids of special tokens that have one type, or None for a text.
+        types: the `token_type_ids` of each part.
     """
 
-    gaps: tuple[np.ndarray, ...]
+    parts: tuple[np.ndarray | None, ...]
     types: tuple[int, ...]
 
     @classmethod
     def read(cls, encoding: Encoding) -> "_Frame":
         """Read the frame from a sequence of which no text is empty."""
-        sequences = np.array([-1 if text is None else text for text in encoding.sequence_ids])
-        gaps, types, start = [], [], 0
-        for text in range(sequences.max() + 1):
-            first, last = np.flatnonzero(sequences == text)[[0, -1]]
-            gaps.append(encoding.ids[start:first])
-            types += [encoding.type_ids[start], encoding.type_ids[first]]
-            start = last + 1
-        gaps.append(encoding.ids[start:])
-        types.append(encoding.type_ids[-1])
-        return cls(tuple(np.array(ids, dtype=np.int64) for ids in gaps), tuple(types))
+        parts, types, start = [], [], 0
+        for (text, type_id), run in groupby(zip(encoding.sequence_ids, encoding.type_ids, strict=True)):
+            stop = start + len(list(run))
+            parts.append(np.array(encoding.ids[start:stop]) if text is None else None)
+            types.append(type_id)
+            start = stop
+        return cls(tuple(parts), tuple(types))
 
     @property
     def count(self) -> int:
-        return sum(map(len, self.gaps))
+        return sum(len(ids) for ids in self.parts if ids is not None)
 
 
 @dataclass(frozen=True)
@@ -173,13 +171,13 @@ class StoredInputs:
         self, sequences: Sequence[tuple[np.ndarray, ...]], shape: tuple[int, ...], masks: int = 0
     ) -> dict[str, Tensor]:
         """Put special tokens around texts, [MASK] tokens after them, and pad: tensors of `shape` + (L,)."""
-        tokenizer, gaps = self.processor.tokenizer, self.frame.gaps
+        tokenizer = self.processor.tokenizer
         last = np.full(masks, tokenizer.mask_token_id if masks else 0)
         parts = []
         for texts in sequences:
-            parts.append(gaps[0])
-            for ids, gap in zip(texts, gaps[1:], strict=True):
-                parts += [ids, gap]
+            remaining = iter(texts)
+            for ids in self.frame.parts:
+                parts.append(next(remaining) if ids is None else ids)
             parts.append(last)
         counts = np.fromiter(map(len, parts), dtype=np.int64).reshape(len(sequences), -1)
         lengths = counts.sum(1, keepdims=True)  # (N, 1)
