@@ -290,6 +290,15 @@ def test_the_waits_of_all_batches_of_a_line_are_added(monkeypatch):
     assert (logged["tokens_per_second"], logged["data_wait_share"]) == (1.0, 3 / 10)
 
 
+@pytest.mark.parametrize(("model", "workers"), [("bert_dot", 0), ("bert_dot", 2)], indirect=["model"])
+def test_workers_of_training_stay_for_all_epochs(model, make_trainer, workers):
+    trainer = make_trainer(model, dataloader_num_workers=workers)
+    trainer.eval_dataset = trainer.train_dataset
+    assert trainer.get_train_dataloader().base_dataloader.persistent_workers == (workers > 0)
+    # Trainer would evaluate every data set on the first one.
+    assert not trainer.get_eval_dataloader().base_dataloader.persistent_workers
+
+
 def test_eval_loss_is_the_mean_over_rows_not_batches(student, make_trainer):
     trainer = make_trainer(student, per_device_eval_batch_size=4, teacher_scale="0.5")
     metrics = trainer.evaluate(trainer.train_dataset.select(range(9)))  # batches of 4, 4 and 1
