@@ -189,8 +189,11 @@ class TextStore(IdIndex):
         """
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
-        rows = self.rows_of_known(ids, f"texts of {self.source}")
-        return self.take(rows)
+        return self.take(self.rows_of_texts(ids))
+
+    def rows_of_texts(self, ids: Sequence[Id]) -> np.ndarray:
+        """Return the rows of ids, (N,) int64; UnknownIdError if one is missing."""
+        return self.rows_of_known(ids, f"texts of {self.source}")
 
     def take(self, rows: np.ndarray) -> list[str]:
         """Return the texts of some rows; InputError if the files of the store are damaged."""

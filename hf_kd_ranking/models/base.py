@@ -189,8 +189,9 @@ class RankerModel(PreTrainedModel):
         """Score documents for their queries, or encode one side.
 
         Args:
-            query: tokenizer output, tensors (B, Lq).
-            document: tokenizer output, tensors (B, Ld) or (B, n, Ld).
+            query: tokenizer output, tensors (B, Lq). It may contain `lengths` (B,), the place of each text's last
+                token counted from 1, as an array of numpy or a tensor on the CPU; else the CPU waits for a GPU's mask.
+            document: tokenizer output, tensors (B, Ld) or (B, n, Ld), and `lengths` (B,) or (B, n).
 
         Returns:
             The vectors of each side given; with both sides `scores` (B,) or (B, n).
@@ -225,8 +226,14 @@ class RankerModel(PreTrainedModel):
             document_vectors, document_mask = self.encode(document, "document")
         vectors = (query_vectors, document_vectors, query_mask, document_mask)
         if query is not None and document is not None:
-            scores = self.score_vectors(*vectors)
+            scores = self._score_sides(query, document, *vectors)
         return (scores, *vectors)
+
+    def _score_sides(
+        self, query: Mapping[str, Tensor], document: Mapping[str, Tensor], *vectors: Tensor | None
+    ) -> Tensor:
+        """Score the vectors of both sides, in the order of `score_vectors`, made from these inputs just now."""
+        return self.score_vectors(*vectors)
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
         """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
@@ -254,12 +261,18 @@ class RankerModel(PreTrainedModel):
             return ALL_PAIRS[self.config.similarity](query, document, query_mask, document_mask)
         return score_in_blocks(self.score_vectors, query, document, query_mask, document_mask)
 
-    def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+    def run_rows(
+        self,
+        run: Callable[..., Tensor],
+        inputs: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
         """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""
         # A compiled graph needs one shape, and without a mask the lengths are unknown.
         if mask is None or not self.groups_rows or torch.compiler.is_compiling():
             return run(**inputs)
-        return run_by_length(run, inputs, mask)
+        return run_by_length(run, inputs, mask, lengths)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the ranker adds to the pretrained part, for `head_learning_rate`."""

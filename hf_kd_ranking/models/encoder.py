@@ -17,7 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .base import RankerConfig, RankerModel, check_fields, check_positions, clear_errors, first_keys
 from .errors import InputError
-from .padding import FIRST_TOKENS, FLASH_ATTENTION, VARLEN, can_run_varlen, run_packed
+from .padding import FIRST_TOKENS, FLASH_ATTENTION, VARLEN, can_run_varlen, row_lengths, run_packed
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
@@ -182,7 +182,7 @@ class EncoderRanker(RankerModel):
 
     def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
-        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
+        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items() if name != "lengths"}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
         if "attention_mask" in flat and self.packs_rows():
             mask = flat.pop("attention_mask")
@@ -194,7 +194,7 @@ class EncoderRanker(RankerModel):
         def run(**rows: Tensor) -> Tensor:
             return self.bert_model(**rows).last_hidden_state
 
-        return self.run_rows(run, flat, flat.get("attention_mask"))
+        return self.run_rows(run, flat, flat.get("attention_mask"), row_lengths(inputs))
 
     def packs_rows(self) -> bool:
         """Return whether attention reads the tokens of all rows as one sequence; chooses torch's own where it can.

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import RankerConfig, RankerModel, Side, check_fields, check_finite, check_positions, clear_errors
 from .errors import InputError
+from .padding import row_lengths
 from .scoring import kernel_pooling, kernel_poolings
 from .word_vectors import read_word_vectors
 
@@ -139,7 +140,9 @@ class TK(RankerModel):
         embeddings = self.word_embeddings(ids)  # (N, L, H)
         positions = self.positional_features_q if side == "query" else self.positional_features_d
         positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
-        states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
+        states = self.run_rows(
+            self._contextualize, {"states": embeddings + positions, "mask": mask}, mask, row_lengths(inputs)
+        )
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
         return states.reshape(*inputs["input_ids"].shape, -1), mask.view(inputs["input_ids"].shape)

@@ -1,5 +1,6 @@
 """Rows of similar length run together: the same scores and gradients, and hardly any padding computed."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import varlen
@@ -32,6 +33,33 @@ def test_groups_end_when_full_and_rows_get_shorter(monkeypatch):
     groups = [(sorted(rows.tolist()), length) for rows, length in length_groups(MASK)]
     # Two rows of 5; then rows of 3 and 2 (6 tokens are not 7) with the empty one, which counts 1.
     assert groups == [([1, 3], 5), ([0, 2, 4], 3)]
+
+
+def test_given_lengths_make_the_groups_of_the_mask(monkeypatch):
+    monkeypatch.setitem(GROUP_TOKENS, "cpu", 7)
+    wanted = length_groups(MASK)
+    for (rows, length), (wanted_rows, wanted_length) in zip(length_groups(MASK, [2, 5, 3, 5, 0]), wanted, strict=True):
+        assert (rows.tolist(), length) == (wanted_rows.tolist(), wanted_length)
+
+
+@pytest.mark.parametrize("as_lengths", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_inputs_with_lengths_have_the_scores_of_those_without(model, monkeypatch, as_lengths):
+    monkeypatch.setitem(GROUP_TOKENS, "cpu", 6)
+    model.eval()
+    documents = torch.stack([DOCUMENTS[0], DOCUMENTS[1], IDS[[4, 1]]])  # the fifth is empty
+    query = QUERY[[0, 1, 0]]
+    lengths = {"query": as_lengths([3, 4, 3]), "document": as_lengths([[5, 2], [3, 5], [0, 5]])}
+    scores = []
+    for names in ((), ("query", "document")):
+        sides = {}
+        for name, ids in (("query", query), ("document", documents)):
+            sides[name] = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+            if name in names:
+                sides[name]["lengths"] = lengths[name]
+        inputs = sides["document"] if model.config.joins_texts else sides
+        with torch.no_grad():
+            scores.append(model(**inputs).scores)
+    assert torch.equal(*scores)
 
 
 @pytest.mark.parametrize("enough", [1, 6, 1000])
