@@ -20,9 +20,10 @@ from bm25s.tokenization import Tokenized
 
 from ..artifacts import has_description, open_version, read_description
 from ..data.ids import IdIndex, open_ids
+from ..data.rankings import Ranking
 from ..data.texts import TextStore
 from ..errors import InputError
-from .base import Index, Ranking, best_of
+from .base import Index, best_of
 
 TOKENIZATIONS = ("plain", "english")
 LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
