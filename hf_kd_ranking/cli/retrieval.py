@@ -7,6 +7,7 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.collections import RankingCollection
+from ..data.rankings import without_id
 from ..data.runs import check_run_ids, read_run, write_run
 from ..data.texts import Collection, check_same_collection
 from ..errors import InputError
@@ -116,7 +117,7 @@ def search(
             first_stage = first_stage.without_same_ids()
         reranker = StoredReranker.open(index, ranker)
         _check_collection(data, index, reranker.store.collection)
-        run = reranker.rerank(first_stage.top(k), data.queries)
+        texts = run = reranker.rerank(first_stage.top(k), data.queries)
     else:
         from ..retrieval.base import open_index
 
@@ -124,12 +125,11 @@ def search(
         _check_collection(data, index, opened.collection)
         check_run_ids(texts, "queries")
         check_run_ids(opened.ids, "documents")
-        run = opened.search(texts, k + exclude_same_id)
+        run = opened.rankings(texts, k + exclude_same_id)
         if exclude_same_id:
-            run = run.without_same_ids().top(k)
-    write_run(run, output, tag=options.run_tag(model or "bm25"))
-    documents = sum(len(ranking) for ranking in run.values())
-    return {"output": str(output), "queries": len(run), "documents": documents}
+            run = ((query_id, without_id(ranking, query_id)[:k]) for query_id, ranking in run)
+    documents = write_run(run, output, tag=options.run_tag(model or "bm25"))
+    return {"output": str(output), "queries": len(texts), "documents": documents}
 
 
 def _check_collection(data: RankingCollection, index: Path, indexed: Collection) -> None:

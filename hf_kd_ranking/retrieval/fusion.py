@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..data.runs import Run, as_run
+from ..data.rankings import Ranking, Run, as_run
 from ..errors import InputError, UnknownIdError
 
 METHODS = ("reciprocal_rank", "weighted_sum", "standardized")
@@ -41,16 +41,15 @@ def fuse_runs(
     runs = list(map(as_run, runs))
     if method == "standardized":
         runs = _standardize(runs)
-    sums: dict[str, dict[str, float]] = {}
-    for run, weight in zip(runs, weights, strict=True):
-        for query_id, ranking in run.items():
-            values = _values(ranking, method, constant)
-            totals = sums.setdefault(query_id, {})
-            for (doc_id, _), value in zip(ranking, values, strict=True):
-                totals[doc_id] = totals.get(doc_id, 0.0) + weight * value
     fused = Run()
-    for query_id, totals in sums.items():
-        fused[query_id] = sorted(totals.items(), key=lambda scored: -scored[1])
+    for query_id in dict.fromkeys(chain.from_iterable(runs)):
+        totals: dict[str, float] = {}
+        for run, weight in zip(runs, weights, strict=True):
+            ranking = run.get(query_id, ())
+            for (doc_id, _), value in zip(ranking, _values(ranking, method, constant), strict=True):
+                totals[doc_id] = totals.get(doc_id, 0.0) + weight * value
+        doc_ids = sorted(totals, key=totals.get, reverse=True)  # stable
+        fused[query_id] = Ranking(doc_ids, [totals[doc_id] for doc_id in doc_ids])
     return fused
 
 
@@ -73,7 +72,7 @@ def _standardize(runs: Sequence[Run]) -> list[Run]:
             lowest = min(scores.values(), default=0.0)
             for doc_id in wanted:
                 scores.setdefault(doc_id, lowest)
-            result[query_id] = list(scores.items())
+            result[query_id] = Ranking(list(scores), list(scores.values()))
         standardized.append(result)
     return standardized
 

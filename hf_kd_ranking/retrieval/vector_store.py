@@ -148,7 +148,17 @@ class VectorStore(IdIndex):
         """Return the vectors of some rows, float32: (N, D), or a list of (L, D)."""
         if self.offsets is None:
             return self._unpack(np.asarray(rows))
-        return [self._unpack(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
+        if len(rows) == 0:
+            return []
+        lengths, vectors = self.take_tokens(rows)
+        return np.split(vectors, np.cumsum(lengths)[:-1])
+
+    def take_tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of token vectors of some rows, (N,), and the vectors one after another, (T, D) float32."""
+        firsts = self.offsets[rows]
+        lengths = self.offsets[np.asarray(rows) + 1] - firsts
+        places = np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
+        return lengths, self._unpack(places)
 
     def chunks(self, size: int = CHUNK_SIZE) -> Iterator[Chunk]:
         """Yield about `size` vectors at once, in order."""

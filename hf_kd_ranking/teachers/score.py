@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
+from ..data.rankings import Ranking, Run, as_run
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
-from ..data.runs import Run, as_run, check_run_ids, read_run, write_run
+from ..data.runs import check_run_ids, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
@@ -171,9 +172,12 @@ def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Ru
     source, lists = as_run(source), []
     check_run_ids(source, "queries")
     for ranking in source.values():
-        lists.append([doc_id for doc_id, _ in ranking])
-        check_run_ids(lists[-1], "documents")
-    ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": pa.array(lists, pa.list_(pa.string()))}
+        lists.append(pa.array([doc_id for doc_id, _ in ranking], pa.string()))
+    offsets = np.cumsum([0, *map(len, lists)])
+    documents = pa.concat_arrays([pa.array([], pa.string()), *lists])
+    check_run_ids(documents, "documents")
+    doc_ids = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), documents)
+    ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": doc_ids}
     return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
 
 
@@ -218,8 +222,12 @@ def _write_output(output: Path, pairs: _Pairs, distinct: np.ndarray, scores: np.
     if not pairs.is_run:
         write_teacher_scores(rows, output)
         return len(rows)
-    run = Run()
-    for row in rows.rows:
-        run |= Run.from_scores([row["query_id"]] * len(row["doc_ids"]), row["doc_ids"], row["teacher_scores"])
-    write_run(run, output)
-    return sum(map(len, run.values()))
+    return write_run(_rankings(rows), output)
+
+
+def _rankings(rows: TeacherRows) -> Iterator[tuple[str, Ranking]]:
+    """Yield query ids and their documents in the order of the scores; ties keep the order of the rows."""
+    for _, columns in rows.batches(size=ROWS_AT_ONCE):
+        for query_id, doc_ids, scores in zip(*columns.values(), strict=True):
+            order = np.argsort(-scores.values.to_numpy(), kind="stable")
+            yield query_id.as_py(), Ranking(doc_ids.values.take(pa.array(order)), scores.values.to_numpy()[order])
