@@ -1,11 +1,12 @@
 """The one scoring and encoding loop: length-sorted batches, results in the order of the input.
 
-Only training has its own loop.
+Only training has its own loop. A thread tokenises and pads the next batches while the model computes the present one.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from .batches import Batcher, fetched, longest_first
 from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
 
-# Texts tokenised, and so sorted by length, at once. Bounds memory: all query vectors of a block of pairs are held, up
-# to 0.1 MB each with one vector per token.
-BLOCK_SIZE = 4_096
+QUERIES_AT_ONCE = 4_096
+# Bytes of the query vectors that are held while documents are scored; each document is encoded once for all of them.
+QUERY_BYTES = 2**30
 PROGRESS_FROM = 2_000  # texts; less work is so short that it needs no progress bar
 _MODE_LOCK = threading.Lock()
 _MODELS_IN_USE: dict[nn.Module, tuple[int, bool]] = {}  # model -> threads that use it, and its mode before
@@ -36,14 +38,17 @@ def score_pairs(
     batch_size: int = 64,
     is_distributed: bool = False,
     description: str | None = "Scoring",
+    tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Score query i with document i.
+    """Score query i with document i; a ranker that encodes the sides separately encodes each distinct text once.
 
     Args:
         batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
             arguments, all get all scores.
         description: title of the progress bar, which long work shows; None shows no progress bar.
+        tokens_per_batch: tokens per forward pass, padding included, at least those of one text; it replaces
+            `batch_size`. None reads `batch_size`.
 
     Returns:
         (N,) float32.
@@ -53,14 +58,17 @@ def score_pairs(
         TypeError: if either of them is one string.
     """
     check_pairs(queries, documents)
-
-    def score_block(start: int, stop: int) -> list[np.ndarray]:
-        block = (model, processor, queries[start:stop], documents[start:stop], batch_size)
-        if processor.joins_texts or not model.config.is_storable:
-            return _score_jointly(*block)
-        return _score_separately(*block)
-
-    scores = np.asarray(_over_blocks(model, len(queries), score_block, is_distributed, description))
+    loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
+    if processor.joins_texts or not model.config.is_storable:
+        lengths = [len(query) + len(document) for query, document in zip(queries, documents, strict=True)]
+        rows = _share(longest_first(lengths), is_distributed)
+        results = loop.score_jointly(queries, documents, rows)
+    else:
+        rows = _pairs_by_document(documents, is_distributed)
+        results = loop.score_separately(queries, documents, rows)
+    scores = np.empty(len(queries), dtype=np.float32)
+    for chosen, values in _run(model, fetched(results), len(rows), is_distributed, description):
+        scores[chosen] = values
     is_finite = np.isfinite(scores)
     if not is_finite.all():
         bad = int(np.argmin(is_finite))
@@ -76,12 +84,14 @@ def encode_texts(
     texts: Sequence[str],
     batch_size: int = 64,
     is_distributed: bool = False,
-    description: str = "Encoding",
+    description: str | None = "Encoding",
+    tokens_per_batch: int | None = None,
 ) -> np.ndarray | csr_array | list[np.ndarray]:
     """Encode texts in the order given.
 
     Args:
         side: "query" or "document".
+        batch_size, is_distributed, description, tokens_per_batch: as in `score_pairs`.
 
     Returns:
         (N, D) float32, sparse if the ranker's vectors are; with one vector per token, a list of one (L, D) per text
@@ -94,14 +104,10 @@ def encode_texts(
     _check_texts(texts, "texts")
     if model.config.vectors_per_text == "none":
         raise InputError(f"{type(model).__name__} reads query and document as one sequence and has no vectors.")
-
-    def encode_block(start: int, stop: int) -> list[np.ndarray] | list[csr_array]:
-        return _encode(model, processor, side, texts[start:stop], batch_size)
-
-    vectors = _over_blocks(model, len(texts), encode_block, is_distributed, description)
-    if model.config.vectors_per_text == "sparse":
-        return vstack(vectors, format="csr")
-    return vectors if model.config.vectors_per_text == "per_token" else np.stack(vectors)
+    rows = _share(longest_first([len(text) for text in texts]), is_distributed)
+    loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
+    results = loop.encode(side, texts, rows)
+    return _in_order(_run(model, fetched(results), len(rows), is_distributed, description), len(texts))
 
 
 def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
@@ -161,25 +167,66 @@ def fingerprint(model: nn.Module, *settings: object) -> str:
     return digest.hexdigest()
 
 
-def _over_blocks(
-    model: RankerModel, count: int, compute: Callable, is_distributed: bool, description: str | None
-) -> list[np.ndarray]:
-    """Run `compute` over this process's share of 0..count, in blocks, and gather the results in order."""
-    if count == 0:
-        raise InputError(f"{description or 'Scoring'} needs at least one text, got none.")
+def _share(rows: np.ndarray, is_distributed: bool) -> np.ndarray:
+    """Return the rows of this process: of every length as many as the others have."""
+    if not is_distributed:
+        return rows
+    return rows[processes().process_index :: processes().num_processes]
+
+
+def _pairs_by_document(documents: Sequence[str], is_distributed: bool) -> np.ndarray:
+    """Return the pairs whose documents this process encodes, those of one document in a row, longest first."""
+    numbers: dict[str, int] = {}
+    document_of_pair = np.array([numbers.setdefault(text, len(numbers)) for text in documents])
+    order = longest_first([len(text) for text in numbers])
+    place = np.full(len(numbers), -1)  # of the documents of other processes
+    share = _share(order, is_distributed)
+    place[share] = np.arange(len(share))
+    pairs = np.argsort(place[document_of_pair], kind="stable")
+    return pairs[place[document_of_pair][pairs] >= 0]
+
+
+def _run(
+    model: RankerModel, results: Iterator[tuple], total: int, is_distributed: bool, description: str | None
+) -> list[tuple]:
+    """Compute the results of this process, rows and values, and return those of all processes."""
     rank, world = 0, 1
     if is_distributed:
         rank, world = processes().process_index, processes().num_processes
-    start, stop = count * rank // world, count * (rank + 1) // world
-    is_quiet = description is None or rank > 0 or count < PROGRESS_FROM
-    progress = tqdm(total=stop - start, desc=description, unit="text", disable=is_quiet)
-    results = []
-    with _evaluating(model), torch.inference_mode(), progress:
-        for block in range(start, stop, BLOCK_SIZE):
-            end = min(block + BLOCK_SIZE, stop)
-            results += compute(block, end)
-            progress.update(end - block)
-    return gather_object(results) if world > 1 else results
+    is_quiet = description is None or rank > 0 or total * world < PROGRESS_FROM
+    progress = tqdm(total=total, desc=description, unit="text", disable=is_quiet)
+    batches, is_sparse = [], model.config.vectors_per_text == "sparse"
+    with _evaluating(model), torch.inference_mode(), progress, closing(results):
+        for rows, values, mask in results:
+            batches.append(_as_arrays(rows, values, mask, is_sparse))
+            progress.update(len(rows))
+    return gather_object(batches) if world > 1 else batches
+
+
+def _as_arrays(
+    rows: np.ndarray, values: Tensor, mask: Tensor | None, is_sparse: bool
+) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
+    """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
+    arrays = values.float().numpy()
+    if is_sparse and arrays.ndim == 2:
+        return rows, csr_array(arrays)
+    if mask is None:
+        return rows, arrays
+    return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
+
+
+def _in_order(batches: list[tuple], count: int) -> np.ndarray | csr_array | list[np.ndarray]:
+    """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
+    if issparse(batches[0][1]):
+        order = np.argsort(np.concatenate([rows for rows, _ in batches]))
+        return vstack([vectors for _, vectors in batches], format="csr")[order]
+    is_list = isinstance(batches[0][1], list)
+    result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
+    while batches:  # freed one by one, so that the vectors are not in memory twice
+        rows, values = batches.pop()
+        for row, vector in zip(rows, values, strict=True):
+            result[row] = vector
+    return result
 
 
 @contextmanager
@@ -200,92 +247,132 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
                 model.train(was_training)
 
 
-def _score_jointly(
-    model: RankerModel, processor: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
-) -> list[np.ndarray]:
-    """Score each document with its query: as one sequence, or since its vectors depend on the query."""
-    scores = np.empty(len(queries), dtype=np.float32)
-    if processor.joins_texts:
-        tokens = processor.pairs(queries, documents)
-    else:
-        query_tokens, tokens = processor.queries(queries), processor.documents(documents)
-    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
-        if not processor.joins_texts:
-            batch = {"query": _padded(query_tokens, rows, processor, model.device), "document": batch}
-        scores[rows] = model(**batch).scores.cpu()
-    return list(scores)
+@dataclass(frozen=True)
+class _Loop:
+    """A model and what makes its batches; the methods yield rows, their results, and the masks of token vectors."""
+
+    model: RankerModel
+    batcher: Batcher
+
+    @property
+    def processor(self) -> RankingProcessor:
+        return self.batcher.processor
+
+    def score_jointly(self, queries: Sequence[str], documents: Sequence[str], rows: np.ndarray) -> Iterator[tuple]:
+        """Score each document with its query: as one sequence, or since its vectors depend on the query."""
+
+        def tokenize(chosen: np.ndarray) -> dict[str, TokenLists]:
+            sides = [queries[row] for row in chosen], [documents[row] for row in chosen]
+            if self.processor.joins_texts:
+                return {"pair": self.processor.pairs(*sides)}
+            return {"query": self.processor.queries(sides[0]), "document": self.processor.documents(sides[1])}
+
+        with closing(self.batcher.batches(rows, tokenize)) as batches:
+            for chosen, inputs in batches:
+                yield chosen, self.model(**inputs.get("pair", inputs)).scores, None
+
+    def score_separately(self, queries: Sequence[str], documents: Sequence[str], pairs: np.ndarray) -> Iterator[tuple]:
+        """Encode distinct queries, as many as fit into memory, then the documents paired with them; and so on."""
+        numbers: dict[str, int] = {}
+        query_of_pair = np.array([numbers.setdefault(queries[pair], len(numbers)) for pair in pairs])
+        texts, first = list(numbers), 0
+        while first < len(texts):
+            vectors = self._encode_queries(texts[first:])
+            is_chosen = (query_of_pair >= first) & (query_of_pair < first + len(vectors))
+            yield from self._score_documents(vectors, query_of_pair[is_chosen] - first, documents, pairs[is_chosen])
+            first += len(vectors)
+
+    def encode(self, side: str, texts: Sequence[str], rows: np.ndarray) -> Iterator[tuple]:
+        """Encode one side."""
+
+        def tokenize(chosen: np.ndarray) -> dict[str, TokenLists]:
+            chosen_texts = [texts[row] for row in chosen]
+            if side == "query":
+                return {side: self.processor.queries(chosen_texts)}
+            return {side: self.processor.documents(chosen_texts)}
+
+        with closing(self.batcher.batches(rows, tokenize)) as batches:
+            for chosen, inputs in batches:
+                output = self.model(**inputs)
+                yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
+
+    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
+        """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
+        vectors: list = []
+        is_sparse = self.model.config.vectors_per_text == "sparse"
+        for start in range(0, len(texts), QUERIES_AT_ONCE):
+            block = texts[start : start + QUERIES_AT_ONCE]
+            results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
+            vectors += list(_in_order([_as_arrays(*result, is_sparse) for result in results], len(block)))
+            if not is_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
+                break
+        return vectors
+
+    def _score_documents(
+        self,
+        query_vectors: list[np.ndarray] | list[csr_array],
+        query_of_pair: np.ndarray,
+        documents: Sequence[str],
+        pairs: np.ndarray,
+    ) -> Iterator[tuple]:
+        """Encode the distinct documents of pairs, in which those of one document are in a row, and score the pairs."""
+        texts, starts = [], []
+        for place, pair in enumerate(pairs):
+            if not texts or documents[pair] != texts[-1]:
+                texts.append(documents[pair])
+                starts.append(place)
+        starts.append(len(pairs))
+        queries = _Queries(query_vectors, self.model.device)
+
+        def tokenize(chosen: np.ndarray) -> dict[str, TokenLists]:
+            return {"document": self.processor.documents([texts[row] for row in chosen])}
+
+        with closing(self.batcher.batches(np.arange(len(texts)), tokenize)) as batches:
+            for rows, inputs in batches:
+                output = self.model(**inputs)
+                places, document_of = _places(rows, starts)
+                size = max(len(rows), self.batcher.batch_size)
+                for start in range(0, len(places), size):
+                    chosen = places[start : start + size]
+                    query, query_mask = queries.take(query_of_pair[chosen])
+                    index = torch.from_numpy(document_of[start : start + size]).to(self.model.device)
+                    mask = None if output.document_mask is None else output.document_mask[index]
+                    scores = self.model.score_vectors(query, output.document_vectors[index], query_mask, mask)
+                    yield pairs[chosen], scores, None
 
 
-def _score_separately(
-    model: RankerModel, processor: RankingProcessor, queries: Sequence[str], documents: Sequence[str], batch_size: int
-) -> list[np.ndarray]:
-    """Encode distinct queries once, then batches of distinct documents, which are scored with the queries paired."""
-    query_texts, query_of_pair = np.unique(np.asarray(queries, dtype=object), return_inverse=True)
-    document_texts, document_of_pair = np.unique(np.asarray(documents, dtype=object), return_inverse=True)
-    query_vectors = _encode(model, processor, "query", list(query_texts), batch_size)
-    by_document = np.argsort(document_of_pair, kind="stable")  # pairs, those of one document in a row
-    first_pair = np.searchsorted(document_of_pair[by_document], np.arange(len(document_texts) + 1))
-    scores = np.empty(len(queries), dtype=np.float32)
-    tokens = processor.documents(list(document_texts))
-    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
-        output = model(document=batch)
-        pairs = np.concatenate([by_document[first_pair[row] : first_pair[row + 1]] for row in rows])
-        places = np.repeat(np.arange(len(rows)), first_pair[np.asarray(rows) + 1] - first_pair[rows])
-        for start in range(0, len(pairs), batch_size):
-            chosen = pairs[start : start + batch_size]
-            place = torch.from_numpy(places[start : start + batch_size])
-            query, query_mask = _stacked([query_vectors[i] for i in query_of_pair[chosen]], model.device)
-            document_mask = None if output.document_mask is None else output.document_mask[place]
-            batch_scores = model.score_vectors(query, output.document_vectors[place], query_mask, document_mask)
-            scores[chosen] = batch_scores.cpu()
-    return list(scores)
+class _Queries:
+    """The vectors of queries on the device of a model; sparse ones are stacked when they are taken."""
+
+    def __init__(self, vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device) -> None:
+        self._device = device
+        self._sparse = vstack(vectors, format="csr") if issparse(vectors[0]) else None
+        if self._sparse is None:
+            self._lengths = np.array([len(vector) for vector in vectors])
+            self._vectors, self._mask = _stacked(vectors, device)
+
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Return vectors, (n, D) or (n, L, D) with the L of the longest of them, and the mask of their tokens."""
+        if self._sparse is not None:
+            return torch.from_numpy(self._sparse[rows].toarray()).to(self._device), None
+        index = torch.from_numpy(rows).to(self._vectors.device)
+        if self._mask is None:
+            return self._vectors[index], None
+        width = self._lengths[rows].max()
+        return self._vectors[index, :width], self._mask[index, :width]
 
 
-def _encode(
-    model: RankerModel, processor: RankingProcessor, side: str, texts: Sequence[str], batch_size: int
-) -> list[np.ndarray] | list[csr_array]:
-    """Return the vector of each text, (D,) or sparse (1, D), or those of its tokens, (L, D)."""
-    tokens = processor.queries(texts) if side == "query" else processor.documents(texts)
-    results: list = [None] * len(texts)
-    for rows, batch in _sorted_batches(tokens, processor, batch_size, model.device):
-        output = model(**{side: batch})
-        vectors, mask = output[f"{side}_vectors"].float().cpu(), output.get(f"{side}_mask")
-        if model.config.vectors_per_text == "sparse":
-            matrix = csr_array(vectors.numpy())
-            for place, row in enumerate(rows):
-                results[row] = matrix[[place]]
-            continue
-        for place, row in enumerate(rows):
-            text_vectors = vectors[place] if mask is None else vectors[place][mask[place].cpu()]
-            results[row] = text_vectors.numpy()
-    return results
+def _places(rows: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the pairs of documents, and for each the number of its document among `rows`."""
+    places, numbers = [], []
+    for number, row in enumerate(rows):
+        places.append(np.arange(starts[row], starts[row + 1]))
+        numbers.append(np.full(len(places[-1]), number))
+    return np.concatenate(places), np.concatenate(numbers)
 
 
-def _sorted_batches(
-    tokens: TokenLists, processor: RankingProcessor, batch_size: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield rows and padded inputs; similar lengths share a batch, longest first: memory runs out at once or never."""
-    order = sorted(range(len(tokens["input_ids"])), key=lambda i: -len(tokens["input_ids"][i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, _padded(tokens, rows, processor, device)
-
-
-def _padded(
-    tokens: TokenLists, rows: Sequence[int], processor: RankingProcessor, device: torch.device
-) -> dict[str, Tensor]:
-    chosen = {}
-    for name, values in tokens.items():
-        chosen[name] = [values[row] for row in rows]
-    return {name: tensor.to(device) for name, tensor in processor.pad(chosen).items()}
-
-
-def _stacked(
-    vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device
-) -> tuple[Tensor, Tensor | None]:
+def _stacked(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Stack the vectors of texts as one tensor, (N, D) or padded (N, L, D), and return the mask of the tokens."""
-    if issparse(vectors[0]):
-        return torch.from_numpy(vstack(vectors).toarray()).to(device), None
     tensors = [torch.from_numpy(vector) for vector in vectors]
     if tensors[0].dim() == 1:
         return torch.stack(tensors).to(device), None

@@ -149,6 +149,64 @@ def lambda_loss(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | N
     return -(weights * log_sigmoid * is_pair).sum((1, 2)).mean()
 
 
+def order_ranknet(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """RankNet over all pairs that the teacher orders; of its scores only the order is read.
+
+    mean over rows of the mean over pairs with t_i > t_j of -log sigmoid(s_i - s_j), in nats: Burges et al. 2005 on the
+    permutations of a listwise teacher, as in RankGPT (Sun et al. 2023, https://arxiv.org/abs/2304.09542). A row whose
+    scores are all tied adds 0.
+    """
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
+    is_pair = teacher_scores[:, :, None] > teacher_scores[:, None, :]  # (B, n, n)
+    if mask is not None:
+        is_pair = is_pair & mask[:, :, None] & mask[:, None, :]
+    losses = nn.functional.softplus(student_scores[:, None, :] - student_scores[:, :, None])
+    return ((losses * is_pair).sum((1, 2)) / is_pair.sum((1, 2)).clamp(min=1)).mean()
+
+
+def list_mle(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """ListMLE (Xia et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390306), which reads the teacher's order only.
+
+    mean over rows of the negative log-likelihood, in nats, of the teacher's order in the Plackett-Luce model of the
+    student's scores: sum over ranks i of log sum_{k >= i} exp(s_k) - s_i. Ties stay in the order of the list.
+    """
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
+    if mask is not None:  # last in the order, and without a part in any sum; -inf would have NaN as its gradient
+        student_scores = student_scores.masked_fill(~mask, torch.finfo(torch.float32).min / 2)
+        teacher_scores = teacher_scores.masked_fill(~mask, -torch.inf)
+    order = teacher_scores.sort(descending=True, dim=1, stable=True).indices
+    scores = student_scores.gather(1, order)
+    losses = scores.flip(1).logcumsumexp(1).flip(1) - scores  # (B, n)
+    if mask is not None:
+        losses = losses.masked_fill(~mask.gather(1, order), 0)
+    return losses.sum(1).mean()
+
+
+def adr_mse(
+    student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
+    """ADR-MSE, the error of approximate ranks (Schlatt et al. 2025, Rank-DistiLLM, https://arxiv.org/abs/2405.07920).
+
+    mean over rows and documents of (r_i - p_i)^2 / log2(1 + r_i), where r_i is the rank from 1 in the teacher's order,
+    the mean one for tied documents, and p_i = 1 + sum over other documents j of sigmoid((s_j - s_i) / temperature) is
+    the student's rank, made differentiable. Of the teacher's scores only the order is read.
+
+    Args:
+        temperature: the smaller, the closer p_i is to a rank, and the smaller are the gradients of clear differences.
+    """
+    student_scores, teacher_scores = _lists(student_scores, teacher_scores, mask)
+    n = student_scores.shape[1]
+    is_other = ~torch.eye(n, dtype=torch.bool, device=student_scores.device).expand(len(student_scores), -1, -1)
+    if mask is not None:
+        is_other = is_other & mask[:, None, :]
+    better = teacher_scores[:, None, :] > teacher_scores[:, :, None]  # (B, i, j): j is ranked before i
+    tied = teacher_scores[:, None, :] == teacher_scores[:, :, None]
+    ranks = 1 + ((better + tied / 2) * is_other).sum(2)  # (B, n)
+    closeness = torch.sigmoid((student_scores[:, None, :] - student_scores[:, :, None]) / temperature)
+    approximate = 1 + (closeness * is_other).sum(2)
+    return _mean((ranks - approximate).square() / torch.log2(1 + ranks), mask)
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss, and what it reads.
@@ -159,6 +217,7 @@ class Loss:
         needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
         needs_lists: True if it is meant for three documents or more; a pair has better losses.
         needs_grades: True if it reads grades, which may all lie between 0 and 1.
+        needs_order: True if it reads the order of the teacher's scores only, which may have any scale.
         settings: names of the function's own parameters, positive numbers.
     """
 
@@ -167,6 +226,7 @@ class Loss:
     needs_single_scores: bool = False
     needs_lists: bool = False
     needs_grades: bool = False
+    needs_order: bool = False
     settings: tuple[str, ...] = ()
 
 
@@ -179,6 +239,9 @@ LOSSES = {
     "kl_div": Loss(kl_div, needs_lists=True, settings=("temperature",)),
     "info_nce": Loss(info_nce, needs_teacher=False, settings=("temperature",)),
     "lambda_loss": Loss(lambda_loss, needs_lists=True, needs_grades=True),
+    "order_ranknet": Loss(order_ranknet, needs_order=True),
+    "list_mle": Loss(list_mle, needs_lists=True, needs_order=True),
+    "adr_mse": Loss(adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
 }
 
 

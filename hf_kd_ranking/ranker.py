@@ -29,6 +29,7 @@ class Ranker:
         batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
         truncation: True cuts texts beyond the lengths; False makes them an error.
+        tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; None reads that.
     """
 
     def __init__(
@@ -38,15 +39,18 @@ class Ranker:
         batch_size: int = 64,
         is_distributed: bool = False,
         truncation: bool = True,
+        tokens_per_batch: int | None = None,
     ) -> None:
         is_ranker = isinstance(getattr(model, "config", None), RankerConfig)  # perhaps with adapters around it
         if not is_ranker or not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"A ranker is a model and its tokenizer, got {type(model)} and {type(tokenizer)}.")
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise InputError(f"batch_size is an integer from 1, got {batch_size!r}.")
+        _check_batch_size("batch_size", batch_size)
+        if tokens_per_batch is not None:
+            _check_batch_size("tokens_per_batch", tokens_per_batch)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.is_distributed = is_distributed
         self.processor = RankingProcessor.from_config(tokenizer, model.config, truncation)
 
@@ -59,17 +63,27 @@ class Ranker:
         batch_size: int = 64,
         is_distributed: bool = False,
         truncation: bool = True,
+        tokens_per_batch: int | None = None,
+        dtype: torch.dtype | str | None = None,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint, see `load_ranker`; a device of None takes a GPU if there is one."""
+        """Load a checkpoint.
+
+        Args:
+            name_or_path, architecture, **overrides: see `load_ranker`.
+            device: device of the model; None uses a GPU if there is one.
+            batch_size, is_distributed, truncation, tokens_per_batch: see `Ranker`.
+            dtype: precision of the weights; None is that of `default_dtype`. For training take `load_ranker`.
+        """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         _check_device(device)
         try:
-            model = load_ranker(name_or_path, architecture, **overrides)
+            model = load_ranker(name_or_path, architecture, dtype=dtype or default_dtype(device), **overrides)
             if model.is_fresh:
                 logger.warning(f"The {architecture} on the encoder of {name_or_path} is new: it ranks at random yet.")
-            return cls(model.to(device), load_tokenizer(name_or_path), batch_size, is_distributed, truncation)
+            tokenizer = load_tokenizer(name_or_path)
+            return cls(model.to(device), tokenizer, batch_size, is_distributed, truncation, tokens_per_batch)
         except InputError as error:
             if str(name_or_path) in str(error):
                 raise
@@ -88,7 +102,7 @@ class Ranker:
             and not isinstance(documents, str)
         ):
             queries = [queries] * len(documents)
-        return score_pairs(self.model, self.processor, queries, documents, self.batch_size, self.is_distributed)
+        return score_pairs(self.model, self.processor, queries, documents, **self._settings())
 
     def rerank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[tuple[int, float]]:
         """Return indices into `documents` with their scores, best first; ties keep the order given."""
@@ -101,11 +115,25 @@ class Ranker:
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode queries, see `encode_texts`."""
-        return encode_texts(self.model, self.processor, "query", texts, self.batch_size, self.is_distributed)
+        return encode_texts(self.model, self.processor, "query", texts, **self._settings())
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
-        return encode_texts(self.model, self.processor, "document", texts, self.batch_size, self.is_distributed)
+        return encode_texts(self.model, self.processor, "document", texts, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "is_distributed": self.is_distributed,
+            "tokens_per_batch": self.tokens_per_batch,
+        }
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """Return the precision of scoring and encoding: bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
 
 
 def check_model_paths(names: Iterable[str]) -> None:
@@ -141,6 +169,11 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
     except Exception as error:  # tokenizers raises Exception itself for files that it cannot read
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"The tokenizer in {name_or_path} is damaged: {reason}; copy its files again.") from error
+
+
+def _check_batch_size(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{name} is an integer from 1, got {value!r}.")
 
 
 def _check_device(device: str | torch.device) -> None:

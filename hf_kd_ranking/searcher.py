@@ -17,12 +17,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .artifacts import building, content_digest, read_description, read_json, write_json
-from .data.runs import Run, as_run
+from .data.rankings import Pairs, Run, as_run
 from .data.texts import Collection, TextStore, check_same_collection
 from .errors import InputError
 from .interop.onnx import OnnxRanker
 from .ranker import Ranker
-from .retrieval.base import Index, Ranking, check_k, open_index
+from .retrieval.base import Index, check_k, open_index
 from .retrieval.bm25 import BM25Index
 from .retrieval.colbert import ColBERTIndex
 from .retrieval.dense import DenseIndex
@@ -103,7 +103,7 @@ class Pipeline:
         """Return "search" if the ranker searches the whole collection, else "rerank"."""
         return "rerank" if self.index is None else "search"
 
-    def search(self, query: str, k: int = 10) -> Ranking:
+    def search(self, query: str, k: int = 10) -> Pairs:
         """Return the best k documents of a query, [(doc_id, score)], see `search_run`."""
         return self.search_run({"query": query}, k)["query"]
 
@@ -166,7 +166,7 @@ class Pipeline:
         return scored
 
 
-def combine(candidates: Ranking, scores: Mapping[str, float], depth: int, weight: float) -> Ranking:
+def combine(candidates: Pairs, scores: Mapping[str, float], depth: int, weight: float) -> list[tuple[str, float]]:
     """Re-rank the first `depth` candidates of a query by the ranker's scores, or by a sum with the first stage's.
 
     Args:

@@ -12,6 +12,7 @@ import torch
 from hf_kd_ranking.errors import InputError
 from hf_kd_ranking.losses import (
     LOSSES,
+    adr_mse,
     all_margins_mse,
     check_data,
     get_loss,
@@ -19,9 +20,11 @@ from hf_kd_ranking.losses import (
     info_nce,
     kl_div,
     lambda_loss,
+    list_mle,
     margin_mse,
     margins,
     mse,
+    order_ranknet,
     ranknet,
     spread,
     weighted_ranknet,
@@ -201,6 +204,68 @@ def test_lambda_loss_matches_a_hand_computed_value():
 def test_lambda_loss_refuses_scores_that_are_not_grades():
     with pytest.raises(ValueError, match=r"lambda_loss takes grades up to 40, got 1000"):
         lambda_loss(torch.zeros(1, 2), torch.tensor([[1000.0, 1.0]]))
+
+
+def test_losses_of_an_order_match_hand_computed_values():
+    student = torch.tensor([[2.0, 0.0, 1.0]])
+    teacher = torch.tensor([[5.0, 1.0, 2.0]])  # ranks 1, 3, 2
+    pairs = [softplus(-(2 - 0)), softplus(-(2 - 1)), softplus(-(1 - 0))]
+    assert order_ranknet(student, teacher).item() == pytest.approx(sum(pairs) / 3)
+    first = math.log(math.exp(2) + math.exp(1) + math.exp(0)) - 2
+    second = math.log(math.exp(1) + math.exp(0)) - 1
+    assert list_mle(student, teacher).item() == pytest.approx(first + second)
+    sigmoid = {x: 1 / (1 + math.exp(-x)) for x in (-2, -1, 1, 2)}
+    approximate = [1 + sigmoid[-2] + sigmoid[-1], 1 + sigmoid[2] + sigmoid[1], 1 + sigmoid[1] + sigmoid[-1]]
+    errors = [(rank - p) ** 2 / math.log2(1 + rank) for rank, p in zip([1, 3, 2], approximate, strict=True)]
+    assert adr_mse(student, teacher).item() == pytest.approx(sum(errors) / 3)
+    assert adr_mse(student, teacher, temperature=0.01).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_losses_of_an_order_handle_ties():
+    student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[5.0, 5.0, 2.0]])  # ranks 1.5, 1.5, 3
+    assert order_ranknet(student, teacher).item() == pytest.approx((softplus(-1) + softplus(1)) / 2)
+    assert order_ranknet(student, torch.ones(1, 3)) == 0
+    sigmoid = {x: 1 / (1 + math.exp(-x)) for x in (-2, -1, 1, 2)}
+    approximate = [1 + sigmoid[-2] + sigmoid[-1], 1 + sigmoid[2] + sigmoid[1], 1 + sigmoid[1] + sigmoid[-1]]
+    errors = [(rank - p) ** 2 / math.log2(1 + rank) for rank, p in zip([1.5, 1.5, 3], approximate, strict=True)]
+    assert adr_mse(student, teacher).item() == pytest.approx(sum(errors) / 3)
+
+
+@pytest.mark.parametrize("loss", [order_ranknet, list_mle, adr_mse])
+def test_losses_of_an_order_read_nothing_else_of_the_teacher(loss):
+    student, teacher = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(3)).unbind()
+    assert loss(student, teacher) == loss(student, teacher.exp() * 1000) != loss(student, -teacher)
+
+
+class Fixed(torch.nn.Module):
+    """A cross-encoder of sentence-transformers whose scores are given."""
+
+    num_labels, device = 1, torch.device("cpu")
+
+    def __init__(self, scores: torch.Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def preprocess(self, pairs: list, **options: object) -> dict:
+        return {}
+
+    def forward(self, features: dict) -> dict:
+        return {"scores": self.scores}
+
+
+def test_losses_of_an_order_equal_sentence_transformers():
+    from sentence_transformers.cross_encoder import losses
+
+    student, teacher = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4)).unbind()
+    inputs = [list("abc"), [list("uvwxyz")] * 3]
+    for ours, theirs in [
+        (adr_mse(student, teacher, temperature=0.5), losses.ADRMSELoss(Fixed(student), alpha=2, mini_batch_size=-1)),
+        (
+            list_mle(student, teacher),
+            losses.ListMLELoss(Fixed(student), mini_batch_size=-1, respect_input_order=False),
+        ),
+    ]:
+        torch.testing.assert_close(ours, theirs(inputs, list(teacher)))
 
 
 # The first three pairs of the paper's training code's random case, and what it gives for them alone.

@@ -1,16 +1,18 @@
 """Texts in, scores out: the same numbers as the model called by hand, whatever the batches."""
 
 import random
-import subprocess
-import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
+from warm_processes import run_ranks
 
 import hf_kd_ranking as kd
+from hf_kd_ranking import batches, inference
 from hf_kd_ranking.inference import score_stored
+from hf_kd_ranking.ranker import default_dtype
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night".split()
 
@@ -74,7 +76,7 @@ def test_scores_equal_the_model_called_by_hand_one_by_one(ranker):
 def test_scores_do_not_depend_on_batch_block_or_order(ranker, monkeypatch):
     queries, documents = pairs(40)
     wanted = ranker.score(queries, documents)
-    monkeypatch.setattr("hf_kd_ranking.inference.BLOCK_SIZE", 16)
+    monkeypatch.setattr("hf_kd_ranking.batches.TOKENIZED_AT_ONCE", 16)
     ranker.batch_size = 5
     order = random.Random(1).sample(range(40), 40)
     shuffled = ranker.score([queries[i] for i in order], [documents[i] for i in order])
@@ -207,9 +209,9 @@ def test_new_ranker_on_an_encoder_says_so(encoder, caplog):
 
 
 def test_nothing_to_score_or_to_encode_is_an_error(ranker, encoder, tokenizer):
-    with pytest.raises(ValueError, match="Scoring needs at least one text, got none"):
+    with pytest.raises(ValueError, match="Scoring or encoding needs at least one text, got none"):
         ranker.score([], [])
-    with pytest.raises(ValueError, match="Encoding needs at least one text, got none"):
+    with pytest.raises(ValueError, match="Scoring or encoding needs at least one text, got none"):
         dot_ranker(encoder, tokenizer).encode_queries([])
 
 
@@ -256,10 +258,7 @@ def test_two_processes_share_the_work_and_get_all_results(encoder, tokenizer, tm
     ranker = dot_ranker(encoder, tokenizer)
     ranker.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(SHARED_WORK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [tmp_path / "script.py", tmp_path / "model", tmp_path]
-    result = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_ranks([tmp_path / "script.py", tmp_path / "model", tmp_path], tmp_path / "output", {})
     documents = ["night", "house of the king", "moon moon", "violin", "jam"]
     for rank in range(2):
         found = np.load(tmp_path / f"{rank}.npz")
@@ -271,3 +270,128 @@ def test_two_processes_share_the_work_and_get_all_results(encoder, tokenizer, tm
 @pytest.mark.parametrize("model", ["bert_cat", "bert_dot"], indirect=True)
 def test_reranking_no_documents_gives_none(model, tokenizer):
     assert kd.Ranker(model, tokenizer).rerank("cat", []) == []
+
+
+# ---- Batches and threads --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shapes(ranker) -> list[tuple[int, int]]:
+    """Rows of each batch that the model reads, and its width, that of both sides together."""
+    found = []
+
+    def note(module, args, kwargs) -> None:
+        sides = [kwargs] if "input_ids" in kwargs else list(kwargs.values())
+        widths = [side["input_ids"].shape[1] for side in sides]
+        found.append((len(sides[0]["input_ids"]), sum(widths)))
+
+    ranker.model.register_forward_pre_hook(note, with_kwargs=True)
+    return found
+
+
+def test_batches_prepared_in_a_thread_change_no_bit(ranker, monkeypatch):
+    monkeypatch.setattr(batches, "TOKENIZED_AT_ONCE", 8)
+    queries, documents = pairs(40)
+    scores = ranker.score(queries, documents)
+    vectors = ranker.encode_queries(queries) if ranker.model.config.is_storable else []
+    monkeypatch.setattr(batches, "_ahead", lambda batches: batches)
+    assert np.array_equal(ranker.score(queries, documents), scores)
+    for one, other in zip(ranker.encode_queries(queries) if len(vectors) else [], vectors, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("model", ["bert_cat", "bert_dot", "colbert", "prettr"], indirect=True)
+def test_texts_are_tokenised_in_another_thread(ranker, monkeypatch):
+    threads = set()
+    encode = type(ranker.processor).encode
+
+    def note(processor, *args, **settings):
+        threads.add(threading.current_thread())
+        return encode(processor, *args, **settings)
+
+    monkeypatch.setattr(type(ranker.processor), "encode", note)
+    ranker.score(*pairs(20))
+    assert threading.current_thread() not in threads and len(threads) in (1, 2)  # queries, then documents
+    assert not any(thread.is_alive() for thread in threads)
+    threads.clear()
+    ranker.score("moon", ["night", "jam"])  # one batch, which nothing could overlap
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("model", ["bert_cat", "colbert"], indirect=True)
+@pytest.mark.parametrize("where", ["tokenizer", "model"])
+def test_error_of_either_thread_is_raised_and_ends_the_other(ranker, monkeypatch, where):
+    monkeypatch.setattr(batches, "TOKENIZED_AT_ONCE", 3)
+    calls, before = [], threading.active_count()
+
+    def fail(*args, **settings):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **settings)
+
+    if where == "tokenizer":
+        original = type(ranker.processor)._tokenize
+        monkeypatch.setattr(type(ranker.processor), "_tokenize", lambda *args, **settings: fail(*args, **settings))
+    else:
+        original = ranker.model.forward
+        monkeypatch.setattr(ranker.model, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        ranker.score("moon", [f"{text} {number}" for number, text in enumerate(pairs(90)[1])])
+    assert threading.active_count() == before
+    assert len(calls) <= 3 + batches.BATCHES_AHEAD + 1, "went on with the work"
+
+
+def test_each_distinct_text_is_encoded_once(ranker, shapes):
+    queries, documents = pairs(60)
+    ranker.score(queries, documents)
+    if not ranker.model.config.is_storable or ranker.processor.joins_texts:
+        assert sum(rows for rows, _ in shapes) == 60
+        return
+    assert len(set(documents)) < 50, "no document appears twice"
+    assert sum(rows for rows, _ in shapes) == len(set(queries)) + len(set(documents))
+
+
+@pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
+def test_queries_beyond_the_memory_bound_are_scored_in_turn(ranker, shapes, monkeypatch):
+    queries, documents = pairs(40)
+    wanted = ranker.score(queries, documents)
+    shapes.clear()
+    monkeypatch.setattr(inference, "QUERY_BYTES", 1)
+    monkeypatch.setattr(inference, "QUERIES_AT_ONCE", 10)
+    np.testing.assert_allclose(ranker.score(queries, documents), wanted, rtol=1e-5, atol=1e-5)
+    distinct = list(dict.fromkeys(queries))
+    assert len(distinct) > 10
+    assert sum(rows for rows, _ in shapes) > len(distinct) + len(set(documents)), "one pass"
+
+
+def test_batches_hold_as_many_padded_tokens_as_allowed(ranker, shapes):
+    queries, documents = pairs(40)
+    wanted = ranker.score(queries, documents)
+    shapes.clear()
+    ranker.tokens_per_batch = 60
+    np.testing.assert_allclose(ranker.score(queries, documents), wanted, rtol=1e-5, atol=1e-5)
+    assert 48 < max(rows * width for rows, width in shapes) <= 60
+    assert len({rows for rows, _ in shapes}) > 1
+    ranker.tokens_per_batch = 1  # less than a text has
+    np.testing.assert_allclose(ranker.score(queries[:9], documents[:9]), wanted[:9], rtol=1e-5, atol=1e-5)
+
+
+def test_size_of_batches_is_checked(encoder, tokenizer):
+    model = dot_ranker(encoder, tokenizer).model
+    for setting in ({"batch_size": 0}, {"tokens_per_batch": 0}, {"tokens_per_batch": 2.5}):
+        name, value = next(iter(setting.items()))
+        with pytest.raises(ValueError, match=f"{name} is an integer from 1, got {value}"):
+            kd.Ranker(model, tokenizer, **setting)
+
+
+def test_precision_is_bfloat16_on_gpus_that_compute_in_it(encoder, monkeypatch):
+    assert default_dtype("cpu") == torch.float32
+    for is_supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, value=is_supported: value)
+        assert default_dtype("cuda:1") == dtype
+        assert default_dtype(torch.device("cpu")) == torch.float32
+    monkeypatch.setattr("hf_kd_ranking.ranker.default_dtype", lambda device: torch.bfloat16)
+    settings = {"architecture": "bert_dot", "device": "cpu", "max_document_length": 16}
+    assert kd.Ranker.from_pretrained(encoder, **settings).model.dtype == torch.bfloat16
+    assert kd.Ranker.from_pretrained(encoder, dtype="float32", **settings).model.dtype == torch.float32

@@ -1,13 +1,14 @@
 """Measure training throughput: triples per second of this package, sentence-transformers and the bare backbone.
 
     python examples/benchmarks/train_throughput.py --model MODEL --collection collection.tsv --queries queries.tsv \
-        --scores scores.tsv [--triples 192] [--architectures bert_dot bert_cat colbert prettr tk]
+        --scores scores.tsv [--triples 192] [--repetitions 3] [--architectures bert_dot bert_cat colbert prettr tk]
 
 All train the same triples with Margin-MSE and AdamW in float32, batches of 16, queries cut to 30 tokens and passages
 to 200. `limit` is the physical one: forward and backward pass and AdamW of the bare backbone on exactly the real
 tokens, sorted by length, as many per step as 16 triples have; for PreTTR and TK, which run their backbone by
-themselves, it is the ranker on triples sorted by length. The first step of each is not counted. Prints a line per
-architecture, and as its last line one JSON object with the ratios.
+themselves, it is the ranker on triples sorted by length. The first step of each is not counted. The three take turns,
+`--repetitions` times. Prints a line per architecture, and as its last line one JSON object: the medians of the rates,
+and the median, the smallest and the largest ratio of a turn.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from statistics import median
 
 import datasets
 import torch
@@ -48,6 +50,7 @@ def main() -> None:
     for name in ("model", "collection", "queries", "scores"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--triples", type=int, default=192)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
     args = parser.parse_args()
     queries, documents = kd.TextStore.from_file(args.queries), kd.TextStore.from_file(args.collection)
@@ -60,14 +63,26 @@ def main() -> None:
         texts["label"].append(row["teacher_scores"][0] - row["teacher_scores"][1])
     results = {}
     for architecture in args.architectures:
-        ours = train_ours(args.model, architecture, rows, queries, documents)
-        speed = {"ours": ours, "limit": measure_limit(args.model, architecture, texts)}
-        results[architecture] = {"triples_per_second": speed, "of_limit": ours / speed["limit"]}
-        if architecture in ("bert_dot", "bert_cat", "colbert"):
-            speed["sentence_transformers"] = train_theirs(args.model, architecture, texts)
-            results[architecture]["over_sentence_transformers"] = ours / speed["sentence_transformers"]
-        print(architecture, json.dumps(speed), flush=True)
+        turns = []
+        for _ in range(args.repetitions):
+            speed = {"ours": train_ours(args.model, architecture, rows, queries, documents)}
+            speed["limit"] = measure_limit(args.model, architecture, texts)
+            if architecture in ("bert_dot", "bert_cat", "colbert"):
+                speed["sentence_transformers"] = train_theirs(args.model, architecture, texts)
+            turns.append(speed)
+        results[architecture] = summarize(turns)
+        print(architecture, json.dumps(results[architecture]), flush=True)
     print(json.dumps(results))
+
+
+def summarize(turns: list[dict[str, float]]) -> dict[str, dict]:
+    """Return the medians of the rates, and of our rate over each other one its median, smallest and largest."""
+    summary = {"triples_per_second": {name: median(turn[name] for turn in turns) for name in turns[0]}}
+    for name in turns[0]:
+        if name != "ours":
+            ratios = [turn["ours"] / turn[name] for turn in turns]
+            summary[f"over_{name}"] = {"median": median(ratios), "smallest": min(ratios), "largest": max(ratios)}
+    return summary
 
 
 def settings() -> dict:

@@ -30,7 +30,8 @@ def benchmark(
     warm_up: Annotated[int, typer.Option(min=0, help="Number of rounds before them that are not counted.")] = 2,
     architecture: options.Architecture = None,
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one if not given.")] = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
@@ -45,7 +46,8 @@ def benchmark(
     paths = options.named_paths(model, "rankers")
     check_model_paths(paths.values())
     for name, path in paths.items():
-        rankers[name] = partial(options.load_any_ranker, path, architecture, batch_size, dtype, device=device)
+        settings = (batch_size, dtype, tokens_per_batch)
+        rankers[name] = partial(options.load_any_ranker, path, architecture, *settings, device=device)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)

@@ -27,7 +27,8 @@ def rerank(
     k: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all, or 100 of BM25.")] = None,
     exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result | None:
     """Re-rank candidates, or those of BM25; `accelerate launch -m hf_kd_ranking rerank` shares the work."""
@@ -35,8 +36,8 @@ def rerank(
     data = options.open_collection(dataset, split, queries=queries, documents=collection, candidates=candidates)
     state = processes()
     is_distributed = state.num_processes > 1
-    device = state.device if is_distributed else None
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=device, is_distributed=is_distributed)
+    settings = {"device": state.device if is_distributed else None, "is_distributed": is_distributed}
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, **settings)
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates

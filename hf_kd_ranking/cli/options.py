@@ -8,21 +8,32 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from transformers.utils import is_torch_tf32_available
+from transformers.utils.import_utils import enable_tf32
 
+from ..artifacts import has_description, read_description
 from ..data.collections import READERS, RankingCollection, load_collection
 from ..errors import InputError
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
 Result = dict[str, Any] | tuple[dict[str, Any], str]  # what a verb returns: for programs, and the text for people
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
 FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
 Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
 Architecture = Annotated[str | None, typer.Option(help=f"Architecture on an encoder: {', '.join(ARCHITECTURES)}.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of texts or pairs per forward pass.")]
-Dtype = Annotated[str, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}.")]
+TokensPerBatch = Annotated[
+    int | None, typer.Option(min=1, help="Number of tokens per forward pass, in place of --batch-size.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Precision: {', '.join(DTYPES)} (fp32 with faster products). Default: bf16 on GPUs, else fp32."
+    ),
+]
 # Optional in verbs that give them the default None: those take --dataset as well.
 Queries = Annotated[Path | None, typer.Option(help="Queries: id<TAB>text, JSONL, or a text store.")]
 Collection = Annotated[Path | None, typer.Option(help="Documents: id<TAB>text, JSONL, or a text store.")]
@@ -68,13 +79,13 @@ def open_collection(
     return RankingCollection("files", readers)
 
 
-def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
-    """Load the ranker that `--model` and the options beside it name, see `Ranker.from_pretrained`.
+def load_ranker(model: str, architecture: str | None, *options: Any, **settings: Any) -> Ranker:
+    """Load the ranker that `--model` and the options beside it name, in the order of `load_any_ranker`.
 
     Raises:
         InputError: if the ranker has untrained layers.
     """
-    ranker = load_any_ranker(model, architecture, batch_size, dtype, **settings)
+    ranker = load_any_ranker(model, architecture, *options, **settings)
     if ranker.model.is_fresh:
         raise InputError(
             f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
@@ -83,9 +94,24 @@ def load_ranker(model: str, architecture: str | None, batch_size: int, dtype: st
     return ranker
 
 
-def load_any_ranker(model: str, architecture: str | None, batch_size: int, dtype: str, **settings: Any) -> Ranker:
-    """Load a ranker, also an untrained one, which is as fast as a trained one."""
-    return Ranker.from_pretrained(model, architecture, batch_size=batch_size, dtype=torch_dtype(dtype), **settings)
+def load_any_ranker(
+    model: str,
+    architecture: str | None,
+    batch_size: int,
+    dtype: str | None,
+    tokens_per_batch: int | None = None,
+    index: Path | None = None,
+    **settings: Any,
+) -> Ranker:
+    """Load a ranker, also an untrained one, which is as fast as a trained one.
+
+    Without a dtype it has the precision of the vectors in `index`, if they are given: a GPU may have made them.
+    """
+    precision = torch_dtype(dtype)
+    if precision is None and index is not None and has_description(index):
+        precision = read_description(index).get("model_dtype")
+    settings |= {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "dtype": precision}
+    return Ranker.from_pretrained(model, architecture, **settings)
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
@@ -103,10 +129,16 @@ def named_paths(values: Sequence[str], description: str) -> dict[str, str]:
     return paths
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype named by `--dtype`."""
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """Return the dtype named by `--dtype`, None for the default; "tf32" is switched on for the process."""
+    if name is None:
+        return None
     if name not in DTYPES:
         raise InputError(f"--dtype is one of {', '.join(DTYPES)}, got {name!r}.")
+    if name == "tf32":
+        if not is_torch_tf32_available():
+            raise InputError("--dtype tf32 needs a GPU of NVIDIA's Ampere generation or a newer one; take fp32.")
+        enable_tf32(True)
     return DTYPES[name]
 
 

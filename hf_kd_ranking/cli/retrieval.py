@@ -7,6 +7,7 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.collections import RankingCollection
+from ..data.rankings import without_id
 from ..data.runs import check_run_ids, read_run, write_run
 from ..data.texts import Collection, check_same_collection
 from ..errors import InputError
@@ -28,7 +29,8 @@ def index(
     language: Annotated[str | None, typer.Option(help="BM25: stems of a language of Snowball, no stop words.")] = None,
     tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (as --language english).")] = "plain",
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result | None:
     """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
@@ -52,7 +54,7 @@ def index(
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, device=state.device)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, device=state.device)
     config = ranker.model.config
     if factory is not None and config.vectors_per_text != "one":
         raise InputError(f"--factory is for a ranker with one vector per text (BERT_DOT), got {config.model_type}.")
@@ -99,7 +101,7 @@ def search(
     probes: options.Probes = None,
     exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
     """Search a collection, or re-rank candidates from stored vectors, and write a run.
@@ -110,7 +112,7 @@ def search(
     if candidates is not None and (model is None or exact or settings or probes):
         raise InputError("--candidates are re-ranked from the vectors of --model: no --exact, --settings, --probes.")
     data = options.open_collection(dataset, split, ["documents"], queries=queries, documents=collection)
-    ranker = model and options.load_ranker(model, architecture, batch_size, dtype)
+    ranker = model and options.load_ranker(model, architecture, batch_size, dtype, index=index)
     if candidates is not None:
         from ..retrieval.stored_reranker import StoredReranker
 
@@ -119,7 +121,7 @@ def search(
             first_stage = first_stage.without_same_ids()
         reranker = StoredReranker.open(index, ranker)
         _check_collection(data, index, reranker.store.collection)
-        run = reranker.rerank(first_stage.top(k), data.queries)
+        texts = run = reranker.rerank(first_stage.top(k), data.queries)
     else:
         from ..retrieval.base import open_index
 
@@ -127,12 +129,11 @@ def search(
         _check_collection(data, index, opened.collection)
         check_run_ids(texts, "queries")
         check_run_ids(opened.ids, "documents")
-        run = opened.search(texts, k + exclude_same_id)
+        run = opened.rankings(texts, k + exclude_same_id)
         if exclude_same_id:
-            run = run.without_same_ids().top(k)
-    write_run(run, output, tag=options.run_tag(model or "bm25"))
-    documents = sum(len(ranking) for ranking in run.values())
-    return {"output": str(output), "queries": len(run), "documents": documents}
+            run = ((query_id, without_id(ranking, query_id)[:k]) for query_id, ranking in run)
+    documents = write_run(run, output, tag=options.run_tag(model or "bm25"))
+    return {"output": str(output), "queries": len(texts), "documents": documents}
 
 
 def _check_collection(data: RankingCollection, index: Path, indexed: Collection) -> None:

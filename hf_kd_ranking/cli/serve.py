@@ -46,13 +46,13 @@ def serve(
     space: Annotated[Path | None, typer.Option(help="New folder for a Hugging Face Space; no serving.")] = None,
     architecture: options.Architecture = None,
     batch_size: options.BatchSize = 64,
-    dtype: options.Dtype = "fp32",
+    dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Search a collection on a web page: passages, tokens that matched, the time of every stage."""
     parts = {"--model": model, "--collection": collection, "--dataset": dataset, "--index": index}
     parts |= {"--candidates": candidates, "--rerank": rerank, "--fuse": fuse, "--k": k != DEPTH}
-    parts |= {"--settings": settings, "--probes": probes, "--architecture": architecture, "--dtype": dtype != "fp32"}
+    parts |= {"--settings": settings, "--probes": probes, "--architecture": architecture, "--dtype": dtype}
     _check_source(pipeline, parts)
     try:
         import uvicorn
@@ -72,7 +72,7 @@ def serve(
         searched = load_pipeline(pipeline, batch_size=batch_size)
     else:
         documents = options.open_collection(dataset, "test", documents=collection).documents
-        ranker = options.load_ranker(model, architecture, batch_size, dtype)
+        ranker = options.load_ranker(model, architecture, batch_size, dtype, index=index)
         made = _make_pipeline(documents, ranker, index, candidates, rerank, fuse, settings, probes)
         searched = replace(made, depth=k)
     engine = SearchEngine(searched)

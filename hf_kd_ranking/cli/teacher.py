@@ -3,11 +3,11 @@
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..artifacts import refuse_existing
+from ..artifacts import existing_file, refuse_existing
 from ..data.rows import check_format, load_teacher_scores, write_teacher_scores
 from ..data.runs import read_qrels, read_run
 from ..data.texts import TextStore
@@ -16,79 +16,153 @@ from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
 from ..ranker import check_model_paths
+from ..retrieval.fusion import mix_runs
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
+from ..teachers.endpoint import PATHS, Endpoint, EndpointSettings, is_endpoint
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
-from ..teachers.load import INSTRUCTION, KINDS, load_teacher
+from ..teachers.load import KINDS, load_teacher
+from ..teachers.orders import METHODS as ORDER_METHODS
+from ..teachers.orders import combine_orders
+from ..teachers.prompts import CHAT_TEMPLATE, INSTRUCTION, QWEN_TEMPLATE, Prompt
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
-from ..teachers.score import score_teacher
+from ..teachers.score import plan_requests, score_teacher
 from . import options
 from .parser import add_verb, make_app
 
 
 def score(
-    model: Annotated[list[str], typer.Option(help="Teachers; if several are given, the output is a folder.")],
+    model: Annotated[
+        list[str], typer.Option(help="Teachers, or addresses; if several are given, the output is a folder.")
+    ],
     queries: options.Queries,
     collection: options.Collection,
     output: options.Output,
     triples: Annotated[Path | None, typer.Option(help="TSV of query_id pos_id neg_id, or of teacher rows.")] = None,
     candidates: options.Candidates = None,
-    kind: Annotated[str | None, typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help=f"Kind of teacher, if not detected: {', '.join(KINDS)}; of an address {', '.join(PATHS)}."),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Output to read, if a classifier has several.")] = None,
     instruction: Annotated[str, typer.Option(help="Instruction in the prompt of a yes-no model.")] = INSTRUCTION,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens per pair; default: the model's.")] = None,
     batch_size: options.BatchSize = 32,
-    dtype: options.Dtype = "fp32",
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")
+    ] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Most requests to an address per minute.")] = None,
+    template: Annotated[Path | None, typer.Option(help="File with the prompt of a yes-no or chat model.")] = None,
+    yes: Annotated[str | None, typer.Option(help="Its answer for relevant [yes].")] = None,
+    no: Annotated[str | None, typer.Option(help="Its answer for not relevant [no].")] = None,
+    plan_only: Annotated[bool, typer.Option(help="Print requests and tokens, and stop.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch."""
+    """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch.
+
+    A teacher may be an address, http://HOST:PORT, whose key is in the environment variable HF_KD_RANKING_ENDPOINT_KEY.
+    """
     if (triples is None) == (candidates is None):
         raise InputError("Give either --triples or --candidates.")
     check_model_paths(model)
     options.torch_dtype(dtype)
-    suffix = "tsv" if candidates is None else "trec"
-    outputs = {name: output / f"{Path(name).name}.{suffix}" for name in model}
-    if len(model) == 1:
-        outputs = {model[0]: output}
-    elif len(set(outputs.values())) < len(model):
-        raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(model)}.")
-    else:
-        output.mkdir(exist_ok=True)
+    endpoint = _endpoint_settings(model, concurrency, requests_per_minute, plan_only)
+    prompt = _prompt(any(map(is_endpoint, model)), template, yes, no)
+    outputs = _outputs(model, kind, output, "tsv" if candidates is None else "trec")
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
+    source = triples if candidates is None else read_run(candidates)
+    if plan_only:
+        asked = {name: Endpoint(name, kind, batch_size, prompt, endpoint) for name in model}
+        plans = [{"teacher": name, **plan_requests(asked[name], source, *stores)} for name in model]
+        _print_results(plans, None if len(model) == 1 else output, as_json)
+        return
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
+    settings |= {"tokens_per_batch": tokens_per_batch, "endpoint": endpoint, "prompt": prompt}
     results = []
     for name, path in outputs.items():
         if len(model) > 1 and path.exists() and not overwrite:  # written by an earlier start of the same command
             typer.echo(f"{path} exists and is kept (--overwrite scores again)", err=True)
             continue
         teacher = load_teacher(name, kind, **settings, dtype=options.torch_dtype(dtype), device=state.device)
-        source = triples if candidates is None else read_run(candidates)
         counts = score_teacher(teacher, source, *stores, path, overwrite)
         results.append({"output": str(path), "teacher": teacher.name, **counts})
-        if state.is_main_process and not as_json:
-            options.print_result(results[-1], as_json=False)
         del teacher  # two would not fit a GPU that one fills
-    if state.is_main_process and as_json:
-        result = {"output": str(output), "teachers": results}
-        if len(model) == 1:
-            (result,) = results
+    if state.is_main_process:
+        _print_results(results, None if len(model) == 1 else output, as_json)
+
+
+def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> dict[str, Path]:
+    """Return teacher -> its file; the files of several are in a folder, which is made."""
+    if len(models) == 1:
+        return {models[0]: output}
+    outputs = {}
+    for name in models:
+        short = Endpoint(name, kind).name if is_endpoint(name) else Path(name).name
+        outputs[name] = output / f"{short}.{suffix}"
+    if len(set(outputs.values())) < len(models):
+        raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(models)}.")
+    output.mkdir(exist_ok=True)
+    return outputs
+
+
+def _print_results(results: list[dict[str, Any]], folder: Path | None, as_json: bool) -> None:
+    """Print the result of one teacher, or those of several, whose files are in a folder."""
+    if folder is not None and as_json:
+        options.print_result({"output": str(folder), "teachers": results}, as_json)
+        return
+    for result in results:
         options.print_result(result, as_json)
+
+
+def _endpoint_settings(
+    models: list[str], concurrency: int | None, requests_per_minute: float | None, plan_only: bool
+) -> EndpointSettings:
+    """Return the settings that are given; an InputError if a teacher would not read them."""
+    given = {"concurrency": concurrency, "requests_per_minute": requests_per_minute}
+    given = {name: value for name, value in given.items() if value is not None}
+    unread = [f"--{name.replace('_', '-')}" for name in given] + ["--plan-only"] * plan_only
+    for name in models:
+        if unread and not is_endpoint(name):
+            raise InputError(f"{unread[0]} is for the address of an endpoint, and {name} is a model.")
+    return EndpointSettings(**given)
+
+
+def _prompt(is_chat: bool, template: Path | None, yes: str | None, no: str | None) -> Prompt | None:
+    """Return the prompt that is given; what is not given is as usual for the model. None if nothing is given."""
+    if template is None and yes is None and no is None:
+        return None
+    text = CHAT_TEMPLATE if is_chat else QWEN_TEMPLATE
+    if template is not None:
+        text = existing_file(template, "template").read_text(encoding="utf-8")
+    return Prompt(text, yes or "yes", no or "no")
 
 
 def ensemble(
     scores: options.ScoreFiles,
     output: options.Output,
-    method: Annotated[str, typer.Option(help=f"Method: {', '.join(METHODS)}.")] = "mean",
+    method: Annotated[
+        str, typer.Option(help=f"Method: {', '.join(METHODS)}; for orders {', '.join(ORDER_METHODS)}.")
+    ] = "mean",
     weights: options.Weights = None,
     on_missing: Annotated[str, typer.Option(help="Treatment of missing pairs: error, average, drop.")] = "error",
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Average the scores of teachers (the paper's T2); rows and their order are those of the first file."""
-    counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
+    """Average the scores of teachers (the paper's T2); rows and their order are those of the first file.
+
+    Orders, such as the results of RankLLM and runs without meaningful scores, become scores: a run, or whole lists.
+    """
+    if method in ORDER_METHODS:
+        if on_missing != "error":
+            raise InputError(f"--on-missing is for scores; {method} takes orders of different documents as they are.")
+        counts = combine_orders(scores, output, method, weights, overwrite)
+    else:
+        counts = ensemble_teachers(scores, output, method, weights, on_missing, overwrite)
     return {"output": str(output), **counts}
 
 
@@ -119,9 +193,10 @@ def diagnose(
 
 
 def triples(
-    candidates: Annotated[Path, typer.Option(help="TREC run that negatives are drawn from.")],
+    candidates: Annotated[list[Path], typer.Option(help="TREC runs that negatives are drawn from.")],
     qrels: Annotated[Path, typer.Option(help="TREC qrels that positives are drawn from.")],
     output: options.Output,
+    shares: Annotated[list[float] | None, typer.Option(help="Share of each run of candidates; they sum to 1.")] = None,
     per_query: Annotated[int, typer.Option(min=1, help="Number of rows per query.")] = 1,
     documents: Annotated[int, typer.Option(min=2, help="Number of documents per row, the positive included.")] = 2,
     sampling: Annotated[str, typer.Option(help=f"Choice of negatives: {', '.join(SAMPLINGS)}.")] = "random",
@@ -146,7 +221,10 @@ def triples(
     """
     refuse_existing(output, overwrite)
     check_format(output, has_scores=scores is not None, are_pairs=documents == 2)
-    run, judgments = read_run(candidates), read_qrels(qrels)
+    runs, judgments = list(map(read_run, candidates)), read_qrels(qrels)
+    run = runs[0]
+    if len(runs) > 1 or shares is not None:
+        run = mix_runs(runs, shares or [1 / len(runs)] * len(runs))
     if exclude_same_id:
         run = run.without_same_ids()
     teacher = scores and read_run(scores)

@@ -4,7 +4,6 @@ import hashlib
 import os
 from pathlib import Path
 
-import datasets
 import xxhash
 
 CACHE_VERSION = 3  # of what is built from files; folders of other versions are not read
@@ -26,5 +25,12 @@ def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None = No
         blocks += file.read(EDGE)
     times = f"{status.st_mtime_ns}|{status.st_ctime_ns}"
     key = f"{path.resolve()}|{status.st_size}|{times}|{xxhash.xxh3_128_hexdigest(blocks)}|{kind}|{CACHE_VERSION}"
-    root = Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking" if cache_dir is None else Path(cache_dir)
+    root = cache_root() if cache_dir is None else Path(cache_dir)
     return root / f"{path.stem}-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def cache_root() -> Path:
+    """Return the folder of all that is built from files unless a caller names another, in the cache of `datasets`."""
+    import datasets  # only here: batches are collated without it
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking"

@@ -63,6 +63,14 @@ class IdIndex:
         keys, places = np.unique(keys[rows], return_index=True)  # the first place of each
         return cls(len(ids), ids, keys, rows[places])
 
+    def without(self, rows: np.ndarray) -> "IdIndex":
+        """Return the index in which the ids of some rows are unknown; the rows stay."""
+        ids, keys, known = self._ids, self._keys, self._rows
+        if keys is None:  # each id is its row
+            ids = keys = known = np.arange(len(self))
+        is_kept = np.isin(known, rows, invert=True)
+        return IdIndex(len(self), ids, keys[is_kept], known[is_kept])
+
     def save_ids(self, folder: Path) -> None:
         """Write the index into a folder, unless each id is its row."""
         if self._keys is None:

@@ -1,13 +1,10 @@
 """TREC runs and qrels: the rankings of first stages and rankers, and the judgments that measures read."""
 
 import logging
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +14,7 @@ import pyarrow.csv
 from ..artifacts import existing_file, writing
 from ..errors import InputError
 from .ids import IdIndex
+from .rankings import Pairs, Run, checked_rankings, mapping_items
 from .tables import BYTE_ORDER_MARK, nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
@@ -28,80 +26,6 @@ QRELS_COLUMNS = ("query_id", "0", "doc_id", "grade")
 BEIR_COLUMNS = ("query-id", "corpus-id", "score")
 
 
-class Run(dict[str, list[tuple[str, float]]]):
-    """A ranking per query: query_id -> [(doc_id, score)], best first."""
-
-    def top(self, k: int) -> "Run":
-        """Return the first k documents of every query."""
-        return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
-
-    def without_same_ids(self) -> "Run":
-        """Return the run without the document that has the id of its query.
-
-        In some collections (ArguAna, Quora) each query is a document as well, which every ranker finds first.
-        """
-        run = Run()
-        for query_id, ranking in self.items():
-            run[query_id] = [scored for scored in ranking if scored[0] != query_id]
-        return run
-
-    @classmethod
-    def from_scores(cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float]) -> "Run":
-        """Group scored pairs by query and sort by descending score; ties keep the order given.
-
-        Raises:
-            InputError: if the lists differ in length, or a score is not finite.
-        """
-        if not len(query_ids) == len(doc_ids) == len(scores):
-            counts = f"{len(query_ids):,}, {len(doc_ids):,} and {len(scores):,}"
-            raise InputError(f"A run needs as many query ids as doc ids and scores, got {counts}.")
-        run = cls()
-        for query_id, doc_id, score in zip(query_ids, doc_ids, scores, strict=True):
-            if not math.isfinite(score):
-                raise InputError(
-                    f"Query {query_id!r}, document {doc_id!r}: the score is not a finite number: {score}."
-                )
-            run.setdefault(str(query_id), []).append((str(doc_id), float(score)))
-        for ranking in run.values():
-            ranking.sort(key=lambda scored: -scored[1])
-        return run
-
-
-def as_run(run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]], drop_repeated: bool = False) -> Run:
-    """Return a run of the user as a `Run`, with ids as strings.
-
-    A ranking may also be a dictionary, doc_id -> score, as of pytrec_eval and BEIR, which is sorted by score.
-
-    Raises:
-        InputError: with the query, if a ranking is of another form, a score is not a finite number, or a document is
-            listed twice, unless `drop_repeated` keeps the first one only.
-    """
-    checked = Run()
-    for query_id, ranking in _items(run, "A run"):
-        is_mapping = isinstance(ranking, Mapping)
-        pairs = list(ranking.items()) if is_mapping else ranking
-        if not _are_pairs(pairs):
-            shown = f"{type(ranking).__name__} {str(ranking)[:60]}"
-            raise InputError(f"Query {query_id!r}: a ranking is {{doc_id: score}} or [(doc_id, score)], got {shown}.")
-        scores = np.array([score for _, score in pairs])
-        if len(pairs) and (scores.dtype.kind not in "fiu" or not np.isfinite(scores).all()):
-            doc_id, score = next(filter(lambda pair: not _is_finite(pair[1]), pairs))
-            raise InputError(f"Query {query_id!r}, document {doc_id!r}: the score is not a finite number: {score!r}.")
-        if not all(isinstance(doc_id, str) for doc_id, _ in pairs):
-            pairs = [(str(doc_id), score) for doc_id, score in pairs]
-        if len(dict(pairs)) < len(pairs):
-            counts = Counter(doc_id for doc_id, _ in pairs)
-            if not drop_repeated:
-                repeated = counts.most_common(1)[0][0]
-                raise InputError(f"Query {query_id!r}: document {repeated!r} appears twice in the ranking.")
-            first = dict(reversed(pairs))  # doc_id -> its first score
-            pairs = [(doc_id, first[doc_id]) for doc_id in counts]
-        if is_mapping:
-            pairs = sorted(pairs, key=lambda scored: -scored[1])
-        checked[str(query_id)] = pairs
-    return checked
-
-
 def as_qrels(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """Return judgments of the user with ids as strings.
 
@@ -109,29 +33,14 @@ def as_qrels(qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]
         InputError: with query and document, for a grade that is not an integer of 32 bits, as trec_eval takes them.
     """
     checked = {}
-    for query_id, grades in _items(qrels, "Judgments"):
+    for query_id, grades in mapping_items(qrels, "Judgments"):
         checked[str(query_id)] = {}
-        for doc_id, grade in _items(grades, f"Query {query_id!r}: grades"):
+        for doc_id, grade in mapping_items(grades, f"Query {query_id!r}: grades"):
             if not isinstance(grade, int | np.integer) or not -(2**31) <= grade < 2**31:
                 place = f"Query {query_id!r}, document {doc_id!r}"
                 raise InputError(f"{place}: a grade is an integer, got {grade!r} of type {type(grade).__name__}.")
             checked[str(query_id)][str(doc_id)] = int(grade)
     return checked
-
-
-def _items(values: Any, what: str) -> Iterable[tuple[Any, Any]]:
-    if not isinstance(values, Mapping):
-        raise InputError(f"{what} must be a dictionary, got {type(values).__name__} {str(values)[:60]}.")
-    return values.items()
-
-
-def _are_pairs(ranking: Any) -> bool:
-    is_list = isinstance(ranking, Sequence) and not isinstance(ranking, str)
-    return is_list and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in ranking)
-
-
-def _is_finite(score: Any) -> bool:
-    return isinstance(score, int | float | np.number) and not isinstance(score, bool) and bool(np.isfinite(score))
 
 
 def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
@@ -164,17 +73,10 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
         last = np.repeat(starts + np.minimum(k, lengths) - 1, lengths)  # row k of each row's query
         is_kept = (np.arange(len(queries)) <= last) | (trec_eval_scores(scores) == trec_eval_scores(scores[last]))
         queries, scores, rows = queries[is_kept], scores[is_kept], rows[is_kept]
-        starts = np.flatnonzero(np.diff(queries, prepend=-1))
-    query_ids = columns.queries.dictionary.take(pa.array(queries[starts])).to_pylist()
-    documents = columns.documents.take(pa.array(rows))
-    bounds = [*starts.tolist(), len(scores)]
-    del columns, queries, rows  # Python's strings and numbers take ten times their memory
-    doc_ids, scores = documents.to_pylist(), scores.tolist()
-    del documents
-    run = Run()
-    for query_id, (start, stop) in zip(query_ids, pairwise(bounds), strict=True):
-        run[query_id] = list(zip(doc_ids[start:stop], scores[start:stop], strict=True))
-    return run
+    documents = columns.documents
+    if not np.array_equal(rows, np.arange(len(documents))):
+        documents = documents.take(pa.array(rows))
+    return Run.from_columns(columns.queries.dictionary, queries, documents, scores)
 
 
 def trec_eval_scores(scores: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -280,22 +182,31 @@ def _warn_of_ranks(path: Path, queries: np.ndarray, ranks: np.ndarray, scores: n
 
 
 def write_run(
-    run: Mapping[str, Mapping[str, float] | Sequence[tuple[str, float]]],
+    run: Mapping[str, Mapping[str, float] | Pairs] | Iterator[tuple[str, Pairs]],
     path: str | os.PathLike,
     tag: str = "hf_kd_ranking",
-) -> None:
-    """Write a TREC run file that is complete or absent, ranks from 1; `tag`, the last column, names the system.
+) -> int:
+    """Write a TREC run file that is complete or absent, ranks from 1, and return the number of its lines.
+
+    Args:
+        run: see `as_run`; or an iterator of (query_id, ranking) such as `Index.rankings`, of which only one ranking
+            is in memory at a time.
+        path: of the file.
+        tag: the last column, which names the system.
 
     Raises:
         InputError: if an id or the tag holds white space, which separates the columns; see also `as_run`.
     """
-    run = as_run(run)
+    items = run if isinstance(run, Iterator) else mapping_items(run, "A run")
+    count = 0
     with writing(path) as file:
-        for query_id, ranking in run.items():
+        for query_id, ranking in checked_rankings(items):
             for rank, (doc_id, score) in enumerate(ranking, start=1):
                 _check_no_space(query_id, doc_id, tag)
                 # repr of a float is the shortest text that reads back as the same float
                 file.write(f"{query_id} Q0 {doc_id} {rank} {float(score)!r} {tag}\n")
+            count += len(ranking)
+    return count
 
 
 def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:

@@ -12,9 +12,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
@@ -24,6 +23,9 @@ from ..errors import InputError
 from .caches import cache_folder
 from .ids import ROWS_AT_ONCE, Id, IdIndex, open_ids, open_strings, take_strings, write_strings
 from .tables import json_id, read_jsonl, read_tsv
+
+if TYPE_CHECKING:
+    import datasets
 
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 
@@ -115,7 +117,7 @@ class TextStore(IdIndex):
     @classmethod
     def from_dataset(
         cls,
-        dataset: datasets.Dataset,
+        dataset: "datasets.Dataset",
         folder: str | os.PathLike,
         id_column: str = "id",
         text_column: str = "text",
@@ -128,6 +130,8 @@ class TextStore(IdIndex):
             InputError: if a column or a value is missing, or an id appears twice with different texts.
             TypeError: if it is not a data set.
         """
+        import datasets  # only here: collections in files are read without it
+
         if not isinstance(dataset, datasets.Dataset):
             raise TypeError(f"Needed a datasets.Dataset, got {type(dataset).__name__}; Dataset.from_list makes one.")
         missing = {id_column, text_column} - set(dataset.column_names)
@@ -185,8 +189,11 @@ class TextStore(IdIndex):
         """
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
-        rows = self.rows_of_known(ids, f"texts of {self.source}")
-        return self.take(rows)
+        return self.take(self.rows_of_texts(ids))
+
+    def rows_of_texts(self, ids: Sequence[Id]) -> np.ndarray:
+        """Return the rows of ids, (N,) int64; UnknownIdError if one is missing."""
+        return self.rows_of_known(ids, f"texts of {self.source}")
 
     def take(self, rows: np.ndarray) -> list[str]:
         """Return the texts of some rows; InputError if the files of the store are damaged."""
@@ -239,7 +246,7 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
         yield _batch(ids, texts)
 
 
-def _read_dataset(dataset: datasets.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _read_dataset(dataset: "datasets.Dataset", columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Read ids and texts from the columns of a data set: ids, texts, and optionally titles."""
     row = -1
     for part in dataset.select_columns(list(columns)).iter(ROWS_AT_ONCE):

@@ -11,6 +11,7 @@ from ..data.texts import TextStore
 from ..ranker import Ranker
 from ..retrieval.base import Index
 from ..retrieval.bm25 import BM25Index
+from ..retrieval.fusion import mix_runs
 from .context import Context
 from .queries import Grades
 from .work import Artifact, shared
@@ -80,25 +81,14 @@ def search_vectors(
 def mix_candidates(
     folder: Path, sources: Mapping[str, Artifact], shares: Mapping[str, float], k: int, positives: Grades
 ) -> None:
-    """Take from each source its share of k candidates per query, spread evenly over its ranks; add the relevant ones.
-
-    A document that another source has already given is not replaced. The scores of the run are places, from the first
-    to the last.
-    """
-    rankings = {name: ranking(source) for name, source in sources.items()}
-    mixed = Run()
-    query_ids = dict.fromkeys(query_id for run in rankings.values() for query_id in run)
-    for query_id in query_ids:
-        doc_ids: dict[str, None] = {}
-        for name, run in rankings.items():
-            found = run.get(query_id, [])
-            wanted = min(round(shares[name] * k), len(found))
-            for number in range(wanted):
-                doc_ids.setdefault(found[number * len(found) // wanted][0])
+    """Take from each source its share of k candidates per query, see `mix_runs`; add the relevant ones."""
+    runs = [ranking(source) for source in sources.values()]
+    mixed = mix_runs(runs, [shares[name] for name in sources], k)
+    for query_id, found in mixed.items():
+        known = dict(found)
         for doc_id, grade in positives.get(query_id, {}).items():
-            if grade > 0:
-                doc_ids.setdefault(doc_id)
-        mixed[query_id] = [(doc_id, float(-place)) for place, doc_id in enumerate(doc_ids)]
+            if grade > 0 and doc_id not in known:
+                found.append((doc_id, float(-len(found))))
     write_run(mixed, folder / "run.trec", tag="+".join(sources))
 
 

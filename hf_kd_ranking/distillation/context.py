@@ -12,6 +12,7 @@ from ..models import ARCHITECTURES
 from ..processes import processes
 from ..ranker import Ranker, check_model_paths
 from ..retrieval.bm25 import check_language
+from ..teachers.endpoint import Endpoint, is_endpoint
 from ..training.in_batch import can_be_live
 from .job import BM25, NO_TEACHER, TEACHER, DistillJob
 from .queries import Grades, read_judgments, split_queries
@@ -144,6 +145,8 @@ def _live_teacher(job: DistillJob) -> str | None:
     """Return the teacher if it is a single one that encodes queries and documents separately, else None."""
     if len(job.teachers) != 1 or job.teachers[0] == BM25 or job.teachers[0] in ARCHITECTURES:
         return None
+    if is_endpoint(job.teachers[0]):
+        return None
     try:
         config = Ranker.from_pretrained(job.teachers[0], device="cpu").model.config
     except (ValueError, OSError):  # a model of another kind, for example a cross-encoder
@@ -154,7 +157,7 @@ def _live_teacher(job: DistillJob) -> str | None:
 def name_sources(job: DistillJob) -> dict[str, str]:
     """Return short name -> teacher, or file of scores, in the order given."""
     paths = job.teachers or job.scores
-    sources = {Path(path).name: path for path in paths}
-    if len(sources) == len(paths) and {"mean", "", ".."}.isdisjoint(sources):
-        return sources
-    return {f"{Path(path).name}-{number}": path for number, path in enumerate(paths)}
+    names = [Endpoint(path).name if is_endpoint(path) else Path(path).name for path in paths]
+    if len(set(names)) < len(names) or not {"mean", "", ".."}.isdisjoint(names):
+        names = [f"{name}-{number}" for number, name in enumerate(names)]
+    return dict(zip(names, paths, strict=True))

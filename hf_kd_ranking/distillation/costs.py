@@ -22,6 +22,7 @@ from ..processes import processes
 from ..ranker import Ranker, load_tokenizer
 from ..reporting.efficiency import peak_mb
 from ..retrieval.bm25 import BM25Index
+from ..teachers.endpoint import EndpointSettings, is_endpoint
 from ..teachers.load import load_teacher
 from ..training.trainer import RankingTrainer
 from .context import Context, name_sources
@@ -36,6 +37,7 @@ WARM_UP, STEPS, CPU_BATCH = 1, 3, 8
 LINE_BYTES = 60  # of a line of a run, or a row of scores
 ROW_SECONDS = 1e-5  # to sample, write or average a row
 VECTOR_BYTES = 2_048  # of the stored vectors of a passage, about 512 values
+SECONDS_PER_REQUEST = 1.0  # to an endpoint, assumed
 BM25_BYTES = 2_500  # peak memory of building a BM25 index, per passage
 
 
@@ -153,7 +155,7 @@ class Plan(Workspace):
         pairs = len(self._context.splits.get(split, self._context.splits["train"])) * k
         if teacher == BM25:
             return pairs * ROW_SECONDS, pairs * LINE_BYTES, 0.0
-        if isinstance(teacher, Path):
+        if isinstance(teacher, str | Path):
             seconds = self._probe(f"teacher {teacher}", _probe_teacher, str(teacher))
             if self._context.live_teacher is not None:
                 pairs = min(pairs, self._passages)  # it encodes a passage once
@@ -260,7 +262,9 @@ def _probe_bm25(context: Context) -> Bm25Probe:
 
 
 def _probe_teacher(name: str, context: Context) -> float:
-    """Return the seconds that a teacher takes per pair."""
+    """Return the seconds that a teacher takes per pair; an endpoint, which may cost money, is not asked."""
+    if is_endpoint(name):
+        return SECONDS_PER_REQUEST / (context.job.teacher_batch_size * EndpointSettings().concurrency)
     return _seconds_per_text(load_teacher(name, device=context.device).score, context)
 
 

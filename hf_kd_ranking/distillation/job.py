@@ -132,7 +132,7 @@ class DistillJob:
     max_query_length: int = HfArg(default=30, help="Longest query in tokens.")
     max_document_length: int = HfArg(default=200, help="Longest document in tokens.")
     teacher_batch_size: int = HfArg(default=32, help="Pairs per forward pass of a teacher.")
-    teacher_bf16: bool = HfArg(default=False, help="Teachers score in bfloat16.")
+    teacher_bf16: bool | None = HfArg(default=None, help="Teachers score in bfloat16; default: on GPUs that have it.")
     overrides: dict | str | None = HfArg(
         default=None,
         help="JSON: settings of single architectures, or of 'teacher' for trained ones: learning_rates, epochs, "

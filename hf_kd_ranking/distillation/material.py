@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..models import ARCHITECTURES
+from ..teachers.endpoint import is_endpoint
 from . import candidates, teaching
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, SPLITS, TEACHER
@@ -104,6 +105,8 @@ def score(work: Workspace, context: Context, data: Material, train_teacher: Call
             data.teachers[name] = BM25
         elif source in ARCHITECTURES:
             data.teachers[name] = train_teacher(source, name, data)
+        elif is_endpoint(source):
+            data.teachers[name] = source
         else:
             data.teachers[name] = Path(source)
     data.scores["dev"] = score_split(work, context, data, "dev")

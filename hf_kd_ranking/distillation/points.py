@@ -29,7 +29,7 @@ from ..searcher import combine, open_vectors
 from ..teachers.load import load_teacher
 from .candidates import grades, ranking
 from .context import Context
-from .job import BM25, FLOAT32, INT8, RERANK, TargetNotMetError
+from .job import FLOAT32, INT8, RERANK, TargetNotMetError
 from .students import Recipe, Student, untrained_ranker, validation_value
 from .teaching import Teacher
 from .work import Artifact, shared
@@ -191,7 +191,7 @@ def time_rankers(
     for system in systems:
         rankers[system.name] = partial(load_student, system.students[0], system.precision, context)
     for name, teacher in teachers.items():
-        if context.job.scores or teacher == BM25:
+        if context.job.scores or isinstance(teacher, str):  # BM25, and what answers over a network
             continue
         label = "teacher" if len(teachers) == 1 else f"teacher {name}"
         rankers[label] = partial(_load_teacher, teacher, context)

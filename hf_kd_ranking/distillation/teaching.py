@@ -29,7 +29,8 @@ from .work import Artifact, shared
 
 logger = logging.getLogger(__name__)
 
-Teacher = str | Path | Artifact  # "bm25"; a folder, a name on the Hub or a run; the step that trained it
+# "bm25" or the address of an endpoint; a folder, a name on the Hub or a run; the step that trained it.
+Teacher = str | Path | Artifact
 
 
 def rows_file(rows: Artifact | Path) -> Path:
@@ -45,7 +46,7 @@ def rows_file(rows: Artifact | Path) -> Path:
 
 @shared
 def score_candidates(
-    folder: Path, teacher: Teacher, candidates: Artifact, bm25: Artifact | None, is_bf16: bool, context: Context
+    folder: Path, teacher: Teacher, candidates: Artifact, bm25: Artifact | None, is_bf16: bool | None, context: Context
 ) -> None:
     """Write a teacher's scores of the candidates of a split; those of "bm25" are looked up in its run.
 
@@ -59,7 +60,9 @@ def score_candidates(
             write_run(_look_up(ranking(candidates), ranking(bm25)), output, tag=BM25)
         return
     source = str(teacher.path / "ranker") if isinstance(teacher, Artifact) else str(teacher)
-    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    dtype = None  # that of the device
+    if is_bf16 is not None:
+        dtype = torch.bfloat16 if is_bf16 else torch.float32
     batch_size = context.job.teacher_batch_size
     model = load.load_teacher(source, device=context.device, batch_size=batch_size, dtype=dtype)
     score_teacher(model, ranking(candidates), context.queries, context.documents, output)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..data.runs import Run, as_qrels, as_run, trec_eval_scores
+from ..data.rankings import Run, as_run
+from ..data.runs import as_qrels, trec_eval_scores
 from ..errors import InputError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.runs import Run, as_run
+from ..data.rankings import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..ranker import Ranker

@@ -7,7 +7,7 @@ from itertools import chain
 import faiss
 import numpy as np
 
-from ..data.runs import Run
+from ..data.rankings import Ranking, Run
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..ranker import Ranker
@@ -77,7 +77,7 @@ class RetrievalEvaluator:
             results = search_tokens(queries, chunks, self.k)
         run = Run()
         for query_id, (scores, rows) in zip(self.qrels, results, strict=True):
-            run[query_id] = [(doc_ids[row], float(score)) for score, row in zip(scores, rows, strict=True)]
+            run[query_id] = Ranking([doc_ids[row] for row in rows], scores)
         return run
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.runs import Run, as_qrels, as_run
+from ..data.rankings import Run, as_run
+from ..data.runs import as_qrels
 from ..errors import InputError
 from .metrics import DEFAULT_MEASURES, Qrels, check_same_collection, evaluate_queries, mean_values
 

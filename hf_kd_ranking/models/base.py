@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from .errors import InputError
 from .padding import run_by_length
+from .parts import run_in_parts, score_in_blocks
 from .scoring import ALL_PAIRS
 
 Side = Literal["query", "document"]
@@ -174,6 +175,8 @@ class RankerModel(PreTrainedModel):
     is_fresh: bool = False
     # False if processes share the weights of a layer (FSDP, ZeRO): all must run it the same number of times.
     groups_rows: bool = True
+    # Queries, with their documents, that training runs at once and computes again in the backward pass; None runs all.
+    rows_at_once: int | None = None
 
     @classmethod
     def from_encoder(cls, name_or_path: str | os.PathLike, **config: Any) -> "RankerModel":
@@ -186,8 +189,9 @@ class RankerModel(PreTrainedModel):
         """Score documents for their queries, or encode one side.
 
         Args:
-            query: tokenizer output, tensors (B, Lq).
-            document: tokenizer output, tensors (B, Ld) or (B, n, Ld).
+            query: tokenizer output, tensors (B, Lq). It may contain `lengths` (B,), the place of each text's last
+                token counted from 1, as an array of numpy or a tensor on the CPU; else the CPU waits for a GPU's mask.
+            document: tokenizer output, tensors (B, Ld) or (B, n, Ld), and `lengths` (B,) or (B, n).
 
         Returns:
             The vectors of each side given; with both sides `scores` (B,) or (B, n).
@@ -203,17 +207,33 @@ class RankerModel(PreTrainedModel):
                 raise TypeError(
                     f"Needed a tokenizer's output with input_ids, got {type(side).__name__}; kd.Ranker takes texts."
                 )
-        query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None and document is not None:
             _check_same_queries(query["input_ids"].shape, document["input_ids"].shape)
+        if self.training and self.rows_at_once is not None and torch.is_grad_enabled():
+            outputs = run_in_parts(self._forward_rows, self.rows_at_once, query, document)
+        else:
+            outputs = self._forward_rows(query, document)
+        return RankingOutput(None, None, *outputs)  # without loss and logits
+
+    def _forward_rows(
+        self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor | None, ...]:
+        """Return scores, vectors of both sides and their masks, in the order of `RankingOutput`."""
+        query_vectors = query_mask = document_vectors = document_mask = scores = None
         if query is not None:
             query_vectors, query_mask = self.encode(query, "query")
         if document is not None:
             document_vectors, document_mask = self.encode(document, "document")
         vectors = (query_vectors, document_vectors, query_mask, document_mask)
         if query is not None and document is not None:
-            scores = self.score_vectors(*vectors)
-        return RankingOutput(None, None, scores, *vectors)  # without loss and logits
+            scores = self._score_sides(query, document, *vectors)
+        return (scores, *vectors)
+
+    def _score_sides(
+        self, query: Mapping[str, Tensor], document: Mapping[str, Tensor], *vectors: Tensor | None
+    ) -> Tensor:
+        """Score the vectors of both sides, in the order of `score_vectors`, made from these inputs just now."""
+        return self.score_vectors(*vectors)
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor | None]:
         """Return the vectors of one side, (..., D) or (..., L, D), and the mask of their tokens, (..., L), or None."""
@@ -239,18 +259,20 @@ class RankerModel(PreTrainedModel):
         """
         if self.config.similarity in ALL_PAIRS:
             return ALL_PAIRS[self.config.similarity](query, document, query_mask, document_mask)
-        # Layers read pairs. In float32 before it is repeated: a cast of the repeated view would copy it B times.
-        document = document.float().expand(len(query), *document.shape)
-        if document_mask is not None:
-            document_mask = document_mask.expand(len(query), *document_mask.shape)
-        return self.score_vectors(query, document, query_mask, document_mask)
+        return score_in_blocks(self.score_vectors, query, document, query_mask, document_mask)
 
-    def run_rows(self, run: Callable[..., Tensor], inputs: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+    def run_rows(
+        self,
+        run: Callable[..., Tensor],
+        inputs: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
         """Run layers over (N, L, ...) inputs, rows of similar length in one group if possible, see `run_by_length`."""
         # A compiled graph needs one shape, and without a mask the lengths are unknown.
         if mask is None or not self.groups_rows or torch.compiler.is_compiling():
             return run(**inputs)
-        return run_by_length(run, inputs, mask)
+        return run_by_length(run, inputs, mask, lengths)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the ranker adds to the pretrained part, for `head_learning_rate`."""

@@ -17,6 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .base import RankerConfig, RankerModel, check_fields, check_positions, clear_errors, first_keys
 from .errors import InputError
+from .padding import FIRST_TOKENS, FLASH_ATTENTION, VARLEN, can_run_varlen, row_lengths, run_packed
 
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
@@ -27,6 +28,8 @@ RANKER_HEADS = ("_classification_layer.", "compressor.", "_term_weight.", "_expa
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
 LAYERS = {"distilbert": "transformer.layer"} | dict.fromkeys(LIKE_BERT, "encoder.layer")
 BEFORE_FEED_FORWARD = {"distilbert": "sa_layer_norm"} | dict.fromkeys(LIKE_BERT, "attention")
+# The field of their configs with the probability of dropout on attention.
+ATTENTION_DROPOUT = {"distilbert": "attention_dropout"} | dict.fromkeys(LIKE_BERT, "attention_probs_dropout_prob")
 # Encoders that read nothing from input ids but their embeddings, by model_type: others derive positions from them.
 READ_EMBEDDINGS = ("bert", "distilbert")
 # Encoder-decoders even if their config denies it, as that of their encoders does.
@@ -185,8 +188,12 @@ class EncoderRanker(RankerModel):
         `pool` makes one vector per text, (n, D), of the states and the mask, (n, l, H) and (n, l), of some rows; the
         result is then (N, D).
         """
-        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items()}
+        flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items() if name != "lengths"}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
+        if "attention_mask" in flat and self.packs_rows():
+            mask = flat.pop("attention_mask")
+            states = self.run_layers_packed(self.bert_model.embeddings(**flat), mask)
+            return states if pool is None else pool(states, mask.bool())
         if self.groups_rows and torch.is_grad_enabled() and self.config.encoder_config.model_type in READ_EMBEDDINGS:
             # Once for all groups of rows: the gradient of each lookup is a table of the whole vocabulary.
             flat["inputs_embeds"] = self.bert_model.get_input_embeddings()(flat.pop("input_ids"))
@@ -195,7 +202,46 @@ class EncoderRanker(RankerModel):
             states = self.bert_model(**rows).last_hidden_state
             return states if pool is None else pool(states, rows["attention_mask"].bool())
 
-        return self.run_rows(run, flat, flat.get("attention_mask"))
+        return self.run_rows(run, flat, flat.get("attention_mask"), row_lengths(inputs))
+
+    def packs_rows(self) -> bool:
+        """Return whether attention reads the tokens of all rows as one sequence; chooses torch's own where it can.
+
+        That is for half precision on GPUs, and has no dropout; flash-attn is chosen by `attn_implementation`.
+        """
+        if (
+            self.config.encoder_config.model_type not in LAYERS
+            or not self.groups_rows
+            or torch.compiler.is_compiling()
+        ):
+            return False
+        config = self.bert_model.config
+        if config._attn_implementation in FLASH_ATTENTION:
+            return True
+        dtype, device = self.dtype, self.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        has_dropout = self.training and vars(config)[ATTENTION_DROPOUT[config.model_type]] > 0
+        if (
+            has_dropout
+            or config._attn_implementation not in ("sdpa", VARLEN)
+            or not can_run_varlen(self.device, dtype)
+        ):
+            return False
+        if config._attn_implementation != VARLEN:
+            self.bert_model.set_attn_implementation(VARLEN)  # the same as "sdpa" for rows that are not packed
+        return True
+
+    def run_layers_packed(self, states: Tensor, mask: Tensor, which: slice = slice(None)) -> Tensor:
+        """Run some of the encoder's layers over the tokens of all rows as one sequence, see `run_packed`."""
+        layers = self.bert_model.get_submodule(LAYERS[self.config.encoder_config.model_type])[which]
+
+        def run(states: Tensor, **attention: Tensor | int) -> Tensor:
+            for layer in layers:
+                states = layer(states, None, **attention)
+            return states
+
+        return run_packed(run, states, mask)
 
     def encode_first(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the state of each sequence's first token, (N, H)."""
@@ -224,10 +270,15 @@ class EncoderRanker(RankerModel):
 
 
 def _first_state(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-    # Copied: the last bits of products over a view depend on its place in memory.
-    if isinstance(output, Tensor):
-        return output[:, :1].contiguous()
-    return (output[0][:, :1].contiguous(), *output[1:])
+    states = output if isinstance(output, Tensor) else output[0]
+    packed = FIRST_TOKENS.get()
+    if packed is None:
+        first = states[:, :1].contiguous()  # the last bits of products over a view depend on its place in memory
+    elif states.shape[1] == len(packed):  # the hook of another thread was here
+        first = states
+    else:
+        first = states[:, packed]
+    return first if isinstance(output, Tensor) else (first, *output[1:])
 
 
 def first_position(config: PreTrainedConfig) -> int:

@@ -15,6 +15,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from .base import RankingOutput, Side, check_positions
 from .encoder import LAYERS, EncoderRanker, EncoderRankerConfig, first_position
 from .errors import InputError
+from .padding import row_lengths
 from .scoring import Float32Linear
 
 
@@ -116,15 +117,20 @@ class PreTTR(EncoderRanker):
         """Return states below the join layer, (B, L, H) or (B, n, L, H), and their mask; documents lose [CLS]."""
         skip = int(side == "document")
         shape = (*inputs["input_ids"].shape[:-1], inputs["input_ids"].shape[-1] - skip)
-        flat = {name: tensor.flatten(0, -2)[:, skip:] for name, tensor in inputs.items() if name != "position_offset"}
-        mask = flat.pop("attention_mask")
+        flat = {}
+        for name, tensor in inputs.items():
+            if name not in ("position_offset", "lengths"):
+                flat[name] = tensor.flatten(0, -2)[:, skip:]
+        mask, lengths = flat.pop("attention_mask"), row_lengths(inputs)
+        if lengths is not None:
+            lengths = [length - skip for length in lengths]
         positions = torch.arange(shape[-1], device=mask.device)[None] + first_position(self.config.encoder_config)
         if side == "document":
             positions = positions + inputs["position_offset"].reshape(-1, 1)  # (N, L)
         else:
             check_positions(shape[-1], self.config.max_positions, "A query")
         states = self.bert_model.embeddings(**flat, position_ids=positions)  # (N, L, H)
-        states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx))
+        states = self._run_layers(states, mask, slice(0, self.config.join_layer_idx), lengths)
         if side == "document" and self.config.compression_dim is not None:
             states = nn.functional.gelu(self.compressor(states))
         return states.view(*shape, states.shape[-1]), mask.view(shape).bool()
@@ -133,6 +139,29 @@ class PreTTR(EncoderRanker):
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Run the joint layers: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
+        return self._run_joint_layers(query, document, query_mask, document_mask)
+
+    def _score_sides(
+        self, query: Mapping[str, Tensor], document: Mapping[str, Tensor], *vectors: Tensor | None
+    ) -> Tensor:
+        queries, documents = row_lengths(query), row_lengths(document)
+        if queries is None or documents is None:
+            return self.score_vectors(*vectors)
+        width, n = query["input_ids"].shape[1], len(documents) // len(queries)
+        lengths = []
+        for place, length in enumerate(documents):
+            # The document, without its first token, follows the padding of the query.
+            lengths.append(width + length - 1 if length > 1 else queries[place // n])
+        return self._run_joint_layers(*vectors, lengths)
+
+    def _run_joint_layers(
+        self,
+        query: Tensor,
+        document: Tensor,
+        query_mask: Tensor | None,
+        document_mask: Tensor | None,
+        lengths: list[int] | None = None,
+    ) -> Tensor:
         shape = document.shape[:-2]
         documents = document.flatten(0, -3).to(self.dtype)  # (N, Ld, H)
         queries = _per_document(query.to(self.dtype), shape)  # (N, Lq, H)
@@ -143,13 +172,15 @@ class PreTTR(EncoderRanker):
             raise InputError("PreTTR scores need the masks of both sides; forward returns them with the vectors.")
         mask = torch.cat([_per_document(query_mask, shape), document_mask.flatten(0, -2)], 1)
         with self.first_state_only():
-            states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None))
+            states = self._run_layers(states, mask, slice(self.config.join_layer_idx, None), lengths)
         return self._classification_layer(states[:, 0]).float().view(shape)
 
-    def _run_layers(self, states: Tensor, mask: Tensor, which: slice) -> Tensor:
+    def _run_layers(self, states: Tensor, mask: Tensor, which: slice, lengths: list[int] | None) -> Tensor:
         layers = self.bert_model.get_submodule(LAYERS[self.config.encoder_config.model_type])[which]
         if len(layers) == 0 or states.shape[1] == 0:
             return states
+        if self.packs_rows():
+            return self.run_layers_packed(states, mask, which)
 
         def run(states: Tensor, mask: Tensor) -> Tensor:
             mask = create_bidirectional_mask(self.bert_model.config, states, mask.long())
@@ -157,10 +188,10 @@ class PreTTR(EncoderRanker):
                 states = layer(states, mask)
             return states
 
-        return self.run_rows(run, {"states": states, "mask": mask}, mask)
+        return self.run_rows(run, {"states": states, "mask": mask}, mask, lengths)
 
     def _document_offset(self, query: Mapping[str, Tensor] | None, document: Mapping[str, Tensor]) -> Tensor:
-        """Return the position of each document's first token, (N,); checked against the encoder's positions."""
+        """Return the position of each document's first token, (B,) or (B, n), if the encoder has all positions."""
         ids, offset = document["input_ids"], self.config.document_position_offset
         if query is None and not self.config.is_storable:
             raise InputError(
@@ -174,7 +205,7 @@ class PreTTR(EncoderRanker):
             places = torch.arange(1, last + 1, device=ids.device)
             offsets = (query["attention_mask"].bool() * places).amax(1)  # (B,)
         check_positions(last + ids.shape[-1] - 1, self.config.max_positions, "A document after its query")
-        return _per_document(offsets, ids.shape[:-1])
+        return _per_document(offsets, ids.shape[:-1]).view(ids.shape[:-1])
 
 
 def _per_document(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ Source: Hofstätter et al. 2020, https://arxiv.org/abs/2002.01854; arXiv 2010.02
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .base import RankerConfig, RankerModel, Side, check_fields, check_finite, check_positions, clear_errors
 from .errors import InputError
-from .scoring import kernel_pooling
+from .padding import row_lengths
+from .scoring import kernel_pooling, kernel_poolings
 from .word_vectors import read_word_vectors
 
 # Documents with separate positions start here in the table of sines, far from any query.
@@ -139,7 +140,9 @@ class TK(RankerModel):
         embeddings = self.word_embeddings(ids)  # (N, L, H)
         positions = self.positional_features_q if side == "query" else self.positional_features_d
         positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
-        states = self.run_rows(self._contextualize, {"states": embeddings + positions, "mask": mask}, mask)
+        states = self.run_rows(
+            self._contextualize, {"states": embeddings + positions, "mask": mask}, mask, row_lengths(inputs)
+        )
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
         return states.reshape(*inputs["input_ids"].shape, -1), mask.view(inputs["input_ids"].shape)
@@ -153,10 +156,19 @@ class TK(RankerModel):
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
         """Weigh the pooled kernels: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
-        if query_mask is None or document_mask is None:
+        return self._weigh(kernel_pooling, query, document, query_mask, document_mask)
+
+    def score_all_pairs(
+        self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
+    ) -> Tensor:
+        """Weigh the pooled kernels of every query with every document, see `RankerModel`."""
+        return self._weigh(kernel_poolings, query, document, query_mask, document_mask)
+
+    def _weigh(self, pool: Callable[..., Tensor], *vectors_and_masks: Tensor | None) -> Tensor:
+        if vectors_and_masks[2] is None or vectors_and_masks[3] is None:
             raise InputError("TK scores need the masks of both sides; forward returns them with the vectors.")
         kernels = [tensor.flatten() for tensor in (self.mu, self.sigma, self.kernel_alpha_scaler)]
-        pooled = kernel_pooling(query, document, query_mask, document_mask, *kernels)  # (B, [n,] K)
+        pooled = pool(*vectors_and_masks, *kernels)  # (..., K)
         return (pooled * self.kernel_bin_weights.weight.float().flatten()).sum(-1)
 
     def head_parameters(self) -> list[nn.Parameter]:

@@ -71,11 +71,11 @@ def measure_efficiency(
 
     Returns:
         `environment`, `protocol`, `first_stages`: name -> `total_ms` ({"p50", "p95", "p99", "mean"}), and `rankers`:
-        name -> `architecture`, `device`, `dtype`, `batch_size`, `parameters`, `model_bytes` (all but the first None
-        for a `Scorer`), `score_ms` and `total_ms`, `total_ms_by_depth`: depth, as a string, -> `total_ms`,
-        `pairs_per_second` (from text), `peak_process_mb` (more than the process had before), `peak_cuda_mb` (None on
-        other devices), and, None where nothing is stored, `bytes_per_passage`, `encode_ms` (of the query) and
-        `passages_per_second` (encoding).
+        name -> `architecture`, `device`, `dtype`, `batch_size`, `tokens_per_batch`, `parameters`, `model_bytes` (all
+        but the first None for a `Scorer`), `score_ms` and `total_ms`, `total_ms_by_depth`: depth, as a string, ->
+        `total_ms`, `pairs_per_second` (from text), `peak_process_mb` (more than the process had before),
+        `peak_cuda_mb` (None on other devices), and, None where nothing is stored, `bytes_per_passage`, `encode_ms` (of
+        the query) and `passages_per_second` (encoding).
 
     Raises:
         InputError: if rankers, queries or documents are empty, or lists of documents are not one per query.
@@ -200,7 +200,7 @@ def _bytes(stored: np.ndarray | csr_array | list[np.ndarray]) -> int:
 
 def _describe(ranker: Ranker | Scorer) -> dict[str, Any]:
     """Return what a ranker is; of a `Scorer` only its class is known."""
-    names = ("device", "dtype", "batch_size", "parameters", "model_bytes")
+    names = ("device", "dtype", "batch_size", "tokens_per_batch", "parameters", "model_bytes")
     figures = {"architecture": type(ranker).__name__, **dict.fromkeys(names)}
     if isinstance(ranker, Ranker):
         model = ranker.model
@@ -213,6 +213,7 @@ def _describe(ranker: Ranker | Scorer) -> dict[str, Any]:
             "device": device,
             "dtype": str(model.dtype).removeprefix("torch."),
             "batch_size": ranker.batch_size,
+            "tokens_per_batch": ranker.tokens_per_batch,
             "parameters": model.num_parameters(),
             "model_bytes": model.get_memory_footprint(return_buffers=False),
         }

@@ -1,7 +1,7 @@
 """The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,14 +11,13 @@ from tqdm.auto import tqdm
 
 from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
-from ..data.runs import Run
+from ..data.rankings import Ranking, Run
 from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import PROGRESS_FROM, fingerprint
 from ..models import RankerConfig
 from ..ranker import Ranker
 
-Ranking = list[tuple[str, float]]
 Result = tuple[np.ndarray, np.ndarray]  # of a query: scores, descending, and rows
 # (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
 INDEX_NAMES = {
@@ -76,20 +75,23 @@ class Index:
             TypeError: if the queries are not a dictionary of strings.
             InputError: if k is not positive.
         """
+        return Run(self.rankings(queries, k, **options))
+
+    def rankings(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Iterator[tuple[str, Ranking]]:
+        """Yield every query's id and ranking as `search` returns them, of a block of queries at a time."""
         check_k(k)
         if not isinstance(queries, Mapping):
             raise TypeError(f"Queries are a dictionary, query_id -> text, got {type(queries).__name__}.")
         for query in queries.values():
             if not isinstance(query, str):
                 raise TypeError(f"A query is a str, got {type(query).__name__}: {query!r}.")
-        run, query_ids = Run(), list(queries)
+        query_ids = list(queries)
         starts = range(0, len(query_ids), self.queries_at_once)
         for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):
             block = query_ids[start : start + self.queries_at_once]
             rankings = self._rank([queries[query_id] for query_id in block], k, **options)
             for query_id, ranking in zip(block, rankings, strict=True):
-                run[str(query_id)] = ranking
-        return run
+                yield str(query_id), ranking
 
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
         return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
@@ -97,7 +99,7 @@ class Index:
     def _with_ids(self, results: Sequence[Result]) -> list[Ranking]:
         rankings = []
         for scores, rows in results:
-            rankings.append(list(zip(self.ids.ids_of(rows), scores.tolist(), strict=True)))
+            rankings.append(Ranking(self.ids.ids_of(rows), scores))
         return rankings
 
     @classmethod

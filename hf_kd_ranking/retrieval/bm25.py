@@ -4,6 +4,7 @@ Words are runs of letters, digits and the marks that combine with them, in lower
 is written without blanks is indexed by all pairs of neighbouring characters, and Han and Hangul also by single ones.
 """
 
+import importlib.util
 import math
 import re
 import unicodedata
@@ -20,9 +21,10 @@ from bm25s.tokenization import Tokenized
 
 from ..artifacts import has_description, open_version, read_description
 from ..data.ids import IdIndex, open_ids
+from ..data.rankings import Ranking
 from ..data.texts import TextStore
 from ..errors import InputError
-from .base import Index, Ranking, best_of
+from .base import Index, best_of
 
 TOKENIZATIONS = ("plain", "english")
 LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
@@ -34,6 +36,7 @@ WORD = regex.compile(rf"(?V1)(?P<characters>(?:[{SCRIPTS}]\p{{M}}*)+)|[[\p{{L}}\
 CHARACTER = regex.compile(r"\P{M}\p{M}*")
 HAN_OR_HANGUL = regex.compile(r"\p{Han}|\p{Hangul}")
 ASCII_WORD = re.compile(r"\w+")  # three times as fast
+NUMBA_FROM = 500_000  # documents; compiling takes as long as some 800 queries of so many by numpy
 # Soft hyphen, zero-width space, non-joiner and joiner: they change how a word looks, and not which word it is.
 IGNORED = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D))
 
@@ -47,6 +50,8 @@ class BM25Index(Index):
 
     def __init__(self, retriever: bm25s.BM25, ids: IdIndex, description: dict[str, Any]) -> None:
         self._retriever = retriever
+        if len(ids) >= NUMBA_FROM and importlib.util.find_spec("numba") is not None:
+            retriever.backend = "numba"  # equal scores in a quarter of the time
         self.ids = ids
         self.description = description
 

@@ -15,7 +15,6 @@ from ..artifacts import has_description, new_version, open_version
 from ..data.ids import map_array
 from ..data.texts import Collection
 from ..errors import InputError
-from ..inference import score_stored
 from ..models.scoring import MASKED_SIMILARITY
 from ..ranker import Ranker
 from .base import Index, Result, best_of, check_k, check_vectors
@@ -106,16 +105,20 @@ class ColBERTIndex(Index):
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
         probed = np.unique(chosen)
-        rows = np.unique(np.concatenate([self._documents_of(centroid) for centroid in probed]))
+        lists = [self._documents_of(centroid) for centroid in probed]
+        documents = np.concatenate(lists)  # (M,), a document once per probed centroid
+        order = np.argsort(documents)
+        starts = np.flatnonzero(np.diff(documents[order], prepend=-1))
+        rows = documents[order][starts]
+        nearest = np.repeat(probed, list(map(len, lists)))[order]
+        approximate = np.maximum.reduceat(products[:, nearest], starts, axis=1)  # (Lq, documents)
         # A token that a document matches in no probed centroid counts as the worst of those probed.
-        worst = np.take_along_axis(products, chosen, 1).min(1)  # (Lq,)
-        approximate = np.repeat(worst[:, None], len(rows), 1)  # (Lq, documents)
-        for centroid in probed:
-            places = np.searchsorted(rows, self._documents_of(centroid))
-            approximate[:, places] = np.maximum(approximate[:, places], products[:, centroid, None])
-        rows = rows[np.sort(np.argsort(-approximate.sum(0), kind="stable")[:candidates])]
-        scores = score_stored(self.ranker.model, query, self.store.take(rows), self.ranker.batch_size)
-        return best_of(scores, rows, k)
+        worst = np.take_along_axis(products, chosen, 1).min(1, keepdims=True)  # (Lq, 1)
+        approximate = np.maximum(approximate, worst).sum(0)
+        if len(rows) > candidates:
+            rows = rows[np.sort(np.argpartition(-approximate, candidates)[:candidates])]
+        ((scores, places),) = search_tokens([query], [(0, *self.store.take_tokens(rows))], k)
+        return scores, rows[places]
 
     def _documents_of(self, centroid: int) -> np.ndarray:
         return self.lists[self.starts[centroid] : self.starts[centroid + 1]]

@@ -4,6 +4,7 @@ Exact results are those of brute force to the last rank: scores are inner produc
 float32, tied documents are in the order of the collection.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class DenseIndex(Index):
     ) -> None:
         self.ranker = ranker
         self.index = index  # for inner products
+        self.is_mapped = False
         self.ids = ids
         self.removed = removed  # (N,) True at rows that are not returned any more
         self.description = description
@@ -76,7 +78,9 @@ class DenseIndex(Index):
         check_model(description, ranker, folder)
         index = faiss.read_index(str(data / "dense.faiss"), faiss.IO_FLAG_MMAP_IFC)
         ids = IdIndex(description["rows"], *open_ids(data))
-        return cls(ranker, index, ids, np.load(data / "removed.npy"), description)
+        opened = cls(ranker, index, ids, np.load(data / "removed.npy"), description)
+        opened.is_mapped = True
+        return opened
 
     def __len__(self) -> int:
         return len(self.removed) - int(self.removed.sum())
@@ -98,7 +102,11 @@ class DenseIndex(Index):
         if len(known):
             count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
             raise InputError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
-        self.index = faiss.deserialize_index(faiss.serialize_index(self.index))  # what is mapped cannot grow
+        if self.is_mapped:  # what is mapped cannot grow
+            with tempfile.TemporaryDirectory() as folder:
+                faiss.write_index(self.index, f"{folder}/dense.faiss")
+                self.index = faiss.read_index(f"{folder}/dense.faiss")
+            self.is_mapped = False
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
         self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
@@ -116,7 +124,7 @@ class DenseIndex(Index):
         rows = self.ids.rows_of_known(ids, "documents of the index")
         self.removed = self.removed.copy()
         self.removed[rows] = True
-        self.ids = IdIndex.build(self.ids.columns(), self.removed)
+        self.ids = self.ids.without(rows)
 
     def tune(self, settings: str) -> None:
         """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128"."""

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..data.runs import Run, as_run
+from ..data.rankings import Ranking, Run, as_run
 from ..errors import InputError, UnknownIdError
 
 METHODS = ("reciprocal_rank", "weighted_sum", "standardized")
@@ -41,16 +41,15 @@ def fuse_runs(
     runs = list(map(as_run, runs))
     if method == "standardized":
         runs = _standardize(runs)
-    sums: dict[str, dict[str, float]] = {}
-    for run, weight in zip(runs, weights, strict=True):
-        for query_id, ranking in run.items():
-            values = _values(ranking, method, constant)
-            totals = sums.setdefault(query_id, {})
-            for (doc_id, _), value in zip(ranking, values, strict=True):
-                totals[doc_id] = totals.get(doc_id, 0.0) + weight * value
     fused = Run()
-    for query_id, totals in sums.items():
-        fused[query_id] = sorted(totals.items(), key=lambda scored: -scored[1])
+    for query_id in dict.fromkeys(chain.from_iterable(runs)):
+        totals: dict[str, float] = {}
+        for run, weight in zip(runs, weights, strict=True):
+            ranking = run.get(query_id, ())
+            for (doc_id, _), value in zip(ranking, _values(ranking, method, constant), strict=True):
+                totals[doc_id] = totals.get(doc_id, 0.0) + weight * value
+        doc_ids = sorted(totals, key=totals.get, reverse=True)  # stable
+        fused[query_id] = Ranking(doc_ids, [totals[doc_id] for doc_id in doc_ids])
     return fused
 
 
@@ -73,7 +72,7 @@ def _standardize(runs: Sequence[Run]) -> list[Run]:
             lowest = min(scores.values(), default=0.0)
             for doc_id in wanted:
                 scores.setdefault(doc_id, lowest)
-            result[query_id] = list(scores.items())
+            result[query_id] = Ranking(list(scores), list(scores.values()))
         standardized.append(result)
     return standardized
 
@@ -90,6 +89,37 @@ def _mean_and_unit(run: Run) -> tuple[float, float]:
     if count == 0:
         return 0.0, 1.0
     return float(total / count), float(squares / count) ** 0.5 or 1.0
+
+
+def mix_runs(runs: Sequence[Run], shares: Sequence[float], k: int | None = None) -> Run:
+    """Take from each run its share of k documents per query, spread evenly over its ranks.
+
+    A document that an earlier run has given is not replaced, so that a query may get fewer than k.
+
+    Args:
+        runs: rankings of the same collection; a query may be missing in some.
+        shares: one per run, above 0; they sum to 1.
+        k: documents per query; None takes the length of the query's longest ranking.
+
+    Returns:
+        Documents in the order of the runs; scores are places, from 0 downwards.
+
+    Raises:
+        InputError: if there is not one share per run, or they do not sum to 1.
+    """
+    if not runs or len(shares) != len(runs) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-3:
+        raise InputError(f"Needed a share above 0 for each of {len(runs)} runs, with the sum 1, got {list(shares)}.")
+    mixed = Run()
+    for query_id in dict.fromkeys(chain(*runs)):
+        rankings = [run.get(query_id, []) for run in runs]
+        most = max(map(len, rankings)) if k is None else k
+        doc_ids: dict[str, None] = {}
+        for found, share in zip(rankings, shares, strict=True):
+            wanted = min(round(share * most), len(found))
+            for number in range(wanted):
+                doc_ids.setdefault(found[number * len(found) // wanted][0])
+        mixed[query_id] = [(doc_id, float(-place)) for place, doc_id in enumerate(doc_ids)]
+    return mixed
 
 
 def _values(ranking: Sequence[tuple[str, float]], method: str, constant: int) -> list[float]:

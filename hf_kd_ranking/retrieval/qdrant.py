@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 
 from ..artifacts import changed_names
 from ..data.ids import Id
+from ..data.rankings import Ranking
 from ..data.texts import Collection
 from ..errors import InputError
 from ..ranker import Ranker
-from .base import INDEX_NAMES, Index, Ranking, best_of, check_model
+from .base import INDEX_NAMES, Index, best_of, check_model
 from .vector_store import VectorStore
 
 API_KEY = "QDRANT_API_KEY"
@@ -149,7 +150,7 @@ class QdrantIndex(Index):
             ids = {point.id: point.payload["id"] for point in answer.points}
             scores = np.array([point.score for point in answer.points])
             scores, rows = best_of(scores, np.array(list(ids), dtype=np.int64), k)
-            rankings.append([(ids[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)])
+            rankings.append(Ranking([ids[row] for row in rows.tolist()], scores))
         return rankings
 
     def _description(self) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.ids import Id
-from ..data.runs import Run, as_run
+from ..data.rankings import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..inference import score_stored

@@ -157,7 +157,17 @@ class VectorStore(IdIndex):
             return self._unpack(np.asarray(rows))
         if self.words is not None:
             return self._matrix([slice(self.offsets[row], self.offsets[row + 1]) for row in rows])
-        return [self._unpack(slice(self.offsets[row], self.offsets[row + 1])) for row in rows]
+        if len(rows) == 0:
+            return []
+        lengths, vectors = self.take_tokens(rows)
+        return np.split(vectors, np.cumsum(lengths)[:-1])
+
+    def take_tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of token vectors of some rows, (N,), and the vectors one after another, (T, D) float32."""
+        firsts = self.offsets[rows]
+        lengths = self.offsets[np.asarray(rows) + 1] - firsts
+        places = np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
+        return lengths, self._unpack(places)
 
     def matrix(self) -> csr_array:
         """Return all sparse vectors, (N, V) float32, in memory."""
@@ -198,7 +208,8 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
         texts = documents.take(np.arange(block.start, block.stop))
-        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, ranker.batch_size, description=None)
+        settings = {"batch_size": ranker.batch_size, "tokens_per_batch": ranker.tokens_per_batch, "description": None}
+        vectors = encode_texts(ranker.model, ranker.processor, "document", texts, **settings)
         arrays = {}
         if issparse(vectors):
             arrays |= {"lengths": np.diff(vectors.indptr), "words": vectors.indices}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.rankings import Pairs
 from ..data.runs import Run
 from ..errors import InputError
 from ..inference import score_stored
 from ..ranker import Ranker
-from ..retrieval.base import Ranking
 from ..retrieval.fusion import fuse_runs
 from ..searcher import Pipeline, combine
 from .matches import Part, mark_matches
@@ -121,7 +121,7 @@ class SearchEngine:
             hits.append(Hit(doc_id, score, first_ranks.get(doc_id), parts))
         return Results(query, count, dict(times), hits)
 
-    def _search_index(self, query: str, candidates: Ranking, times: StageTimes) -> Ranking:
+    def _search_index(self, query: str, candidates: Pairs, times: StageTimes) -> Pairs:
         pipeline = self.pipeline
         queries = pipeline.ranker.encode_queries([query])
         times.end("query encoding")
@@ -134,7 +134,7 @@ class SearchEngine:
         times.end("search")
         return ranking
 
-    def _rerank(self, query: str, candidates: Ranking, times: StageTimes) -> Ranking:
+    def _rerank(self, query: str, candidates: Pairs, times: StageTimes) -> Pairs:
         pipeline = self.pipeline
         doc_ids = [doc_id for doc_id, _ in candidates[: pipeline.depth]]
         if isinstance(pipeline.ranker, Ranker) and self.config.is_storable:
@@ -150,7 +150,7 @@ class SearchEngine:
         times.end("scoring")
         return ranking
 
-    def _split(self, query: str, ranking: Ranking) -> list[list[Part]]:
+    def _split(self, query: str, ranking: Pairs) -> list[list[Part]]:
         """Return the texts of passages in parts; words that match are marked if the ranker compares tokens."""
         doc_ids = [doc_id for doc_id, _ in ranking]
         texts = [text[:LONGEST_TEXT] for text in self.pipeline.documents[doc_ids]]

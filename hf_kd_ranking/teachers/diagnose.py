@@ -23,9 +23,11 @@ from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
 from ..errors import InputError
 from .buckets import BucketFile, id_keys, matched_buckets, number_rows
+from .orders import agreement, mean_agreement
 
 QUANTILES = {"1%": 0.01, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "99%": 0.99}
 SPEARMAN_ROWS = 1_000_000  # about so many of two files' shared rows give the Spearman correlation, or all
+COMPARED_LISTS = 10_000  # of two files, whose orders are compared
 ROWS_AT_ONCE = 1 << 18  # of a file that is read
 MAX_DOCUMENTS = 1 << 20  # of a list; a place is its row times this, plus the position of the negative
 # What a bucket stores of a row: keys of its ids, its place in the file, its margin.
@@ -53,7 +55,8 @@ def diagnose_teachers(
         that a store lacks a text, or that a file has only margins and no scores. Rows are matched by their three ids
         whatever the order; the last one of repeated rows is used. For comparisons margins are standardized by their
         file's mean and deviation. For `false_negatives` they are only divided by the deviation, so that the sign
-        stays, and averaged over the files that have the row: below 0, the teachers prefer the negative.
+        stays, and averaged over the files that have the row: below 0, the teachers prefer the negative. Files of
+        lists have the mean `kendall_tau` and share of `inversions` of a query's lists, others None.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -215,8 +218,34 @@ def _compare(teachers: tuple[_Teacher, _Teacher], queries: TextStore | None, exa
         "pearson": _pearson(sums / max(rows, 1)),
         "spearman": _spearman(sample),
         "spearman_rows": sample.shape[1],
+        **mean_agreement(_compare_lists(first.rows, second.rows)),
         "queries": shown,
     }
+
+
+def _compare_lists(first: TeacherRows, second: TeacherRows) -> list[tuple[float, float] | None]:
+    """Return the agreement of the two files' orders of a query's documents; nothing for files of pairs."""
+    for rows in (first, second):
+        if max(map(len, rows.rows[:ROWS_AT_ONCE]["doc_ids"])) < 3:
+            return []
+    rows_by_query = {}
+    for start, columns in second.batches(["query_id"]):
+        for number, query_id in enumerate(columns["query_id"].to_pylist(), start):
+            rows_by_query[str(query_id)] = number
+    agreements = []
+    for row in first.rows:
+        number = rows_by_query.get(str(row["query_id"]))
+        if number is not None:
+            agreements.append(agreement(_order(row), _order(second[number])))
+        if len(agreements) == COMPARED_LISTS:
+            break
+    return agreements
+
+
+def _order(row: dict) -> list[str]:
+    """Return the documents of a list as strings, the best first; ties in the order of the list."""
+    scored = zip(row["doc_ids"], row["teacher_scores"], strict=True)
+    return [str(doc_id) for doc_id, _ in sorted(scored, key=lambda pair: -pair[1])]
 
 
 def _scales(teachers: Sequence[_Teacher]) -> np.ndarray:

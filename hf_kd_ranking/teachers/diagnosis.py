@@ -31,7 +31,7 @@ def _sections(diagnosis: dict) -> Iterator[tuple[str, list[str], Table]]:
             warnings.append(f"Warning, file {i}: {warning}")
         columns.append({"": str(i)} | _shown_figures(figures))
     yield "Files", names + warnings, list(zip(columns[0], *map(dict.values, columns), strict=True))
-    keys = ("shared_rows", "pearson", "spearman", "spearman_rows", "agreement")
+    keys = ("shared_rows", "pearson", "spearman", "spearman_rows", "agreement", "kendall_tau", "inversions")
     table, disagreements = [["files", *keys]], []
     for (a, b), comparison in zip(combinations(range(1, len(names) + 1), 2), diagnosis["comparisons"], strict=True):
         table.append([f"{a} and {b}", *(_shown(comparison[key]) for key in keys)])

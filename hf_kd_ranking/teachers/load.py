@@ -1,8 +1,8 @@
 """Load any model that scores a text for a query as a teacher: raw scores, without a sigmoid or a softmax."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,11 +18,14 @@ from transformers import (
 
 from ..errors import InputError
 from ..inference import fingerprint, score_pairs
-from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, TokenLists, find_architecture, load_ranker
+from ..models import ARCHITECTURES, RankingOutput, RankingProcessor, find_architecture, load_ranker
 from ..models.foreign import load_complete, read_activation, read_json
 from ..models.tk import TRAINING_CONFIG
-from ..ranker import load_tokenizer
-from .classifiers import choose_output, keep_words, max_tokens, prepare_classifier, set_padding
+from ..ranker import default_dtype, load_tokenizer
+from .classifiers import choose_output, max_tokens, prepare_classifier
+from .endpoint import Endpoint, EndpointSettings, is_endpoint
+from .language_models import load_language_model
+from .prompts import INSTRUCTION, Prompt
 from .sentence_transformers import CLASSES, MODEL_TYPES, load_cross_encoder, load_encoder
 
 KINDS = (*ARCHITECTURES, "classifier", "yes-no", *CLASSES)
@@ -36,17 +38,6 @@ ALSO_NAMED = {
     "multi-vector": ("colbert",),
     "yes-no": ("bi-encoder",),
 }
-MIN_TEXT = 4  # tokens of a query and a document for which a prompt must leave room
-
-# The published prompt of Qwen3-Reranker.
-YES_NO_PREFIX = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-)
-YES_NO_BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
-TURN = "<|im_start|>"  # the chat template of a model that was trained with this prompt has it
-YES_NO_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 
 @dataclass(frozen=True)
@@ -57,11 +48,16 @@ class Teacher:
         name: short name, for file names and cards.
         score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
         fingerprint: digest of the weights and settings; resumed work must not mix two.
+        usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
+        reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
+            each document once for all of its queries.
     """
 
     name: str
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
     fingerprint: str
+    usage: Mapping[str, int] = field(default_factory=dict)
+    reads_by_query: bool = False
 
     def __post_init__(self) -> None:
         lock, score = threading.Lock(), self.score
@@ -81,15 +77,19 @@ def load_teacher(
     instruction: str = INSTRUCTION,
     max_length: int | None = None,
     batch_size: int = 32,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    prompt: Prompt | None = None,
+    tokens_per_batch: int | None = None,
+    endpoint: EndpointSettings | None = None,
 ) -> Teacher:
     """Load a teacher.
 
     Args:
         name_or_path: a folder or a Hub name of one of our rankers, a sequence classifier, a checkpoint of
             sentence-transformers (CrossEncoder, bi-encoder or multi-vector encoder), or a causal language model that
-            answers yes or no, as Qwen3-Reranker. The scores are those of the library whose checkpoint it is.
+            answers yes or no, as Qwen3-Reranker. The scores are those of the library whose checkpoint it is. Or the
+            address of an endpoint, see `Endpoint`, for which kind, batch size, `prompt` and `endpoint` are read.
         kind: one of `KINDS`; None reads it from the checkpoint. Needed for a plain encoder, for example "bert_dot".
         label: name of the output that is the score, for a classifier with several outputs; of classes the score is the
             logit of the class' probability.
@@ -98,14 +98,22 @@ def load_teacher(
         max_length: tokens of a pair, for classifiers, cross-encoders and yes-no models; longer pairs are cut, the
             longer text first. None takes the checkpoint's own limit.
         batch_size: pairs (or texts) per forward pass.
-        dtype: type of the weights.
+        dtype: type of the weights; None is bfloat16 on a GPU that computes in it, float32 elsewhere.
         device: device of the model; None uses a GPU if there is one.
+        prompt: prompt and answers of a yes-no model, or of a chat model behind an endpoint; None takes
+            Qwen3-Reranker's for the one, and a plain question for the other.
+        tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; not for checkpoints of
+            sentence-transformers.
+        endpoint: how an endpoint is asked.
 
     Raises:
-        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, or
-            if the label is missing or unknown.
+        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
+            the label is missing or unknown, or if the kind does not read a setting.
         FileNotFoundError: if the model does not exist.
     """
+    if is_endpoint(name_or_path):
+        asked = Endpoint(name_or_path, kind, batch_size, prompt, endpoint or EndpointSettings())
+        return Teacher(asked.name, asked.score, asked.fingerprint, asked.usage, reads_by_query=True)
     if kind is not None and kind not in KINDS:
         raise InputError(f"Unknown kind of teacher {kind!r}; choose one of {', '.join(KINDS)}.")
     found = _recognize(name_or_path)
@@ -117,10 +125,17 @@ def load_teacher(
     if kind is None:
         raise _unrecognized(name_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or default_dtype(device)
     name = Path(name_or_path).name or str(name_or_path)
+    if prompt is not None and kind != "yes-no":
+        raise InputError(f"{name_or_path} is a {kind} and reads no prompt; leave template, yes and no out.")
     if kind == "cross-encoder" and instruction != INSTRUCTION:
         raise InputError(
             f"{name_or_path} has a prompt of its own, so that an instruction has no effect; leave it out."
+        )
+    if kind in CLASSES and tokens_per_batch is not None:
+        raise InputError(
+            f"{name_or_path} is run by sentence-transformers, which needs batch_size: leave tokens_per_batch out."
         )
     if kind == "cross-encoder":
         return Teacher(name, *load_cross_encoder(name_or_path, label, max_length, batch_size, dtype, device))
@@ -129,15 +144,19 @@ def load_teacher(
     if kind == "classifier":
         model, processor = _classifier(name_or_path, label, max_length, dtype, device)
     elif kind == "yes-no":
-        model, processor = _yes_no(name_or_path, instruction, max_length, dtype, device)
+        settings = (prompt or Prompt(), instruction, max_length, dtype, device)
+        model, compute, processor = load_language_model(name_or_path, *settings)
+        model = _LogitScores(model, compute)
     else:
         model = load_ranker(name_or_path, architecture, dtype=dtype).to(device)
         if model.is_fresh:
             raise InputError(f"{name_or_path} is an encoder: a {kind} built on it would score at random; train it.")
         processor = RankingProcessor.from_config(load_tokenizer(name_or_path), model.config)
     model.eval()
-    score = partial(score_pairs, model, processor, batch_size=batch_size, description=None)
-    return Teacher(name, score, fingerprint(model, kind, label, instruction, max_length, batch_size, dtype))
+    batches = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
+    score = partial(score_pairs, model, processor, description=None, **batches)
+    settings = (kind, label, instruction, max_length, batch_size, tokens_per_batch, dtype, prompt)
+    return Teacher(name, score, fingerprint(model, *settings))
 
 
 class _LogitScores(nn.Module):
@@ -151,45 +170,6 @@ class _LogitScores(nn.Module):
 
     def forward(self, **inputs: Tensor) -> RankingOutput:
         return RankingOutput(scores=self.compute(**inputs).float())
-
-
-@dataclass(frozen=True)
-class _PromptProcessor(RankingProcessor):
-    """A processor that makes prompts of a yes-no model; it cuts the document and never the text around it."""
-
-    instruction: str = INSTRUCTION
-
-    def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
-        prefix = self.tokenizer(YES_NO_PREFIX, add_special_tokens=False)["input_ids"]
-        suffix = self.tokenizer(YES_NO_SUFFIX, add_special_tokens=False)["input_ids"]
-        room = self.max_query_length + self.max_document_length - len(prefix) - len(suffix)
-        bodies = []
-        for query, document in zip(queries, documents, strict=True):
-            bodies.append(YES_NO_BODY.format(instruction=self.instruction, query=query, document=document))
-        input_ids = []
-        for row, body in enumerate(self.tokenizer(bodies, add_special_tokens=False)["input_ids"]):
-            if len(body) > room:
-                body = self._cut(bodies[row], len(queries[row]), len(documents[row]), room)
-            input_ids.append([*prefix, *body, *suffix])
-        return {"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]}
-
-    def _cut(self, text: str, query_length: int, document_length: int, room: int) -> list[int]:
-        """Return the tokens of a prompt's middle without the last ones of the query and the document, longer first."""
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        document_start = len(text) - document_length
-        query_start = YES_NO_BODY.format(instruction=self.instruction, query="\0", document="").index("\0")
-        query_end = query_start + query_length
-        query_tokens, document_tokens = [], []
-        for token, (start, end) in enumerate(encoding["offset_mapping"]):
-            if start >= document_start:
-                document_tokens.append(token)
-            elif start >= query_start and end <= query_end:
-                query_tokens.append(token)
-        dropped = set()
-        for _ in range(len(encoding["input_ids"]) - room):
-            longer = query_tokens if len(query_tokens) > len(document_tokens) else document_tokens
-            dropped.add(longer.pop())
-        return [token_id for token, token_id in enumerate(encoding["input_ids"]) if token not in dropped]
 
 
 def _recognize(name_or_path: str) -> str | None:
@@ -241,34 +221,3 @@ def _classifier(
 
     processor = RankingProcessor(tokenizer, 0, limit, joins_texts=True, padding_side=side)
     return _LogitScores(model.to(device), scores), processor
-
-
-def _yes_no(
-    name_or_path: str, instruction: str, max_length: int | None, dtype: torch.dtype, device: str | torch.device
-) -> tuple[_LogitScores, _PromptProcessor]:
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    answers = [tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
-    if {None, tokenizer.unk_token_id} & set(answers):
-        raise InputError(f"{name_or_path} has no single tokens 'yes' and 'no', by which a yes-no teacher scores.")
-    if tokenizer.chat_template is not None and TURN not in str(tokenizer.chat_template):
-        raise InputError(
-            f"{name_or_path} has a chat template of its own, without {TURN}, and a yes-no teacher has the prompt of "
-            "Qwen3-Reranker; save it as a CrossEncoder of sentence-transformers, which says what its prompt is."
-        )
-    model = load_complete(AutoModelForCausalLM, name_or_path, dtype=dtype)
-    set_padding(tokenizer, model.config)
-    limit = max_tokens(model.config, tokenizer.model_max_length, max_length)
-    frame = YES_NO_PREFIX + YES_NO_BODY.format(instruction=instruction, query="", document="") + YES_NO_SUFFIX
-    needed = len(tokenizer(frame)["input_ids"]) + MIN_TEXT
-    if needed > limit:
-        raise InputError(f"The prompt and a short text need {needed} tokens, max_length allows {limit}.")
-    keep_words(model, answers)
-
-    def yes_minus_no(attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # padding is on the left
-        inputs |= {"attention_mask": attention_mask, "position_ids": positions}
-        yes, no = model(**inputs, logits_to_keep=1).logits[:, -1].float().unbind(1)
-        return yes - no
-
-    settings = {"joins_texts": True, "padding_side": "left", "instruction": instruction}
-    return _LogitScores(model.to(device), yes_minus_no), _PromptProcessor(tokenizer, 0, limit, **settings)

@@ -10,8 +10,9 @@ from typing import Any
 
 import datasets
 
+from ..data.rankings import Run, as_run
 from ..data.rows import TeacherRows
-from ..data.runs import Run, as_qrels, as_run
+from ..data.runs import as_qrels
 from ..data.texts import TextStore, normalized
 from ..errors import InputError, UnknownIdError
 

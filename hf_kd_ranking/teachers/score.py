@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 import xxhash
 
 from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
+from ..data.rankings import Ranking, Run, as_run
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
-from ..data.runs import Run, as_run, check_run_ids, read_run, write_run
+from ..data.runs import check_run_ids, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
 from ..processes import processes
+from .endpoint import Endpoint
 from .load import Teacher, load_teacher
 
 # Distinct pairs scored between two saves, which is the most that an interruption loses; the progress bar moves by as
@@ -34,16 +36,29 @@ class _Pairs:
     queries: TextStore
     documents: TextStore
     is_run: bool
+    by_query: bool = False  # their order, else by document
 
     def batches(self) -> Iterator[tuple[dict[str, pa.Array], np.ndarray]]:
-        """Yield columns of ids, and a number for each pair: query row * number of documents + document row."""
+        """Yield columns of ids, and a number for each pair, which `texts` reads."""
         for start, columns in self.rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
             rows = np.arange(len(lengths))
             row_of_pair = np.repeat(rows, lengths)
             query_rows = self._find_texts(self.queries, columns["query_id"], start + rows)
             document_rows = self._find_texts(self.documents, columns["doc_ids"].flatten(), start + row_of_pair)
-            yield columns, query_rows[row_of_pair] * len(self.documents) + document_rows
+            sides = document_rows, query_rows[row_of_pair]
+            if self.by_query:
+                yield columns, sides[1] * len(self.documents) + sides[0]
+            else:
+                yield columns, sides[0] * len(self.queries) + sides[1]
+
+    def texts(self, numbers: np.ndarray) -> tuple[list[str], list[str]]:
+        """Return the texts of the queries and the documents of pairs."""
+        if self.by_query:
+            query_rows, document_rows = np.divmod(numbers, len(self.documents))
+        else:
+            document_rows, query_rows = np.divmod(numbers, len(self.queries))
+        return self.queries.take(query_rows), self.documents.take(document_rows)
 
     def _find_texts(self, store: TextStore, ids: pa.Array, row_numbers: np.ndarray) -> np.ndarray:
         """Return the rows of texts in a store, given ids and the numbers of the rows that have them."""
@@ -71,7 +86,9 @@ def score_teacher(
 ) -> dict[str, int]:
     """Score pairs and write teacher rows, or for a run the run in the teacher's order.
 
-    Under `accelerate launch` the processes share the blocks; all must make the same call.
+    Pairs are scored in the order of their documents, so that a teacher that encodes the sides separately encodes a
+    document once; for an endpoint in the order of their queries. Under `accelerate launch` the processes share the
+    blocks; all must make the same call.
 
     Args:
         teacher: see `load_teacher`; a string is loaded.
@@ -84,7 +101,7 @@ def score_teacher(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, distinct `pairs`, and how many of them were `resumed`.
+        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, and the `usage` of an endpoint.
 
     Raises:
         FileNotFoundError: if the source does not exist.
@@ -99,12 +116,10 @@ def score_teacher(
         teacher = load_teacher(teacher, device=state.device)
     with state.main_process_first():  # one process builds the table, the others open it
         rows, is_run = _open_source(source)
-    pairs = _Pairs(rows, queries, documents, is_run)
+    pairs = _Pairs(rows, queries, documents, is_run, teacher.reads_by_query)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
-        query_rows, document_rows = np.divmod(distinct[block], len(documents))
-        query_texts = queries.take(query_rows)
-        scores = teacher.score(query_texts, documents.take(document_rows))
+        scores = teacher.score(*pairs.texts(distinct[block]))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
         return {"scores": scores}
@@ -117,7 +132,32 @@ def score_teacher(
         if state.is_main_process:
             scores = np.concatenate([np.load(part)["scores"] for part in parts])
             count = _write_output(output, pairs, distinct, scores, folder)
-    return {"rows": count, "pairs": len(distinct), "resumed": resumed}
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **teacher.usage}
+
+
+def plan_requests(
+    endpoint: Endpoint,
+    source: str | os.PathLike | datasets.Dataset | TeacherRows | Run,
+    queries: TextStore,
+    documents: TextStore,
+) -> dict[str, int]:
+    """Estimate what `score_teacher` asks of an endpoint, without asking: distinct `pairs`, `requests` and `tokens`.
+
+    Tokens are a quarter of the characters of all pairs, and of their prompts for a chat model. Arguments and errors as
+    `score_teacher`.
+    """
+    rows, is_run = _open_source(source)
+    all_pairs = _Pairs(rows, queries, documents, is_run, by_query=True)
+    keys = [of_batch for _, of_batch in all_pairs.batches()]
+    distinct = np.unique(np.concatenate(keys))
+    requests = tokens = 0
+    for start in range(0, len(distinct), PAIRS_PER_BLOCK):
+        of_block = endpoint.requests(*all_pairs.texts(distinct[start : start + PAIRS_PER_BLOCK]))
+        requests += len(of_block)
+        for pairs in of_block:
+            for query, document in pairs:
+                tokens += endpoint.tokens(query, document)
+    return {"pairs": len(distinct), "requests": requests, "tokens": tokens}
 
 
 def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Run) -> tuple[TeacherRows, bool]:
@@ -132,9 +172,12 @@ def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Ru
     source, lists = as_run(source), []
     check_run_ids(source, "queries")
     for ranking in source.values():
-        lists.append([doc_id for doc_id, _ in ranking])
-        check_run_ids(lists[-1], "documents")
-    ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": pa.array(lists, pa.list_(pa.string()))}
+        lists.append(pa.array([doc_id for doc_id, _ in ranking], pa.string()))
+    offsets = np.cumsum([0, *map(len, lists)])
+    documents = pa.concat_arrays([pa.array([], pa.string()), *lists])
+    check_run_ids(documents, "documents")
+    doc_ids = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), documents)
+    ids = {"query_id": pa.array(list(source), pa.string()), "doc_ids": doc_ids}
     return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
 
 
@@ -179,8 +222,12 @@ def _write_output(output: Path, pairs: _Pairs, distinct: np.ndarray, scores: np.
     if not pairs.is_run:
         write_teacher_scores(rows, output)
         return len(rows)
-    run = Run()
-    for row in rows.rows:
-        run |= Run.from_scores([row["query_id"]] * len(row["doc_ids"]), row["doc_ids"], row["teacher_scores"])
-    write_run(run, output)
-    return sum(map(len, run.values()))
+    return write_run(_rankings(rows), output)
+
+
+def _rankings(rows: TeacherRows) -> Iterator[tuple[str, Ranking]]:
+    """Yield query ids and their documents in the order of the scores; ties keep the order of the rows."""
+    for _, columns in rows.batches(size=ROWS_AT_ONCE):
+        for query_id, doc_ids, scores in zip(*columns.values(), strict=True):
+            order = np.argsort(-scores.values.to_numpy(), kind="stable")
+            yield query_id.as_py(), Ranking(doc_ids.values.take(pa.array(order)), scores.values.to_numpy()[order])

@@ -19,7 +19,6 @@ CLASSES = {"cross-encoder": "CrossEncoder", "bi-encoder": "SentenceTransformer",
 MODEL_TYPES = {name: kind for kind, name in CLASSES.items()} | {"ColBERT": "multi-vector"}
 TASKS = ("sequence-classification", "text-generation", "feature-extraction")  # of the encoders of cross-encoders
 MIN_TEXT = 4  # tokens of a document for which a prompt must leave room
-REMEMBERED = 500_000  # vectors of a bi-encoder that are kept between calls: 1.5 GB of 768 values
 
 Score = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -73,18 +72,16 @@ def load_encoder(
         options |= {"convert_to_numpy": True, "normalize_embeddings": similarity == "cosine"}
     elif similarity is not None:
         raise InputError(f"{name} is a multi-vector encoder, which has its own similarity; leave {similarity!r} out.")
-    known: dict[str, Any] = {}  # documents of earlier calls: candidates of many queries are the same
+
+    def encode(encode_side: Callable, texts: Sequence[str]) -> list[Any]:
+        """Return a vector per text; each distinct text is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        vectors = dict(zip(distinct, encode_side(distinct, **options), strict=True))
+        return [vectors[text] for text in texts]
 
     def score(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         check_pairs(queries, documents)
-        query_texts = list(dict.fromkeys(queries))
-        query_vectors = dict(zip(query_texts, model.encode_query(query_texts, **options), strict=True))
-        if len(known) > REMEMBERED or kind == "multi-vector":  # a vector per token is too much to keep
-            known.clear()
-        new = [text for text in dict.fromkeys(documents) if text not in known]
-        if new:
-            known.update(zip(new, model.encode_document(new, **options), strict=True))
-        pairs = [query_vectors[query] for query in queries], [known[document] for document in documents]
+        pairs = encode(model.encode_query, queries), encode(model.encode_document, documents)
         if kind == "multi-vector":
             return model.similarity_pairwise(*pairs).float().cpu().numpy()
         scores = np.empty(len(queries), dtype=np.float32)

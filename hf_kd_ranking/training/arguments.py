@@ -5,12 +5,15 @@ import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.utils import is_torch_tf32_available
 
 from ..errors import InputError
 from ..losses import LOSSES, get_losses, get_regularizers
 from .checkpoints import last_complete
+from .feeding import MOST_WORKERS, default_workers
 
 MATCH = "match"
 TARGET = "teacher_scores"
@@ -37,10 +40,10 @@ class RankingTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of distillation.
 
     Defaults that differ from the parent's: `learning_rate` 7e-6, `per_device_train_batch_size` 32,
-    `per_device_eval_batch_size` 64, `logging_steps` 50, and `restore_callback_states_from_checkpoint` True, without
-    which a resumed run forgets the patience of an `EarlyStoppingCallback`. `remove_unused_columns` is always False,
-    because ids and scores are not arguments of a model. Settings that make no sense for a ranker are refused, see
-    `REFUSED`.
+    `per_device_eval_batch_size` 64, `logging_steps` 50, `dataloader_num_workers` by the device, `tf32` True on GPUs
+    that have it, and `restore_callback_states_from_checkpoint` True, without which a resumed run forgets the patience
+    of an `EarlyStoppingCallback`. `remove_unused_columns` is always False, because ids and scores are not arguments of
+    a model. Settings that make no sense for a ranker are refused, see `REFUSED`.
 
     Raises:
         InputError: for a value that this class or transformers refuses.
@@ -50,6 +53,10 @@ class RankingTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = HfArg(default=32, help="Queries per device and step.")
     per_device_eval_batch_size: int = HfArg(default=64, help="Texts per device and forward pass.")
     logging_steps: float = HfArg(default=50, help="Steps between log lines (a share of all, below 1).")
+    dataloader_num_workers: int | None = HfArg(
+        default=None,
+        help=f"Processes that make batches; on a GPU up to {MOST_WORKERS} cores per process if unset, else none.",
+    )
     remove_unused_columns: bool = HfArg(default=False, help="Must stay False: batches are made from ids.")
     restore_callback_states_from_checkpoint: bool = HfArg(
         default=True, help="Resume the state of callbacks as well, for example the patience of early stopping."
@@ -68,7 +75,17 @@ class RankingTrainingArguments(TrainingArguments):
         help="Factor on the teacher's scores: 1 is the paper's; a positive number; or 'match', the ratio of "
         "the student's margins to the teacher's on the first batches (root mean squares), measured once.",
     )
+    gradient_cache: int | None = HfArg(
+        default=None,
+        help="Queries, with their documents, that a step runs at once where a loss compares all documents of the "
+        "batch: memory is that of so many, gradients are those of the whole batch, and forward passes run twice.",
+    )
     head_learning_rate: float | None = HfArg(default=None, help="Learning rate of the layers on top of the encoder.")
+    token_cache: bool = HfArg(
+        default=True,
+        help="Tokenise each text once and keep the ids on disk, if training reads at least as many documents as the "
+        "collection has.",
+    )
     margin_bins: int = HfArg(default=10, help="Bins of a query's teacher margins, for batches on one topic.")
 
     early_stopping_patience: int | None = HfArg(
@@ -86,6 +103,12 @@ class RankingTrainingArguments(TrainingArguments):
     teacher_name: str | None = HfArg(default=None, help="Name of the teacher, for the card.")
 
     def __post_init__(self) -> None:
+        is_on_cuda = torch.cuda.is_available() and not self.use_cpu
+        if self.tf32 is None and is_on_cuda and is_torch_tf32_available():
+            self.tf32 = True  # products of float32 on tensor cores, which tf32=False forbids
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers() if is_on_cuda else 0
+        has_accelerator_config = self.accelerator_config is not None
         try:
             super().__post_init__()
         except ValueError as error:  # of transformers' own fields
@@ -93,7 +116,12 @@ class RankingTrainingArguments(TrainingArguments):
         self._refuse_settings()
         get_losses(self.loss)
         get_regularizers(self.loss)
+        if self.gradient_cache is not None and self.gradient_cache < 1:
+            raise InputError(f"gradient_cache must be at least 1 query, got {self.gradient_cache}.")
         self.remove_unused_columns = False
+        self.logging_nan_inf_filter = False  # training stops at such a loss, and the filter reads every loss at once
+        if not has_accelerator_config:
+            self.accelerator_config.non_blocking = is_on_cuda and self.dataloader_pin_memory
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # rankers have none, and the search slows each step down
         self.label_names = [TARGET]

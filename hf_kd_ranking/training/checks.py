@@ -174,7 +174,7 @@ def _check_losses(
         loss = get_loss(name)
         if loss.needs_teacher:
             reading.append(name)
-            if not loss.needs_grades:
+            if not (loss.needs_grades or loss.needs_order):
                 reading_scores.append(name)
     if reading and not summary.has_margins:
         raise InputError(

@@ -6,7 +6,7 @@ The documents are encoded once, in the one forward pass; with several processes 
 Batches whose gradients are accumulated do not see one another's documents.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,30 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
                 "that encodes them separately (can_be_live): BERT_Dot, ColBERT, TK, or a PreTTR with a fixed "
                 "document_position_offset."
             )
+
+
+def check_gradient_cache(size: int | None, losses: Collection[str], config: RankerConfig) -> None:
+    """Refuse a gradient cache where smaller batches, whose gradients are accumulated, do the same without it.
+
+    Args:
+        size: rows that run at once, None for no cache.
+        losses: names of the losses, none if the user's own function computes the loss.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if size is None:
+        return
+    reason = None
+    if not can_be_live(config):
+        reason = f"a {config.model_type} reads each document with its query"
+    elif losses and not any(name.startswith(IN_BATCH) for name in losses):
+        reason = f"{' and '.join(losses)} compare only the documents of one row"
+    if reason is not None:
+        raise InputError(
+            f"gradient_cache is for losses over all documents of a batch, and {reason}: give a smaller "
+            "per_device_train_batch_size and gradient_accumulation_steps, which have the same gradients."
+        )
 
 
 def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[str, Any]) -> dict[str, Tensor]:

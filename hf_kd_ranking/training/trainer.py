@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..artifacts import write_json
-from ..data.collate import RankingCollator, split_batch
+from ..data.collate import RankingCollator, sides, split_batch
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
@@ -25,11 +25,19 @@ from ..models import RankerModel, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
 from .arguments import RankingTrainingArguments
-from .callbacks import LogWithCheckpoints, MatchTeacherScale, StepStatistics, StopOnTermination, start_worker
+from .callbacks import (
+    FiniteLosses,
+    LogWithCheckpoints,
+    MatchTeacherScale,
+    StepStatistics,
+    StopOnTermination,
+    start_worker,
+)
 from .checkpoints import RUN_FILE, check_run, describe_run, last_complete, written_whole
 from .checks import check_data_sets, check_evaluation, check_options, check_temperature, endless
 from .evaluation import filled_in, held_out_rows
-from .in_batch import check_in_batch, in_batch_losses
+from .feeding import with_stored_tokens
+from .in_batch import check_gradient_cache, check_in_batch, in_batch_losses
 from .lora import trainable, with_adapters
 from .publishing import PublishingTrainer
 from .regularization import SparsityStatistics, check_regularization, regularization_losses
@@ -134,6 +142,7 @@ class RankingTrainer(PublishingTrainer):
         check_in_batch(self.losses, student, self.in_batch_teacher)
         check_temperature(self.losses, student.config)
         check_regularization(get_regularizers(args.loss), student.config)
+        check_gradient_cache(args.gradient_cache, self.losses, student.config)
         return student
 
     def _read_settings(self) -> None:
@@ -145,6 +154,7 @@ class RankingTrainer(PublishingTrainer):
         vars(self).pop("train_sampler", None)
         processor = RankingProcessor.from_config(self.processing_class, self.model.config)
         self.data_collator = RankingCollator(processor, self.queries, self.documents, self.teacher_processor)
+        self.finite_losses = FiniteLosses(self.data_collator.describe, is_late=self.args.device.type != "cpu")
 
     def _share_layers(self) -> None:
         """Tell the student if processes share its layers (FSDP, ZeRO)."""
@@ -152,6 +162,7 @@ class RankingTrainer(PublishingTrainer):
         for module in self.model.modules():
             if isinstance(module, RankerModel):
                 module.groups_rows = not is_shared
+                module.rows_at_once = self.args.gradient_cache
         if is_shared:  # left on the CPU by Trainer, where evaluation before training would take hours
             self.model.to(self.args.device)
         if self.args.lora_r is not None and is_shared:
@@ -187,7 +198,8 @@ class RankingTrainer(PublishingTrainer):
 
         Raises:
             InputError: if the checkpoint is of another model or other data.
-            FloatingPointError: if a loss is not finite; names the step and its rows.
+            FloatingPointError: if a loss is not finite; names the step and its rows, and says whether the weights were
+                changed. No checkpoint is written after it.
             OSError: if a checkpoint cannot be written; the ones before it stay.
         """
         if resume_from_checkpoint is True:
@@ -223,6 +235,7 @@ class RankingTrainer(PublishingTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The parent's, all or nothing; older ones are removed when this one is complete."""
+        self.finite_losses.check()
         check_finite(self.model, f"step {self.state.global_step}")
         args, folder = self.args, Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -243,14 +256,9 @@ class RankingTrainer(PublishingTrainer):
             rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: int | None = None) -> Tensor:
-        """The parent's step, stopped before the weights change where the loss is not a number."""
+        """The parent's step; training stops where a loss is not a number, see `FiniteLosses`."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}; the weights were not changed by it. "
-                "Try a lower learning_rate, bf16 in place of fp16, and `teacher diagnose`. The queries and documents "
-                f"of its batch: {self.data_collator.describe(inputs)}."
-            )
+        self.finite_losses.add(self.state.global_step + 1, loss, inputs)
         return loss
 
     def compute_loss(
@@ -319,13 +327,24 @@ class RankingTrainer(PublishingTrainer):
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the parent's, with workers that survive a SIGTERM to all processes of the job."""
-        loader = super().get_train_dataloader()
+        """Return the parent's, with batches from stored token ids if that saves work, see `with_stored_tokens`.
+
+        Workers stay for all epochs, and survive a SIGTERM to all processes of the job.
+        """
+        self.data_collator = with_stored_tokens(self.data_collator, self.train_dataset, self.args)
+        args, is_persistent = self.args, self.args.dataloader_persistent_workers
+        # For this loader only: of the loaders of evaluation Trainer would keep the first one for all data sets.
+        args.dataloader_persistent_workers = args.dataloader_num_workers > 0
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            args.dataloader_persistent_workers = is_persistent
         base = loader.base_dataloader  # accelerate's wrapper passes attributes on from it, not to it
         base.worker_init_fn = partial(start_worker, base.worker_init_fn)
         return loader
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
+        self.finite_losses.check()
         if self.termination.is_asked:
             # Otherwise the best model is loaded, and with save_total_limit 1 the checkpoint just saved is deleted.
             self.state.best_model_checkpoint = None
@@ -350,13 +369,13 @@ class RankingTrainer(PublishingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the parent's line with the statistics of the steps since the last one."""
         if "loss" in logs:
+            self.finite_losses.check()
             logs |= self.statistics.pop(self.accelerator) | self.sparsity.pop(self.accelerator)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         features, _ = split_batch(inputs)
-        sides = [side for side in features.values() if isinstance(side, Mapping)] or [features]
-        for side in sides:
+        for side in sides(features):
             super()._track_num_input_tokens(side)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

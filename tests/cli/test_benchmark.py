@@ -54,7 +54,7 @@ def test_benchmark_times_the_candidates_of_a_run(call, command, toy, tmp_path, m
     ("options", "message"),
     [
         ("--model {0}/bert_dot --model {0}/bert_dot", "Two of the rankers are called 'bert_dot'; write NAME=PATH"),
-        ("--model {0}/bert_dot --dtype int4", "--dtype is one of fp32, bf16, fp16, got 'int4'"),
+        ("--model {0}/bert_dot --dtype int4", "--dtype is one of fp32, tf32, bf16, fp16, got 'int4'"),
         ("--model {0}/gone", "gone"),
         ("--model {0}/bert_dot --k 10 --depth 5 11", "--depth is at most --k, 10, got 11"),
     ],

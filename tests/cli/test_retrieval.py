@@ -67,6 +67,20 @@ def test_token_vectors_are_searched_and_rerank(call, paths, toy, tmp_path):
     assert {q: {d for d, _ in r} for q, r in found.items()} == {q: {d for d, _ in r} for q, r in candidates.items()}
 
 
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_search_has_the_precision_of_the_vectors(call, paths, tmp_path):
+    _, index, search = paths
+    status, _, err = call(f"{index} --dtype bf16 --tokens-per-batch 40")
+    assert status == 0, err
+    assert json.loads((tmp_path / "index" / "artifact.json").read_text())["model_dtype"] == "bfloat16"
+    status, _, err = call(f"{search}/run.trec")
+    assert status == 0, err
+    status, _, err = call(f"{search}/other.trec --dtype fp32")
+    assert (status, "model dtype bfloat16 there, float32 here" in err) == (2, True), err
+    status, _, err = call(f"{search}/other.trec --dtype tf32")
+    assert (status, "--dtype tf32 needs a GPU" in err) == (2, True), err
+
+
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_bad_input_of_index_and_search_is_one_line(call, paths, toy, tmp_path):
     _, index, search = paths

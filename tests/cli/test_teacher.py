@@ -340,7 +340,7 @@ BAD_INPUT = {
         f"{SCORE} --triples {{toy}}/scores.tsv --candidates {{toy}}/candidates.trec",
         "Give either --triples or --candidates.",
     ),
-    "dtype": (f"{SCORE} --triples {{toy}}/scores.tsv --dtype fp8", "--dtype is one of fp32, bf16, fp16, got 'fp8'"),
+    "dtype": (f"{SCORE} --triples {{toy}}/scores.tsv --dtype fp8", "--dtype is one of fp32, tf32, bf16, fp16, got"),
     "kind": (f"{SCORE} --triples {{toy}}/scores.tsv --kind oracle", "Unknown kind of teacher 'oracle'"),
     "no model": (
         f"score --model {{tmp}}/cache {TEXTS} --triples {{toy}}/scores.tsv",

@@ -45,11 +45,13 @@ def test_row_of_the_docstring_becomes_the_batch_of_the_docstring(collator):
         "input_ids": [[CLS, APPLE, SEP]],
         "token_type_ids": [[0, 0, 0]],
         "attention_mask": [[1, 1, 1]],
+        "lengths": [3],
     }
     assert lists(batch["document"]) == {
         "input_ids": [[[CLS, DOG, SEP, PAD, PAD], [CLS, EARTH, UNK, OF, SEP]]],
         "token_type_ids": [[[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]],
         "attention_mask": [[[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]],
+        "lengths": [[3, 5]],
     }
     assert batch["teacher_scores"].tolist() == [[9.0, 4.0]]
     assert batch["teacher_scores"].dtype == torch.float32
@@ -63,6 +65,7 @@ def test_joined_documents_follow_their_query(collator):
         "input_ids": [[[CLS, APPLE, SEP, DOG, SEP, PAD, PAD], [CLS, APPLE, SEP, EARTH, UNK, OF, SEP]]],
         "token_type_ids": [[[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]],
         "attention_mask": [[[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]]],
+        "lengths": [[5, 7]],
     }
 
 
@@ -173,7 +176,7 @@ def test_a_batch_equals_a_direct_call_of_the_tokenizer(collator, tokenizer, join
             (batch["document"], tokenizer(documents, max_length=6, **options)),
         ]
     for got, wanted in expected:
-        assert got.keys() == wanted.keys()
+        assert got.keys() == {*wanted, "lengths"}
         for name in wanted:
             assert torch.equal(got[name].flatten(0, -2), wanted[name])
 
@@ -184,6 +187,7 @@ def test_padding_is_masked_for_every_tokenizer(collator, tokenizer, monkeypatch)
     assert lists(query) == {
         "input_ids": [[CLS, APPLE, SEP, PAD], [CLS, BREAD, CAT, SEP]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
+        "lengths": [3, 4],
     }
 
 

@@ -1,10 +1,11 @@
 """Strings on disk come back as they went in; ids lead to their rows in every spelling."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.ids import open_strings, write_strings
+from hf_kd_ranking.data.ids import IdIndex, open_strings, write_strings
 
 STRINGS = ["", "a", "", "ü文書\U0001f600", "two\nlines\tand a tab", "x" * 5_000, " ", "\x00", ""]
 
@@ -84,3 +85,13 @@ def test_store_fingerprint_depends_on_ids_and_texts(tmp_path):
         found.append(kd.TextStore.from_tsv(path).fingerprint())
     assert len(set(found[:5])) == 5
     assert found[5] == found[0]  # the name of the file does not matter
+
+
+@pytest.mark.parametrize("ids", [["0", "1", "2", "3"], ["7", "5", "9", "-1"], ["a", "7", "ü b", "c"]])
+def test_index_without_rows_equals_one_that_is_built_so(ids):
+    column = [pa.array(ids, pa.string())]
+    built = IdIndex.build(column, np.array([False, True, False, True]))
+    index = IdIndex.build(column).without(np.array([1, 3]))
+    assert index.rows_of([*ids, "8"]).tolist() == built.rows_of([*ids, "8"]).tolist() == [0, -1, 2, -1, -1]
+    assert index.ids_of(np.arange(4)) == ids
+    assert index.without(np.array([0])).rows_of(ids).tolist() == [-1, -1, 2, -1]

@@ -1,14 +1,18 @@
 """TREC runs and qrels: what is written reads back bit for bit, and every bad line is named."""
 
+import gc
 import gzip
 import logging
+import pickle
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import runs
+from hf_kd_ranking.data.rankings import Ranking, as_run
 from hf_kd_ranking.errors import InputError
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
@@ -291,6 +295,70 @@ def test_top_keeps_the_first_k_of_every_query():
     run = kd.Run({"q": [("a", 3.0), ("b", 2.0), ("c", 1.0)], "r": [("a", 1.0)]})
     assert run.top(2) == {"q": [("a", 3.0), ("b", 2.0)], "r": [("a", 1.0)]}
     assert len(run["q"]) == 3
+
+
+def test_ranking_equals_the_list_of_its_pairs_and_slices_are_views():
+    pairs = [("a", 3.0), ("ü b", 2.5), ("c", -1.0)]
+    ranking = Ranking(["a", "ü b", "c"], np.array([3, 2.5, -1], dtype=np.float32))
+    assert ranking == pairs and pairs == ranking and {"q": pairs} == {"q": ranking}
+    assert ranking != pairs[:2] and ranking != tuple(pairs)
+    assert [list(ranking[part]) for part in (slice(1, None), slice(5), slice(-2, -1))] == [
+        pairs[1:],
+        pairs,
+        pairs[-2:-1],
+    ]
+    assert ranking[1:][1:] == pairs[2:] and ranking[::-1] == pairs[::-1] and list(reversed(ranking)) == pairs[::-1]
+    assert (ranking[1], ranking[-1], ranking[1:][0]) == (pairs[1], pairs[2], pairs[1])
+    assert ranking[1:].doc_ids == ["ü b", "c"] and ranking[1:].scores.tolist() == [2.5, -1.0]
+    assert ranking[:1].scores.base is not None
+    assert repr(ranking) == repr(pairs) and pickle.loads(pickle.dumps(ranking[1:])) == pairs[1:]
+    with pytest.raises(IndexError):
+        ranking[:1][1]
+    with pytest.raises(InputError, match="one score per document, got 2 and 1"):
+        Ranking(["a", "b"], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        (Ranking(["a", "b"], [1.0, np.nan]), "Query 'q', document 'b': the score is not a finite number"),
+        (Ranking(["a", "b", "a"], [3.0, 2.0, 1.0]), "Query 'q': document 'a' appears twice"),
+    ],
+    ids=["NaN", "repeated"],
+)
+def test_ranking_by_columns_is_checked_as_a_list_is(tmp_path, ranking, message):
+    with pytest.raises(InputError, match=message):
+        kd.write_run(kd.Run({"p": [("a", 1.0)], "q": ranking}), tmp_path / "run.trec")
+    assert list(tmp_path.iterdir()) == []
+    assert as_run({"q": ranking[:2]} if message.endswith("twice") else {"q": ranking[:1]})["q"] is not None
+
+
+def test_read_run_keeps_the_bytes_of_the_ids_and_sixteen_per_document(tmp_path):
+    kd.write_run({q: [(f"{d:07d}", -float(d)) for d in range(500)] for q in range(100)}, tmp_path / "run.trec")
+    before = pa.total_allocated_bytes()
+    run = kd.read_run(tmp_path / "run.trec")
+    gc.collect()
+    assert (pa.total_allocated_bytes() - before) / 50_000 < 8 + 8 + 7 + 2
+    assert all(ranking._doc_ids is run["0"]._doc_ids for ranking in run.values())
+
+
+def test_run_is_written_while_its_rankings_are_made(tmp_path):
+    made = []
+
+    def rankings():
+        for query_id in ("1", "2"):
+            made.append(next(tmp_path.iterdir()).name.startswith("run.trec.tmp"))  # the file is open, without its name
+            yield query_id, [("d", 2.0), ("e", 1.0)]
+        if made[2:]:
+            raise KeyError("the index is damaged")
+
+    assert kd.write_run(rankings(), tmp_path / "run.trec") == 4
+    assert made == [True, True]
+    assert kd.read_run(tmp_path / "run.trec") == {"1": [("d", 2.0), ("e", 1.0)], "2": [("d", 2.0), ("e", 1.0)]}
+    (tmp_path / "run.trec").unlink()
+    with pytest.raises(KeyError, match="damaged"):
+        kd.write_run(rankings(), tmp_path / "run.trec")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_same_ids_drops_the_query_from_its_ranking():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from transformers import BertModel
+from warm_processes import SETTINGS, Warm, run_ranks
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.distillation import students
@@ -65,12 +66,13 @@ def fixed_encoder(tmp_path, encoder, tokenizer) -> Path:
 
 
 class Launched(subprocess.Popen):
-    """A process that writes into files: a pipe that nobody reads would stop it when it is full."""
+    """A program with the interface of `Warm`."""
 
     def __init__(self, command: list[str], name: Path, environment: dict[str, str]) -> None:
-        self.paths = [name.with_suffix(suffix) for suffix in (".stdout", ".stderr")]
+        self.paths = [Path(f"{name}.stdout"), Path(f"{name}.stderr")]
         with self.paths[0].open("w") as printed, self.paths[1].open("w") as errors:
-            super().__init__(command, stdout=printed, stderr=errors, env=environment, start_new_session=True)
+            settings = {"stdout": printed, "stderr": errors, "env": os.environ | SETTINGS | environment}
+            super().__init__(command, start_new_session=True, **settings)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Wait for the end, and return what was printed, and printed as errors."""
@@ -79,20 +81,18 @@ class Launched(subprocess.Popen):
 
 
 @pytest.fixture
-def launch(tmp_path) -> Iterator[Callable[..., Launched]]:
-    """Start `distill` as a process, given a job and what comes between `python` and `-m hf_kd_ranking`."""
+def launch(tmp_path) -> Iterator[Callable[..., Launched | Warm]]:
+    """launch(job): start `distill`, in a warm process unless `is_warm` is False or there is a launcher (`-m`, ...)."""
     started = []
     (tmp_path / "temporary").mkdir()
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temporary")}
 
-    def start(job: kd.DistillJob, *launcher: str) -> Launched:
-        options = {name: value for name, value in asdict(job).items() if value not in (None, [], {})}
+    def start(job: kd.DistillJob, *launcher: str, is_warm: bool = True) -> Launched | Warm:
         name = tmp_path / f"{Path(job.output).name}-{len(started)}"
-        config = name.with_suffix(".yaml")
-        config.write_text(yaml.safe_dump(options))
-        command = [sys.executable, *launcher, "-m", "hf_kd_ranking", "distill", "--config", str(config), "--json"]
-        environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-        environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        started.append(Launched(command, name, environment | {"TMPDIR": str(tmp_path / "temporary")}))
+        if launcher or not is_warm:
+            started.append(Launched([sys.executable, *launcher, *verb(job, name)], name, environment))
+        else:
+            started.append(Warm(verb(job, name), name, environment))
         return started[-1]
 
     yield start
@@ -103,6 +103,26 @@ def launch(tmp_path) -> Iterator[Callable[..., Launched]]:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def launch_ranks(tmp_path) -> Callable[[kd.DistillJob], list[str]]:
+    """launch_ranks(job): run `distill` in two processes, and return what each printed."""
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+
+    def run(job: kd.DistillJob) -> list[str]:
+        name = tmp_path / f"{Path(job.output).name}-ranks"
+        return run_ranks(verb(job, name), name, environment)
+
+    return run
+
+
+def verb(job: kd.DistillJob, name: Path) -> list[str]:
+    """Write the options of a job, and return what comes after `python` to distil with them."""
+    options = {option: value for option, value in asdict(job).items() if value not in (None, [], {})}
+    config = Path(f"{name}.yaml")
+    config.write_text(yaml.safe_dump(options))
+    return ["-m", "hf_kd_ranking", "distill", "--config", str(config), "--json"]
 
 
 @pytest.fixture

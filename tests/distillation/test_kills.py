@@ -38,7 +38,7 @@ def finish(process: subprocess.Popen) -> dict:
 
 
 def test_job_killed_five_times_ends_as_undisturbed(make_job, launch, tmp_path):
-    whole = finish(launch(make_job(**ONE, output=str(tmp_path / "whole"))))
+    whole = finish(launch(make_job(**ONE, output=str(tmp_path / "whole")), is_warm=False))
     job = make_job(**ONE, output=str(tmp_path / "killed"))
     moments = ["bm25_search/dev", "teacher_scores/teacher/train", "students/bert_dot teacher/rate-0.001/ranker"]
     for moment in (*moments, "test/bert_dot teacher", "timing"):

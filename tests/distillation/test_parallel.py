@@ -28,7 +28,8 @@ def has_members(group: int) -> bool:
 def test_parallel_trainings_give_the_same_bytes(make_job, launch, tmp_path):
     outcomes = []
     for parallel in (1, 2):
-        process = launch(make_job(**ONE, seeds=2, parallel=parallel, output=str(tmp_path / str(parallel))))
+        job = make_job(**ONE, seeds=2, parallel=parallel, output=str(tmp_path / str(parallel)))
+        process = launch(job, is_warm=parallel == 1)
         printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
         outcomes.append(json.loads(printed.splitlines()[-1]))

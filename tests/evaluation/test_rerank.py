@@ -147,8 +147,8 @@ def test_depth_curve_equals_reranking_at_each_depth(tmp_path, seed):
     (tmp_path / "docs.tsv").write_text("".join(f"{text.split()[1]}\t{text}\n" for text in scores))
     stores = [kd.TextStore.from_tsv(tmp_path / name) for name in ("queries.tsv", "docs.tsv")]
     run = rerank_run(FixedRanker(scores), candidates, *stores)
-    for ranking in run.values():  # other documents are ignored
-        ranking.insert(0, ("other", 99.0))
+    for query_id, ranking in run.items():  # other documents are ignored
+        run[query_id] = [("other", 99.0), *ranking]
     measures = ("nDCG@10", "RR@10", "R@20")
     curve = depth_curve(run, candidates, qrels, measures, depths=(20, 3, 10, 50, 100))
     assert list(curve) == [3, 10, 20, 50]  # 50 covers the longest list, of 25

@@ -16,7 +16,7 @@ from hf_kd_ranking.hub.publish import PART_SUFFIXES, SUFFIXES, publish_pipeline,
 from hf_kd_ranking.searcher import CHECKPOINT_FILES, Pipeline, save_pipeline
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
-CODE = {"base.py", "bert_dot.py", "encoder.py", "errors.py", "padding.py", "scoring.py"}
+CODE = {"base.py", "bert_dot.py", "encoder.py", "errors.py", "padding.py", "parts.py", "scoring.py"}
 
 
 def make_job(toy: Path, encoder: Path, output: Path) -> tuple[kd.TrainingJob, kd.RankingTrainingArguments]:

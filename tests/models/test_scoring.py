@@ -12,7 +12,14 @@ import torch
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models import scoring
-from hf_kd_ranking.models.scoring import dot_product, dot_products, kernel_pooling, max_sim, max_sims
+from hf_kd_ranking.models.scoring import (
+    dot_product,
+    dot_products,
+    kernel_pooling,
+    kernel_poolings,
+    max_sim,
+    max_sims,
+)
 
 QUERY = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 4.0]])
 
@@ -151,21 +158,46 @@ def test_counts_of_nothing_are_finite():
 # ---- Both, over many documents --------------------------------------------------------------------------------------
 
 
+def plain_max_sim(query, documents, query_mask=None, document_mask=None):
+    """The definition, by operations that PyTorch differentiates."""
+    products = torch.einsum("btd,bnld->bntl", query, documents)
+    if document_mask is not None:
+        products = products.masked_fill(~document_mask.bool().unsqueeze(2), -10_000.0)
+    largest = products.amax(-1)
+    return (largest if query_mask is None else largest * query_mask.unsqueeze(1)).sum(-1)
+
+
+def plain_kernel_pooling(query, documents, query_mask, document_mask, mu, sigma, scale):
+    """The definition, by operations that PyTorch differentiates."""
+    cosines = torch.cosine_similarity(query[:, None, :, None], documents.unsqueeze(2), dim=-1)  # (B, n, Lq, Ld)
+    values = torch.exp(-((cosines.unsqueeze(-1) - mu) ** 2) / (2 * sigma**2)) * document_mask[:, :, None, :, None]
+    logs = (values.sum(3) * scale).clamp(min=1e-10).log()  # (B, n, Lq, K)
+    return (logs * query_mask[:, None, :, None]).sum(2)
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 4 * 3 * 5 * 2])
 @pytest.mark.parametrize("has_masks", [True, False])
 def test_all_pairs_have_the_scores_and_gradients_of_expanded_documents(monkeypatch, chunk, has_masks):
-    if chunk is not None:  # of these several compute their products again in the backward pass
-        monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
+    if chunk is not None:
+        monkeypatch.setitem(scoring.BLOCK_SIZE, "cpu", chunk)
     generator = torch.Generator().manual_seed(0)
     query, documents = torch.randn(4, 3, 8, generator=generator), torch.randn(7, 5, 8, generator=generator)
+    kernels = (torch.tensor([1.0, 0.3, -0.4]), torch.tensor([0.1, 0.5, 0.4]), torch.tensor([1.0, 0.5, 2.0]))
     masks = wide = (None, None)
     if has_masks:
         masks = torch.rand(4, 3, generator=generator) < 0.7, torch.rand(7, 5, generator=generator) < 0.7
         wide = masks[0], masks[1].expand(4, 7, 5)
     forms = [
-        (lambda q, d: max_sims(q, d, *masks), lambda q, d: max_sim(q, d.expand(4, *d.shape), *wide)),
+        (lambda q, d: max_sims(q, d, *masks), lambda q, d: plain_max_sim(q, d.expand(4, *d.shape), *wide)),
         (lambda q, d: dot_products(q[:, 0], d[:, 0]), lambda q, d: dot_product(q[:, 0], d[:, 0].expand(4, 7, 8))),
     ]
+    if has_masks:  # kernel pooling needs them
+        forms.append(
+            (
+                lambda q, d: kernel_poolings(q, d, *masks, *kernels),
+                lambda q, d: plain_kernel_pooling(q, d.expand(4, *d.shape), *wide, *kernels),
+            )
+        )
     for forms_of_one in forms:
         found = []
         for function in forms_of_one:
@@ -174,6 +206,66 @@ def test_all_pairs_have_the_scores_and_gradients_of_expanded_documents(monkeypat
             found.append((scores.detach(), *torch.autograd.grad(scores.square().sum(), sides)))
         for got, wanted in zip(*found, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def double(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+FIRST_EMPTY = torch.tensor([[[0, 0], [1, 0], [1, 1]], [[1, 1], [0, 1], [0, 1]]])  # the first document has no tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_own_documents_under_autocast(dtype):
+    """Two queries of three documents, of which one has no tokens; the last two are equal in all functions."""
+    forms = [(max_sim, plain_max_sim, ()), (kernel_pooling, plain_kernel_pooling, (MU, SIGMA, SCALE))]
+    for function, plain, kernels in forms:
+        found = []
+        for run, is_autocast in ((function, dtype != torch.float32), (plain, False)):
+            sides = [double(2, 4, 5, seed=1).float(), double(2, 3, 2, 5, seed=2).float()]
+            sides = [side.detach().requires_grad_() for side in sides]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+                scores = run(*sides, torch.tensor([[1, 1, 0, 1]] * 2), FIRST_EMPTY, *kernels)
+                found.append((scores.detach(), *torch.autograd.grad(scores.square().sum(), sides)))
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_numerical_gradients_in_float64():
+    query, own, others = double(2, 3, 4, seed=1), double(2, 3, 2, 4, seed=2), double(3, 2, 4, seed=3)
+    kernels = (MU.double(), SIGMA.double(), SCALE.double())
+    masks = torch.ones(2, 3), FIRST_EMPTY
+    shared = torch.ones(2, 3), FIRST_EMPTY[0]
+    torch.autograd.gradcheck(lambda q, d: max_sim(q, d, *masks), (query, own))
+    torch.autograd.gradcheck(lambda q, d: max_sims(q, d, *shared), (query, others))
+    torch.autograd.gradcheck(lambda q, d: kernel_pooling(q, d, *masks, *kernels), (query, own))
+    torch.autograd.gradcheck(lambda q, d: kernel_poolings(q, d, *shared, *kernels), (query, others))
+
+
+def test_first_of_equal_largest_products_gets_the_gradient():
+    query, document = torch.ones(1, 1, 2), torch.tensor([[[0.0, 1.0], [2.0, 1.0], [1.0, 2.0]]])
+    document.requires_grad_()
+    max_sim(query, document).sum().backward()  # products 1, 3, 3
+    assert document.grad.tolist() == [[[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]]
+
+
+def test_second_derivatives_are_refused():
+    query = double(1, 2, 3, seed=1)
+    for function, kernels in ((max_sims, ()), (kernel_poolings, (MU, SIGMA, SCALE))):
+        scores = function(query, double(2, 2, 3, seed=2), torch.ones(1, 2), torch.ones(2, 2), *kernels)
+        with pytest.raises(NotImplementedError, match=r"no second derivative; .* without create_graph=True"):
+            torch.autograd.grad(scores.sum(), query, create_graph=True)
+
+
+def test_compiled_scores_and_gradients_are_the_same():
+    query, documents, masks = double(2, 3, 4, seed=1), double(5, 2, 4, seed=2), (torch.ones(2, 3), torch.ones(5, 2))
+    for function in (max_sims, lambda *tensors: kernel_poolings(*tensors, MU, SIGMA, SCALE)):
+        found = []
+        for run in (function, torch.compile(function, backend="eager")):
+            scores = run(query, documents, *masks)
+            found.append((scores.detach(), *torch.autograd.grad(scores.square().sum(), (query, documents))))
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted)
 
 
 def max_sim_of(query, documents, query_mask, document_mask):
@@ -213,7 +305,7 @@ def test_max_sim_in_chunks_is_the_same_and_no_chunk_is_larger(monkeypatch, chunk
         return result
 
     monkeypatch.setattr(scoring, "_products", recorded)
-    monkeypatch.setattr(scoring, "CHUNK_SIZE", chunk)
+    monkeypatch.setitem(scoring.BLOCK_SIZE, "cpu", chunk)
     torch.testing.assert_close(max_sim(query, documents, *masks), wanted)
     assert sum(sizes) == 2 * 3 * 7 * 5
     assert max(sizes) == {1: 30, 30: 30, 61: 60}[chunk]  # one document per query at least
@@ -253,13 +345,13 @@ def peak_memory(function: Callable, trace: Path) -> float:
 def test_a_thousand_documents_need_little_memory(tmp_path):
     query, documents = torch.randn(4, 38, 16), torch.randn(4, 1000, 200, 16)
     masks, kernels = (torch.ones(4, 38), torch.ones(4, 1000, 200)), (torch.linspace(-1, 1, 11), *torch.ones(2, 11))
-    # The pairs of tokens take 116 MiB in float32, masking them as much again.
+    # The pairs of tokens take 116 MiB in float32, a block of them 4, and a kernel of a block as much again.
     needed = peak_memory(lambda: max_sim(query, documents, *masks), tmp_path / "trace.json")
-    assert 64 < needed < 130
-    # One query's pairs take 29 MiB, those of eleven kernels at once 319.
+    assert 4 < needed < 16
+    # The vectors take 12 MiB, those of unit length as much again.
     one = [tensor[:1] for tensor in (query, documents, *masks)]
     needed = peak_memory(lambda: kernel_pooling(*one, *kernels), tmp_path / "trace.json")
-    assert 29 < needed < 160
+    assert 12 < needed < 40
 
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night what is a the of".split()

@@ -10,6 +10,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_description, write_description
+from hf_kd_ranking.retrieval import bm25
 from hf_kd_ranking.retrieval.bm25 import words as words_of
 
 DOCUMENTS = {"d9": "Cat dog", "d1": "cat dog", "d5": "Dog, CAT!", "d3": "bird", "d0": "", "d2": "cat cat fish x2"}
@@ -216,3 +217,14 @@ def test_bm25_reaches_the_published_ndcg_of_scifact():
     assert (len(documents), len(qrels)) == (5183, 300)
     run = kd.BM25Index.build(documents).search({query_id: queries[query_id] for query_id in qrels})
     assert kd.evaluate_run(run, qrels)["nDCG@10"] == pytest.approx(0.6611, abs=0.005)
+
+
+def test_bm25_by_numba_returns_the_same_rankings(documents, queries, tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="the extra numba is not installed")
+    index = kd.BM25Index.build(documents, tmp_path / "bm25")
+    assert index._retriever.backend == "numpy"
+    wanted = index.search(queries, 100)
+    monkeypatch.setattr(bm25, "NUMBA_FROM", 1)
+    opened = kd.BM25Index.open(tmp_path / "bm25")
+    assert opened._retriever.backend == "numba"
+    assert opened.search(queries, 100) == wanted

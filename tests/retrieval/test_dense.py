@@ -75,6 +75,9 @@ def test_dense_factories_save_filter_add_and_remove(ranker, store, documents, qu
     ranking = dict(again.search({"q": "apple cat"}, 100)["q"])
     assert ranking.keys() == set(documents.ids()) - {"d ü 12"} | {"new one"}
     assert ranking["d ü 7"] == pytest.approx(ranking["new one"], abs=1e-6)
+    again.remove(["d ü 7"])  # its first row was removed before
+    assert "d ü 7" not in again.ids and "new one" in again.ids
+    assert "d ü 7" not in dict(again.search({"q": "apple cat"}, 100)["q"])
     if factory == "Flat":
         wanted = brute_force(ranker, documents, queries, without=("d ü 7", "d ü 12"))
         found = again.search(queries, 100, only=[doc_id for doc_id, _ in next(iter(wanted.values()))])

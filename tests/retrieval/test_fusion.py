@@ -5,7 +5,7 @@ import re
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.retrieval.fusion import fuse_runs
+from hf_kd_ranking.retrieval.fusion import fuse_runs, mix_runs
 
 RUNS = [
     kd.Run({"1": [("a", 9.0), ("b", 5.0), ("c", 1.0)], "2": [("x", 1.0)]}),
@@ -72,3 +72,17 @@ def test_neither_scale_nor_shift_of_a_run_changes_the_result():
 def test_what_cannot_be_fused_is_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         fuse_runs(**options)
+
+
+def test_mixed_runs_have_their_shares_spread_over_the_ranks():
+    mixed = mix_runs([kd.Run({"1": [(doc, 1.0) for doc in "abcdef"]}), RUNS[1]], [0.5, 0.5], 4)
+    assert mixed["1"] == [("a", 0.0), ("d", -1.0), ("c", -2.0)]  # d of the second run is there already
+    assert mixed["3"] == [("y", 0.0), ("z", -1.0)]
+    whole = mix_runs(RUNS, [0.34, 0.66])  # the longest ranking of query 1 has 3 documents: 1 and 2 of them
+    assert [doc_id for doc_id, _ in whole["1"]] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.4], [1.5, -0.5]])
+def test_shares_that_do_not_fit_are_refused(shares):
+    with pytest.raises(ValueError, match=re.escape(f"with the sum 1, got {shares}")):
+        mix_runs(RUNS, shares)

@@ -1,6 +1,5 @@
 """An encoding whose processes are killed with SIGKILL and started again ends with the bytes of an undisturbed one."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from warm_processes import start_server
 
 import hf_kd_ranking as kd
 from hf_kd_ranking import artifacts
@@ -49,8 +49,7 @@ def run(folder: Path, output: Path, processes: int, stop_at: str | None = None) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("forkserver")  # a fork of this process would not have its threads
-    fork.set_forkserver_preload(["hf_kd_ranking.retrieval.vector_store"])
+    fork = start_server()
     started = []
     for rank in range(processes):
         arguments = (folder, output, stop_at if rank == 0 else None, rank, processes, port)

@@ -28,8 +28,8 @@ def test_text_names_files_figures_warnings_and_examples(tmp_path, first, second,
     assert "Warning, file 3: All scores are within [0, 1]" in text
     assert re.search(r"^rows +5 +4 +1$", text, re.MULTILINE)
     assert re.search(r"^negative margins +20\.00% +50\.00% +0\.00%$", text, re.MULTILINE)
-    assert re.search(r"^1 and 2 +3 +0\.8746 +1 +3 +0\.6667$", text, re.MULTILINE)
-    assert re.search(r"^2 and 3 +1 +- +- +1 +0$", text, re.MULTILINE)
+    assert re.search(r"^1 and 2 +3 +0\.8746 +1 +3 +0\.6667 +- +-$", text, re.MULTILINE)
+    assert re.search(r"^2 and 3 +1 +- +- +1 +0 +- +-$", text, re.MULTILINE)
     assert "In 2 of 5 rows (40.00%) the negative scores above the positive" in text
     assert re.search(r"^1 +10 +99 +-1\.486 +- \| 0 / 4 \| - +what is <b>kd</b> +text of 10 +-$", text, re.MULTILINE)
 

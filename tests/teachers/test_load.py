@@ -29,14 +29,9 @@ from transformers import (
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models import ARCHITECTURES
-from hf_kd_ranking.teachers.load import (
-    INSTRUCTION,
-    YES_NO_BODY,
-    YES_NO_PREFIX,
-    YES_NO_SUFFIX,
-    Teacher,
-    load_teacher,
-)
+from hf_kd_ranking.teachers import language_models
+from hf_kd_ranking.teachers.load import Teacher, load_teacher
+from hf_kd_ranking.teachers.prompts import INSTRUCTION, QWEN_TEMPLATE, Prompt
 
 # Lengths differ, so that batches have padding; a pair twice; a text that is cut at 64 tokens.
 QUERIES = ["moon", "what is bread", "moon", "how to glass house", "a", "moon"]
@@ -173,7 +168,7 @@ def test_pairs_end_where_roberta_has_no_more_positions(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("kind", ["classifier", "yes-no"])
 def test_an_encoder_without_a_trained_head_is_no_teacher(encoder, kind):
-    message = "without a trained head" if kind == "classifier" else "no single tokens 'yes' and 'no'"
+    message = "without a trained head" if kind == "classifier" else "no single token 'yes'"
     with pytest.raises(ValueError, match=message):
         load_teacher(str(encoder), kind)
 
@@ -251,7 +246,10 @@ def test_bi_encoder_with_a_distance_is_refused(make_bi_encoder, similarity):
 # ---- Language models ------------------------------------------------------------------------------------------------
 
 
-PROMPT = YES_NO_PREFIX + YES_NO_BODY + YES_NO_SUFFIX + INSTRUCTION
+PROMPT = QWEN_TEMPLATE + INSTRUCTION
+YES_NO_PREFIX, _, rest = QWEN_TEMPLATE.partition("<Instruct>")
+YES_NO_BODY, end_of_turn, rest = ("<Instruct>" + rest).partition("<|im_end|>")
+YES_NO_SUFFIX = end_of_turn + rest
 
 
 def llama(tokenizer) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
@@ -309,6 +307,64 @@ def test_language_model_scores_yes_minus_no(language_model, batch_size):
     assert score(language_model, batch_size=batch_size) == close(wanted)
 
 
+def test_prefix_of_all_prompts_is_read_once(language_model, monkeypatch):
+    wanted = load_teacher(str(language_model), batch_size=4, device="cpu").score(QUERIES, DOCUMENTS)
+    lengths = []
+
+    def counted(model, input_ids, *args, **options):
+        lengths.append(input_ids.shape[1])
+        return plain(model, input_ids, *args, **options)
+
+    plain = language_models.yes_minus_no
+    monkeypatch.setattr(language_models, "yes_minus_no", counted)
+    teacher = load_teacher(str(language_model), batch_size=4, device="cpu")
+    del lengths[:]  # of the comparison when it is loaded
+    assert teacher.score(QUERIES, DOCUMENTS) == close(wanted)
+    kept = max(lengths)
+    monkeypatch.setattr(language_models, "_with_kept_prefix", lambda *_: None)
+    teacher = load_teacher(str(language_model), batch_size=4, device="cpu")
+    assert teacher.score(QUERIES, DOCUMENTS) == close(wanted)
+    prefix = AutoTokenizer.from_pretrained(language_model)(QWEN_TEMPLATE.partition("<Instruct>")[0])["input_ids"]
+    assert max(lengths) >= kept + len(prefix)
+
+
+def test_prefix_is_not_kept_where_scores_would_change(language_model, monkeypatch):
+    wanted = load_teacher(str(language_model), device="cpu").score(QUERIES, DOCUMENTS)
+    repeat = language_models.DynamicCache.batch_repeat_interleave
+
+    def repeat_wrong(cache, count):
+        repeat(cache, count)
+        for layer in cache.layers:
+            layer.values.add_(1.0)
+
+    monkeypatch.setattr(language_models.DynamicCache, "batch_repeat_interleave", repeat_wrong)
+    assert load_teacher(str(language_model), device="cpu").score(QUERIES, DOCUMENTS) == close(wanted)
+
+
+def test_prompt_and_answers_may_be_given(language_model):
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(language_model),
+        AutoTokenizer.from_pretrained(language_model),
+    )
+    prompt = Prompt("Judge whether the\nDocument: {document}\nmeets the Query: {query}\n", yes="no", no="yes")
+    teacher = load_teacher(str(language_model), prompt=prompt, device="cpu")
+    vocabulary, wanted = tokenizer.get_vocab(), []
+    for query, document in zip(QUERIES, DOCUMENTS, strict=True):
+        ids = tokenizer(f"Judge whether the\nDocument: {document}\nmeets the Query: {query}\n")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        wanted.append((logits[vocabulary["no"]] - logits[vocabulary["yes"]]).item())
+    assert teacher.score(QUERIES, DOCUMENTS) == close(wanted)
+    assert teacher.fingerprint != load_teacher(str(language_model), device="cpu").fingerprint
+    with pytest.raises(ValueError, match="has no single token 'definitely not'"):
+        load_teacher(str(language_model), prompt=Prompt(no="definitely not"))
+
+
+def test_prompt_is_refused_where_nothing_reads_it(make_classifier):
+    with pytest.raises(ValueError, match="is a classifier and reads no prompt"):
+        load_teacher(str(make_classifier(["L"])), prompt=Prompt())
+
+
 def test_long_document_is_cut_within_its_prompt(language_model):
     document, tokenizer = " ".join(["king", "moon", "jam"] * 100), AutoTokenizer.from_pretrained(language_model)
     frame = sum(len(tokenizer(part)["input_ids"]) for part in (YES_NO_PREFIX, YES_NO_SUFFIX))
@@ -346,7 +402,7 @@ def test_instruction_replaces_the_default(language_model):
 def test_language_model_without_yes_and_no_is_refused(tokenizer, tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LM_SIZES)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no single tokens 'yes' and 'no'"):
+    with pytest.raises(ValueError, match="has no single token 'yes'"):
         load_teacher(str(tmp_path))
 
 
@@ -382,6 +438,11 @@ def test_fingerprint_of_a_bi_encoder(make_bi_encoder):
         next(model.parameters())[-1, -1] += 1e-3
     model.save_pretrained(str(folder))
     assert load_teacher(str(folder)).fingerprint not in found
+
+
+def test_teacher_of_another_library_reads_no_token_budget(make_bi_encoder):
+    with pytest.raises(ValueError, match="run by sentence-transformers, which needs batch_size"):
+        load_teacher(str(make_bi_encoder()[0]), tokens_per_batch=100, device="cpu")
 
 
 def test_unknown_kind_is_refused(encoder):
@@ -426,10 +487,7 @@ def teacher_folder(request, tokenizer, tmp_path) -> Path:
     return tmp_path / "lm"
 
 
-def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads, monkeypatch):
-    monkeypatch.setattr(
-        "hf_kd_ranking.teachers.sentence_transformers.REMEMBERED", 0
-    )  # all vectors are dropped at every call
+def test_threads_get_the_scores_of_one_thread(teacher_folder, check_threads):
     teacher = load_teacher(str(teacher_folder), device="cpu", max_length=200)
     documents = [f"{document} {'jam ' * 90} {number}" for number, document in enumerate(DOCUMENTS[:4] * 4)]  # are cut
     check_threads([partial(teacher.score, [query] * 16, documents) for query in QUERIES[:4]])

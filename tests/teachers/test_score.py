@@ -96,6 +96,20 @@ def test_each_distinct_pair_is_scored_once(triples, stores, calls, tmp_path, mon
     assert not (tmp_path / "out.tsv.parts").exists()
 
 
+def test_each_document_is_read_once_except_where_blocks_meet(triples, stores, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "PAIRS_PER_BLOCK", 7)
+    documents_of_calls = []
+
+    def scores(queries, documents) -> np.ndarray:
+        documents_of_calls.append(set(documents))
+        return np.zeros(len(queries), np.float32)
+
+    kd.score_teacher(Teacher("zero", scores, "zero"), triples, *stores, tmp_path / "out.tsv")
+    assert len(documents_of_calls) > 10
+    distinct = set().union(*documents_of_calls)
+    assert sum(map(len, documents_of_calls)) < len(distinct) + len(documents_of_calls)
+
+
 def test_scores_have_all_digits_of_float32(triples, stores, calls, tmp_path):
     kd.score_teacher(calls.teacher(), triples, *stores, tmp_path / "out.tsv")
     rows = kd.load_teacher_scores(tmp_path / "out.tsv").rows

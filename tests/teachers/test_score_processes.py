@@ -1,15 +1,13 @@
 """Scoring in processes of their own: a run that is killed, and two processes that share the work."""
 
-import os
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import datasets
 import pytest
 import torch
 from test_score import PAIRS, Calls, make_stores, write_triples
+from warm_processes import Warm, run_ranks
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.teachers import score
@@ -17,15 +15,14 @@ from hf_kd_ranking.teachers.load import load_teacher
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process with one thread and the cache of the test."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    """Return the variables of a process with the cache of the test."""
+    return {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
 
 
 KILLED = """
 import os, signal, sys, zlib
 import numpy as np
 import hf_kd_ranking as kd
-from hf_kd_ranking import artifacts
 from hf_kd_ranking import artifacts
 from hf_kd_ranking.teachers import score
 from hf_kd_ranking.teachers.load import Teacher
@@ -60,10 +57,9 @@ def test_killed_run_resumes_with_the_finished_blocks(tmp_path, monkeypatch, priv
     triples, stores, calls = write_triples(tmp_path), make_stores(tmp_path), Calls()
     kd.score_teacher(Calls().teacher(), triples, *stores, tmp_path / "whole.tsv")
     (tmp_path / "script.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "script.py", tmp_path, triples, *(store.folder for store in stores)]
     writes = 4  # the description of the work and three blocks
-    killed = subprocess.run([*map(str, command), str(writes)], check=False, timeout=120, env=environment())
-    assert killed.returncode == -signal.SIGKILL
+    arguments = [tmp_path / "script.py", tmp_path, triples, *(store.folder for store in stores), writes]
+    assert Warm(arguments, tmp_path / "killed", environment()).wait() == -signal.SIGKILL
     assert not (tmp_path / "out.tsv").exists()
     counts = kd.score_teacher(calls.teacher(), triples, *stores, tmp_path / "out.tsv")
     assert counts["resumed"] == 48
@@ -76,7 +72,6 @@ SHARED_WORK = """
 import sys
 from accelerate import PartialState
 import hf_kd_ranking as kd
-from hf_kd_ranking import artifacts
 from hf_kd_ranking import artifacts
 from hf_kd_ranking.teachers import score
 
@@ -111,13 +106,9 @@ def test_two_processes_write_the_bytes_of_one(encoder, tokenizer, toy, tmp_path,
         teacher = load_teacher(str(tmp_path / "model"), device="cpu")
         kd.score_teacher(teacher, toy / "scores.tsv", *stores, tmp_path / "one.tsv")
     (tmp_path / "script.py").write_text(SHARED_WORK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [tmp_path / "script.py", tmp_path / "model", toy / "scores.tsv"]
     arguments += [*(store.folder for store in stores), tmp_path]
-    result = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120, env=environment()
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_ranks(arguments, tmp_path / "output", environment())
     assert (tmp_path / "two.tsv").read_bytes() == (tmp_path / "one.tsv").read_bytes()
     assert not (tmp_path / "two.tsv.parts").exists()
     shares = [(tmp_path / f"{rank}.txt").read_text().split() for rank in range(2)]

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.losses import LOSSES
+from hf_kd_ranking.training.feeding import default_workers
 
 
 def arguments(folder: Path, **settings) -> kd.RankingTrainingArguments:
@@ -47,6 +48,24 @@ def test_teacher_scale_that_is_not_a_factor_is_refused(tmp_path, scale):
 @pytest.mark.parametrize(("scale", "factor"), [("0.25", 0.25), ("3", 3.0), (0.5, 0.5), ("match", None)])
 def test_teacher_scale_is_a_factor_or_to_be_matched(tmp_path, scale, factor):
     assert arguments(tmp_path, teacher_scale=scale).teacher_factor() == factor
+
+
+# ---- Workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(16, "1", 4), (16, "8", 2), (2, "8", 1), (3, None, 3)])
+def test_default_workers_share_the_cores_of_a_machine(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_workers() == workers
+
+
+def test_on_the_cpu_batches_are_made_by_the_process_that_trains(tmp_path):
+    assert arguments(tmp_path).dataloader_num_workers == 0
+    assert arguments(tmp_path, dataloader_num_workers=2).dataloader_num_workers == 2
+    assert not arguments(tmp_path).accelerator_config.non_blocking
 
 
 # ---- The output folder ----------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.training.callbacks import StopOnTermination
 from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete
 
 pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
@@ -42,17 +44,38 @@ def checkpoints(folder: Path) -> list[str]:
 # ---- Losses that are not numbers ------------------------------------------------------------------------------------
 
 
-def test_infinite_loss_stops_before_the_weights_change(model, make_trainer, tmp_path):
-    # Scores beyond float32's square root: the square of a margin overflows.
+@pytest.fixture
+def infinite(tmp_path) -> kd.TeacherRows:
+    """Rows of which one has scores beyond float32's square root, so that the square of a margin overflows."""
     rows = [f"{3e38 if i == 40 else 1}\t0\t{100 + i % 12}\t{i % 40}\t{(i + 7) % 40}\n" for i in range(64)]
     (tmp_path / "rows.tsv").write_text("".join(rows))
-    parts = {"train_dataset": kd.load_teacher_scores(tmp_path / "rows.tsv")}
-    trainer = make_trainer(model, parts, per_device_train_batch_size=4, save_strategy="steps", save_steps=1)
+    return kd.load_teacher_scores(tmp_path / "rows.tsv")
+
+
+def test_infinite_loss_stops_before_the_weights_change(model, make_trainer, infinite, tmp_path):
+    settings = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(model, {"train_dataset": infinite}, **settings)
     step = list(trainer.train_sampler).index(40) // 4 + 1
     with pytest.raises(FloatingPointError, match=rf"The loss of step {step} is inf; .* documents .*104: 0, 7"):
         trainer.train()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert last_complete(tmp_path / "out") == (str(tmp_path / "out" / f"checkpoint-{step - 1}") if step > 1 else None)
+
+
+@pytest.mark.parametrize("when", ["save", "log", "step", "end"])
+def test_infinite_loss_is_found_a_step_late_on_a_gpu(model, make_trainer, infinite, tmp_path, when):
+    settings = {"per_device_train_batch_size": 4, "logging_steps": 1 if when == "log" else 1000}
+    if when == "save":
+        settings |= {"save_strategy": "steps", "save_steps": 1}
+    step = list(make_trainer(model, {"train_dataset": infinite}, **settings).train_sampler).index(40) // 4 + 1
+    if when == "end":
+        settings["max_steps"] = step
+    trainer = make_trainer(model, {"train_dataset": infinite}, **settings)
+    trainer.finite_losses.is_late = True
+    with pytest.raises(FloatingPointError, match=rf"step {step} is inf; the weights were changed .*104: 0, 7"):
+        trainer.train()
+    assert trainer.state.global_step == step  # the next one did not change the weights any more
+    assert checkpoints(tmp_path / "out") == ([f"checkpoint-{i}" for i in range(1, step)] if when == "save" else [])
 
 
 def test_nan_weights_are_not_saved(model, make_trainer, tmp_path):
@@ -102,7 +125,7 @@ def test_last_checkpoint_stays_until_the_next_is_complete(model, make_trainer, t
 
     monkeypatch.setattr("hf_kd_ranking.artifacts._put_in_place", put_in_place)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written .* last complete one is .*checkpoint-2\. "):
-        make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1).train()
+        make_trainer(model, save_strategy="steps", save_steps=2, save_total_limit=1, token_cache=False).train()
     assert [str(path.relative_to(tmp_path / "out")) for path in written] == [
         "checkpoint-2/run.json",
         "checkpoint-4/run.json",
@@ -247,6 +270,37 @@ def test_sigterm_of_a_job_leaves_no_results_and_resumes(model, toy, encoder, tmp
     kd.train_ranker(job, args)
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 16
     assert len(calls) == 16
+
+
+def test_processes_agree_to_stop_about_every_five_seconds(model, monkeypatch):
+    clock, agreed, step = [0.0], [], [0]
+
+    def reduce(mine, reduction):  # the other process: as fast, and signalled after 15 steps
+        agreed.append(step[0])
+        return mine + torch.tensor([float(step[0] > 15), mine[1]])
+
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    monkeypatch.setattr("hf_kd_ranking.training.callbacks.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    termination, control = StopOnTermination(accelerator), TrainerControl()
+    with termination.listening():
+        while not control.should_training_stop and step[0] < 40:
+            step[0] += 1
+            clock[0] += 0.5
+            termination.on_step_end(None, None, control)
+    assert agreed == [1, 11, 21]
+    assert termination.is_asked and control.should_save
+
+
+def test_processes_agree_at_the_last_step(model):
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=lambda mine, _: mine * 2)
+    termination = StopOnTermination(accelerator)
+    with termination.listening():
+        termination.on_step_end(None, None, TrainerControl())
+        terminate()
+        termination.on_step_end(None, None, TrainerControl())
+        assert not termination.is_asked, "the second step is not one at which they agree"
+        termination.on_step_end(None, None, TrainerControl(should_training_stop=True))
+        assert termination.is_asked
 
 
 def test_training_in_another_thread_leaves_signals_alone(model, make_trainer):

@@ -1,6 +1,7 @@
 """Losses over the batch: by hand, against a loop over single pairs, and what cannot have them."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.losses import LOSSES
-from hf_kd_ranking.models import RankerModel
 from hf_kd_ranking.training.in_batch import can_be_live
 
 STORABLE = pytest.mark.parametrize(
@@ -87,14 +87,15 @@ def test_in_batch_losses_train_and_leave_the_teacher_alone(teacher, make_trainer
 
 @STORABLE
 def test_live_teacher_runs_in_bf16_and_scores_in_float32(model, teacher, make_trainer, monkeypatch):
-    dtypes, all_pairs = [], RankerModel.score_all_pairs
+    dtypes = []
+    for ranker in (model, teacher.model):
 
-    def recorded(*arguments: object) -> Tensor:
-        scores = all_pairs(*arguments)
-        dtypes.append(scores.dtype)
-        return scores
+        def recorded(*arguments: object, all_pairs: Callable = ranker.score_all_pairs) -> Tensor:
+            scores = all_pairs(*arguments)
+            dtypes.append(scores.dtype)
+            return scores
 
-    monkeypatch.setattr(RankerModel, "score_all_pairs", recorded)
+        monkeypatch.setattr(ranker, "score_all_pairs", recorded)
     teacher.model.compressor.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
     trainer = make_trainer(model, {"in_batch_teacher": teacher}, loss="in_batch_margin_mse", bf16=True)
     loss = loss_of(trainer, CHOSEN)

@@ -1,6 +1,5 @@
 """Two processes of a run, one of them killed with SIGKILL: started again, the run ends bit by bit as undisturbed."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback, TrainerState
+from warm_processes import start_server
 
 import hf_kd_ranking as kd
 
@@ -68,7 +68,7 @@ def run(model: Path, toy: Path, output: Path, kill_after: int | None = None) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")  # not from this process, whose threads a fork would not have
+    context = start_server()
     processes = [context.Process(target=train, args=(model, toy, output, rank, port, kill_after)) for rank in (0, 1)]
     for process in processes:
         process.start()

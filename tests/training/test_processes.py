@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from warm_processes import run_ranks
 
 import hf_kd_ranking as kd
 
@@ -92,6 +93,8 @@ with open(f"{output}/rank{trainer.args.process_index}.json", "w") as file:
 teacher = kd.Ranker(kd.load_ranker(f"{models}/colbert"), tokenizer)
 loss = "margin_mse:1,in_batch_margin_mse:0.75"
 train("bert_dot", "in_batch", parts={"in_batch_teacher": teacher}, loss=loss)
+cache = None if processes == 1 else 3
+train("bert_dot", "cached", parts={"in_batch_teacher": teacher}, loss=loss, gradient_cache=cache)
 lists = []
 for place, row in enumerate(rows.rows):  # of two to four documents, so that the longest list is of one process
     more = [doc_id for doc_id in rows[(place + 7) % len(rows)]["doc_ids"] if doc_id not in row["doc_ids"]]
@@ -111,10 +114,12 @@ SETTINGS = {
     "prettr": {"join_layer_idx": 1},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 LAUNCH_FSDP = ("-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml", "--main_process_port", "0")
-RUNS = {"ddp": (*SETTINGS, "in_batch", "uneven", "stream", "topics"), "fsdp": ("bert_dot", "prettr", "tk", "in_batch")}
+RUNS = {
+    "ddp": (*SETTINGS, "in_batch", "cached", "uneven", "stream", "topics"),
+    "fsdp": ("bert_dot", "prettr", "tk", "in_batch", "cached"),
+}
 EVERY_RUN = pytest.mark.parametrize(("way", "run_name"), [(way, run) for way, names in RUNS.items() for run in names])
 SAME_ON_BOTH = (
     "loss", "grad_norm", "pairwise_agreement", "student_margin", "student_margin_std", "teacher_margin",
@@ -141,15 +146,13 @@ def runs(models, toy, tmp_path_factory) -> Path:
     """Output folders of the script on one process, `one`, and on two, `ddp` and `fsdp`."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
-    for output, launcher in (("one", ()), ("ddp", TWO), ("fsdp", LAUNCH_FSDP)):
-        run([*launcher, folder / "script.py", models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])])
-    return folder
-
-
-def run(arguments: list) -> None:
-    command = [sys.executable, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    arguments = {output: [models, toy, folder / output, *RUNS.get(output, RUNS["ddp"])] for output in ("one", *RUNS)}
+    run_ranks([folder / "script.py", *arguments["one"]], folder / "one-output", {}, count=1)
+    run_ranks([folder / "script.py", *arguments["ddp"]], folder / "ddp-output", {})
+    command = [sys.executable, *LAUNCH_FSDP, folder / "script.py", *arguments["fsdp"]]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 @EVERY_RUN

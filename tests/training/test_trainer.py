@@ -5,6 +5,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
+from operator import methodcaller
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,7 +58,8 @@ def test_loss_of_a_batch_is_margin_mse_by_hand(student, make_trainer, teacher_sc
     wanted = ((student_margins - float(teacher_scale) * teacher_margins) ** 2).sum() / 5
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert outputs.scores.shape == (5, 2)
-    assert json.dumps(batch, default=Tensor.tolist) == json.dumps(before, default=Tensor.tolist)
+    as_lists = partial(json.dumps, default=methodcaller("tolist"))
+    assert as_lists(batch) == as_lists(before)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -285,6 +288,15 @@ def test_the_waits_of_all_batches_of_a_line_are_added(monkeypatch):
         statistics.add(features, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
     logged = statistics.pop(Accelerator(cpu=True))
     assert (logged["tokens_per_second"], logged["data_wait_share"]) == (1.0, 3 / 10)
+
+
+@pytest.mark.parametrize(("model", "workers"), [("bert_dot", 0), ("bert_dot", 2)], indirect=["model"])
+def test_workers_of_training_stay_for_all_epochs(model, make_trainer, workers):
+    trainer = make_trainer(model, dataloader_num_workers=workers)
+    trainer.eval_dataset = trainer.train_dataset
+    assert trainer.get_train_dataloader().base_dataloader.persistent_workers == (workers > 0)
+    # Trainer would evaluate every data set on the first one.
+    assert not trainer.get_eval_dataloader().base_dataloader.persistent_workers
 
 
 def test_eval_loss_is_the_mean_over_rows_not_batches(student, make_trainer):

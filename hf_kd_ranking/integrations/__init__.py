@@ -1,0 +1,1 @@
+"""Rankers as components of frameworks; each module needs the framework, which is the extra of its name."""
