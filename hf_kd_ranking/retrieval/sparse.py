@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, map_array, open_ids
 from ..errors import InputError
 from ..ranker import Ranker
-from .base import Index, Result, best_of, check_k, check_model
+from .base import Result, best_of, check_k, check_model
+from .vector_index import VectorIndex
 from .vector_store import VectorStore
 
 ARRAYS = ("starts", "doc_rows", "weights")
@@ -43,13 +44,23 @@ class InvertedLists:
         by_word = documents.tocsc()
         return cls(by_word.indptr, by_word.indices, by_word.data.astype(dtype, copy=False), documents.shape[0])
 
+    def joined(self, more: "InvertedLists") -> "InvertedLists":
+        """Return the lists of these documents and of others, whose rows follow."""
+        by_word = hstack([self._matrix(), more._matrix()], format="csr")
+        weights = by_word.data.astype(self.weights.dtype, copy=False)
+        return InvertedLists(by_word.indptr, by_word.indices, weights, self.count + more.count)
+
+    def _matrix(self) -> csr_array:
+        weights = np.asarray(self.weights, dtype=np.float32)
+        return csr_array((weights, self.doc_rows, self.starts), (len(self.starts) - 1, self.count))
+
     def search(
-        self, queries: csr_array, k: int, is_left_out: np.ndarray | None = None, query_words: int | None = None
+        self, queries: csr_array, k: int, allowed: np.ndarray | None = None, query_words: int | None = None
     ) -> list[Result]:
         """Return the scores and rows of the best k documents for every query vector, (Q, V).
 
         Args:
-            is_left_out: (N,) True at rows that are not returned; None for none.
+            allowed: (N,) True at rows that may be returned; None for all.
             query_words: see `SparseIndex.search_vectors`.
         """
         results = []
@@ -59,8 +70,8 @@ class InvertedLists:
                 largest = np.argsort(-np.abs(weights), kind="stable")[:query_words]
                 words, weights = words[largest], weights[largest]
             scores = self._scores(words, weights)
-            if is_left_out is not None:
-                scores[is_left_out] = 0
+            if allowed is not None:
+                scores[~allowed] = 0
             results.append(_best_positive(scores, k))
         return results
 
@@ -81,7 +92,7 @@ def _best_positive(scores: np.ndarray, k: int) -> Result:
     return best_of(scores[rows], rows, k)
 
 
-class SparseIndex(Index):
+class SparseIndex(VectorIndex):
     """An inverted index of one sparse vector per document; make one with `build` or `open`."""
 
     compares = (("sparse", "dot"),)
@@ -89,11 +100,8 @@ class SparseIndex(Index):
     def __init__(
         self, ranker: Ranker, lists: InvertedLists, ids: IdIndex, removed: np.ndarray, description: dict
     ) -> None:
-        self.ranker = ranker
+        super().__init__(ranker, ids, removed, description)
         self.lists = lists
-        self.ids = ids
-        self.removed = removed  # (N,) True at rows that are not returned any more
-        self.description = description
 
     @classmethod
     def build(cls, store: VectorStore, folder: str | Path | None = None) -> "SparseIndex":
@@ -128,15 +136,8 @@ class SparseIndex(Index):
         lists = InvertedLists(**arrays, count=description["rows"])
         return cls(ranker, lists, ids, np.load(data / "removed.npy"), description)
 
-    def __len__(self) -> int:
-        return len(self.removed) - int(self.removed.sum())
-
-    def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents out of all results; their space is free when the index is built again."""
-        rows = self.ids.rows_of_known(ids, "documents of the index")
-        self.removed = self.removed.copy()
-        self.removed[rows] = True
-        self.ids = IdIndex.build(self.ids.columns(), self.removed)
+    def _append(self, store: VectorStore) -> None:
+        self.lists = self.lists.joined(InvertedLists.build(store.matrix(), store.values.dtype))
 
     def search_vectors(
         self, queries: csr_array, k: int = 100, only: Sequence[Id] | None = None, query_words: int | None = None
@@ -160,9 +161,4 @@ class SparseIndex(Index):
         check_k(k)
         if query_words is not None and query_words < 1:
             raise InputError(f"query_words must be at least 1, or None for all, got {query_words}.")
-        is_left_out = self.removed
-        if only is not None:
-            is_left_out = np.ones_like(self.removed)
-            chosen = self.ids.rows_of_known(only, "documents of the index")
-            is_left_out[chosen] = self.removed[chosen]
-        return self.lists.search(queries, k, is_left_out if is_left_out.any() else None, query_words)
+        return self.lists.search(queries, k, self._allowed(only), query_words)

@@ -156,7 +156,10 @@ class VectorStore(IdIndex):
         if self.offsets is None:
             return self._unpack(np.asarray(rows))
         if self.words is not None:
-            return self._matrix([slice(self.offsets[row], self.offsets[row + 1]) for row in rows])
+            lengths, places = self._places(rows)
+            values = self.values[places].astype(np.float32)
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            return csr_array((values, self.words[places], offsets), (len(lengths), self.dimension))
         if len(rows) == 0:
             return []
         lengths, vectors = self.take_tokens(rows)
@@ -164,10 +167,14 @@ class VectorStore(IdIndex):
 
     def take_tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of token vectors of some rows, (N,), and the vectors one after another, (T, D) float32."""
+        lengths, places = self._places(rows)
+        return lengths, self._unpack(places)
+
+    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many values some rows have, (N,), and where they are stored, one after another, (T,)."""
         firsts = self.offsets[rows]
         lengths = self.offsets[np.asarray(rows) + 1] - firsts
-        places = np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
-        return lengths, self._unpack(places)
+        return lengths, np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
 
     def matrix(self) -> csr_array:
         """Return all sparse vectors, (N, V) float32, in memory."""
@@ -183,14 +190,6 @@ class VectorStore(IdIndex):
             stop = max(stop, start + 1)
             yield start, np.diff(offsets[start : stop + 1]), self._unpack(slice(offsets[start], offsets[stop]))
             start = stop
-
-    def _matrix(self, places: list[slice]) -> csr_array:
-        """Return the sparse vectors that are stored in some places, float32."""
-        values = [self.values[:0], *(self.values[place] for place in places)]  # perhaps of no row
-        words = [self.words[:0], *(self.words[place] for place in places)]
-        offsets = np.cumsum([len(part) for part in words])
-        shape = (len(places), self.dimension)
-        return csr_array((np.concatenate(values).astype(np.float32), np.concatenate(words), offsets), shape)
 
     def _unpack(self, chosen: slice | np.ndarray) -> np.ndarray:
         if self._codec is not None:

@@ -56,7 +56,7 @@ def test_sparse_search_of_large_random_vectors_equals_brute_force():
 
 
 @MODEL
-def test_sparse_index_filters_and_removes(ranker, store, documents, tmp_path):
+def test_sparse_index_filters_adds_and_removes(ranker, store, make_texts, tmp_path):
     index = kd.SparseIndex.build(store)
     everything = dict(index.search({"q": "cat apple"}, 100)["q"])
     chosen = list(everything)[1:4]
@@ -68,6 +68,17 @@ def test_sparse_index_filters_and_removes(ranker, store, documents, tmp_path):
     assert len(again) == len(store) - 2
     assert dict(again.search({"q": "cat apple"}, 100)["q"]).keys() == everything.keys() - set(chosen[:2])
     assert set(dict(again.search({"q": "cat apple"}, 100, only=chosen[2:])["q"])) == {chosen[2]}
+    again.add(
+        kd.VectorStore.build(ranker, make_texts((chosen[0], "cat apple"), ("new one", "cat apple")), tmp_path / "new")
+    )
+    again.save(tmp_path / "index", overwrite=True)
+    grown = kd.SparseIndex.open(tmp_path / "index", ranker)
+    ranking = dict(grown.search({"q": "cat apple"}, 100)["q"])
+    assert len(grown) == len(store) and ranking.keys() == everything.keys() - {chosen[1]} | {"new one"}
+    assert ranking["new one"] == pytest.approx(ranking[chosen[0]], abs=1e-6)
+    assert ranking[chosen[2]] == pytest.approx(everything[chosen[2]], abs=1e-6)
+    with pytest.raises(ValueError, match=r"41 of the 41 ids of .*store are in the index already"):
+        kd.SparseIndex.build(store).add(store)
     with pytest.raises(KeyError, match=r"are not among the .* documents of the index"):
         again.search({"q": "cat"}, only=chosen)
 
