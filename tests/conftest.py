@@ -34,7 +34,6 @@ ARCHITECTURES = {
     "prettr-query_length": {"join_layer_idx": 1, "document_position_offset": "query_length"},
     "prettr-compressed": {"join_layer_idx": 1, "compression_dim": 6},
     "splade": {},
-    "splade-static": {"expansion": "none", "query_encoding": "static"},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
 
