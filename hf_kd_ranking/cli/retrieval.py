@@ -1,7 +1,7 @@
 """`hf-kd-ranking index | search | fuse`: encode a collection, search it, fuse runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from ..processes import processes
 from ..retrieval.base import refuse_replacing
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
+
+if TYPE_CHECKING:
+    from ..retrieval.vector_store import VectorStore
 
 
 def index(
@@ -70,7 +73,15 @@ def index(
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
-    if config.vectors_per_text == "sparse":
+    _index_vectors(store, output, factory, centroids, overwrite)
+    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+
+
+def _index_vectors(
+    store: "VectorStore", output: Path, factory: str | None, centroids: int | None, overwrite: bool
+) -> None:
+    """Build the index that belongs into a vector store, if any does."""
+    if store.words is not None:
         from ..retrieval.sparse import SparseIndex
 
         SparseIndex.build(store).save(output / "sparse", overwrite)
@@ -82,7 +93,6 @@ def index(
         from ..retrieval.colbert import ColBERTIndex
 
         ColBERTIndex.build(store, centroids=centroids)
-    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
 
 
 def search(

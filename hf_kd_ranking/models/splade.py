@@ -181,12 +181,12 @@ class Splade(EncoderRanker):
 
     def _prune(self, weights: Tensor, side: Side) -> Tensor:
         """Set weights up to the threshold to zero, and all but the largest ones."""
-        size = weights.abs()  # static weights may be negative
-        weights = weights.masked_fill(size <= self.config.threshold, 0)
         limit = self.config.query_top_k if side == "query" else self.config.document_top_k
+        if self.config.threshold > 0:
+            weights = weights.masked_fill(weights.abs() <= self.config.threshold, 0)
         if limit is None or limit >= weights.shape[1]:
             return weights
-        places = size.topk(limit, dim=1).indices
+        places = weights.abs().topk(limit, dim=1).indices  # static weights may be negative
         return torch.zeros_like(weights).scatter(1, places, weights.gather(1, places))
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
