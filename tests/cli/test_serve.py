@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli.serve import KEY
+from hf_kd_ranking.searcher import load_pipeline
 
 
 @pytest.fixture
@@ -48,7 +50,8 @@ def served(arguments, cwd, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_a_docker_folder_serves_the_same(call, folder, toy):
+def test_docker_folder_serves_page_and_32_clients_until_sigterm(call, folder, toy, model, tokenizer):
+    """Every answer is that of its own request; a request that runs when the signal comes is answered."""
     options = f"--model {folder}/model --collection {toy}/collection.tsv --index {folder}/index --rerank --fuse --k 9"
     options += f" --queries {toy}/queries.tsv"
     status, out, err = call(f'serve {options} --title A:"B" --docker {folder}/image --json')
@@ -60,17 +63,57 @@ def test_a_docker_folder_serves_the_same(call, folder, toy):
     assert (folder / "image" / "package" / "hf_kd_ranking" / "serving" / "static" / "page.js").is_file()
     assert not list((folder / "image").rglob("*.pyc"))
     arguments = read_command(folder / "image", "retrieval,serve")
+    ranker, documents = kd.Ranker(model, tokenizer), kd.TextStore.from_tsv(toy / "collection.tsv")
     query = kd.TextStore.from_tsv(toy / "queries.tsv")["101"]
-    found = []
-    for command, cwd in [(arguments, folder / "image"), (["serve", *options.split(), "--port", "0"], folder)]:
-        with served(command, cwd) as (_, address):
-            assert "<form" in httpx.get(address).text
-            about = httpx.get(f"{address}/about").json()
-            assert (len(about["examples"]), about["name"], about["documents"]) == (4, "model", 40)
-            results = httpx.post(f"{address}/search", json={"query": query}).json()
-            found.append(results["hits"])
-            assert "reading vectors" in results["stages_ms"]
-    assert found[0] == found[1] != []
+    with served(arguments, folder / "image", **{KEY: "key"}) as (process, address):
+        client = httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer key"})
+        assert "<form" in client.get("/").text
+        about = client.get("/about").json()
+        assert (len(about["examples"]), about["name"], about["documents"]) == (4, "model", 40)
+        results = client.post("/search", json={"query": query}).json()
+        pipeline = load_pipeline(folder / "image" / "pipeline" / "model")
+        assert [hit["doc_id"] for hit in results["hits"]] == [doc_id for doc_id, _ in pipeline.search(query)]
+        assert "reading vectors" in results["stages_ms"]
+        check_many_clients(client, ranker, [documents[str(place)] for place in range(40)])
+        texts = [f"{documents[str(place % 40)]} {place}" for place in range(1_000)]
+        with ThreadPoolExecutor() as pool:
+            before = read_batches(client)
+            running = pool.submit(client.post, "/rerank", json={"query": query, "texts": texts, "raw_scores": True})
+            while read_batches(client) == before and not running.done():
+                pass
+            process.send_signal(signal.SIGTERM)
+            answer = running.result(60)
+        assert process.wait(60) == -signal.SIGTERM
+        log = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+    assert [result["score"] for result in answer.json()] == pytest.approx(
+        np.sort(ranker.score(query, texts))[::-1], abs=1e-4
+    )
+    assert sum(line["path"] == "/rerank" and line["status"] == 200 for line in log) == 321
+
+
+def check_many_clients(client, ranker, texts):
+    """Send 320 requests of 32 clients, half of them by id, and compare every answer with the ranker's."""
+    cases = []
+    for number in range(320):
+        rows = [(7 * number + step) % 40 for step in range(1 + number % 7)]
+        cases.append((texts[number % 40] + f" {number}", rows, number % 2 == 0))
+
+    def ask(case):
+        query, rows, is_by_id = case
+        sent = [{"id": str(row)} if is_by_id else texts[row] for row in rows]
+        answer = client.post("/rerank", json={"query": query, "documents": sent, "raw_scores": True})
+        assert answer.status_code == 200, answer.text
+        return {result["index"]: result["relevance_score"] for result in answer.json()["results"]}
+
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(ask, cases))
+    for (query, rows, _), answer in zip(cases, answers, strict=True):
+        scores = ranker.score(query, [texts[row] for row in rows])
+        assert [answer[place] for place in range(len(rows))] == pytest.approx(scores, abs=1e-4)
+
+
+def read_batches(client):
+    return re.search(r"^ranking_batch_jobs_count (.*)$", client.get("/metrics").text, re.MULTILINE).group(1)
 
 
 def read_command(image, extras):
@@ -84,48 +127,16 @@ def read_command(image, extras):
     return arguments
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_api_process_answers_32_clients_and_finishes_at_sigterm(call, folder, toy, model, tokenizer):
-    """Every answer is that of its own request; the signal comes while requests run, and none is lost."""
-    status, _, err = call(f"serve --model name={folder}/model --index {folder}/index --docker {folder}/image")
-    assert status == 0, err
-    documents = kd.TextStore.from_tsv(toy / "collection.tsv")
-    texts = [documents[str(place)] for place in range(40)]
-    ranker = kd.Ranker(model, tokenizer)
-    cases = []
-    for number in range(320):
-        rows = [(7 * number + step) % 40 for step in range(1 + number % 7)]
-        cases.append((texts[number % 40] + f" {number}", rows, number % 2 == 0))
-    with served(read_command(folder / "image", "retrieval,serve"), folder / "image", **{KEY: "key"}) as (
-        process,
-        address,
-    ):
-        limits = httpx.Limits(max_connections=32)
-        with httpx.Client(
-            base_url=address, limits=limits, timeout=60, headers={"Authorization": "Bearer key"}
-        ) as http:
-
-            def ask(case):
-                query, rows, is_by_id = case
-                sent = [{"id": str(row)} if is_by_id else texts[row] for row in rows]
-                answer = http.post("/rerank", json={"query": query, "documents": sent, "raw_scores": True})
-                assert answer.status_code == 200, answer.text
-                return {result["index"]: result["relevance_score"] for result in answer.json()["results"]}
-
-            with ThreadPoolExecutor(32) as pool:
-                answers = list(pool.map(ask, cases))
-                last = [pool.submit(ask, case) for case in cases[:32]]
-                while sum(future.running() for future in last) < 16 and not all(future.done() for future in last):
-                    pass
-                process.send_signal(signal.SIGTERM)
-                answers += [future.result(60) for future in last]
-        assert process.wait(60) == -signal.SIGTERM
-        log = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
-    for (query, rows, _), answer in zip([*cases, *cases[:32]], answers, strict=True):
-        scores = ranker.score(query, [texts[row] for row in rows])
-        assert [answer[place] for place in range(len(rows))] == pytest.approx(scores, abs=1e-4)
-    assert sum(line["path"] == "/rerank" and line["status"] == 200 for line in log) == 352
+def test_docker_folder_of_the_api_alone(call, folder):
+    for options, extras in (("", "serve"), (f"--index {folder}/index", "retrieval,serve")):
+        image = folder / f"image{len(options)}"
+        status, _, err = call(f"serve --model name={folder}/model {options} --docker {image}")
+        assert status == 0, err
+        arguments = read_command(image, extras)
+        assert arguments[arguments.index("--model") + 1] == "name=model"
+        kd.Ranker.from_pretrained(image / "model")
+        assert ("--index" in arguments) == bool(options) == (image / "index").is_dir()
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
