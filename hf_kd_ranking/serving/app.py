@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def make_app(
 
     @app.get("/about", include_in_schema=False)
     async def describe() -> JSONResponse:
+        if not service.is_ready:
+            return JSONResponse({"progress": asdict(service.progress)})
         described = {"name": service.model.name, **(about or {})}
         if service.model.search is not None:
             described["documents"] = len(service.model.search.pipeline.documents)

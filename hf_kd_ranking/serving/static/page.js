@@ -26,22 +26,24 @@ async function ask(path, options = {}) {
     sessionStorage.setItem("key", key.value);
     return ask(path, options);
   }
-  if (!response.ok && answer.status !== "loading") throw new Error(answer.message);
+  if (!response.ok) throw new Error(answer.message);
   return answer;
 }
 
-// Shows what the server does until it answers.
+// Returns the description of the page; shows what the server does until there is one.
 async function waitUntilReady() {
   for (;;) {
-    const health = await ask("health");
-    $("progress").hidden = health.status === "ok";
-    if (health.status === "ok") break;
-    $("status").textContent = `The server is starting: ${health.stage} …`;
-    if (health.total) Object.assign($("progress"), { max: health.total, value: health.done });
+    const description = await ask("about");
+    $("progress").hidden = !description.progress;
+    $("status").textContent = "";
+    if (!description.progress) return description;
+    const { stage, done, total } = description.progress;
+    const share = total ? `, ${done.toLocaleString("en")} of ${total.toLocaleString("en")}` : "";
+    $("status").textContent = `The server is starting: ${stage}${share} …`;
+    if (total) Object.assign($("progress"), { max: total, value: done });
     else $("progress").removeAttribute("value");
     await new Promise((resolve) => setTimeout(resolve, 300));
   }
-  $("status").textContent = "";
 }
 
 const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
@@ -146,8 +148,7 @@ function go(event, query) {
 
 async function start() {
   try {
-    await waitUntilReady();
-    about = await ask("about");
+    about = await waitUntilReady();
   } catch (error) {
     $("error").textContent = error.message;
   }
