@@ -2,6 +2,7 @@
 
     python examples/benchmarks/serve_load.py RANKER [--architecture bert_dot] [--concurrency 1 8 32] [--requests 200]
     python examples/benchmarks/serve_load.py RANKER --minutes 30      # a soak: good and bad requests, 32 clients
+    python examples/benchmarks/serve_load.py RANKER --stored 100      # 100 documents by id, and without the server
 
 RANKER is a ranker, or an encoder with --architecture: an untrained ranker is as fast. Two servers are started at free
 ports of the loopback interface, one that batches requests together and one that does not. Their rounds alternate, each
@@ -53,11 +54,14 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20, help="documents per request")
     parser.add_argument("--words", type=int, nargs=2, default=[5, 40], help="shortest and longest document")
     parser.add_argument("--minutes", type=float, default=0)
+    parser.add_argument("--stored", type=int, default=0)
     args = parser.parse_args()
     ranker = kd.Ranker.from_pretrained(args.ranker, args.architecture, device="cpu")
-    requests, wanted = make_requests(ranker, args.documents, args.words)
     with tempfile.TemporaryDirectory() as folder:
         ranker.save_pretrained(folder)
+        if args.stored > 0:
+            return print(json.dumps(compare_stored(folder, ranker, args)))
+        requests, wanted = make_requests(ranker, args.documents, args.words)
         del ranker
         if args.minutes > 0:
             result = soak(folder, requests, wanted, args.minutes)
@@ -181,6 +185,35 @@ async def ask(http: httpx.AsyncClient, body: bytes, wanted: np.ndarray) -> str:
     if np.abs(scores - wanted).max() > TOLERANCE * max(1, np.abs(wanted).max()):
         return "wrong"
     return "200"
+
+
+def compare_stored(folder: str, ranker: kd.Ranker, args: argparse.Namespace) -> dict:
+    """Return the milliseconds of re-ranking stored documents by id, through the server and in this process."""
+    rng, rows = random.Random(0), []
+    vocabulary = sorted(word for word in ranker.tokenizer.get_vocab() if word.isalpha())
+    for number in range(3 * args.stored):
+        rows.append(f"{number}\t{' '.join(rng.choices(vocabulary, k=rng.randint(*args.words)))}\n")
+    path = Path(folder) / "documents.tsv"
+    path.write_text("".join(rows))
+    store = kd.VectorStore.build(ranker, kd.TextStore.from_tsv(path), Path(folder) / "index")
+    reranker, server, times = kd.StoredReranker(store), Server(folder, "--index", str(store.folder)), {}
+    with httpx.Client(base_url=server.address, timeout=60) as http:
+        for number in range(args.requests + 1):
+            query, ids = " ".join(rng.choices(vocabulary, k=6)), rng.sample(range(len(rows)), args.stored)
+            start = time.perf_counter()
+            scores = reranker.score(query, ids)
+            middle = time.perf_counter()
+            body = {"query": query, "documents": [{"id": str(doc_id)} for doc_id in ids], "raw_scores": True}
+            results = http.post("/rerank", json=body).json()["results"]
+            end = time.perf_counter()
+            assert np.allclose([result["relevance_score"] for result in results], np.sort(scores)[::-1], atol=1e-3)
+            if number > 0:  # the first warms up
+                times.setdefault("in process", []).append(1_000 * (middle - start))
+                times.setdefault("served", []).append(1_000 * (end - middle))
+    server.stop()
+    medians = {name: round(statistics.median(values), 1) for name, values in times.items()}
+    ratios = [a / b for a, b in zip(times["served"], times["in process"], strict=True)]
+    return {"documents": args.stored, "median_ms": medians, "ratio": round(statistics.median(ratios), 3)}
 
 
 def soak(folder: str, requests: list[bytes], wanted: list[np.ndarray], minutes: float) -> dict:

@@ -59,7 +59,7 @@ class SearchSettings:
 
 @dataclass
 class Source:
-    """What is served, see the options of `serve`."""
+    """The model, index and collection to serve, see the options of `serve`."""
 
     pipeline: Path | None
     model: str | None

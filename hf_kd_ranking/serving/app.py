@@ -59,33 +59,31 @@ def make_app(
     """
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
         await run_in_threadpool(service.close)
 
     app = FastAPI(
-        title="hf_kd_ranking", version=version("hf_kd_ranking"), lifespan=lifespan, docs_url=None, redoc_url=None
+        title="hf_kd_ranking", version=version("hf_kd_ranking"), lifespan=_lifespan, docs_url=None, redoc_url=None
     )
     router = make_router(service)
     app.include_router(router)
     add_error_answers(app)
 
-    @app.exception_handler(ClientGoneError)
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_GONE)
+    for error_type in (ClientGoneError, ClientDisconnect):
+        app.add_exception_handler(error_type, _answer_nobody)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> FileResponse:
+    async def _docs() -> FileResponse:
         return FileResponse(STATIC / "docs.html")
 
     @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
+    async def _page() -> FileResponse:
         return FileResponse(STATIC / ("docs.html" if about is None else "index.html"))
 
     @app.get("/about", include_in_schema=False)
-    async def describe() -> JSONResponse:
+    async def _describe() -> JSONResponse:
         if not service.is_ready:
             return JSONResponse({"progress": asdict(service.progress)})
         described = {"name": service.model.name, **(about or {})}
@@ -108,8 +106,12 @@ def make_app(
     return app
 
 
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
 class Gate:
-    """What every request passes: the key, the limit of the body, headers, a line of the access log, and metrics.
+    """Check the key and the size of every request; add headers, a line of the access log, and metrics.
 
     The log is one JSON object per request, without texts: an address of the page has a query, so that only the path
     is logged.
@@ -127,7 +129,7 @@ class Gate:
             return await self.app(scope, receive, send)
         status, started = 500, time.perf_counter()
 
-        async def answer(message: Message) -> None:
+        async def _answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -138,9 +140,9 @@ class Gate:
         try:
             refusal = self._refuse(scope)
             if refusal is not None:
-                await refusal.answer()(scope, receive, answer)
+                await refusal.answer()(scope, receive, _answer)
             else:
-                await self.app(scope, _limited(receive, self.service.limits.body_bytes), answer)
+                await self.app(scope, _limited(receive, self.service.limits.body_bytes), _answer)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
@@ -170,7 +172,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
     """Return a `receive` that refuses a body beyond a limit as it arrives, whatever length it declares."""
     received = 0
 
-    async def receive_part() -> Message:
+    async def _receive_part() -> Message:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
@@ -179,7 +181,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
             raise HTTPException(refusal.status, str(refusal))
         return message
 
-    return receive_part
+    return _receive_part
 
 
 def _too_large(limit: int) -> RefusedError:

@@ -39,39 +39,38 @@ class RefusedError(Exception):
 
 def add_error_answers(app: FastAPI) -> None:
     """Answer every error of an application in one shape."""
-
-    @app.exception_handler(RefusedError)
-    async def refused(request: Request, error: RefusedError) -> JSONResponse:
-        return error.answer()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation_refusal(error).answer()
-
-    @app.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        message = error.detail
-        if error.status_code == 400:  # of fastapi, whose reason is a UnicodeDecodeError
-            message = "The body is not valid UTF-8; send JSON in UTF-8."
-        elif error.status_code in (404, 405):
-            message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what this server answers."
-        answer = RefusedError(error.status_code, message).answer()
-        answer.headers.update(error.headers or {})  # Allow
-        return answer
-
-    @app.exception_handler(Exception)
-    async def crashed(request: Request, error: Exception) -> JSONResponse:
-        return RefusedError(500, "The server failed; its log says why.").answer()
+    app.add_exception_handler(RefusedError, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_body)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_crash)
 
 
-def _validation_refusal(error: RequestValidationError) -> RefusedError:
+async def _answer_refusal(request: Request, error: RefusedError) -> JSONResponse:
+    return error.answer()
+
+
+async def _answer_invalid_body(request: Request, error: RequestValidationError) -> JSONResponse:
     """Name the first wrong field; the message has no text of the request."""
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return RefusedError(
-            400, f"The body is not valid JSON: {first['ctx']['error']} at character {first['loc'][-1]}."
-        )
-    if first["type"] in ("model_attributes_type", "dict_type", "model_type"):
-        return RefusedError(422, "Send a JSON object, with the header Content-Type: application/json.")
     place = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith("<"))
-    return RefusedError(422, f"{place}: {first['msg'].removeprefix('Value error, ')}.")
+    status, message = 422, f"{place}: {first['msg'].removeprefix('Value error, ')}."
+    if first["type"] == "json_invalid":
+        status, message = 400, f"The body is not valid JSON: {first['ctx']['error']} at character {place}."
+    elif first["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        message = "Send a JSON object, with the header Content-Type: application/json."
+    return RefusedError(status, message).answer()
+
+
+async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = error.detail
+    if error.status_code == 400:  # of fastapi, whose reason is a UnicodeDecodeError
+        message = "The body is not valid UTF-8; send JSON in UTF-8."
+    elif error.status_code in (404, 405):
+        message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what this server answers."
+    answer = RefusedError(error.status_code, message).answer()
+    answer.headers.update(error.headers or {})  # Allow
+    return answer
+
+
+async def _answer_crash(request: Request, error: Exception) -> JSONResponse:
+    return RefusedError(500, "The server failed; its log says why.").answer()

@@ -10,7 +10,7 @@ from ..data.texts import TextStore
 
 @dataclass
 class Progress:
-    """What the service does until it is ready.
+    """The stage that the service is in until it is ready.
 
     Args:
         stage: in words, for people.

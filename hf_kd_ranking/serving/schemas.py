@@ -22,7 +22,7 @@ Text = Annotated[str, AfterValidator(_check_characters)]
 
 
 class RequestBody(BaseModel):
-    """What all requests have: strict types, and the status of a text or a list beyond a limit."""
+    """The base of all requests: strict types, and the status of a text or a list beyond a limit."""
 
     model_config = ConfigDict(strict=True)
     limit_status: ClassVar[int] = BAD_REQUEST
@@ -153,7 +153,7 @@ class SearchAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """What every refusal says: `message` as for clients of Cohere, `error` and `error_type` as for those of TEI."""
+    """The reason of a refusal: `message` for clients of Cohere, `error` and `error_type` for those of TEI."""
 
     message: str
     error: str

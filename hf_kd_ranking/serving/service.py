@@ -1,4 +1,4 @@
-"""The service behind all endpoints: the model once it is loaded, the engine, limits and metrics."""
+"""The service of all endpoints: the model once it is loaded, the engine, limits and metrics."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class ClientGoneError(Exception):
 
 
 class Metrics:
-    """What `/metrics` reports, in a registry of its own."""
+    """Counts and times of `/metrics`, in a registry of their own."""
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
@@ -133,6 +133,8 @@ class Service:
         finally:
             gone.cancel()
             answer.cancel()
+            for future in futures:  # after an error of one part, the others
+                future.cancel()
 
     def close(self) -> None:
         """Finish what waits and end the engine; an unfinished start is left behind."""
