@@ -86,8 +86,10 @@ def test_the_window_waits_for_as_many_jobs_as_came_before(make_engine, gate):
     release(gate, 9)
     assert engine.submit(gate.run, [1], [1])[0].result(10) == 10  # at once: nobody else is active
     engine.submit(gate.run, [2, 3], [1, 1])[1].result(10)
+    for _ in range(2):
+        assert gate.began.acquire(timeout=20)
     [early] = engine.submit(gate.run, [4], [1])
-    assert not early.done()
+    assert not gate.began.acquire(timeout=0.3)  # the batch waits for a second job
     [late] = engine.submit(gate.run, [5], [1])
     assert (early.result(10), late.result(10)) == (40, 50)
     assert gate.batches == [[1], [2, 3], [4, 5]]
