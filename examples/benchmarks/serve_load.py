@@ -12,6 +12,7 @@ the processor with the servers. The last line is one JSON object.
 
 import argparse
 import asyncio
+import atexit
 import collections
 import json
 import random
@@ -102,6 +103,7 @@ class Server:
         ]
         self.log = (Path(folder) / f"log{len(options)}").open("w")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        atexit.register(self.process.kill)  # also after an error
         self.address = json.loads(self.process.stdout.readline())["address"]
         while httpx.get(f"{self.address}/health", timeout=60).status_code == 503:
             time.sleep(0.1)
