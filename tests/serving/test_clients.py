@@ -68,7 +68,9 @@ def test_cohere_client_raises_its_errors_with_our_reason(address, key, changed, 
     assert words in caught.value.body["message"]
 
 
-def test_hub_client_reads_vectors(address, ranker):
+def test_hub_client_reads_vectors(address, ranker, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the server is on this machine
+    huggingface_hub.close_session()
     client = huggingface_hub.InferenceClient(base_url=f"{address}/embed", token="key")
     found = client.feature_extraction(TEXTS, prompt_name="query")
     assert np.array(found) == pytest.approx(ranker.encode_queries(TEXTS), abs=1e-5)
