@@ -14,6 +14,7 @@ from hf_kd_ranking.serving.api import sigmoid
 from hf_kd_ranking.serving.app import make_app
 from hf_kd_ranking.serving.model import ServedModel
 from hf_kd_ranking.serving.service import Limits, Service
+from hf_kd_ranking.teachers.endpoint import API_KEY, Endpoint
 
 pytestmark = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 QUERY, TEXTS = "the apple", ["cat", "apple bread", "a king"]
@@ -74,3 +75,11 @@ def test_hub_client_reads_vectors(address, ranker, monkeypatch):
     client = huggingface_hub.InferenceClient(base_url=f"{address}/embed", token="key")
     found = client.feature_extraction(TEXTS, prompt_name="query")
     assert np.array(found) == pytest.approx(ranker.encode_queries(TEXTS), abs=1e-5)
+
+
+def test_teacher_behind_this_server_has_the_scores_of_the_ranker(address, ranker, monkeypatch):
+    monkeypatch.setenv(API_KEY, "key")
+    queries, wanted = [QUERY] * 3, ranker.score(QUERY, TEXTS)
+    assert Endpoint(f"tei+{address}").score(queries, TEXTS) == pytest.approx(wanted, abs=1e-4)
+    squashed = Endpoint(f"rerank+{address}/v2/rerank?model=tiny").score(queries, TEXTS)
+    assert squashed == pytest.approx(sigmoid(wanted), abs=1e-4)
