@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
+from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -85,7 +86,7 @@ def encode_texts(
     is_distributed: bool = False,
     description: str | None = "Encoding",
     tokens_per_batch: int | None = None,
-) -> np.ndarray | list[np.ndarray]:
+) -> np.ndarray | csr_array | list[np.ndarray]:
     """Encode texts in the order given.
 
     Args:
@@ -93,7 +94,8 @@ def encode_texts(
         batch_size, is_distributed, description, tokens_per_batch: as in `score_pairs`.
 
     Returns:
-        (N, D) float32; with one vector per token, a list of one (L, D) per text without its padding.
+        (N, D) float32, sparse if the ranker's vectors are; with one vector per token, a list of one (L, D) per text
+        without its padding.
 
     Raises:
         InputError: if the ranker's documents cannot be encoded without their query.
@@ -127,7 +129,10 @@ def _check_texts(texts: Sequence[str], what: str) -> None:
 
 
 def score_stored(
-    model: RankerModel, query: np.ndarray, documents: np.ndarray | Sequence[np.ndarray], batch_size: int = 64
+    model: RankerModel,
+    query: np.ndarray | csr_array,
+    documents: np.ndarray | csr_array | Sequence[np.ndarray],
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
 
@@ -136,6 +141,8 @@ def score_stored(
         documents: (N, D), which are scored at once, or N of (Ld, D).
         batch_size: documents per forward pass; those of similar length share one.
     """
+    if issparse(documents):  # their similarity is the dot product
+        return (documents @ query).toarray()
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
         if query_mask is None:
@@ -188,24 +195,31 @@ def _run(
         rank, world = processes().process_index, processes().num_processes
     is_quiet = description is None or rank > 0 or total * world < PROGRESS_FROM
     progress = tqdm(total=total, desc=description, unit="text", disable=is_quiet)
-    batches = []
+    batches, is_sparse = [], model.config.vectors_per_text == "sparse"
     with _evaluating(model), torch.inference_mode(), progress, closing(results):
         for rows, values, mask in results:
-            batches.append(_as_arrays(rows, values, mask))
+            batches.append(_as_arrays(rows, values, mask, is_sparse))
             progress.update(len(rows))
     return gather_object(batches) if world > 1 else batches
 
 
-def _as_arrays(rows: np.ndarray, values: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray | list]:
-    """Return rows with their values in float32; of token vectors one (L, D) per row, without padding."""
+def _as_arrays(
+    rows: np.ndarray, values: Tensor, mask: Tensor | None, is_sparse: bool
+) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
+    """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
+    if is_sparse and arrays.ndim == 2:
+        return rows, csr_array(arrays)
     if mask is None:
         return rows, arrays
     return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
 
 
-def _in_order(batches: list[tuple], count: int) -> np.ndarray | list[np.ndarray]:
+def _in_order(batches: list[tuple], count: int) -> np.ndarray | csr_array | list[np.ndarray]:
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
+    if issparse(batches[0][1]):
+        order = np.argsort(np.concatenate([rows for rows, _ in batches]))
+        return vstack([vectors for _, vectors in batches], format="csr")[order]
     is_list = isinstance(batches[0][1], list)
     result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
     while batches:  # freed one by one, so that the vectors are not in memory twice
@@ -282,19 +296,24 @@ class _Loop:
                 output = self.model(**inputs)
                 yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
 
-    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the vectors of the first texts, until they have `QUERY_BYTES`."""
-        vectors: list[np.ndarray] = []
+    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
+        """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
+        vectors: list = []
+        is_sparse = self.model.config.vectors_per_text == "sparse"
         for start in range(0, len(texts), QUERIES_AT_ONCE):
             block = texts[start : start + QUERIES_AT_ONCE]
             results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
-            vectors += list(_in_order([_as_arrays(*result) for result in results], len(block)))
-            if sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
+            vectors += list(_in_order([_as_arrays(*result, is_sparse) for result in results], len(block)))
+            if not is_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
                 break
         return vectors
 
     def _score_documents(
-        self, query_vectors: list[np.ndarray], query_of_pair: np.ndarray, documents: Sequence[str], pairs: np.ndarray
+        self,
+        query_vectors: list[np.ndarray] | list[csr_array],
+        query_of_pair: np.ndarray,
+        documents: Sequence[str],
+        pairs: np.ndarray,
     ) -> Iterator[tuple]:
         """Encode the distinct documents of pairs, in which those of one document are in a row, and score the pairs."""
         texts, starts = [], []
@@ -323,14 +342,19 @@ class _Loop:
 
 
 class _Queries:
-    """The vectors of queries on the device of a model."""
+    """The vectors of queries on the device of a model; sparse ones are stacked when they are taken."""
 
-    def __init__(self, vectors: Sequence[np.ndarray], device: torch.device) -> None:
-        self._lengths = np.array([len(vector) for vector in vectors])
-        self._vectors, self._mask = _stacked(vectors, device)
+    def __init__(self, vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device) -> None:
+        self._device = device
+        self._sparse = vstack(vectors, format="csr") if issparse(vectors[0]) else None
+        if self._sparse is None:
+            self._lengths = np.array([len(vector) for vector in vectors])
+            self._vectors, self._mask = _stacked(vectors, device)
 
     def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return vectors, (n, D) or (n, L, D) with the L of the longest of them, and the mask of their tokens."""
+        if self._sparse is not None:
+            return torch.from_numpy(self._sparse[rows].toarray()).to(self._device), None
         index = torch.from_numpy(rows).to(self._vectors.device)
         if self._mask is None:
             return self._vectors[index], None

@@ -245,32 +245,87 @@ LOSSES = {
 }
 
 
+@dataclass(frozen=True)
+class Regularizer:
+    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`.
+
+    Args:
+        name: one of `REGULARIZERS`.
+        query, document: weights of the penalty on either side.
+        warmup: share of all steps, up to 1, over which the weights rise as the square of the steps.
+    """
+
+    name: str
+    query: float = 0.0
+    document: float = 0.0
+    warmup: float = 0.0
+
+    def warmup_factor(self, progress: float) -> float:
+        """Return the factor on the weights after a share of all steps, 0 to 1."""
+        return 1.0 if progress >= self.warmup else (progress / self.warmup) ** 2
+
+
+REGULARIZERS = ("flops", "l1")
+
+
+def get_regularizers(text: str) -> dict[str, Regularizer]:
+    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`.
+
+    Raises:
+        InputError: for a penalty given twice, without a weight of a side, or with another weight or setting.
+    """
+    regularizers = {}
+    for part in _parts(text):
+        name, _, rest = part.partition("(")
+        if name not in REGULARIZERS:
+            continue
+        if name in regularizers:
+            raise InputError(f"The penalty {name} is given twice in {text!r}; give it once.")
+        if not rest.endswith(")"):
+            raise InputError(f"The weights of {name} are its settings, {name}(query=0.3,document=0.1), got {part!r}.")
+        settings = _read_settings(name, rest, ("query", "document", "warmup"))
+        if not {"query", "document"} & settings.keys() or settings.get("warmup", 0) > 1:
+            raise InputError(f"{name} needs a weight, query= or document=, and a warmup of at most 1, got {part!r}.")
+        regularizers[name] = Regularizer(name, **settings)
+    return regularizers
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text)]  # not at the commas within parentheses
+
+
 def get_losses(text: str) -> dict[str, float]:
     """Read `name`, or several with their weights, `name:weight,name:weight`: name -> weight.
 
     A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
     `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
+    Penalties are left out, see `get_regularizers`.
 
     Raises:
         InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
-            that it does not have, and a weight or a setting that is not a positive number.
+            that it does not have, and a weight or a setting that is not a positive number; if there is no loss.
     """
     losses = {}
-    for part in re.split(r",(?![^(]*\))", text):  # not at the commas within parentheses
-        name, _, weight = part.strip().partition(":")
+    for part in _parts(text):
+        name, _, weight = part.partition(":")
         name = name.strip()
         loss = name.partition("(")[0]
+        if loss in REGULARIZERS:
+            continue
         if loss.removeprefix(IN_BATCH) not in LOSSES:
-            known = list(LOSSES)
-            near = get_close_matches(loss, known + [IN_BATCH + other for other in known], n=1)
+            known = [*LOSSES, *REGULARIZERS]
+            near = get_close_matches(loss, known + [IN_BATCH + other for other in LOSSES], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ";"
             raise InputError(
-                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(known)}, or {IN_BATCH} followed by one of them."
+                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(LOSSES)}, or {IN_BATCH} followed by one of "
+                "them."
             )
         if name in losses:
             raise InputError(f"The loss {name} is given twice in {text!r}; give it once, with the sum of its weights.")
         get_loss(name)  # refuses bad settings
         losses[name] = _positive(weight or "1", f"The weight of {name}")
+    if not losses:
+        raise InputError(f"A penalty is added to a loss, and {text!r} has none, such as margin_mse.")
     return losses
 
 
@@ -286,15 +341,18 @@ def get_loss(name: str) -> Loss:
         return loss
     if not rest.endswith(")"):
         raise InputError(f"The settings of a loss end with a closing parenthesis, got {name!r}.")
+    return replace(loss, function=partial(loss.function, **_read_settings(plain, rest, loss.settings)))
+
+
+def _read_settings(name: str, text: str, known: tuple[str, ...]) -> dict[str, float]:
     values = {}
-    for setting in rest.removesuffix(")").split(","):
+    for setting in text.removesuffix(")").split(","):
         key, _, value = setting.partition("=")
         key = key.strip()
-        if key not in loss.settings:
-            known = ", ".join(loss.settings) or "no settings"
-            raise InputError(f"{plain} has no setting {key!r}; it has {known}.")
-        values[key] = _positive(value.strip(), f"The {key} of {plain}")
-    return replace(loss, function=partial(loss.function, **values))
+        if key not in known:
+            raise InputError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'no settings'}.")
+        values[key] = _positive(value.strip(), f"The {key} of {name}")
+    return values
 
 
 def _positive(text: str, what: str) -> float:

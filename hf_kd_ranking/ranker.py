@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import InputError
 from .inference import encode_texts, score_pairs
 from .models import RankerConfig, RankerModel, RankingProcessor, load_ranker, read_word_vectors
+from .models.sparse_encoder import encoder_folder
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +113,11 @@ class Ranker:
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode queries, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "query", texts, **self._settings())
 
-    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | list[np.ndarray]:
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, **self._settings())
 
@@ -157,7 +159,7 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase:
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(encoder_folder(str(name_or_path)))
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there is no vocabulary
             raise InputError("it has no vocabulary")
         return tokenizer

@@ -70,6 +70,10 @@ def index(
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
+    if config.vectors_per_text == "sparse":
+        from ..retrieval.sparse import SparseIndex
+
+        SparseIndex.build(store).save(output / "sparse", overwrite)
     if factory is not None:
         from ..retrieval.dense import DenseIndex
 

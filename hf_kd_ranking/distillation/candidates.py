@@ -112,8 +112,9 @@ def encode_collection(folder: Path, ranker: Ranker, documents: TextStore) -> Ind
     """Encode a collection into `vectors` of a folder, and return the index that compares all of them."""
     from ..retrieval.colbert import ColBERTIndex
     from ..retrieval.dense import DenseIndex  # needs faiss, an extra
+    from ..retrieval.sparse import SparseIndex
     from ..retrieval.vector_store import VectorStore
 
     store = VectorStore.build(ranker, documents, folder / "vectors")
-    index = DenseIndex if ranker.model.config.vectors_per_text == "one" else ColBERTIndex
-    return index.build(store)
+    indexes = {"one": DenseIndex, "per_token": ColBERTIndex, "sparse": SparseIndex}
+    return indexes[ranker.model.config.vectors_per_text].build(store)

@@ -28,6 +28,11 @@ ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
     "colbert": {"compression_dim": 128, "head_learning_rate": 1e-3},
     "prettr": {"head_learning_rate": 1e-3},
+    "splade": {
+        "document_top_k": 200,
+        "head_learning_rate": 1e-3,
+        "regularization": "flops(query=0.01,document=0.01,warmup=0.3)",
+    },
     "tk": {"learning_rates": [3e-4, 1e-3]},
 }
 
@@ -131,7 +136,8 @@ class DistillJob:
     overrides: dict | str | None = HfArg(
         default=None,
         help="JSON: settings of single architectures, or of 'teacher' for trained ones: learning_rates, epochs, "
-        "head_learning_rate, layers (those that are kept of the encoder), or fields of the config.",
+        "head_learning_rate, layers (those that are kept of the encoder), regularization (penalties that are added to "
+        "the loss of a splade), or fields of the config.",
     )
 
     # What is chosen
@@ -206,6 +212,7 @@ class DistillJob:
         options = {"learning_rates": config.pop("learning_rates", self.learning_rates)}
         options["epochs"] = float(config.pop("epochs", self.epochs))  # 2 and 2.0 have the same digest
         options["head_learning_rate"] = config.pop("head_learning_rate", None)
+        options["regularization"] = config.pop("regularization", None)
         return options, config
 
     def check(self) -> None:
@@ -246,9 +253,9 @@ class DistillJob:
             )
         separate = [name for name in self.architectures if can_search(name)]
         if self.purpose == SEARCH and len(separate) < len(self.architectures):
-            raise InputError("Only bert_dot and colbert search a collection; leave out other architectures.")
+            raise InputError("Only bert_dot, colbert and splade search a collection; leave out other architectures.")
         if self.rounds > 1 and not separate:
-            raise InputError("A second round mines the collection with a bert_dot or a colbert; train one of them.")
+            raise InputError("A second round needs a bert_dot, colbert or splade that mines the collection.")
         if self.loss is None:
             return
         in_batch = [name for name in get_losses(self.loss) if name.startswith(IN_BATCH)]

@@ -19,7 +19,7 @@ from transformers import AutoConfig, set_seed
 from ..artifacts import write_json
 from ..data.rows import load_teacher_scores
 from ..errors import InputError
-from ..losses import IN_BATCH, get_losses
+from ..losses import IN_BATCH, get_losses, get_regularizers
 from ..models import ARCHITECTURES
 from ..processes import processes
 from ..ranker import Ranker, load_tokenizer
@@ -84,6 +84,8 @@ class Recipe:
         if layers is not None:
             config = {**config, "layers": list(layers)}
         loss = choose_loss(job, architecture, condition, live_teacher is not None)
+        if options["regularization"] is not None and not get_regularizers(loss):
+            loss = f"{loss},{options['regularization']}"
         reads_batch = any(name.startswith(IN_BATCH) for name in get_losses(loss))
         shared = ("batch_size", "evaluations", "patience", "bf16", "max_query_length", "max_document_length")
         return cls(

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..ranker import Ranker
 from ..retrieval.colbert import search_tokens
 from ..retrieval.dense import search_index
+from ..retrieval.sparse import InvertedLists
 from .metrics import DEFAULT_MEASURES, Qrels, evaluate_queries, mean_values, parse_measures
 
 DOCUMENTS_AT_ONCE = 1_024
@@ -55,8 +56,8 @@ class RetrievalEvaluator:
         A ranker that can only re-rank raises an InputError.
         """
         config = ranker.model.config
-        if not config.is_searchable or config.vectors_per_text not in ("one", "per_token"):
-            advice = "use BERT_Dot or ColBERT, or a RerankingEvaluator"
+        if not config.is_searchable:
+            advice = "use BERT_Dot, ColBERT or Splade, or a RerankingEvaluator"
             raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
         doc_ids = list(self.documents.ids())
         queries = ranker.encode_queries(self.texts)
@@ -65,6 +66,9 @@ class RetrievalEvaluator:
             for start in range(0, len(doc_ids), ENCODED_AT_ONCE):
                 index.add(ranker.encode_documents(self.documents[doc_ids[start : start + ENCODED_AT_ONCE]]))
             results = search_index(index, queries, self.k)
+        elif config.vectors_per_text == "sparse":
+            vectors = ranker.encode_documents(self.documents[doc_ids])
+            results = InvertedLists.build(vectors, np.float32).search(queries, self.k)
         else:
             vectors, chunks = ranker.encode_documents(self.documents[doc_ids]), []  # (L, D) each
             for start in range(0, len(vectors), DOCUMENTS_AT_ONCE):

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..artifacts import building, refuse_existing
 from ..errors import InputError
-from ..models import BertCat, BertDot, ColBERT, RankerConfig, RankerModel
+from ..models import BertCat, BertDot, ColBERT, RankerConfig, RankerModel, Splade
 from ..ranker import Ranker
 from . import onnx
 from . import sentence_transformers as layouts
 
+MODEL_FILES = ("config.json", "modules.json")
 TOLERANCE = 1e-4  # absolute up to a score of 1, relative above: float32 has seven digits
 # Short, empty and too long for most rankers: both sides must cut texts in the same way.
 QUERIES = ("what is a neural network", "how long do cats live", "capital of france", "why " * 90, "sort a list")
@@ -61,9 +62,12 @@ FORMATS = {
     ),
     "sentence-transformer": Format(layouts.write_encoder, partial(layouts.score, "SentenceTransformer"), BertDot),
     "multi-vector": Format(layouts.write_encoder, _score_vectors, ColBERT, layouts.multi_vector_obstacles),
+    "sparse-encoder": Format(
+        layouts.write_sparse_encoder, partial(layouts.score, "SparseEncoder"), Splade, layouts.sparse_encoder_obstacles
+    ),
     "pylate": Format(layouts.write_pylate, _score_vectors, ColBERT, layouts.pylate_obstacles),
-    "onnx": Format(onnx.write_onnx, onnx.score_onnx),
-    "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, is_exact=False),
+    "onnx": Format(onnx.write_onnx, onnx.score_onnx, find_obstacles=onnx.onnx_obstacles),
+    "onnx-int8": Format(onnx.write_onnx_int8, onnx.score_onnx, find_obstacles=onnx.onnx_obstacles, is_exact=False),
 }
 
 
@@ -79,9 +83,10 @@ def export_ranker(
 
     Args:
         name_or_path: the ranker, see `load_ranker`, with its tokenizer.
-        format: "cross-encoder", "sentence-transformer" and "multi-vector" are sentence-transformers' classes for
-            BERT_CAT, BERT_DOT and ColBERT; "pylate" is PyLate's layout of a ColBERT; "onnx" is a graph in float32, see
-            `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not equal.
+        format: "cross-encoder", "sentence-transformer", "multi-vector" and "sparse-encoder" are sentence-transformers'
+            classes for BERT_CAT, BERT_DOT, ColBERT and SPLADE; "pylate" is PyLate's layout of a ColBERT; "onnx" is a
+            graph in float32, see `OnnxRanker`; "onnx-int8" is the same graph with 8-bit weights, whose scores are not
+            equal.
         output: a new folder.
         architecture: architecture of a plain encoder.
         overwrite: True replaces an output that is a model's folder.
@@ -100,7 +105,7 @@ def export_ranker(
         raise InputError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
     layout, output = FORMATS[format], Path(output)
     refuse_existing(output, overwrite)
-    if output.exists() and not (output / "config.json").is_file():
+    if output.exists() and not any((output / file).is_file() for file in MODEL_FILES):
         raise FileExistsError(f"{output} exists and is not a model's folder, so it is kept; give another output.")
     if output.resolve() == Path(name_or_path).resolve():
         raise InputError(

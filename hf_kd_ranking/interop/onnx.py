@@ -5,7 +5,7 @@ A graph has dynamic batch and length axes. Its inputs are the tokenizer's output
 | ranker | inputs | output |
 | --- | --- | --- |
 | reads both texts as one sequence (BERT_CAT) | a pair per row | `scores` (batch,) |
-| compares one vector per text (BERT_DOT) | a query or document per row | `vectors` (batch, D) |
+| compares one vector per text (BERT_DOT, SPLADE) | a query or document per row | `vectors` (batch, D) |
 | compares one vector per token (ColBERT) | the same; a query with its [MASK] tokens | `vectors` (batch, length, D) |
 | others (PreTTR, TK) | `query_*` and `document_*`, a pair per row | `scores` (batch,) |
 """
@@ -116,6 +116,16 @@ def _graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str
         for name, tensor in tensors.items():
             inputs[f"{prefix}{name}"] = tensor.flatten(0, -2)
     return inputs
+
+
+def onnx_obstacles(config: RankerConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the fields of a ranker that a graph, which encodes queries as documents, cannot express; with reasons."""
+    obstacles = []
+    if config.vectors_per_text == "sparse" and config.query_encoding != "model":
+        obstacles.append(f"query_encoding={config.query_encoding!r}: the graph encodes queries as documents")
+    if config.vectors_per_text == "sparse" and config.query_top_k != config.document_top_k:
+        obstacles.append(f"query_top_k={config.query_top_k}: the graph has one limit for both sides")
+    return obstacles
 
 
 def write_onnx(model: RankerModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -8,10 +8,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ..models import BertCat, BertCatConfig, BertDot, ColBERT, ColBERTConfig
+from ..models import BertCat, BertCatConfig, BertDot, ColBERT, ColBERTConfig, Splade, SpladeConfig
 from ..models.foreign import CLASSIFIER_HEADS
+from ..models.splade import MASKED_HEADS
 
 
 def write_cross_encoder(model: BertCat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -105,6 +112,65 @@ def write_encoder(model: BertDot | ColBERT, tokenizer: PreTrainedTokenizerBase, 
         else:
             result = SentenceTransformer(modules=modules, similarity_fn_name="dot", **settings)
         result.save_pretrained(str(folder), create_model_card=False)
+
+
+def write_sparse_encoder(model: Splade, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a `SparseEncoder`: a masked language model with SPLADE pooling.
+
+    Static queries have a Router to their weights. Both sides are cut at the ranker's lengths.
+    """
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
+
+    config = model.config
+    lengths = {"query_length": config.max_query_length, "document_length": config.max_document_length}
+    settings = {"prompts": {"query": config.query_prefix, "document": config.document_prefix}, "device": "cpu"}
+    settings |= {"similarity_fn_name": "dot", "max_active_dims": config.document_top_k}
+    with TemporaryDirectory() as scratch:
+        tokenizer.model_max_length = max(lengths.values())
+        _masked_model(model).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        modules = [Transformer(scratch, transformer_task="fill-mask", **lengths), SpladePooling("max")]
+        if config.query_encoding == "static":
+            tokenizer.model_max_length = config.max_query_length - 2  # without [CLS] and [SEP]
+            weights = model._query_weights.weight.detach().squeeze(1).clone()
+            weights[config.special_token_ids or []] = 0
+            query_modules = [SparseStaticEmbedding(tokenizer, weights[: len(tokenizer.get_vocab())])]
+            modules = [Router.for_query_document(query_modules=query_modules, document_modules=modules)]
+        result = SparseEncoder(modules=modules, **settings)
+        result.save_pretrained(str(folder), create_model_card=False)
+
+
+def _masked_model(model: Splade) -> PreTrainedModel:
+    """Return the masked language model of transformers with the head of a SPLADE."""
+    config, names = model.config.encoder_config, MASKED_HEADS[model.config.encoder_config.model_type]
+    masked = AutoModelForMaskedLM.from_config(config)
+    masked.base_model.load_state_dict(model.bert_model.state_dict())
+    head = model._expansion_head
+    masked.get_submodule(names.dense).load_state_dict(head.dense.state_dict())
+    masked.get_submodule(names.norm).load_state_dict(head.norm.state_dict())
+    with torch.no_grad():
+        masked.get_parameter(names.bias).copy_(head.bias)
+    masked.tie_weights()
+    return masked.eval()
+
+
+def sparse_encoder_obstacles(config: SpladeConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the fields of a SPLADE that a `SparseEncoder` cannot express, with the reasons."""
+    obstacles, model_type = [], config.encoder_config.model_type
+    if config.expansion == "none":
+        obstacles.append("expansion='none': a SparseEncoder has no layer that weighs the tokens of a text")
+    elif model_type not in MASKED_HEADS or model_type == "modernbert":
+        obstacles.append(f"expansion={config.expansion!r}: the masked language model of {model_type} has another head")
+    if config.query_encoding == "lexical":
+        obstacles.append("query_encoding='lexical': a SparseEncoder expands queries, or has static weights for them")
+    if config.threshold > 0:
+        obstacles.append(f"threshold={config.threshold}: a SparseEncoder prunes by max_active_dims only")
+    if config.query_top_k != config.document_top_k:
+        limits = f"query_top_k={config.query_top_k}, document_top_k={config.document_top_k}"
+        obstacles.append(f"{limits}: a SparseEncoder has one limit for both sides (max_active_dims)")
+    return obstacles
 
 
 def write_pylate(model: ColBERT, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -7,6 +7,7 @@ from .colbert import ColBERT, ColBERTConfig
 from .loading import ARCHITECTURES, find_architecture, load_ranker, register_ranker
 from .pipeline import register_pipeline
 from .prettr import PreTTR, PreTTRConfig
+from .splade import Splade, SpladeConfig
 from .tk import TK, TKConfig
 from .tokenization import RankingProcessor, TokenLists
 from .word_vectors import read_word_vectors
@@ -25,6 +26,8 @@ __all__ = [
     "RankerModel",
     "RankingOutput",
     "RankingProcessor",
+    "Splade",
+    "SpladeConfig",
     "TK",
     "TKConfig",
     "TokenLists",

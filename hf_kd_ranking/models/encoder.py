@@ -4,7 +4,7 @@ State-dict names are those of the published checkpoints: `bert_model.*` and the 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .padding import FIRST_TOKENS, FLASH_ATTENTION, VARLEN, can_run_varlen, row_
 # Published configs name their backbone and carry no sizes; the defaults of DistilBertConfig are exactly this one.
 PUBLISHED_BACKBONE = "distilbert-base-uncased"
 # Layers that rankers add to an encoder; an encoder checkpoint that holds one is a ranker's.
-RANKER_HEADS = ("_classification_layer.", "compressor.")
+RANKER_HEADS = ("_classification_layer.", "compressor.", "_term_weight.", "_expansion_head.", "_query_weights.")
 # By model_type, for encoders whose layers are called with (states, mask): the name of their list of layers, and of the
 # part of a layer whose output is the input of its feed-forward network.
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -180,19 +180,27 @@ class EncoderRanker(RankerModel):
                 "take an encoder that reads in both directions, or bert_dot with pooling='mean'."
             )
 
-    def encode_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero."""
+    def encode_tokens(
+        self, inputs: Mapping[str, Tensor], pool: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return the last layer's states, (N, L, H), of (N, L) or (B, n, L) inputs; padding's may be zero.
+
+        `pool` makes one vector per text, (n, D), of the states and the mask, (n, l, H) and (n, l), of some rows; the
+        result is then (N, D).
+        """
         flat = {name: tensor.flatten(0, -2) for name, tensor in inputs.items() if name != "lengths"}
         check_positions(flat["input_ids"].shape[1], self.config.max_positions)
         if "attention_mask" in flat and self.packs_rows():
             mask = flat.pop("attention_mask")
-            return self.run_layers_packed(self.bert_model.embeddings(**flat), mask)
+            states = self.run_layers_packed(self.bert_model.embeddings(**flat), mask)
+            return states if pool is None else pool(states, mask.bool())
         if self.groups_rows and torch.is_grad_enabled() and self.config.encoder_config.model_type in READ_EMBEDDINGS:
             # Once for all groups of rows: the gradient of each lookup is a table of the whole vocabulary.
             flat["inputs_embeds"] = self.bert_model.get_input_embeddings()(flat.pop("input_ids"))
 
         def run(**rows: Tensor) -> Tensor:
-            return self.bert_model(**rows).last_hidden_state
+            states = self.bert_model(**rows).last_hidden_state
+            return states if pool is None else pool(states, rows["attention_mask"].bool())
 
         return self.run_rows(run, flat, flat.get("attention_mask"), row_lengths(inputs))
 

@@ -83,7 +83,7 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     if modules is None:
         return _read_classifier(name_or_path, config, settings, overrides) if is_classifier(config) else None
     chain = _read_modules(name_or_path, modules)
-    _refuse_unknown(name_or_path, "config_sentence_transformers.json", settings, SETTINGS)
+    refuse_unknown(name_or_path, "config_sentence_transformers.json", settings, SETTINGS)
     kind = settings.get("model_type") or "SentenceTransformer"
     if kind == "CrossEncoder":
         _check_order(name_or_path, chain, ["Transformer"])
@@ -93,14 +93,14 @@ def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     elif kind == "SentenceTransformer":
         model_class, fields = BertDot, _bi_encoder_fields(name_or_path, chain, settings)
     else:
-        raise _refusal(name_or_path, f"it is a {kind}")
+        raise refusal(name_or_path, f"it is a {kind}")
     dense = chain.get("Dense")
     if dense is not None:
         activation = dense.get("activation_function", "Tanh").rpartition(".")[2]
         if activation != "Identity" or dense.get("use_residual"):
-            raise _refusal(name_or_path, f"its Dense module is not linear ({activation}) or adds its input")
+            raise refusal(name_or_path, f"its Dense module is not linear ({activation}) or adds its input")
         fields["compression_dim"] = dense["out_features"]
-    fields |= _read_lengths(name_or_path, config, settings, model_class)
+    fields |= read_lengths(name_or_path, config, settings, model_class)
     model = model_class.from_encoder(name_or_path, **(fields | overrides))
     if dense is not None:
         file, quiet = f"{dense['path']}/model.safetensors", {"_raise_exceptions_for_missing_entries": False}
@@ -120,7 +120,7 @@ def is_foreign_ranker(name_or_path: str) -> bool:
     """Return True for a checkpoint that another library scores with: not for encoders and files of word vectors."""
     if Path(name_or_path).is_file():
         return False
-    return is_classifier(AutoConfig.from_pretrained(name_or_path)) or bool(read_json(name_or_path, "modules.json"))
+    return bool(read_json(name_or_path, "modules.json")) or is_classifier(AutoConfig.from_pretrained(name_or_path))
 
 
 def is_classifier(config: PreTrainedConfig) -> bool:
@@ -157,12 +157,12 @@ def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[st
     for module in modules:
         library, _, class_name = module["type"].rpartition(".")
         if library.partition(".")[0] not in ("sentence_transformers", "pylate"):
-            raise _refusal(name, f"its module {module['type']} is code of its own")
+            raise refusal(name, f"its module {module['type']} is code of its own")
         if class_name in chain:
-            raise _refusal(name, f"the module {class_name} occurs twice")
+            raise refusal(name, f"the module {class_name} occurs twice")
         chain[class_name] = (read_json(name, "config.json", module["path"]) or {}) | {"path": module["path"]}
     if next(iter(chain)) != "Transformer" or chain["Transformer"]["path"]:
-        raise _refusal(name, f"its first module is {next(iter(chain))} in {modules[0]['path']!r}, needed an encoder")
+        raise refusal(name, f"its first module is {next(iter(chain))} in {modules[0]['path']!r}, needed an encoder")
     chain["Transformer"] = {"path": ""}  # its folder's config.json is the encoder's
     return chain
 
@@ -170,37 +170,37 @@ def _read_modules(name: str, modules: list[dict[str, str]]) -> dict[str, dict[st
 def _check_order(name: str, chain: dict[str, dict[str, Any]], known: list[str]) -> None:
     found = list(chain)
     if found[:2] != known[:2] or found != [module for module in known if module in chain]:
-        raise _refusal(name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two optional)")
+        raise refusal(name, f"its modules are {', '.join(found)}, needed {', '.join(known)} (the last two optional)")
     for module, values in chain.items():
         in_and_out = {values.get(f"module_{end}_name") for end in ("input", "output")} - {None}
         if len(in_and_out) > 1 or not in_and_out <= {"sentence_embedding", "token_embeddings"}:
-            raise _refusal(name, f"its {module} module reads and writes {' and '.join(sorted(in_and_out))}")
+            raise refusal(name, f"its {module} module reads and writes {' and '.join(sorted(in_and_out))}")
         known_values = ("path", "module_input_name", "module_output_name", *MODULE_SETTINGS[module])
-        _refuse_unknown(name, f"{values['path']}/config.json", values, known_values)
+        refuse_unknown(name, f"{values['path']}/config.json", values, known_values)
 
 
-def _refuse_unknown(name: str, file: str, values: dict[str, Any], known: Iterable[str]) -> None:
+def refuse_unknown(name: str, file: str, values: dict[str, Any], known: Iterable[str]) -> None:
     """Refuse a checkpoint with settings that are not read here: they may change its scores."""
     for key, value in values.items():
         if key not in known and value not in (None, False, "", {}, []):
-            raise _refusal(name, f"its {file} sets {key} to {value}")
+            raise refusal(name, f"its {file} sets {key} to {value}")
 
 
 def _bi_encoder_fields(name: str, chain: dict[str, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     _check_order(name, chain, ["Transformer", "Pooling", "Dense", "Normalize"])
-    pooling, fields = chain["Pooling"], _read_prompts(settings)
+    pooling, fields = chain["Pooling"], read_prompts(settings)
     if any(fields.values()) and not pooling.get("include_prompt", True):
-        raise _refusal(name, "it leaves its prompt out of the pooling")
+        raise refusal(name, "it leaves its prompt out of the pooling")
     modes = pooling.get("pooling_mode") or []
     if isinstance(modes, str):
         modes = [modes]
     if not modes:
         modes = [POOLING.get(key, key) for key in pooling if key.startswith("pooling_mode_") and pooling[key]]
     if len(modes) != 1 or modes[0] not in POOLING.values():
-        raise _refusal(name, f"it pools by {' and '.join(modes) or 'nothing'}, needed cls or mean")
+        raise refusal(name, f"it pools by {' and '.join(modes) or 'nothing'}, needed cls or mean")
     similarity = settings.get("similarity_fn_name")
     if similarity not in COSINE + DOT_PRODUCT:
-        raise _refusal(name, f"it compares by {similarity}, needed dot or cosine")
+        raise refusal(name, f"it compares by {similarity}, needed dot or cosine")
     return fields | {"pooling": modes[0], "normalize": "Normalize" in chain or similarity in COSINE}
 
 
@@ -215,19 +215,19 @@ def _multi_vector_fields(name: str, chain: dict[str, dict[str, Any]], settings: 
         skips_tokens = mask.get("skiplist_words") or mask.get("keep_only_token_ids")
         expands_queries = encoder.get("query_expansion")
     if skips_tokens:
-        raise _refusal(name, "it leaves document tokens out of the score (skiplist_words), and ColBERT counts all")
+        raise refusal(name, "it leaves document tokens out of the score (skiplist_words), and ColBERT counts all")
     if expands_queries:
-        raise _refusal(name, "it pads queries with [MASK] to a length, and ColBERT adds a fixed number of [MASK]")
+        raise refusal(name, "it pads queries with [MASK] to a length, and ColBERT adds a fixed number of [MASK]")
     if settings.get("similarity_fn_name") not in (None, "maxsim", "MaxSim"):
-        raise _refusal(name, f"it scores by {settings['similarity_fn_name']}, needed maxsim")
+        raise refusal(name, f"it scores by {settings['similarity_fn_name']}, needed maxsim")
     for side in ("query", "document"):  # PyLate inserts its prefixes as one token each
         marker = settings.get(f"{side}_prefix", f"[{side[0].upper()}] ")
         if is_pylate and marker and AutoTokenizer.from_pretrained(name).tokenize(marker) != [marker]:
-            raise _refusal(name, f"its {side} prefix {marker!r} is a token that the tokenizer does not make of text")
-    return _read_prompts(settings) | {"query_augmentation": 0, "normalize": is_pylate or "Normalize" in chain}
+            raise refusal(name, f"its {side} prefix {marker!r} is a token that the tokenizer does not make of text")
+    return read_prompts(settings) | {"query_augmentation": 0, "normalize": is_pylate or "Normalize" in chain}
 
 
-def _read_prompts(settings: dict[str, Any]) -> dict[str, str]:
+def read_prompts(settings: dict[str, Any]) -> dict[str, str]:
     """Return the prefixes of both sides: those that encode_query and encode_document put before texts."""
     prompts, fields = settings.get("prompts") or {}, {}
     for side in ("query", "document"):
@@ -243,24 +243,25 @@ def _read_encoder_settings(name: str) -> dict[str, Any]:
         settings = read_json(name, f"sentence_{encoder}_config.json") or {}
         if settings:
             break
-    _refuse_unknown(name, "sentence_bert_config.json", settings, ENCODER_SETTINGS)
+    refuse_unknown(name, "sentence_bert_config.json", settings, ENCODER_SETTINGS)
     modalities = settings.get("modality_config") or {}
     if "message" in modalities:
-        raise _refusal(name, "it puts texts into a chat template")
+        raise refusal(name, "it puts texts into a chat template")
     output = modalities.get("text", {}).get("method_output_name", "last_hidden_state")
     if output not in ("last_hidden_state", "logits"):
-        raise _refusal(name, f"it reads {output} of its encoder, needed the last states")
+        raise refusal(name, f"it reads {output} of its encoder, needed the last states")
     return settings
 
 
-def _read_lengths(
+def read_lengths(
     name: str, config: PreTrainedConfig, settings: dict[str, Any], model_class: type[EncoderRanker]
 ) -> dict[str, int]:
+    """Return the longest query and document in tokens, as fields of a ranker's config."""
     positions = max_positions(config) or UNLIMITED
     encoder = _read_encoder_settings(name)
     tokenizer = read_json(name, "tokenizer_config.json") or {}
     if encoder.get("do_lower_case") and tokenizer.get("do_lower_case") is False:
-        raise _refusal(name, "it lower-cases texts for a tokenizer that does not")
+        raise refusal(name, "it lower-cases texts for a tokenizer that does not")
     longest = encoder.get("max_seq_length") or tokenizer.get("model_max_length") or positions
     longest = int(min(longest, positions))
     if model_class.config_class.joins_texts:
@@ -278,15 +279,15 @@ def _read_classifier(
 ) -> BertCat:
     head = CLASSIFIER_HEADS.get(config.model_type)
     if head is None:
-        raise _refusal(name, f"its head is that of {config.model_type} classifiers")
+        raise refusal(name, f"its head is that of {config.model_type} classifiers")
     if config.num_labels != 1:
-        raise _refusal(name, f"it has {config.num_labels} labels, needed one")
+        raise refusal(name, f"it has {config.num_labels} labels, needed one")
     activation = read_activation(config, settings)
     if activation not in INCREASING:
-        raise _refusal(name, f"its activation {activation} changes the order of the logits")
+        raise refusal(name, f"its activation {activation} changes the order of the logits")
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
     fields = {"head_activation": head.activation, "query_prefix": prompt or ""}
-    fields |= _read_lengths(name, config, settings, BertCat)
+    fields |= read_lengths(name, config, settings, BertCat)
     fields |= overrides
     dtype = fields.pop("dtype", None) or torch.float32
     check_fields(BertCat.config_class, fields)
@@ -333,7 +334,8 @@ def read_activation(config: PreTrainedConfig, settings: dict[str, Any]) -> str:
     return path.rpartition(".")[2]
 
 
-def _refusal(name: str, reason: str) -> InputError:
+def refusal(name: str, reason: str) -> InputError:
+    """Return the error for a checkpoint whose scores no ranker computes."""
     return InputError(
         f"{name} is another library's ranker, whose scores no ranker of this package can compute: {reason}. As it is, "
         "it can be a teacher, load_teacher(name_or_path); architecture=... builds a fresh ranker on its encoder."

@@ -13,6 +13,8 @@ from .colbert import ColBERT
 from .errors import InputError
 from .foreign import is_foreign_ranker, load_foreign
 from .prettr import PreTTR
+from .sparse_encoder import ROUTER_FILE, load_sparse_encoder
+from .splade import Splade
 from .tk import TK, TRAINING_CONFIG
 
 ARCHITECTURES: dict[str, type[RankerModel]] = {}
@@ -44,6 +46,7 @@ register_ranker("bert_cat", BertCat)
 register_ranker("bert_dot", BertDot)
 register_ranker("colbert", ColBERT)
 register_ranker("prettr", PreTTR)
+register_ranker("splade", Splade)
 register_ranker("tk", TK)
 
 
@@ -90,7 +93,9 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
         model.is_fresh = model.is_fresh or is_foreign_ranker(name_or_path)
         return model
     with clear_errors(name_or_path):
-        model = None if Path(name_or_path).is_file() else load_foreign(name_or_path, **overrides)
+        model = None
+        if not Path(name_or_path).is_file():
+            model = load_sparse_encoder(name_or_path, **overrides) or load_foreign(name_or_path, **overrides)
     if model is None:
         choices = "|".join(ARCHITECTURES)
         raise InputError(
@@ -107,6 +112,8 @@ def _read_architecture(name_or_path: str) -> tuple[type[RankerModel] | None, str
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / TRAINING_CONFIG).is_file():
             return TK, "TK checkpoint"
+        if (path / ROUTER_FILE).is_file():
+            return None, "SparseEncoder with a Router"
         raise FileNotFoundError(f"{path} is not a model folder: it has no config.json.")
     with clear_errors(name_or_path):
         config = AutoConfig.from_pretrained(name_or_path)

@@ -26,13 +26,14 @@ def run_by_length(
     """Run groups of rows, each without the padding that it does not need.
 
     Args:
-        run: computes states (n, l, H), or the first few of each row, from inputs (n, l, ...) given by name.
+        run: computes states (n, l, H), the first few of each row, or one vector per row, (n, D), from inputs
+            (n, l, ...) given by name.
         inputs: tensors (N, L, ...).
         mask: (N, L), nonzero at tokens.
         lengths: as in `length_groups`.
 
     Returns:
-        (N, L, H), zero after the last state that a row's group has.
+        (N, L, H), zero after the last state that a row's group has; or (N, D).
     """
     groups, width = length_groups(mask, lengths), mask.shape[1]
     if len(groups) == 1:
@@ -40,7 +41,9 @@ def run_by_length(
     outputs = []
     for rows, length in groups:
         states = run(**{name: tensor[rows, :length] for name, tensor in inputs.items()})
-        outputs.append(nn.functional.pad(states, (0, 0, 0, width - states.shape[1])))
+        if states.dim() > 2:
+            states = nn.functional.pad(states, (0, 0, 0, width - states.shape[1]))
+        outputs.append(states)
     if len(groups) == 1:
         return outputs[0]
     order = torch.cat([rows for rows, _ in groups])

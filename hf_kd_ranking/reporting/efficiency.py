@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 from tqdm.auto import tqdm
 
 from ..errors import InputError
@@ -30,7 +31,7 @@ from ..inference import score_stored
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
 
-Stored = np.ndarray | list[np.ndarray] | None  # encoded documents; None where a ranker cannot store them
+Stored = np.ndarray | csr_array | list[np.ndarray] | None  # encoded documents; None where a ranker cannot store them
 MEBIBYTE = 2**20
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -127,7 +128,7 @@ class _TimedRanker:
         """Time one query with its candidates, whose vectors have these places, at every depth."""
         for depth, seconds in self.seconds.items():
             vectors = self.stored
-            if isinstance(vectors, np.ndarray):
+            if isinstance(vectors, np.ndarray | csr_array):
                 vectors = vectors[places[:depth]]
             elif vectors is not None:
                 vectors = [vectors[place] for place in places[:depth]]
@@ -180,7 +181,7 @@ def _load_and_measure(
         start = time.perf_counter()
         stored = ranker.encode_documents(distinct)
         figures["passages_per_second"] = len(distinct) / (time.perf_counter() - start)
-        figures["bytes_per_passage"] = sum(vectors.nbytes for vectors in stored) / len(distinct)
+        figures["bytes_per_passage"] = _bytes(stored) / len(distinct)
     start = time.perf_counter()
     ranker.score([query] * len(documents), documents)
     figures["pairs_per_second"] = len(documents) / (time.perf_counter() - start)
@@ -188,6 +189,13 @@ def _load_and_measure(
     if isinstance(ranker, Ranker) and ranker.model.device.type == "cuda":
         figures["peak_cuda_mb"] = torch.cuda.max_memory_allocated(ranker.model.device) / MEBIBYTE
     return ranker, stored, figures
+
+
+def _bytes(stored: np.ndarray | csr_array | list[np.ndarray]) -> int:
+    arrays = stored
+    if issparse(stored):
+        arrays = [stored.data, stored.indices, stored.indptr]
+    return sum(array.nbytes for array in arrays)
 
 
 def _describe(ranker: Ranker | Scorer) -> dict[str, Any]:

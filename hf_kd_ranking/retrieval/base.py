@@ -20,7 +20,11 @@ from ..ranker import Ranker
 
 Result = tuple[np.ndarray, np.ndarray]  # of a query: scores, descending, and rows
 # (vectors per text, similarity), as configs declare them -> the index that searches such vectors.
-INDEX_NAMES = {("one", "dot"): "DenseIndex", ("per_token", "max_sim"): "ColBERTIndex"}
+INDEX_NAMES = {
+    ("one", "dot"): "DenseIndex",
+    ("per_token", "max_sim"): "ColBERTIndex",
+    ("sparse", "dot"): "SparseIndex",
+}
 # Config fields that change no vector of a document; fields of the query side are recognised by their names.
 OTHER_FIELDS = {"encoder_config", "initializer_range", *(field.name for field in fields(RankerConfig))}
 
@@ -122,7 +126,8 @@ def open_index(
     """Open what a folder contains so that it searches the whole collection.
 
     Args:
-        folder: a BM25 index, a faiss index, or a vector store, which may contain a faiss index (`dense`) or centroids.
+        folder: a BM25 index, a faiss or sparse index, or a vector store, which may contain a faiss index (`dense`),
+            centroids or a sparse index (`sparse`).
         ranker: the ranker that made the vectors; None for BM25.
         exact: True compares every vector, also if there is a faiss index.
         settings: search settings of the faiss index, see `DenseIndex.tune`.
@@ -139,7 +144,7 @@ def open_index(
     if ranker is None:
         from .bm25 import BM25Index  # every index needs libraries of its own
 
-        if has_description(folder) and read_description(folder).get("kind") in ("vectors", "dense"):
+        if has_description(folder) and read_description(folder).get("kind") in ("vectors", "dense", "sparse"):
             raise InputError(f"{folder} contains the vectors of a ranker; give the ranker (--model) that made them.")
         if exact:
             raise InputError("--exact is for the vectors of a ranker (--model); BM25 does not read it.")
@@ -157,6 +162,9 @@ def open_index(
         _refuse_unread(folder, settings)
         index.probes = probes
         return index
+    if ranker.model.config.vectors_per_text == "sparse":
+        _refuse_unread(folder, settings, probes)
+        return _open_sparse(folder, ranker, description)
     faiss_folder = folder if description.get("kind") == "dense" else folder / "dense"
     if exact or not has_description(faiss_folder):
         _refuse_unread(folder, settings, probes)
@@ -167,6 +175,19 @@ def open_index(
         check_vectors(index.description, description, faiss_folder)
     if settings is not None:
         index.tune(settings)
+    return index
+
+
+def _open_sparse(folder: Path, ranker: Ranker, description: Mapping[str, Any]) -> Index:
+    from .sparse import SparseIndex
+    from .vector_store import VectorStore
+
+    inside = folder if description.get("kind") == "sparse" else folder / "sparse"
+    if not has_description(inside):
+        return SparseIndex.build(VectorStore.open(folder, ranker))
+    index = SparseIndex.open(inside, ranker)
+    if inside != folder:
+        check_vectors(index.description, description, inside)
     return index
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import xxhash
 
 from ..artifacts import open_version
 from ..data.ids import Id, IdIndex, open_ids
-from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..ranker import Ranker
-from .base import Index, Result, best_of, check_k, check_model
+from .base import Result, best_of, check_k, check_model
+from .vector_index import VectorIndex
 from .vector_store import VectorStore, faiss_errors, train_index
 
 RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
@@ -25,7 +24,7 @@ RESULTS_AT_ONCE = 1 << 22  # scores and rows that faiss returns at once, 50 MB
 ROUNDING = 4e-6
 
 
-class DenseIndex(Index):
+class DenseIndex(VectorIndex):
     """A faiss index of one vector per document; make one with `build` or `open`."""
 
     compares = (("one", "dot"),)
@@ -33,12 +32,9 @@ class DenseIndex(Index):
     def __init__(
         self, ranker: Ranker, index: faiss.Index, ids: IdIndex, removed: np.ndarray, description: dict
     ) -> None:
-        self.ranker = ranker
+        super().__init__(ranker, ids, removed, description)
         self.index = index  # for inner products
         self.is_mapped = False
-        self.ids = ids
-        self.removed = removed  # (N,) True at rows that are not returned any more
-        self.description = description
 
     @classmethod
     def build(
@@ -82,26 +78,7 @@ class DenseIndex(Index):
         opened.is_mapped = True
         return opened
 
-    def __len__(self) -> int:
-        return len(self.removed) - int(self.removed.sum())
-
-    def add(self, store: VectorStore, documents: TextStore | None = None) -> None:
-        """Add the vectors of another store; quantisers stay as they were trained.
-
-        Args:
-            store: the vectors of documents that are not in the index.
-            documents: texts of all documents that the index then has, with which alone it can be part of a pipeline;
-                None if there will be no texts beside it.
-
-        Raises:
-            InputError: if its vectors are of another model, or an id is in the index already.
-        """
-        check_model(store.description, self.ranker, store.folder)
-        new_ids = list(store.ids())
-        known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
-        if len(known):
-            count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
-            raise InputError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
+    def _append(self, store: VectorStore) -> None:
         if self.is_mapped:  # what is mapped cannot grow
             with tempfile.TemporaryDirectory() as folder:
                 faiss.write_index(self.index, f"{folder}/dense.faiss")
@@ -109,22 +86,6 @@ class DenseIndex(Index):
             self.is_mapped = False
         for _, _, vectors in store.chunks():
             self.index.add(vectors)
-        self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
-        self.ids = IdIndex.build(self.ids.columns() + store.columns(), self.removed)
-        sources = f"{self.collection.source} and {store.collection.source}"
-        both = f"{self.collection.fingerprint} {store.collection.fingerprint}"
-        collection = Collection(xxhash.xxh3_128_hexdigest(both.encode()), sources)
-        if documents is not None:
-            documents.rows_of_known(new_ids, f"texts of {documents.source}")
-            collection = documents.collection
-        self.description |= {"rows": len(self.ids), "collection": collection.fingerprint, "source": collection.source}
-
-    def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents out of all results; their space is free when the index is built again."""
-        rows = self.ids.rows_of_known(ids, "documents of the index")
-        self.removed = self.removed.copy()
-        self.removed[rows] = True
-        self.ids = self.ids.without(rows)
 
     def tune(self, settings: str) -> None:
         """Set what trades recall for speed, in faiss' notation: "nprobe=16", "efSearch=128"."""
@@ -146,12 +107,7 @@ class DenseIndex(Index):
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
             raise InputError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")
         check_k(k)
-        allowed = ~self.removed
-        if only is not None:
-            is_chosen = np.zeros_like(allowed)
-            is_chosen[self.ids.rows_of_known(only, "documents of the index")] = True
-            allowed &= is_chosen
-        return search_index(self.index, queries, k, None if allowed.all() else allowed)
+        return search_index(self.index, queries, k, self._allowed(only))
 
 
 def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[Result]:

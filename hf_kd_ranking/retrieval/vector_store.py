@@ -1,8 +1,9 @@
-"""The encoded collection on disk, memory-mapped: one vector per document, or one per token.
+"""The encoded collection on disk, memory-mapped: one vector per document, one per token, or sparse vectors.
 
 One format for all architectures that store vectors: `vectors.npy` (T, D), `offsets.npy` (N + 1,) where every token has
 a vector, and the ids. Vectors are float32 or float16; int8 with `scales.npy` (T,); or codes (T, bytes) of a faiss
-codec, `codec.faiss`.
+codec, `codec.faiss`. Of sparse vectors only the weights other than zero are stored, (T,) in float32 or float16, with
+their dimensions in `words.npy` (T,) and `offsets.npy` (N + 1,), where those of each document begin.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from scipy.sparse import csr_array, issparse
 
 from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
 from ..data.ids import IdIndex, map_array, open_ids
@@ -42,6 +44,7 @@ class VectorStore(IdIndex):
         self.values = map_array(data / "vectors.npy")  # (T, D)
         self.scales = _load_optional(data / "scales.npy")  # (T,)
         self.offsets = _load_optional(data / "offsets.npy")  # (N + 1,)
+        self.words = _load_optional(data / "words.npy")  # (T,)
         codec = data / "codec.faiss"
         self._codec = faiss.read_index(str(codec)) if codec.is_file() else None
         super().__init__(self.description["documents"], *open_ids(data))
@@ -76,6 +79,8 @@ class VectorStore(IdIndex):
         folder = Path(folder)
         if storage not in STORAGES:
             raise InputError(f"Vectors are stored as one of {', '.join(STORAGES)}, got {storage!r}.")
+        if storage == "int8" and ranker.model.config.vectors_per_text == "sparse":
+            raise InputError("The weights of sparse vectors are stored in float32 or float16, got 'int8'.")
         description = {**model_identity(ranker), "kind": "vectors", "storage": storage}
         description |= {"dimension": vector_dimension(ranker), "collection": documents.fingerprint()}
         is_complete = has_description(folder) and description.items() <= read_description(folder).items()
@@ -101,8 +106,10 @@ class VectorStore(IdIndex):
 
         Raises:
             FileExistsError: as of `build`.
-            InputError: if faiss cannot build the codec.
+            InputError: if faiss cannot build the codec, or the vectors are sparse.
         """
+        if self.words is not None:
+            raise InputError(f"The vectors in {self.folder} are sparse, which faiss cannot compress.")
         codec = train_index(self, factory, seed)
         codes = (codec.sa_encode(vectors) for _, _, vectors in self.chunks())
         refuse_replacing(Path(folder), "vectors", overwrite)
@@ -128,7 +135,7 @@ class VectorStore(IdIndex):
     @property
     def has_token_vectors(self) -> bool:
         """Whether every token has a vector."""
-        return self.offsets is not None
+        return self.offsets is not None and self.words is None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -141,13 +148,18 @@ class VectorStore(IdIndex):
     @property
     def bytes_per_document(self) -> float:
         """Size on disk without the ids."""
-        arrays = (self.values, self.scales, self.offsets)
+        arrays = (self.values, self.scales, self.offsets, self.words)
         return sum(array.nbytes for array in arrays if array is not None) / len(self)
 
-    def take(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        """Return the vectors of some rows, float32: (N, D), or a list of (L, D)."""
+    def take(self, rows: np.ndarray) -> np.ndarray | csr_array | list[np.ndarray]:
+        """Return the vectors of some rows, float32: (N, D), sparse if they are, or a list of (L, D)."""
         if self.offsets is None:
             return self._unpack(np.asarray(rows))
+        if self.words is not None:
+            lengths, places = self._places(rows)
+            values = self.values[places].astype(np.float32)
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            return csr_array((values, self.words[places], offsets), (len(lengths), self.dimension))
         if len(rows) == 0:
             return []
         lengths, vectors = self.take_tokens(rows)
@@ -155,10 +167,19 @@ class VectorStore(IdIndex):
 
     def take_tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of token vectors of some rows, (N,), and the vectors one after another, (T, D) float32."""
+        lengths, places = self._places(rows)
+        return lengths, self._unpack(places)
+
+    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many values some rows have, (N,), and where they are stored, one after another, (T,)."""
         firsts = self.offsets[rows]
         lengths = self.offsets[np.asarray(rows) + 1] - firsts
-        places = np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
-        return lengths, self._unpack(places)
+        return lengths, np.arange(lengths.sum()) + np.repeat(firsts - np.cumsum(lengths) + lengths, lengths)
+
+    def matrix(self) -> csr_array:
+        """Return all sparse vectors, (N, V) float32, in memory."""
+        values = np.asarray(self.values, dtype=np.float32)
+        return csr_array((values, self.words, self.offsets), (len(self), self.dimension))
 
     def chunks(self, size: int = CHUNK_SIZE) -> Iterator[Chunk]:
         """Yield about `size` vectors at once, in order."""
@@ -189,7 +210,10 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
         settings = {"batch_size": ranker.batch_size, "tokens_per_batch": ranker.tokens_per_batch, "description": None}
         vectors = encode_texts(ranker.model, ranker.processor, "document", texts, **settings)
         arrays = {}
-        if isinstance(vectors, list):  # (L, D) each
+        if issparse(vectors):
+            arrays |= {"lengths": np.diff(vectors.indptr), "words": vectors.indices}
+            vectors = vectors.data
+        elif isinstance(vectors, list):  # (L, D) each
             arrays["lengths"] = np.array([len(tokens) for tokens in vectors])
             vectors = np.concatenate(vectors)
         arrays["vectors"], scales = pack(vectors, description["storage"])
@@ -206,7 +230,7 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
 
 
 def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Convert vectors, (T, D) float32, to one of `STORAGES`; an InputError says if a value does not fit.
+    """Convert vectors, (T, D) or (T,) float32, to one of `STORAGES`; an InputError says if a value does not fit.
 
     For int8 the factor of each vector, (T,) float32, is returned as well: its largest value / 127.
     """
@@ -224,7 +248,7 @@ def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | No
 
 def _write_blocks(blocks: Sequence[Path], data: Path, description: dict) -> None:
     """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
-    collected = {"lengths": [], "scales": []}
+    collected = {"lengths": [], "scales": [], "words": []}
     for path in blocks:
         with np.load(path) as block:
             for name in collected.keys() & block.keys():
@@ -234,13 +258,15 @@ def _write_blocks(blocks: Sequence[Path], data: Path, description: dict) -> None
         offsets = np.cumsum(np.concatenate([[0], *collected["lengths"]]))
         count = int(offsets[-1])
         np.save(data / "offsets.npy", offsets)
-    if collected["scales"]:
-        np.save(data / "scales.npy", np.concatenate(collected["scales"]))
+    for name in ("scales", "words"):
+        if collected[name]:
+            np.save(data / f"{name}.npy", np.concatenate(collected[name]))
     vectors = (np.load(path)["vectors"] for path in blocks)
-    _write_vectors(data, vectors, description["storage"], (count, description["dimension"]))
+    shape = (count,) if collected["words"] else (count, description["dimension"])
+    _write_vectors(data, vectors, description["storage"], shape)
 
 
-def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: tuple[int, int]) -> None:
+def _write_vectors(data: Path, arrays: Iterable[np.ndarray], dtype: str, shape: tuple[int, ...]) -> None:
     """Write arrays one after another as one array; not mapped, so that a full disk is an error."""
     with (data / "vectors.npy").open("wb") as file:
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}

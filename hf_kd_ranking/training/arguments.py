@@ -11,7 +11,7 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import is_torch_tf32_available
 
 from ..errors import InputError
-from ..losses import LOSSES, get_losses
+from ..losses import LOSSES, get_losses, get_regularizers
 from .checkpoints import last_complete
 from .feeding import MOST_WORKERS, default_workers
 
@@ -67,7 +67,8 @@ class RankingTrainingArguments(TrainingArguments):
         default="margin_mse",
         help=f"Loss: {', '.join(LOSSES)}, or in_batch_ followed by one of them; or several with weights, "
         "margin_mse:1,in_batch_margin_mse:0.75; kl_div and info_nce take a temperature, "
-        "kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2.",
+        "kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2. For a SPLADE also flops or l1, "
+        "margin_mse,flops(query=0.03,document=0.02,warmup=0.3).",
     )
     teacher_scale: str = HfArg(
         default="1",
@@ -114,6 +115,7 @@ class RankingTrainingArguments(TrainingArguments):
             raise InputError(" ".join(str(error).split())) from error  # some have several lines
         self._refuse_settings()
         get_losses(self.loss)
+        get_regularizers(self.loss)
         if self.gradient_cache is not None and self.gradient_cache < 1:
             raise InputError(f"gradient_cache must be at least 1 query, got {self.gradient_cache}.")
         self.remove_unused_columns = False

@@ -99,11 +99,11 @@ def in_batch_losses(trainer: Trainer, outputs: RankingOutput, targets: Mapping[s
 
 def _score_all(model: RankerModel, output: RankingOutput, accelerator: Accelerator) -> Tensor:
     """Score B queries with all N = B * n * processes documents, (B, N), a query's own documents first."""
-    gathered = _gather_rows(output.document_vectors.float(), accelerator)
+    gathered = gather_rows(output.document_vectors.float(), accelerator)
     documents = gathered.flatten(0, 1)  # (N, ...)
     mask = output.document_mask
     if mask is not None:
-        mask = _gather_rows(mask, accelerator).flatten(0, 1).bool()
+        mask = gather_rows(mask, accelerator).flatten(0, 1).bool()
     with accelerator.autocast():  # for the layers of those that score by layers
         scores = model.score_all_pairs(output.query_vectors, documents, output.query_mask, mask)
     return _own_first(scores, gathered.shape[1], accelerator)
@@ -120,20 +120,20 @@ def _listed(targets: Mapping[str, Any], accelerator: Accelerator) -> Tensor | No
     rows = targets["rows"]["document"]
     if listed is None:
         listed = torch.ones_like(rows, dtype=torch.bool)
-    gathered = _gather_rows(listed, accelerator)  # (M, n)
+    gathered = gather_rows(listed, accelerator)  # (M, n)
     return _own_first(gathered.flatten().expand(len(rows), -1), gathered.shape[1], accelerator)
 
 
 def _known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
     """Return where a document of the batch is a positive of the query in one of its rows, (B, N) as `_score_all`."""
-    queries, documents = _gather_rows(rows["query"], accelerator), _gather_rows(rows["document"], accelerator)
+    queries, documents = gather_rows(rows["query"], accelerator), gather_rows(rows["document"], accelerator)
     is_same_query = rows["query"].unsqueeze(1) == queries  # (B, M)
     is_positive = documents[:, :1] == documents.flatten()  # (M, N)
     known = (is_same_query.float() @ is_positive.float()) > 0
     return _own_first(known, documents.shape[1], accelerator)
 
 
-def _gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+def gather_rows(tensor: Tensor, accelerator: Accelerator) -> Tensor:
     """Gather the rows of all processes, (B, n, ...) to (B * processes, n, ...), with gradients.
 
     Where the longest list or document of the processes differ, documents and tokens are filled up with zeros.

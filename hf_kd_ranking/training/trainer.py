@@ -20,7 +20,7 @@ from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..evaluation.rerank import RerankingEvaluator
-from ..losses import get_losses
+from ..losses import get_losses, get_regularizers
 from ..models import RankerModel, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
@@ -40,6 +40,7 @@ from .feeding import with_stored_tokens
 from .in_batch import check_gradient_cache, check_in_batch, in_batch_losses
 from .lora import trainable, with_adapters
 from .publishing import PublishingTrainer
+from .regularization import SparsityStatistics, check_regularization, regularization_losses
 from .topics import rows_of_queries, teacher_margins
 
 
@@ -112,6 +113,7 @@ class RankingTrainer(PublishingTrainer):
         if in_batch_teacher is not None:
             self.in_batch_teacher, self.teacher_processor = in_batch_teacher.model, in_batch_teacher.processor
         self.statistics = StepStatistics()
+        self.sparsity = SparsityStatistics()
         try:
             super().__init__(
                 model=model if model is None else self._as_student(model, args),
@@ -139,6 +141,7 @@ class RankingTrainer(PublishingTrainer):
         student = trainable(model, args)
         check_in_batch(self.losses, student, self.in_batch_teacher)
         check_temperature(self.losses, student.config)
+        check_regularization(get_regularizers(args.loss), student.config)
         check_gradient_cache(args.gradient_cache, self.losses, student.config)
         return student
 
@@ -146,6 +149,7 @@ class RankingTrainer(PublishingTrainer):
         """Take from `args` and the student's config what a trial of a search may have changed."""
         if self.compute_loss_func is None:
             self.losses = get_losses(self.args.loss)
+        self.regularizers = get_regularizers(self.args.loss)
         self.teacher_scale = self.args.teacher_factor()
         vars(self).pop("train_sampler", None)
         processor = RankingProcessor.from_config(self.processing_class, self.model.config)
@@ -274,11 +278,14 @@ class RankingTrainer(PublishingTrainer):
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         else:
             parts = self.row_losses(outputs.scores, teacher_scores, mask) | in_batch_losses(self, outputs, targets)
+            parts |= regularization_losses(self, outputs, mask)
             loss = sum(parts.values())
             if num_items_in_batch is not None:
                 loss = loss * (len(teacher_scores) / num_items_in_batch)
         if model.training:
             self.statistics.add(features, outputs.scores, teacher_scores, parts, mask)
+            if self.model.config.vectors_per_text == "sparse":
+                self.sparsity.add(outputs, mask)
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, int]:
@@ -363,7 +370,7 @@ class RankingTrainer(PublishingTrainer):
         """Log the parent's line with the statistics of the steps since the last one."""
         if "loss" in logs:
             self.finite_losses.check()
-            logs |= self.statistics.pop(self.accelerator)
+            logs |= self.statistics.pop(self.accelerator) | self.sparsity.pop(self.accelerator)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

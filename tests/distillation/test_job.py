@@ -51,8 +51,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"depths": [4, 9]}, "Depths lie between 1 and k, 8; got 9"),
         ({"sampling": "hard"}, "Unknown sampling hard; there are random, top, stratified"),
         ({"purpose": "find"}, "Unknown purpose find; there are rerank, search"),
-        ({"purpose": "search", "architectures": ["bert_dot", "tk"]}, "Only bert_dot and colbert search a collection"),
-        ({"rounds": 2, "architectures": ["tk"]}, "A second round mines the collection with a bert_dot or a colbert"),
+        (
+            {"purpose": "search", "architectures": ["bert_dot", "tk"]},
+            "Only bert_dot, colbert and splade search",
+        ),
+        (
+            {"rounds": 2, "architectures": ["tk"]},
+            "A second round needs a bert_dot, colbert or splade",
+        ),
         ({"precisions": ["float32", "int8"]}, "The precision int8 is for bert_cat"),
         ({"patience": 2}, "patience 2 needs several evaluations of a training; raise --evaluations"),
         ({"precisions": ["int4"]}, "Unknown precisions int4; there are float32, int8"),

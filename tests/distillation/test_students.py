@@ -14,6 +14,7 @@ from hf_kd_ranking.artifacts import file_digest
 from hf_kd_ranking.distillation import outcome as outcome_module
 from hf_kd_ranking.distillation import students, teaching
 from hf_kd_ranking.distillation.context import Context
+from hf_kd_ranking.distillation.job import ARCHITECTURE_SETTINGS
 from hf_kd_ranking.distillation.students import (
     LIVE_LOSS,
     LOSS,
@@ -74,8 +75,13 @@ def test_loss_is_measured_best_for_the_teacher(make_job, tmp_path):
     assert loss("bert_dot", "teacher", None) == (LOSS, False)
     assert loss("bert_cat", "teacher", live) == (LOSS, False)  # reads both texts at once
     assert loss("bert_dot", "no_teacher", live) == ("ranknet", False)
+    penalty = ARCHITECTURE_SETTINGS["splade"]["regularization"]
+    assert loss("splade", "no_teacher", None) == (f"ranknet,{penalty}", False)
     job.loss = "kl_div"
     assert loss("bert_dot", "teacher", live) == ("kl_div", False)
+    assert loss("splade", "teacher", live) == (f"kl_div,{penalty}", False)
+    job.loss = "kl_div,l1(query=1)"
+    assert loss("splade", "teacher", live) == (job.loss, False)
 
 
 def test_evaluations_and_patience_reach_the_training(make_job, tmp_path):

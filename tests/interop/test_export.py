@@ -159,9 +159,10 @@ GRAPHS = {
     "bert_dot": {"pooling": "mean", "normalize": True},
     "colbert": {"compression_dim": 6, "initializer_range": 0.1},
     "prettr": {"join_layer_idx": 1, "layers": None},
+    "splade": {"expansion": "none"},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cat", "bert_dot", "prettr", "tk")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cat", "bert_dot", "prettr", "splade", "tk")]
 
 
 @pytest.mark.parametrize("architecture", ["colbert", *SLOW])
@@ -211,6 +212,7 @@ def onnx_weights(path: Path) -> list:
         ("bert_cat", {}, "sentence-transformer", ["model_type=BERT_Cat: this layout is for BERT_Dot"]),
         ("bert_dot", {}, "multi-vector", ["model_type=BERT_Dot: this layout is for ColBERT"]),
         ("prettr", {"join_layer_idx": 1}, "cross-encoder", ["model_type=PreTTR: this layout is for BERT_Cat"]),
+        ("splade", {"query_encoding": "static"}, "onnx-int8", ["query_encoding='static': the graph encodes queries"]),
         ("tk", {}, "pylate", ["model_type=TK: this layout is for ColBERT"]),
     ],
 )

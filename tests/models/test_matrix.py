@@ -45,6 +45,12 @@ NOT_DEFAULT = {
     "max_position_embeddings": 40,
     "has_document_positions": False,
     "mixes_embeddings": False,
+    "expansion": "tied",
+    "query_encoding": "lexical",
+    "special_token_ids": [2, 3],
+    "query_top_k": 4,
+    "document_top_k": 6,
+    "threshold": 0.1,
     "kernel_mu": [0.9, 0.1],
     "kernel_sigma": [0.2, 0.3],
 }

@@ -21,7 +21,8 @@ QUERIES = ["what is bread", "moon"]
 DOCUMENTS = ["bread apple iron", "moon", "house of the king", "night", "", "how to paper"]
 ONE = {"query": QUERIES[0], "documents": DOCUMENTS}
 # Checkpoint -> architecture and settings. The last two have the name of their folder in common.
-CHECKPOINTS = {name: (name, {"join_layer_idx": 1} if name == "prettr" else {}) for name in ARCHITECTURES} | {
+OWN = {"prettr": {"join_layer_idx": 1}, "splade": {"expansion": "none"}}
+CHECKPOINTS = {name: (name, OWN.get(name, {})) for name in ARCHITECTURES} | {
     "first/same_name": ("bert_dot", {"pooling": "mean"}),
     "second/same_name": ("bert_dot", {"compression_dim": 6}),
 }

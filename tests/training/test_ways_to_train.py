@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 import hf_kd_ranking as kd
 from hf_kd_ranking.training.job import TrainingJob
 
-FIVE = pytest.mark.parametrize("model", ["bert_cat", "bert_dot", "colbert", "prettr", "tk"], indirect=True)
+SIX = pytest.mark.parametrize("model", ["bert_cat", "bert_dot", "colbert", "prettr", "tk", "splade"], indirect=True)
 
 
 BEFORE_AND_AFTER = pytest.mark.parametrize("model", ["bert_cat", "prettr", "tk"], indirect=True)
@@ -22,7 +22,7 @@ def train(make_trainer, model, **settings) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@FIVE
+@SIX
 def test_bf16_trains_near_float32_and_not_as_it(student, make_trainer):
     plain, bf16 = train(make_trainer, student), train(make_trainer, student, bf16=True)
     assert bf16 == pytest.approx(plain, rel=0.1)
@@ -30,7 +30,7 @@ def test_bf16_trains_near_float32_and_not_as_it(student, make_trainer):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@FIVE
+@SIX
 def test_half_precision_checkpoint_trains_in_float32_weights(student, make_trainer, tokenizer, tmp_path, dtype):
     kd.Ranker(student.to(dtype), tokenizer).save_pretrained(tmp_path / "half")
     model = kd.load_ranker(tmp_path / "half", dtype=dtype)
@@ -76,7 +76,7 @@ def test_compiled_training_has_the_losses_of_plain(student, make_trainer):
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-@FIVE
+@SIX
 def test_activation_checkpointing_gives_the_gradients_of_plain(student, make_trainer):
     ends = []
     for way in (False, True):

@@ -1,0 +1,82 @@
+"""What indexes of one vector per document share: documents are added, removed, and chosen by their ids."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+
+from ..data.ids import Id, IdIndex
+from ..data.texts import Collection, TextStore
+from ..errors import InputError
+from ..ranker import Ranker
+from .base import Index, check_model
+from .vector_store import VectorStore
+
+
+class VectorIndex(Index):
+    """An index of one vector per document, dense or sparse.
+
+    Args:
+        ranker: made the vectors.
+        ids: of the rows.
+        removed: (N,) True at rows that are not returned any more.
+        description: see `Index`.
+    """
+
+    def __init__(self, ranker: Ranker, ids: IdIndex, removed: np.ndarray, description: dict) -> None:
+        self.ranker = ranker
+        self.ids = ids
+        self.removed = removed
+        self.description = description
+
+    def __len__(self) -> int:
+        return len(self.removed) - int(self.removed.sum())
+
+    @abstractmethod
+    def _append(self, store: VectorStore) -> None:
+        """Index the vectors of another store after those that are indexed."""
+
+    def add(self, store: VectorStore, documents: TextStore | None = None) -> None:
+        """Add the vectors of another store; quantisers of a dense index stay as they were trained.
+
+        Args:
+            store: the vectors of documents that are not in the index.
+            documents: texts of all documents that the index then has, with which alone it can be part of a pipeline;
+                None if there will be no texts beside it.
+
+        Raises:
+            InputError: if its vectors are of another model, or an id is in the index already.
+        """
+        check_model(store.description, self.ranker, store.folder)
+        new_ids = list(store.ids())
+        known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
+        if len(known):
+            count = f"{len(known)} of the {len(new_ids):,} ids of {store.folder}"
+            raise InputError(f"{count} are in the index already, {new_ids[known[0]]!r} first; remove them before.")
+        self._append(store)
+        self.removed = np.concatenate([self.removed, np.zeros(len(new_ids), dtype=bool)])
+        self.ids = IdIndex.build(self.ids.columns() + store.columns(), self.removed)
+        sources = f"{self.collection.source} and {store.collection.source}"
+        both = f"{self.collection.fingerprint} {store.collection.fingerprint}"
+        collection = Collection(xxhash.xxh3_128_hexdigest(both.encode()), sources)
+        if documents is not None:
+            documents.rows_of_known(new_ids, f"texts of {documents.source}")
+            collection = documents.collection
+        self.description |= {"rows": len(self.ids), "collection": collection.fingerprint, "source": collection.source}
+
+    def remove(self, ids: Sequence[Id]) -> None:
+        """Leave documents out of all results; their space is free when the index is built again."""
+        rows = self.ids.rows_of_known(ids, "documents of the index")
+        self.removed = self.removed.copy()
+        self.removed[rows] = True
+        self.ids = self.ids.without(rows)
+
+    def _allowed(self, only: Sequence[Id] | None) -> np.ndarray | None:
+        """Return True at rows that may be returned, (N,), those of `only` if it is given; None if all may."""
+        allowed = ~self.removed
+        if only is not None:
+            is_chosen = np.zeros_like(allowed)
+            is_chosen[self.ids.rows_of_known(only, "documents of the index")] = True
+            allowed &= is_chosen
+        return None if allowed.all() else allowed
