@@ -180,7 +180,7 @@ def test_health_reports_the_progress_of_the_start(ranker_free_app):
 
 @pytest.fixture
 def ranker_free_app(bm25, documents):
-    """A client of a service that loads until it is told to go on."""
+    """A client of a service that loads until a test lets it go on."""
     import threading
 
     from starlette.testclient import TestClient

@@ -1,4 +1,4 @@
-"""What every request passes: key, CORS, headers, log, metrics, host names; and clients that leave."""
+"""Every request passes these: key, CORS, headers, log, metrics, host names; and clients that leave."""
 
 import asyncio
 import json
