@@ -124,7 +124,8 @@ def get_losses(text: str) -> dict[str, float]:
 
     Raises:
         InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
-            that it does not have, and a weight or a setting that is not a positive number; if the text has only penalties.
+            that it does not have, and a weight or a setting that is not a positive number; if the text has only
+            penalties.
     """
     losses = {}
     for part in _parts(text):
