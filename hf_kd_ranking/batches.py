@@ -99,9 +99,11 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     thread = ThreadPoolExecutor(1, "prepare batches")
     try:
         futures = deque(thread.submit(next, batches, None) for _ in range(BATCHES_AHEAD))
-        while (batch := futures.popleft().result()) is not None:
+        batch = futures.popleft().result()
+        while batch is not None:
             futures.append(thread.submit(next, batches, None))
             yield batch
+            batch = futures.popleft().result()
     finally:
         thread.shutdown(cancel_futures=True)
 

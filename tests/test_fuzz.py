@@ -514,7 +514,7 @@ for file in ("texts.bin", "texts.offsets.npy", "ids.bin", "ids.offsets.npy", "ke
     READERS.append(Reader(f"text store, {file}", f"store/{file}", [INDEX_STORE], BINARY_DAMAGES))
 READERS += [
     Reader("text store's description", "store/store.json", [INDEX_STORE], JSON_DAMAGES),
-    Reader("pipeline", "pipeline/pipeline.json", ["serve --pipeline {file} --space {out}/x"], JSON_DAMAGES),
+    Reader("pipeline", "pipeline/pipeline.json", ["serve --pipeline {file} --docker {out}/x"], JSON_DAMAGES),
 ]
 # The other verbs read the same files, and load or train a model for each case.
 FEW = ("truncated", "empty", "binary", "utf-16", "column missing", "nan", "long line", "null bytes")

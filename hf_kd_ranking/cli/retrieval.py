@@ -1,7 +1,7 @@
 """`hf-kd-ranking index | search | fuse`: encode a collection, search it, fuse runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,15 +9,12 @@ from ..artifacts import refuse_existing
 from ..data.collections import RankingCollection
 from ..data.rankings import without_id
 from ..data.runs import check_run_ids, read_run, write_run
-from ..data.texts import Collection, check_same_collection
+from ..data.texts import Collection, TextStore, check_same_collection
 from ..errors import InputError
 from ..processes import processes
 from ..retrieval.base import refuse_replacing
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
-
-if TYPE_CHECKING:
-    from ..retrieval.vector_store import VectorStore
 
 
 def index(
@@ -39,16 +36,8 @@ def index(
     """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
     data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
-        from ..retrieval.bm25 import BM25Index, check_language
-
         given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
-        unread = [option for option, value in given.items() if value is not None]
-        if unread:
-            raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
-        check_language(language)
-        refuse_replacing(output, "bm25", overwrite)  # before the work
-        BM25Index.build(data.documents, language=language, tokenization=tokenization).save(output, overwrite)
-        return {"output": str(output), "documents": len(data.documents)}
+        return _index_words(data.documents, output, given, language, tokenization, overwrite)
 
     from ..retrieval.vector_store import TRAINING_VECTORS, VectorStore, check_factory, vector_dimension
 
@@ -73,15 +62,7 @@ def index(
     store = VectorStore.build(ranker, documents, output, storage, overwrite)
     if not state.is_main_process:
         return None
-    _index_vectors(store, output, factory, centroids, overwrite)
-    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
-
-
-def _index_vectors(
-    store: "VectorStore", output: Path, factory: str | None, centroids: int | None, overwrite: bool
-) -> None:
-    """Build the index that belongs into a vector store, if any does."""
-    if store.words is not None:
+    if config.vectors_per_text == "sparse":
         from ..retrieval.sparse import SparseIndex
 
         SparseIndex.build(store).save(output / "sparse", overwrite)
@@ -93,6 +74,27 @@ def _index_vectors(
         from ..retrieval.colbert import ColBERTIndex
 
         ColBERTIndex.build(store, centroids=centroids)
+    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+
+
+def _index_words(
+    documents: TextStore,
+    output: Path,
+    given: dict[str, Any],
+    language: str | None,
+    tokenization: str,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Index a collection for BM25; `given` are options that only rankers read, which must not be given."""
+    from ..retrieval.bm25 import BM25Index, check_language
+
+    unread = [option for option, value in given.items() if value is not None]
+    if unread:
+        raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
+    check_language(language)
+    refuse_replacing(output, "bm25", overwrite)  # before the work
+    BM25Index.build(documents, language=language, tokenization=tokenization).save(output, overwrite)
+    return {"output": str(output), "documents": len(documents)}
 
 
 def search(

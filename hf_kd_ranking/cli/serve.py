@@ -1,11 +1,16 @@
-"""`hf-kd-ranking serve`: a page to search with one ranker, or with a pipeline."""
+"""`hf-kd-ranking serve`: a rerank API for one ranker, with a page to search a collection if there is one."""
 
+import logging
+import os
 import socket
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,22 +18,147 @@ from .. import __version__
 from ..artifacts import refuse_existing
 from ..data.texts import TextStore, check_same_collection
 from ..errors import InputError
-from ..ranker import Ranker
+from ..ranker import Ranker, check_model_paths
 from . import options
 
 if TYPE_CHECKING:  # its libraries are those of the extras
+    from fastapi import FastAPI
+
     from ..searcher import Pipeline
+    from ..serving.model import ServedModel
+    from ..serving.progress import Progress
+    from ..serving.service import Service
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1"]
-SERVER = {"limit_concurrency": 100, "timeout_keep_alive": 5, "proxy_headers": False, "server_header": False}
+KEY = "HF_KD_RANKING_API_KEY"
+# Connections are kept longer than clients keep them, so that none is closed while a request is on its way.
+SERVER = {"limit_concurrency": 1_000, "timeout_keep_alive": 75, "timeout_graceful_shutdown": 60}
+SERVER |= {"access_log": False, "log_level": "warning", "server_header": False}
 DEPTH = 100
 FUSED = 0.5  # weight of BM25's scores
 
 
+@dataclass
+class SearchSettings:
+    """How a collection is searched with `--model`, see the options of `serve`."""
+
+    candidates: Path | None
+    rerank: bool
+    fuse: bool
+    k: int
+    settings: str | None
+    probes: int | None
+
+    def given(self) -> dict[str, bool]:
+        """Return for each option whether it is given."""
+        values = {"--candidates": self.candidates, "--rerank": self.rerank, "--fuse": self.fuse}
+        values |= {"--k": self.k != DEPTH, "--settings": self.settings, "--probes": self.probes}
+        return {name: bool(value) for name, value in values.items()}
+
+
+@dataclass
+class Source:
+    """The model, index and collection to serve, see the options of `serve`."""
+
+    pipeline: Path | None
+    model: str | None
+    collection: Path | None
+    dataset: str | None
+    index: Path | None
+    architecture: str | None
+    batch_size: int
+    dtype: str | None
+
+    @property
+    def has_collection(self) -> bool:
+        """True if there is a collection to search."""
+        return self.pipeline is not None or self.collection is not None or self.dataset is not None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model in requests and on the page."""
+        if self.pipeline is not None:
+            return self.pipeline.resolve().name
+        return next(iter(self._paths()))
+
+    def check(self, search: SearchSettings) -> None:
+        """Refuse options that do not go together, before anything is loaded."""
+        values = {"--model": self.model, "--collection": self.collection, "--dataset": self.dataset}
+        values |= {"--index": self.index, "--architecture": self.architecture, "--dtype": self.dtype}
+        of_search = [name for name, is_given in search.given().items() if is_given]
+        of_model = [name for name, value in values.items() if value] + of_search
+        if self.pipeline is not None and of_model:
+            raise InputError(f"--pipeline has all its parts and settings; leave out {', '.join(of_model)}.")
+        if self.pipeline is None and not self.model:
+            raise InputError("Give --model, or --pipeline.")
+        if not self.has_collection and of_search:
+            raise InputError(f"Give --collection, or --dataset, which {', '.join(of_search)} would search.")
+        if self.model:
+            check_model_paths(self._paths().values())
+
+    def _paths(self) -> dict[str, str]:
+        return options.named_paths([self.model], "models")
+
+    def load(self, search: SearchSettings, progress: "Progress") -> "ServedModel":
+        """Load everything, and search once; the engine's thread runs it."""
+        from ..serving.model import ServedModel
+
+        if self.has_collection:
+            from ..serving.search import SearchEngine
+
+            pipeline = self._open_pipeline(search, progress)
+            engine = SearchEngine(pipeline)
+            progress.begin("searching once")
+            engine.warm_up()
+            return ServedModel(self.name, pipeline.ranker, pipeline.store, engine)
+        ranker = self._load_ranker(progress)
+        store = None
+        if self.index is not None:
+            from ..retrieval.vector_store import VectorStore
+
+            progress.begin("verifying the index")
+            store = VectorStore.open(self.index, ranker)
+        return ServedModel(self.name, ranker, store)
+
+    def _load_ranker(self, progress: "Progress") -> Ranker:
+        progress.begin("loading the model")
+        [path] = self._paths().values()
+        return options.load_ranker(path, self.architecture, self.batch_size, self.dtype, index=self.index)
+
+    def _open_pipeline(self, search: SearchSettings, progress: "Progress") -> "Pipeline":
+        from ..retrieval.bm25 import BM25Index
+        from ..searcher import Pipeline, load_pipeline, open_vectors
+        from ..serving.progress import CountedTexts
+
+        if self.pipeline is not None:
+            progress.begin("verifying and loading the pipeline")
+            return load_pipeline(self.pipeline, batch_size=self.batch_size)
+        progress.begin("opening the collection")
+        documents = options.open_collection(self.dataset, "test", documents=self.collection).documents
+        ranker = self._load_ranker(progress)
+        is_searched = self.index is not None and ranker.model.config.is_searchable and not search.rerank
+        if not is_searched and (search.settings is not None or search.probes is not None):
+            raise InputError("--settings and --probes are for an --index that the ranker searches.")
+        store = vectors_index = first_stage = None
+        if self.index is not None:
+            progress.begin("verifying the index")
+            store, vectors_index = open_vectors(self.index, ranker, is_searched, search.settings, search.probes)
+            check_same_collection({"documents": documents.collection, str(self.index): store.collection})
+        if search.candidates is not None:
+            first_stage = BM25Index.open(search.candidates)
+        elif search.fuse or not is_searched:
+            count = len(documents)
+            typer.echo(f"building a BM25 index of {count:,} documents (--candidates takes a saved one)", err=True)
+            progress.begin("building the BM25 index", count)
+            first_stage = BM25Index.build(CountedTexts(documents, progress))
+        weight = FUSED if search.fuse else 0.0
+        return Pipeline(documents, first_stage, ranker, search.k, weight, store, vectors_index)
+
+
 def serve(
     pipeline: Annotated[Path | None, typer.Option(help="Pipeline that `distill` wrote, in place of --model.")] = None,
-    model: Annotated[str | None, typer.Option(help="Ranker: a folder or a name on the Hub.")] = None,
+    model: Annotated[str | None, typer.Option(help="Ranker: a folder or a name on the Hub, or NAME=PATH.")] = None,
     collection: options.Collection = None,
     dataset: options.Dataset = None,
     index: Annotated[Path | None, typer.Option(help="Output of `index` for the ranker.")] = None,
@@ -42,91 +172,76 @@ def serve(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Passage search",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8_000,
-    proxy: Annotated[bool, typer.Option(help="Behind a proxy nearby: X-Forwarded-For names clients.")] = False,
-    space: Annotated[Path | None, typer.Option(help="New folder for a Hugging Face Space; no serving.")] = None,
+    raw_scores: Annotated[bool, typer.Option(help="Answer with scores of the model, not their sigmoid.")] = False,
+    cors: Annotated[list[str] | None, typer.Option(help="Sites whose pages may read answers.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch; 1 turns batching off.")] = 16_384,
+    batch_window: Annotated[float, typer.Option(min=0, help="Longest wait for a batch to fill, in ms.")] = 5.0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Number of waiting requests; more get status 429.")] = 256,
+    docker: Annotated[Path | None, typer.Option(help="New folder for a Docker image or a Space; no serving.")] = None,
     architecture: options.Architecture = None,
     batch_size: options.BatchSize = 64,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
 ) -> None:
-    """Search a collection on a web page: passages, tokens that matched, the time of every stage."""
-    parts = {"--model": model, "--collection": collection, "--dataset": dataset, "--index": index}
-    parts |= {"--candidates": candidates, "--rerank": rerank, "--fuse": fuse, "--k": k != DEPTH}
-    parts |= {"--settings": settings, "--probes": probes, "--architecture": architecture, "--dtype": dtype}
-    _check_source(pipeline, parts)
-    try:
-        import uvicorn
+    """Serve a rerank API that clients of Cohere, Jina and text-embeddings-inference speak, and a search page.
 
-        from ..searcher import load_pipeline
-        from ..serving.app import SearchPage, make_app
-        from ..serving.connections import LimitedProtocol, ProxiedProtocol
-        from ..serving.search import SearchEngine
-        from ..serving.space import write_space
-    except ModuleNotFoundError as error:
-        raise InputError(f"serve needs {error.name}: pip install 'hf_kd_ranking[retrieval,serve]'.") from None
-    if space is None:
-        listener = _listen(host, port)  # before models are loaded, so that a port in use is reported at once
-    else:
-        refuse_existing(space, overwrite=False)
-    if pipeline is not None:
-        searched = load_pipeline(pipeline, batch_size=batch_size)
-    else:
-        documents = options.open_collection(dataset, "test", documents=collection).documents
-        ranker = options.load_ranker(model, architecture, batch_size, dtype, index=index)
-        made = _make_pipeline(documents, ranker, index, candidates, rerank, fuse, settings, probes)
-        searched = replace(made, depth=k)
-    engine = SearchEngine(searched)
-    engine.warm_up()
-    count = len(searched.documents)
-    about = {"title": title, "documents": count, "examples": _examples(queries)}
-    about |= {"name": (pipeline or Path(model)).resolve().name, "line": engine.describe()}
-    if space is not None:
-        write_space(space, searched, about, batch_size, __version__)
-        return options.print_result({"space": str(space), "documents": count}, as_json)
-    app = make_app(SearchPage(engine, about, behind_proxy=proxy), LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"])
+    The environment variable HF_KD_RANKING_API_KEY sets a key that requests must have.
+    """
+    source = Source(pipeline, model, collection, dataset, index, architecture, batch_size, dtype)
+    search = SearchSettings(candidates, rerank, fuse, k, settings, probes)
+    source.check(search)
+    with _explain_extras(source.has_collection):
+        from ..serving.app import make_app
+        from ..serving.docker import write_image
+        from ..serving.progress import Progress
+        from ..serving.service import Service
+    about = None
+    if source.has_collection:
+        about = {"title": title, "examples": _examples(queries)}
+    load = partial(source.load, search)
+    if docker is not None:
+        refuse_existing(docker, overwrite=False)
+        write_image(docker, load(Progress()), about, batch_size, __version__)
+        return options.print_result({"docker": str(docker)}, as_json)
+    listener = _listen(host, port)  # before models are loaded, so that a port in use is reported at once
+    engine = {"window_ms": batch_window, "batch_tokens": batch_tokens, "max_waiting": max_waiting}
+    service = Service(load, raw_scores=raw_scores, **engine)
+    hosts = LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"]
+    app = make_app(service, about, os.environ.get(KEY), hosts, cors or [])
     address = f"http://{host}:{listener.getsockname()[1]}"
-    options.print_result({"address": address, "documents": count, "stop": "Ctrl-C"}, as_json)
-    protocol = ProxiedProtocol if proxy else LimitedProtocol
-    uvicorn.Server(uvicorn.Config(app, http=protocol, log_level="warning", **SERVER)).run(sockets=[listener])
+    options.print_result({"address": address, "docs": f"{address}/docs", "stop": "Ctrl-C"}, as_json)
+    _run(service, app, listener)
 
 
-def _check_source(pipeline: Path | None, parts: Mapping[str, Any]) -> None:
-    """Refuse a pipeline with options of `--model` (option -> value, false if it is not given), or neither of both."""
-    given = [name for name, value in parts.items() if value]
-    if pipeline is not None and given:
-        raise InputError(f"--pipeline has all its parts and settings; leave out {', '.join(given)}.")
-    if pipeline is None and not parts["--model"]:
-        raise InputError("Give --model, or --pipeline.")
+def _run(service: "Service", app: "FastAPI", listener: socket.socket) -> None:
+    """Answer until a signal comes; raise the error of a model that cannot be loaded."""
+    import uvicorn
+
+    log = logging.StreamHandler()  # lines of JSON
+    access_log = logging.getLogger("hf_kd_ranking.serving.access")
+    access_log.setLevel(logging.INFO)
+    access_log.propagate = False
+    access_log.addHandler(log)
+    server = uvicorn.Server(uvicorn.Config(app, **SERVER))
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        access_log.removeHandler(log)
+    if service.failure is not None:
+        raise service.failure
 
 
-def _make_pipeline(
-    documents: TextStore,
-    ranker: Ranker,
-    index: Path | None,
-    candidates: Path | None,
-    rerank: bool,
-    fuse: bool,
-    settings: str | None,
-    probes: int | None,
-) -> "Pipeline":
-    """Return the pipeline of the options beside `--model`; a ranker searches the index if it can."""
-    from ..retrieval.bm25 import BM25Index
-    from ..searcher import Pipeline, open_vectors
-
-    is_searched = index is not None and ranker.model.config.is_searchable and not rerank
-    if not is_searched and (settings is not None or probes is not None):
-        raise InputError("--settings and --probes are for an --index that the ranker searches.")
-    store = vectors_index = first_stage = None
-    if index is not None:
-        store, vectors_index = open_vectors(index, ranker, is_searched, settings, probes)
-        check_same_collection({"documents": documents.collection, str(index): store.collection})
-    if candidates is not None:
-        first_stage = BM25Index.open(candidates)
-    elif fuse or not is_searched:
-        typer.echo(f"building a BM25 index of {len(documents):,} documents (--candidates takes a saved one)", err=True)
-        first_stage = BM25Index.build(documents)
-    weight = FUSED if fuse else 0.0
-    return Pipeline(documents, first_stage, ranker, DEPTH, weight, store, vectors_index)
+@contextmanager
+def _explain_extras(has_collection: bool) -> Iterator[None]:
+    """Turn the error of a missing library into an InputError, before anything is loaded."""
+    try:
+        if has_collection:
+            import_module("hf_kd_ranking.searcher")
+        yield
+    except ModuleNotFoundError as error:
+        extras = "retrieval,serve" if has_collection else "serve"
+        raise InputError(f"serve needs {error.name}: pip install 'hf_kd_ranking[{extras}]'.") from None
 
 
 def _examples(queries: Path | None) -> list[str]:

@@ -98,7 +98,7 @@ def score(
 
 
 def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> dict[str, Path]:
-    """Return teacher -> its file; the files of several are in a folder, which is made."""
+    """Return teacher -> its file; if several are given, their files are in a folder, which is made."""
     if len(models) == 1:
         return {models[0]: output}
     outputs = {}
@@ -112,7 +112,7 @@ def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> 
 
 
 def _print_results(results: list[dict[str, Any]], folder: Path | None, as_json: bool) -> None:
-    """Print the result of one teacher, or those of several, whose files are in a folder."""
+    """Print the result of one teacher, or, with their folder, the results of all teachers."""
     if folder is not None and as_json:
         options.print_result({"output": str(folder), "teachers": results}, as_json)
         return

@@ -19,13 +19,12 @@ from transformers import AutoConfig, set_seed
 from ..artifacts import write_json
 from ..data.rows import load_teacher_scores
 from ..errors import InputError
-from ..losses import IN_BATCH, get_losses
+from ..losses import IN_BATCH, get_losses, get_regularizers
 from ..models import ARCHITECTURES
 from ..processes import processes
 from ..ranker import Ranker, load_tokenizer
 from ..training.arguments import MATCH, RankingTrainingArguments
 from ..training.job import TrainingJob, train_ranker
-from ..training.regularization import get_regularizers
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
 from .teaching import rows_file

@@ -64,7 +64,6 @@ class RankerConfig(PreTrainedConfig):
     * `vectors_per_text`: "none"; "one", (D,); "per_token", (L, D); "sparse", one weight per word of the vocabulary.
     * `similarity`: how the vectors of a query and a document are compared: "dot", the dot product; "max_sim", the sum
       over query tokens of the largest dot product; "layers", by layers of the model; None without vectors.
-    * `token_similarity`: how a query token matches a document token, "dot" or "cosine", if a user can be shown that.
     * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
     * `adds_special_tokens`: True for texts between [CLS] and [SEP].
     * `query_augmentation`: number of [MASK] tokens after a query; a field of the architectures that have them.
@@ -84,7 +83,6 @@ class RankerConfig(PreTrainedConfig):
     joins_texts: ClassVar[bool] = False
     vectors_per_text: ClassVar[Literal["none", "one", "per_token", "sparse"]] = "per_token"
     similarity: ClassVar[Literal["dot", "max_sim", "layers"] | None] = "layers"
-    token_similarity: ClassVar[Literal["dot", "cosine"] | None] = None
     is_storable: ClassVar[bool] = True
     adds_special_tokens: ClassVar[bool] = True
     query_augmentation: ClassVar[int] = 0

@@ -31,7 +31,6 @@ class ColBERTConfig(EncoderRankerConfig):
     )
     vectors_per_text = "per_token"
     similarity = "max_sim"
-    token_similarity = "dot"
 
     compression_dim: int = 768
     query_augmentation: int = 8

@@ -90,12 +90,12 @@ def run_packed(run: Callable[..., Tensor], states: Tensor, mask: Tensor) -> Tens
     Returns:
         (N, L, H), zero at padding; or (N, 1, H).
     """
-    is_kept = mask.bool().clone()
+    is_kept = mask.to("cpu", torch.bool, copy=True)  # the one time that the CPU waits for a GPU
     is_kept[:, 0] = True  # a row without tokens has a state, too
     counts = is_kept.sum(1)  # (N,)
     longest = int(counts.max())
-    places = is_kept.flatten().nonzero().squeeze(1)  # (T,)
-    ends = nn.functional.pad(counts.cumsum(0), (1, 0)).int()  # (N + 1,)
+    places = is_kept.flatten().nonzero().squeeze(1).to(mask.device)  # (T,)
+    ends = nn.functional.pad(counts.cumsum(0), (1, 0)).int().to(mask.device)  # (N + 1,)
     attention = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
     token = FIRST_TOKENS.set(ends[:-1].long())
     try:

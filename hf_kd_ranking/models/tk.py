@@ -64,7 +64,6 @@ class TKConfig(RankerConfig):
     )
     vectors_per_text = "per_token"
     similarity = "layers"
-    token_similarity = "cosine"
     adds_special_tokens = False
 
     vocab_size: int = 30_522

@@ -1,4 +1,4 @@
-"""What indexes of one vector per document share: documents are added, removed, and chosen by their ids."""
+"""Base of the indexes of one vector per document, in which documents are added, removed, and chosen by id."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

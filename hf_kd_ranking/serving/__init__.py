@@ -1,1 +1,1 @@
-"""A page for searching: the search of a query, the application, and a folder for a Hugging Face Space."""
+"""The API server: engine, endpoints, page, and a folder for Docker or a Hugging Face Space."""

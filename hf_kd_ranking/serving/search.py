@@ -1,4 +1,4 @@
-"""The search of one query on the page: the stages of a pipeline, each with its time, and the words that match."""
+"""The search of one query: the stages of a pipeline, each with its time."""
 
 import time
 from dataclasses import dataclass
@@ -12,20 +12,16 @@ from ..inference import score_stored
 from ..ranker import Ranker
 from ..retrieval.fusion import fuse_runs
 from ..searcher import Pipeline, combine
-from .matches import Part, mark_matches
-
-SHOWN = 10  # passages of a ranking
-LONGEST_TEXT = 2_000  # characters of a passage that are sent
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage of a ranking: its score, its rank in the first stage (None if it is not there), its text in parts."""
+    """A passage of a ranking: its score, its rank in the first stage (None if it is not there), its text."""
 
     doc_id: str
     score: float
     first_rank: int | None
-    parts: list[Part]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -69,12 +65,9 @@ class SearchEngine:
         if pipeline.first_stage is None and pipeline.index is None:
             raise InputError("This pipeline re-ranks given candidates; a page needs a first stage or an index.")
         self.pipeline = pipeline
-        self.config, self.has_matches = None, False
+        self.config = None
         if isinstance(pipeline.ranker, Ranker):
             self.config = pipeline.ranker.model.config
-            compares_tokens = self.config.token_similarity is not None and self.config.is_storable
-            # Other tokenizers do not know a token's place.
-            self.has_matches = compares_tokens and pipeline.ranker.tokenizer.is_fast
         elif pipeline.ranker is not None:
             self.config = pipeline.ranker.config
 
@@ -97,8 +90,8 @@ class SearchEngine:
         _, text = next(self.pipeline.documents.items())
         self.search(" ".join(text.split()[:8]))
 
-    def search(self, query: str) -> Results:
-        """Run all stages one after the other, so that no time includes the work of another stage.
+    def search(self, query: str, k: int = 10) -> Results:
+        """Return the best k passages; the stages run one after the other, so that no time includes another stage.
 
         Raises:
             UnknownIdError: if a document has no text, or no stored vector.
@@ -106,26 +99,26 @@ class SearchEngine:
         pipeline, times = self.pipeline, StageTimes()
         candidates, count = [], None
         if pipeline.first_stage is not None:
-            candidates = pipeline.first_stage.search({"q": query}, max(SHOWN, pipeline.depth))["q"]
+            candidates = pipeline.first_stage.search({"q": query}, max(k, pipeline.depth))["q"]
             count = len(candidates)
             times.end("BM25")
         if pipeline.index is not None:
-            ranking = self._search_index(query, candidates, times)
+            ranking = self._search_index(query, k, candidates, times)
         elif pipeline.ranker is not None and candidates:
             ranking = self._rerank(query, candidates, times)
         else:
             ranking = candidates
         first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
-        hits, shown = [], ranking[:SHOWN]
-        for (doc_id, score), parts in zip(shown, self._split(query, shown), strict=True):
-            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), parts))
+        hits = []
+        for doc_id, score in ranking[:k]:
+            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), pipeline.documents[doc_id]))
         return Results(query, count, dict(times), hits)
 
-    def _search_index(self, query: str, candidates: Pairs, times: StageTimes) -> Pairs:
+    def _search_index(self, query: str, k: int, candidates: Pairs, times: StageTimes) -> Pairs:
         pipeline = self.pipeline
         queries = pipeline.ranker.encode_queries([query])
         times.end("query encoding")
-        count = max(SHOWN, pipeline.depth) if pipeline.weight == 0 else pipeline.depth
+        count = max(k, pipeline.depth) if pipeline.weight == 0 else pipeline.depth
         [(scores, rows)] = pipeline.index.search_vectors(queries, count)
         ranking = list(zip(pipeline.index.ids.ids_of(rows), scores.tolist(), strict=True))
         if pipeline.weight > 0:
@@ -149,17 +142,6 @@ class SearchEngine:
         ranking = combine(candidates, by_document, pipeline.depth, pipeline.weight)
         times.end("scoring")
         return ranking
-
-    def _split(self, query: str, ranking: Pairs) -> list[list[Part]]:
-        """Return the texts of passages in parts; words that match are marked if the ranker compares tokens."""
-        doc_ids = [doc_id for doc_id, _ in ranking]
-        texts = [text[:LONGEST_TEXT] for text in self.pipeline.documents[doc_ids]]
-        if not self.has_matches or not texts:
-            return [[Part(text)] for text in texts]
-        ranker = self.pipeline.ranker
-        query_vectors = ranker.encode_queries([query])[0]
-        vectors = self._read_vectors(doc_ids)
-        return mark_matches(ranker.processor, query, texts, query_vectors, vectors, self.config.token_similarity)
 
     def _read_vectors(self, doc_ids: list[str]) -> np.ndarray | list[np.ndarray]:
         pipeline = self.pipeline

@@ -88,8 +88,8 @@ def read_orders(path: str | os.PathLike) -> list[tuple[str, list[str]]]:
     """Read rankings, (query_id, doc_ids, the best first), from a result file of RankLLM or a TREC run.
 
     RankLLM's files hold objects `{"query": {"qid": ...}, "candidates": [{"docid": ...}, ...]}` as a JSON list (.json)
-    or as JSON lines (.jsonl). The order is that of the candidates, whatever their scores; a query may appear several
-    times. A run's order is that of its scores, and of the lines where they tie.
+    or as JSON lines (.jsonl). The order is that of the candidates, and their scores are not read; a query
+    may appear several times. A run's order is that of its scores, and of the lines where they tie.
 
     Raises:
         FileNotFoundError: if the file does not exist.

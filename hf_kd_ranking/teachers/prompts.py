@@ -14,7 +14,7 @@ QWEN_TEMPLATE = (
 )
 QWEN_TURN = "<|im_start|>"  # the chat template of a model that was trained with this prompt has it
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-# For models behind a chat API, which put their own tokens around it.
+# For models with a chat API, which put their own tokens around it.
 CHAT_TEMPLATE = (
     "Judge whether the document answers the query. Answer with one word, {yes} or {no}.\n\n"
     "Query: {query}\n\nDocument: {document}\n\nAnswer:"

@@ -11,10 +11,9 @@ from transformers.hf_argparser import HfArg
 from transformers.utils import is_torch_tf32_available
 
 from ..errors import InputError
-from ..losses import LOSSES, get_losses
+from ..losses import LOSSES, get_losses, get_regularizers
 from .checkpoints import last_complete
 from .feeding import MOST_WORKERS, default_workers
-from .regularization import get_regularizers
 
 MATCH = "match"
 TARGET = "teacher_scores"

@@ -1,4 +1,4 @@
-"""What feeds a training: the number of worker processes, and whether batches are joined from stored token ids."""
+"""Feed a training: choose the number of worker processes, and whether batches are joined from stored token ids."""
 
 import os
 import warnings

@@ -5,7 +5,6 @@ https://arxiv.org/abs/2109.10086.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -13,51 +12,9 @@ from torch import Tensor
 from transformers import Trainer
 
 from ..errors import InputError
-from ..losses import REGULARIZERS, parts_of, read_settings
+from ..losses import Regularizer
 from ..models import RankerConfig, RankingOutput
 from .in_batch import gather_rows
-
-
-@dataclass(frozen=True)
-class Regularizer:
-    """A penalty on the weights of sparse vectors, which is added to the loss.
-
-    Args:
-        name: one of `REGULARIZERS`.
-        query, document: weights of the penalty on either side.
-        warmup: share of all steps, up to 1, over which the weights rise as the square of the steps.
-    """
-
-    name: str
-    query: float = 0.0
-    document: float = 0.0
-    warmup: float = 0.0
-
-    def warmup_factor(self, progress: float) -> float:
-        """Return the factor on the weights after a share of all steps, 0 to 1."""
-        return 1.0 if progress >= self.warmup else (progress / self.warmup) ** 2
-
-
-def get_regularizers(text: str) -> dict[str, Regularizer]:
-    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`.
-
-    Raises:
-        InputError: for a penalty given twice, without a weight of a side, or with another weight or setting.
-    """
-    regularizers = {}
-    for part in parts_of(text):
-        name, _, rest = part.partition("(")
-        if name not in REGULARIZERS:
-            continue
-        if name in regularizers:
-            raise InputError(f"The penalty {name} is given twice in {text!r}; give it once.")
-        if not rest.endswith(")"):
-            raise InputError(f"The weights of {name} are its settings, {name}(query=0.3,document=0.1), got {part!r}.")
-        settings = read_settings(name, rest, ("query", "document", "warmup"))
-        if not {"query", "document"} & settings.keys() or settings.get("warmup", 0) > 1:
-            raise InputError(f"{name} needs a weight, query= or document=, and a warmup of at most 1, got {part!r}.")
-        regularizers[name] = Regularizer(name, **settings)
-    return regularizers
 
 
 def flops(means: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..data.samplers import ShuffledSampler, TopicBalancedSampler
 from ..data.texts import TextStore
 from ..errors import InputError
 from ..evaluation.rerank import RerankingEvaluator
-from ..losses import get_losses
+from ..losses import get_losses, get_regularizers
 from ..models import RankerModel, RankingProcessor
 from ..models.base import check_finite
 from ..ranker import Ranker
@@ -40,7 +40,7 @@ from .feeding import with_stored_tokens
 from .in_batch import check_gradient_cache, check_in_batch, in_batch_losses
 from .lora import trainable, with_adapters
 from .publishing import PublishingTrainer
-from .regularization import SparsityStatistics, check_regularization, get_regularizers, regularization_losses
+from .regularization import SparsityStatistics, check_regularization, regularization_losses
 from .topics import rows_of_queries, teacher_margins
 
 

@@ -78,7 +78,7 @@ def test_checkpoint_of_the_toy_is_no_other_architecture(folder):
 def test_capabilities_are_those_of_the_config(ranker):
     config = ranker.model.config
     assert config.is_storable and config.is_searchable and not config.joins_texts
-    assert (config.vectors_per_text, config.similarity, config.token_similarity) == ("one", "dot", None)
+    assert (config.vectors_per_text, config.similarity) == ("one", "dot")
     assert (ranker.processor.max_query_length, ranker.processor.query_augmentation) == (8, 0)
 
 

@@ -1,4 +1,4 @@
-"""The search of a query: the same results as the pipeline's, with ranks, times and parts."""
+"""The search of a query: the same results as the pipeline's, with ranks, times and texts."""
 
 import pytest
 
@@ -6,9 +6,11 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.interop.onnx import OnnxRanker
 from hf_kd_ranking.retrieval.base import open_index
 from hf_kd_ranking.searcher import Pipeline
-from hf_kd_ranking.serving.search import LONGEST_TEXT, SHOWN, SearchEngine
+from hf_kd_ranking.serving.model import ServedModel, Texts
+from hf_kd_ranking.serving.search import SearchEngine
 
 QUERY = "the apple and bread"
+SHOWN = 10
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def assert_equal_results(engine, query=QUERY):
     scores = [score for _, score in expected]
     assert [hit.score for hit in results.hits] == pytest.approx(scores, rel=1e-4, abs=1e-4)
     texts = engine.pipeline.documents[[hit.doc_id for hit in results.hits]]
-    assert ["".join(part.text for part in hit.parts) for hit in results.hits] == texts
+    assert [hit.text for hit in results.hits] == texts
     return results
 
 
@@ -34,8 +36,6 @@ def test_page_shows_what_the_pipeline_finds(ranker, documents, bm25, weight):
     ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(bm25.search({"q": QUERY}, 20)["q"], 1)}
     assert results.candidates == len(ranks) > SHOWN
     assert [hit.first_rank for hit in results.hits] == [ranks[hit.doc_id] for hit in results.hits]
-    has_marks = any(part.strength for hit in results.hits for part in hit.parts)
-    assert has_marks == (ranker.model.config.token_similarity is not None)
     stages = ["BM25", "scoring"]
     if ranker.model.config.is_storable:
         stages = ["BM25", "query encoding", "passage encoding", "scoring"]
@@ -49,7 +49,7 @@ def test_stored_vectors_rank_as_texts_do(ranker, documents, bm25, engine, store)
     stored = SearchEngine(Pipeline(documents, bm25, ranker, 20, store=store)).search(QUERY)
     fresh = engine.search(QUERY)
     assert list(stored.stages_ms) == ["BM25", "query encoding", "reading vectors", "scoring"]
-    assert [(hit.doc_id, hit.parts) for hit in stored.hits] == [(hit.doc_id, hit.parts) for hit in fresh.hits]
+    assert [(hit.doc_id, hit.text) for hit in stored.hits] == [(hit.doc_id, hit.text) for hit in fresh.hits]
 
 
 @pytest.mark.parametrize("model", ["bert_dot", "colbert"], indirect=True)
@@ -80,22 +80,19 @@ def test_page_of_bm25_alone(documents, bm25):
 
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
-def test_page_of_an_int8_ranker(ranker, documents, bm25, tmp_path):
-    pytest.importorskip("onnxruntime")
+def test_int8_ranker_is_searched_with_and_served_without_mixing_requests(serve, ranker, documents, bm25, tmp_path):
     ranker.save_pretrained(tmp_path / "ranker")
     kd.export_ranker(tmp_path / "ranker", "onnx-int8", tmp_path / "int8")
-    engine = SearchEngine(Pipeline(documents, bm25, OnnxRanker(tmp_path / "int8", threads=1), 20))
+    int8 = OnnxRanker(tmp_path / "int8", threads=1)
+    engine = SearchEngine(Pipeline(documents, bm25, int8, 20))
     assert list(assert_equal_results(engine).stages_ms) == ["BM25", "scoring"]
     assert engine.describe() == "BERT_Dot, re-ranks BM25’s best 20 from their texts"
-
-
-@pytest.mark.parametrize("model", ["colbert"], indirect=True)
-def test_long_passages_are_cut(ranker, tmp_path):
-    (tmp_path / "long.tsv").write_text("1\t" + "apple " * 1_000 + "\n2\tbread\n")
-    documents = kd.TextStore.from_tsv(tmp_path / "long.tsv")
-    engine = SearchEngine(Pipeline(documents, kd.BM25Index.build(documents), ranker))
-    (hit,) = engine.search("apple").hits
-    assert sum(len(part.text) for part in hit.parts) == LONGEST_TEXT
+    model = ServedModel("tiny", int8, search=engine)
+    batch = [Texts(QUERY, ["apple", "king of the house"]), Texts("cat", ["dog"])]
+    for found, (query, texts) in zip(model.score_texts(batch), batch, strict=True):
+        assert found.tolist() == int8.score(query, texts).tolist()
+    answer = serve(model).post("/rerank", json={"query": "cat", "texts": ["dog"], "raw_scores": True}).json()
+    assert answer[0]["score"] == int8.score("cat", ["dog"])[0]
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.losses import get_losses
+from hf_kd_ranking.losses import Regularizer, get_losses, get_regularizers
 from hf_kd_ranking.models import RankingOutput
-from hf_kd_ranking.training.regularization import (
-    Regularizer,
-    SparsityStatistics,
-    get_regularizers,
-    regularization_losses,
-)
+from hf_kd_ranking.training.regularization import SparsityStatistics, regularization_losses
 
 SPLADE = pytest.mark.parametrize("model", ["splade"], indirect=True)
 ONE_PROCESS = SimpleNamespace(num_processes=1, reduce=lambda counts, _: counts)

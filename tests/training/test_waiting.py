@@ -28,7 +28,7 @@ class BlockingCalls(TorchDispatchMode):
 
 @pytest.fixture
 def calls(monkeypatch) -> BlockingCalls:
-    """Also lists `tolist`, which is no operator, and leaves out what transformers asks of each group's mask."""
+    """Also lists `tolist`, which is not an operator, and leaves out what transformers asks of each group's mask."""
     calls, ask = BlockingCalls(), masking_utils._ignore_bidirectional_mask_sdpa
     to_list = Tensor.tolist
 

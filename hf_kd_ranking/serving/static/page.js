@@ -14,12 +14,36 @@ function make(tag, properties = {}, ...children) {
 
 const milliseconds = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString("en")) + " ms";
 
-async function ask(path, signal) {
-  const response = await fetch(path, { signal });
+const key = { value: sessionStorage.getItem("key") };
+
+async function ask(path, options = {}) {
+  const headers = { "Content-Type": "application/json" };
+  if (key.value) headers.Authorization = `Bearer ${key.value}`;
+  const response = await fetch(path, { ...options, headers });
   const isJson = (response.headers.get("content-type") || "").includes("json");
-  const answer = isJson ? await response.json() : { error: `The server failed (${response.status}); its log says why.` };
-  if (!response.ok) throw new Error(answer.error);
+  const answer = isJson ? await response.json() : { message: `The server failed (${response.status}); its log says why.` };
+  if (response.status === 401 && (key.value = prompt("API key of this server"))) {
+    sessionStorage.setItem("key", key.value);
+    return ask(path, options);
+  }
+  if (!response.ok) throw new Error(answer.message);
   return answer;
+}
+
+// Returns the description of the page; shows what the server does until there is one.
+async function waitUntilReady() {
+  for (;;) {
+    const description = await ask("about");
+    $("progress").hidden = !description.progress;
+    $("status").textContent = "";
+    if (!description.progress) return description;
+    const { stage, done, total } = description.progress;
+    const share = total ? `, ${done.toLocaleString("en")} of ${total.toLocaleString("en")}` : "";
+    $("status").textContent = `The server is starting: ${stage}${share} …`;
+    if (total) Object.assign($("progress"), { max: total, value: done });
+    else $("progress").removeAttribute("value");
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
 }
 
 const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
@@ -37,23 +61,6 @@ function timeBar(stages) {
   return [bar, list];
 }
 
-function passage(parts) {
-  const text = make("p", { className: "passage folded" });
-  for (const part of parts) {
-    const level = Math.ceil(part.strength * 5);
-    text.append(level ? make("mark", { className: `s${level}`, title: `“${part.query_word}”, strength ${part.strength}` }, part.text) : part.text);
-  }
-  return text;
-}
-
-// The matches in words, for keyboards and touch screens, the strongest first.
-function matches(parts) {
-  const found = parts.filter((part) => part.strength > 0).sort((a, b) => b.strength - a.strength);
-  if (!found.length) return [];
-  const items = found.map((part) => make("li", {}, `${part.text.trim()} for “${part.query_word}”, ${part.strength}`));
-  return [make("details", { className: "matches" }, make("summary", {}, "Matched words"), make("ul", {}, ...items))];
-}
-
 function firstStageRank(hit, rank, results) {
   if (results.candidates === null) return [];
   if (hit.first_rank === null) return [make("span", {}, `not in BM25’s ${results.candidates}`)];
@@ -65,7 +72,7 @@ function firstStageRank(hit, rank, results) {
 function hitItem(hit, rank, results) {
   const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
-  const body = make("div", {}, passage(hit.parts), details, ...matches(hit.parts));
+  const body = make("div", {}, make("p", { className: "passage folded" }, hit.text), details);
   return make("li", {}, make("span", { className: "rank" }, rank), body);
 }
 
@@ -91,7 +98,6 @@ function showResults(results) {
   $("results").replaceChildren(...found);
   addFolds();
   $("status").textContent = `Passages: ${results.hits.length}. ${milliseconds(sum(stages))} in total.`;
-  $("legend").hidden = !document.querySelector(".passage mark");
   $("intro").hidden = true;
 }
 
@@ -102,7 +108,7 @@ async function search(query) {
   $("status").textContent = "Searching …";
   $("main").setAttribute("aria-busy", "true");
   try {
-    const results = await ask("api/search?q=" + encodeURIComponent(query), mine.signal);
+    const results = await ask("search", { method: "POST", body: JSON.stringify({ query }), signal: mine.signal });
     shown = query;
     showResults(results);
   } catch (error) {
@@ -110,7 +116,6 @@ async function search(query) {
     $("status").textContent = "";
     $("error").textContent = error.message;
     $("results").replaceChildren();
-    $("legend").hidden = true;
   }
   if (mine === running) $("main").removeAttribute("aria-busy");
 }
@@ -121,7 +126,6 @@ function showIntro() {
   $("main").removeAttribute("aria-busy");
   $("results").replaceChildren();
   $("status").textContent = $("error").textContent = "";
-  $("legend").hidden = true;
   $("intro").hidden = false;
 }
 
@@ -144,13 +148,12 @@ function go(event, query) {
 
 async function start() {
   try {
-    about = await ask("api/about");
+    about = await waitUntilReady();
   } catch (error) {
     $("error").textContent = error.message;
   }
   $("title").textContent = about.title;
   $("about").textContent = about.documents ? `${about.documents.toLocaleString("en")} passages, ranked by hf_kd_ranking` : "";
-  if (about.characters) $("query").maxLength = about.characters;
   if (about.name) $("ranker").replaceChildren(make("b", {}, about.name), about.line);
   $("examples").hidden = !about.examples.length;
   for (const example of about.examples) {

@@ -6,20 +6,13 @@ a row's documents or pairs is then the mean over its listed ones, so that every 
 """
 
 import math
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 
 MAX_GRADE = 40  # 2^40 has room in float32
-# Before a loss's name: over every document of the batch, (B, N), and not only over the row's own.
-IN_BATCH = "in_batch_"
 
 
 def margin_mse(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -205,151 +198,6 @@ def adr_mse(
     closeness = torch.sigmoid((student_scores[:, None, :] - student_scores[:, :, None]) / temperature)
     approximate = 1 + (closeness * is_other).sum(2)
     return _mean((ranks - approximate).square() / torch.log2(1 + ranks), mask)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss, and what it reads.
-
-    Args:
-        function: see the module.
-        needs_teacher: False for losses on the labels only.
-        needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
-        needs_lists: True if it is meant for three documents or more; a pair has better losses.
-        needs_grades: True if it reads grades, which may all lie between 0 and 1.
-        needs_order: True if it reads the order of the teacher's scores only, which may have any scale.
-        settings: names of the function's own parameters, positive numbers.
-    """
-
-    function: Callable[..., Tensor]
-    needs_teacher: bool = True
-    needs_single_scores: bool = False
-    needs_lists: bool = False
-    needs_grades: bool = False
-    needs_order: bool = False
-    settings: tuple[str, ...] = ()
-
-
-LOSSES = {
-    "margin_mse": Loss(margin_mse),
-    "all_margins_mse": Loss(all_margins_mse, needs_lists=True),
-    "mse": Loss(mse, needs_single_scores=True),
-    "ranknet": Loss(ranknet, needs_teacher=False),
-    "weighted_ranknet": Loss(weighted_ranknet),
-    "kl_div": Loss(kl_div, needs_lists=True, settings=("temperature",)),
-    "info_nce": Loss(info_nce, needs_teacher=False, settings=("temperature",)),
-    "lambda_loss": Loss(lambda_loss, needs_lists=True, needs_grades=True),
-    "order_ranknet": Loss(order_ranknet, needs_order=True),
-    "list_mle": Loss(list_mle, needs_lists=True, needs_order=True),
-    "adr_mse": Loss(adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
-}
-
-
-# Penalties on sparse vectors, which are named among the losses; see `training.regularization`.
-REGULARIZERS = ("flops", "l1")
-
-
-def parts_of(text: str) -> list[str]:
-    """Split a text of losses and penalties."""
-    return [part.strip() for part in re.split(r",(?![^(]*\))", text)]  # not at the commas within parentheses
-
-
-def get_losses(text: str) -> dict[str, float]:
-    """Read `name`, or several with their weights, `name:weight,name:weight`: name -> weight.
-
-    A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
-    `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
-    Penalties are left out, see `training.regularization`.
-
-    Raises:
-        InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
-            that it does not have, and a weight or a setting that is not a positive number; if there is no loss.
-    """
-    losses = {}
-    for part in parts_of(text):
-        name, _, weight = part.partition(":")
-        name = name.strip()
-        loss = name.partition("(")[0]
-        if loss in REGULARIZERS:
-            continue
-        if loss.removeprefix(IN_BATCH) not in LOSSES:
-            known = [*LOSSES, *REGULARIZERS]
-            near = get_close_matches(loss, known + [IN_BATCH + other for other in LOSSES], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ";"
-            raise InputError(
-                f"Unknown loss {loss!r}{hint} Choose one of {', '.join(LOSSES)}, or {IN_BATCH} followed by one of "
-                "them."
-            )
-        if name in losses:
-            raise InputError(f"The loss {name} is given twice in {text!r}; give it once, with the sum of its weights.")
-        get_loss(name)  # refuses bad settings
-        losses[name] = _positive(weight or "1", f"The weight of {name}")
-    if not losses:
-        raise InputError(f"A penalty is added to a loss, and {text!r} has none, such as margin_mse.")
-    return losses
-
-
-def get_loss(name: str) -> Loss:
-    """Return the loss of a name from `get_losses`; its function has the settings that the name gives.
-
-    Raises:
-        InputError: if a setting is unknown or not a positive number.
-    """
-    plain, parenthesis, rest = name.partition("(")
-    loss = LOSSES[plain.removeprefix(IN_BATCH)]
-    if not parenthesis:
-        return loss
-    if not rest.endswith(")"):
-        raise InputError(f"The settings of a loss end with a closing parenthesis, got {name!r}.")
-    return replace(loss, function=partial(loss.function, **read_settings(plain, rest, loss.settings)))
-
-
-def read_settings(name: str, text: str, known: tuple[str, ...]) -> dict[str, float]:
-    """Read the settings in parentheses, `name=value,name=value)`; an InputError names one that is not known."""
-    values = {}
-    for setting in text.removesuffix(")").split(","):
-        key, _, value = setting.partition("=")
-        key = key.strip()
-        if key not in known:
-            raise InputError(f"{name} has no setting {key!r}; it has {', '.join(known) or 'no settings'}.")
-        values[key] = _positive(value.strip(), f"The {key} of {name}")
-    return values
-
-
-def _positive(text: str, what: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise InputError(f"{what} must be a positive number, got {text!r}.")
-    return number
-
-
-def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) -> None:
-    """Refuse losses by name that need what teacher rows lack; those over the batch read no teacher row.
-
-    Args:
-        documents: length of the longest list.
-        has_only_margins: True if the rows hold differences of scores.
-
-    Raises:
-        InputError: with the reason.
-    """
-    for name in losses:
-        if name.startswith(IN_BATCH):
-            continue
-        loss = get_loss(name)
-        if has_only_margins and loss.needs_single_scores:
-            raise InputError(
-                f"{name} reads the teacher's score of each document, and these rows hold only margins; train with "
-                "margin_mse, or from a file that has both scores."
-            )
-        if documents < 3 and loss.needs_lists:
-            raise InputError(
-                f"{name} compares lists, and these rows hold {documents} documents per query; train with margin_mse, "
-                "or from lists (query_id, doc_ids, teacher_scores)."
-            )
 
 
 def margins(student_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
