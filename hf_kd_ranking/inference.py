@@ -107,7 +107,9 @@ def encode_texts(
     rows = _share(longest_first([len(text) for text in texts]), is_distributed)
     loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
     results = loop.encode(side, texts, rows)
-    return _in_order(_run(model, fetched(results), len(rows), is_distributed, description), len(texts))
+    is_sparse = model.config.vectors_per_text == "sparse"
+    encoded = _run(model, fetched(results), len(rows), is_distributed, description, is_sparse)
+    return _in_order(encoded, len(texts))
 
 
 def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
@@ -187,7 +189,12 @@ def _pairs_by_document(documents: Sequence[str], is_distributed: bool) -> np.nda
 
 
 def _run(
-    model: RankerModel, results: Iterator[tuple], total: int, is_distributed: bool, description: str | None
+    model: RankerModel,
+    results: Iterator[tuple],
+    total: int,
+    is_distributed: bool,
+    description: str | None,
+    is_sparse: bool = False,
 ) -> list[tuple]:
     """Compute the results of this process, rows and values, and return those of all processes."""
     rank, world = 0, 1
@@ -195,7 +202,7 @@ def _run(
         rank, world = processes().process_index, processes().num_processes
     is_quiet = description is None or rank > 0 or total * world < PROGRESS_FROM
     progress = tqdm(total=total, desc=description, unit="text", disable=is_quiet)
-    batches, is_sparse = [], model.config.vectors_per_text == "sparse"
+    batches = []
     with _evaluating(model), torch.inference_mode(), progress, closing(results):
         for rows, values, mask in results:
             batches.append(_as_arrays(rows, values, mask, is_sparse))

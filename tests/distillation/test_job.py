@@ -108,7 +108,8 @@ def test_options_of_architectures_come_before_those_of_the_job(make_job):
     overrides = {"tk": {"epochs": 3, "num_hidden_layers": 1}, "teacher": {"learning_rates": [2e-4]}}
     job = make_job(overrides=overrides)
     training, config = job.training_options("tk")
-    assert training == {"learning_rates": [3e-4, 1e-3], "epochs": 3.0, "head_learning_rate": None}
+    expected = {"learning_rates": [3e-4, 1e-3], "epochs": 3.0, "head_learning_rate": None, "regularization": None}
+    assert training == expected
     assert config == {"num_hidden_layers": 1}
     assert job.training_options("bert_cat", is_teacher=True)[0]["learning_rates"] == [2e-4]
     assert job.training_options("colbert")[1] == {"compression_dim": 128}
