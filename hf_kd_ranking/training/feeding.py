@@ -27,8 +27,11 @@ def with_stored_tokens(
     """Return a collator that reads token ids, if `token_cache` is set and training reads the collection once or more.
 
     If it reads fewer documents, to tokenise all of them would be more work than to tokenise the texts of each batch.
-    That is also done, with a warning, where inputs cannot be joined from the ids of texts.
+    That is also done, with a warning, where inputs cannot be joined from the ids of texts. A collator that was put in
+    place of the trainer's own stays as it is.
     """
+    if not isinstance(collator, RankingCollator):
+        return collator
     if not args.token_cache or _documents_read(rows, args) < len(collator.documents):
         return collator
     stored = {}
