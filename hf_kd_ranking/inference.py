@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
-from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -21,6 +21,9 @@ from .batches import Batcher, fetched, longest_first
 from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array  # imported where vectors are sparse
 
 QUERIES_AT_ONCE = 4_096
 # Bytes of the query vectors that are held while documents are scored; each document is encoded once for all of them.
@@ -86,7 +89,7 @@ def encode_texts(
     is_distributed: bool = False,
     description: str | None = "Encoding",
     tokens_per_batch: int | None = None,
-) -> np.ndarray | csr_array | list[np.ndarray]:
+) -> "np.ndarray | csr_array | list[np.ndarray]":
     """Encode texts in the order given.
 
     Args:
@@ -132,8 +135,8 @@ def _check_texts(texts: Sequence[str], what: str) -> None:
 
 def score_stored(
     model: RankerModel,
-    query: np.ndarray | csr_array,
-    documents: np.ndarray | csr_array | Sequence[np.ndarray],
+    query: "np.ndarray | csr_array",
+    documents: "np.ndarray | csr_array | Sequence[np.ndarray]",
     batch_size: int = 64,
 ) -> np.ndarray:
     """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
@@ -143,7 +146,7 @@ def score_stored(
         documents: (N, D), which are scored at once, or N of (Ld, D).
         batch_size: documents per forward pass; those of similar length share one.
     """
-    if issparse(documents):  # their similarity is the dot product
+    if hasattr(documents, "tocsr"):  # their similarity is the dot product
         return (documents @ query).toarray()
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
@@ -212,21 +215,29 @@ def _run(
 
 def _as_arrays(
     rows: np.ndarray, values: Tensor, mask: Tensor | None, is_sparse: bool
-) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
+) -> "tuple[np.ndarray, np.ndarray | csr_array | list]":
     """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
     if is_sparse and arrays.ndim == 2:
+        from scipy.sparse import csr_array
+
         return rows, csr_array(arrays)
     if mask is None:
         return rows, arrays
     return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
 
 
-def _in_order(batches: list[tuple], count: int) -> np.ndarray | csr_array | list[np.ndarray]:
+def _stacked_rows(vectors: "Sequence[csr_array]") -> "csr_array":
+    from scipy.sparse import vstack
+
+    return vstack(vectors, format="csr")
+
+
+def _in_order(batches: list[tuple], count: int) -> "np.ndarray | csr_array | list[np.ndarray]":
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
-    if issparse(batches[0][1]):
+    if hasattr(batches[0][1], "tocsr"):
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
-        return vstack([vectors for _, vectors in batches], format="csr")[order]
+        return _stacked_rows([vectors for _, vectors in batches])[order]
     is_list = isinstance(batches[0][1], list)
     result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
     while batches:  # freed one by one, so that the vectors are not in memory twice
@@ -303,7 +314,7 @@ class _Loop:
                 output = self.model(**inputs)
                 yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
 
-    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
+    def _encode_queries(self, texts: Sequence[str]) -> "list[np.ndarray] | list[csr_array]":
         """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
         vectors: list = []
         is_sparse = self.model.config.vectors_per_text == "sparse"
@@ -317,7 +328,7 @@ class _Loop:
 
     def _score_documents(
         self,
-        query_vectors: list[np.ndarray] | list[csr_array],
+        query_vectors: "list[np.ndarray] | list[csr_array]",
         query_of_pair: np.ndarray,
         documents: Sequence[str],
         pairs: np.ndarray,
@@ -351,9 +362,9 @@ class _Loop:
 class _Queries:
     """The vectors of queries on the device of a model; sparse ones are stacked when they are taken."""
 
-    def __init__(self, vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device) -> None:
+    def __init__(self, vectors: "Sequence[np.ndarray] | Sequence[csr_array]", device: torch.device) -> None:
         self._device = device
-        self._sparse = vstack(vectors, format="csr") if issparse(vectors[0]) else None
+        self._sparse = _stacked_rows(vectors) if hasattr(vectors[0], "tocsr") else None
         if self._sparse is None:
             self._lengths = np.array([len(vector) for vector in vectors])
             self._vectors, self._mask = _stacked(vectors, device)

@@ -202,7 +202,8 @@ def forward_flops(model: PreTrainedModel, features: dict[str, Any]) -> float:
     if architecture == "TK":
         per_layer = _layer_flops(config.hidden_size, config.intermediate_size)
         encoding = config.num_hidden_layers * sum(per_layer(side).sum() for side in (queries, documents))
-        return encoding + 2 * (queries[:, None] * documents).sum() * config.hidden_size
+        per_pair = 2 * (config.hidden_size + model.kernel_bin_weights.in_features)  # a cosine, and sums of kernels
+        return encoding + per_pair * (queries[:, None] * documents).sum()
     encoder = config.encoder_config
     if architecture == "BERT_Dot":
         return sum(_encoder_flops(encoder, side, reads_first=True) for side in (queries, documents))
