@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,15 @@ def wait_for(process: subprocess.Popen, path: Path) -> None:
     until = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None and time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.005)
+
+
+def wait_for_training(process) -> None:
+    """Wait until a job shows the progress of a long training: a bar without a title; those of the plan are short."""
+    wait_for(process, process.paths[1])
+    until = time.monotonic() + 120
+    while not re.search(r"(^|[\r\n]) +0%\|[^|]*\| 0/\d{3,} ", process.paths[1].read_text()):
+        assert process.poll() is None and time.monotonic() < until, "no training began"
         time.sleep(0.005)
 
 
@@ -69,7 +79,7 @@ def test_terminated_job_says_how_it_resumes(make_job, launch, out, tmp_path):
     assert (status, "Stopped by SIGTERM; the same command resumes" in errors) == (1, True)
     process = launch(job)
     training = out / "students/bert_dot teacher/rate-0.001/ranker"
-    wait_for(process, training)
+    wait_for_training(process)
     other = launch(job)
     _, errors = other.communicate(timeout=120)
     assert other.returncode == 2 and f"is in use by process {process.pid}; wait" in errors
