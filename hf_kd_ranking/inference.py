@@ -21,6 +21,7 @@ from .batches import Batcher, fetched, longest_first
 from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
+from .sparse import as_sparse, is_sparse, stack_sparse
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array  # imported where vectors are sparse
@@ -110,8 +111,8 @@ def encode_texts(
     rows = _share(longest_first([len(text) for text in texts]), is_distributed)
     loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
     results = loop.encode(side, texts, rows)
-    is_sparse = model.config.vectors_per_text == "sparse"
-    encoded = _run(model, fetched(results), len(rows), is_distributed, description, is_sparse)
+    makes_sparse = model.config.vectors_per_text == "sparse"
+    encoded = _run(model, fetched(results), len(rows), is_distributed, description, makes_sparse)
     return _in_order(encoded, len(texts))
 
 
@@ -146,7 +147,7 @@ def score_stored(
         documents: (N, D), which are scored at once, or N of (Ld, D).
         batch_size: documents per forward pass; those of similar length share one.
     """
-    if hasattr(documents, "tocsr"):  # their similarity is the dot product
+    if is_sparse(documents):  # their similarity is the dot product
         return (documents @ query).toarray()
     query_vectors, query_mask = _stacked([query], model.device)
     with torch.inference_mode():
@@ -197,7 +198,7 @@ def _run(
     total: int,
     is_distributed: bool,
     description: str | None,
-    is_sparse: bool = False,
+    makes_sparse: bool = False,
 ) -> list[tuple]:
     """Compute the results of this process, rows and values, and return those of all processes."""
     rank, world = 0, 1
@@ -208,36 +209,28 @@ def _run(
     batches = []
     with _evaluating(model), torch.inference_mode(), progress, closing(results):
         for rows, values, mask in results:
-            batches.append(_as_arrays(rows, values, mask, is_sparse))
+            batches.append(_as_arrays(rows, values, mask, makes_sparse))
             progress.update(len(rows))
     return gather_object(batches) if world > 1 else batches
 
 
 def _as_arrays(
-    rows: np.ndarray, values: Tensor, mask: Tensor | None, is_sparse: bool
+    rows: np.ndarray, values: Tensor, mask: Tensor | None, makes_sparse: bool
 ) -> "tuple[np.ndarray, np.ndarray | csr_array | list]":
     """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
-    if is_sparse and arrays.ndim == 2:
-        from scipy.sparse import csr_array
-
-        return rows, csr_array(arrays)
+    if makes_sparse and arrays.ndim == 2:
+        return rows, as_sparse(arrays)
     if mask is None:
         return rows, arrays
     return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
 
 
-def _stacked_rows(vectors: "Sequence[csr_array]") -> "csr_array":
-    from scipy.sparse import vstack
-
-    return vstack(vectors, format="csr")
-
-
 def _in_order(batches: list[tuple], count: int) -> "np.ndarray | csr_array | list[np.ndarray]":
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
-    if hasattr(batches[0][1], "tocsr"):
+    if is_sparse(batches[0][1]):
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
-        return _stacked_rows([vectors for _, vectors in batches])[order]
+        return stack_sparse([vectors for _, vectors in batches])[order]
     is_list = isinstance(batches[0][1], list)
     result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
     while batches:  # freed one by one, so that the vectors are not in memory twice
@@ -317,12 +310,12 @@ class _Loop:
     def _encode_queries(self, texts: Sequence[str]) -> "list[np.ndarray] | list[csr_array]":
         """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
         vectors: list = []
-        is_sparse = self.model.config.vectors_per_text == "sparse"
+        makes_sparse = self.model.config.vectors_per_text == "sparse"
         for start in range(0, len(texts), QUERIES_AT_ONCE):
             block = texts[start : start + QUERIES_AT_ONCE]
             results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
-            vectors += list(_in_order([_as_arrays(*result, is_sparse) for result in results], len(block)))
-            if not is_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
+            vectors += list(_in_order([_as_arrays(*result, makes_sparse) for result in results], len(block)))
+            if not makes_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
                 break
         return vectors
 
@@ -364,7 +357,7 @@ class _Queries:
 
     def __init__(self, vectors: "Sequence[np.ndarray] | Sequence[csr_array]", device: torch.device) -> None:
         self._device = device
-        self._sparse = _stacked_rows(vectors) if hasattr(vectors[0], "tocsr") else None
+        self._sparse = stack_sparse(vectors) if is_sparse(vectors[0]) else None
         if self._sparse is None:
             self._lengths = np.array([len(vector) for vector in vectors])
             self._vectors, self._mask = _stacked(vectors, device)

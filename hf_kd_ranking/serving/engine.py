@@ -144,7 +144,7 @@ def _answer(jobs: list[Job]) -> None:
         results = list(jobs[0].run([job.input for job in jobs]))
         for job, result in zip(jobs, results, strict=True):
             job.future.set_result(result)
-    except Exception as error:
+    except Exception as error:  # whatever a model raises belongs to its client, and must not end the thread
         if len(jobs) == 1:
             jobs[0].future.set_exception(error)
             return

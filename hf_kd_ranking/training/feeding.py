@@ -17,7 +17,9 @@ MOST_WORKERS = 4  # of a process, unless more are set
 
 def default_workers() -> int:
     """Return the number of worker processes that suit a process which trains on a GPU: its cores, at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # only Linux says which cores a process may use
+        cores = len(os.sched_getaffinity(0))
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
