@@ -25,7 +25,7 @@ import hf_kd_ranking as kd
 
 PROBES = ((1, 256), (2, 256), (4, 400), (8, 400), (8, 1_600), (16, 1_600), (32, 4_096))  # with candidates
 FAST_PLAID = ((1, 256), (2, 512), (4, 1_024), (8, 1_024), (8, 4_096), (16, 4_096), (32, 8_192))
-BITS = (4,)
+BITS = (2, 4)
 
 Search = Callable[[], list[np.ndarray]]
 
@@ -59,8 +59,11 @@ def main() -> None:
         for probes, candidates in PROBES:
             searches[name, probes, candidates] = search_ours(index, queries, args.k, probes, candidates)
         print(name, json.dumps(indexes[name]), flush=True)
+    every_bits = ()
+    if args.fast_plaid:
+        every_bits = BITS
     with tempfile.TemporaryDirectory() as folder:
-        for bits in BITS if args.fast_plaid else ():
+        for bits in every_bits:
             name = f"fast-plaid {bits} bits"
             index, indexes[name] = build_fast_plaid(stores[0], Path(folder) / str(bits), bits)
             for probes, scores in FAST_PLAID:
@@ -81,7 +84,9 @@ def measure(searches: dict[tuple, Search], truth: list[np.ndarray], rounds: int)
             start = time.process_time()
             found = search()
             seconds[key] = min(seconds[key], time.process_time() - start)
-            shared = [len(np.intersect1d(*pair)) / len(pair[0]) for pair in zip(truth, found, strict=True)]
+            shared = []
+            for wanted, rows in zip(truth, found, strict=True):
+                shared.append(len(np.intersect1d(wanted, rows)) / len(wanted))
             recall[key] = float(np.mean(shared))
     rows = []
     for name, probes, candidates in searches:

@@ -107,11 +107,11 @@ def ratios(sections: dict[str, dict]) -> dict[str, float]:
     """Return our rate over sentence-transformers' of all cases that both have."""
     found = {}
     for section, cases in sections.items():
-        for name, theirs in cases.items():
-            ours = cases.get(name.removesuffix(" peer"), {})
-            for measure, value in theirs.items():
-                if name.endswith(" peer") and measure.endswith("_per_second") and measure in ours:
-                    found[f"{section}: {name.removesuffix(' peer')}"] = ours[measure] / value
+        for name, ours in cases.items():
+            theirs = cases.get(f"{name} peer", {})
+            for measure in ours.keys() & theirs.keys():
+                if measure.endswith("_per_second"):
+                    found[f"{section}: {name}"] = ours[measure] / theirs[measure]
     return found
 
 

@@ -5,7 +5,8 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from itertools import islice
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -32,7 +33,7 @@ def equality(bench: Bench) -> Cases:
     """Compare scores and gradients with those of the CPU in float32, without dropout."""
     folder = next(iter(bench.encoders.values()))
     for architecture in ARCHITECTURES:
-        yield architecture, lambda architecture=architecture: compare_with_cpu(bench, folder, architecture)
+        yield architecture, partial(compare_with_cpu, bench, folder, architecture)
 
 
 def compare_with_cpu(bench: Bench, folder: Path, architecture: str) -> dict[str, Any]:
@@ -73,13 +74,12 @@ def scores_and_gradient(model: RankerModel, batch: dict[str, Any]) -> tuple[Tens
 
 def training(bench: Bench) -> Cases:
     """Measure training steps on batches that are on the device: ours, and sentence-transformers' beside."""
-    for pairs in bench.sizes.pairs:
-        for name, folder in reversed(bench.encoders.items()):
-            for architecture in ARCHITECTURES:
-                case = (bench, folder, architecture, pairs)
-                yield f"{name} {architecture} {pairs}", lambda case=case: train_ours(*case)
-                if architecture in PEERS:
-                    yield f"{name} {architecture} {pairs} peer", lambda case=case: train_peer(*case)
+    for pairs, (name, folder) in product(bench.sizes.pairs, reversed(bench.encoders.items())):
+        for architecture in ARCHITECTURES:
+            case = (bench, folder, architecture, pairs)
+            yield f"{name} {architecture} {pairs}", partial(train_ours, *case)
+            if architecture in PEERS:
+                yield f"{name} {architecture} {pairs} peer", partial(train_peer, *case)
 
 
 def train_ours(bench: Bench, folder: Path, architecture: str, pairs: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def trainer(bench: Bench) -> Cases:
     """Measure `RankingTrainer` with the dataloader, where its requirements are installed."""
     pairs = bench.sizes.pairs[0]
     for name, folder in reversed(bench.encoders.items()):
-        yield f"{name} bert_dot {pairs}", lambda folder=folder: run_trainer(bench, folder, pairs)
+        yield f"{name} bert_dot {pairs}", partial(run_trainer, bench, folder, pairs)
 
 
 def run_trainer(bench: Bench, folder: Path, pairs: int) -> dict[str, float]:
@@ -186,7 +186,7 @@ def in_batch(bench: Bench) -> Cases:
     """Measure scores of all pairs of a batch, forward and backward, of token vectors in bfloat16."""
     folder = list(bench.encoders.values())[-1]
     for architecture in ("colbert", "bert_dot", "tk"):
-        yield architecture, lambda architecture=architecture: score_all_pairs(bench, folder, architecture)
+        yield architecture, partial(score_all_pairs, bench, folder, architecture)
 
 
 def score_all_pairs(bench: Bench, folder: Path, architecture: str) -> dict[str, float]:
@@ -220,8 +220,8 @@ def scoring(bench: Bench) -> Cases:
     for name, folder in reversed(bench.encoders.items()):
         for architecture in ARCHITECTURES:
             case = (bench, folder, architecture)
-            yield f"{name} {architecture}", lambda case=case: score_ours(*case)
-        yield f"{name} bert_cat peer", lambda folder=folder: score_peer(bench, folder)
+            yield f"{name} {architecture}", partial(score_ours, *case)
+        yield f"{name} bert_cat peer", partial(score_peer, bench, folder)
 
 
 def pairs_to_score(bench: Bench) -> tuple[list[str], list[str]]:
@@ -251,9 +251,9 @@ def encoding(bench: Bench) -> Cases:
     for name, folder in reversed(bench.encoders.items()):
         for architecture in ("bert_dot", "colbert", "prettr", "tk"):
             case = (bench, folder, architecture)
-            yield f"{name} {architecture}", lambda case=case: encode_ours(*case)
+            yield f"{name} {architecture}", partial(encode_ours, *case)
             if architecture in PEERS:
-                yield f"{name} {architecture} peer", lambda case=case: encode_peer(*case)
+                yield f"{name} {architecture} peer", partial(encode_peer, *case)
 
 
 def encode_ours(bench: Bench, folder: Path, architecture: str) -> dict[str, float]:
@@ -290,11 +290,11 @@ def data(bench: Bench) -> Cases:
     """Measure the collator in dataloader workers, and the share of a training loop that waits for it."""
     name, folder = list(bench.encoders.items())[-1]
     for workers in bench.sizes.workers:
-        yield f"{name} bert_dot loop, {workers} workers", lambda workers=workers: run_loop(bench, folder, workers)
+        yield f"{name} bert_dot loop, {workers} workers", partial(run_loop, bench, folder, workers)
     for architecture in ARCHITECTURES:
         for workers in bench.sizes.workers:
             case = (bench, folder, architecture, workers)
-            yield f"{architecture} collator, {workers} workers", lambda case=case: run_collator(*case)
+            yield f"{architecture} collator, {workers} workers", partial(run_collator, *case)
 
 
 def run_loop(bench: Bench, folder: Path, workers: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -98,10 +99,9 @@ def plan() -> Iterator[Recipe]:
         yield replace(best, epochs=2)
         for loss in ("none", "margin_mse", "in_batch_kl_div"):
             yield replace(student, loss=loss, data="scifact")
-        for seed in range(3):
-            for split in ("dev", "test"):
-                for loss in ("margin_mse", "ranknet", "in_batch_kl_div"):
-                    yield replace(student, loss=loss, seed=seed, split=split)
+        for seed, split in product(range(3), ("dev", "test")):
+            for loss in ("margin_mse", "ranknet", "in_batch_kl_div"):
+                yield replace(student, loss=loss, seed=seed, split=split)
 
 
 class Data:

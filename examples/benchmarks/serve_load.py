@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -128,15 +129,14 @@ def compare(folder: str, requests: list[bytes], wanted: list[np.ndarray], args: 
     for concurrency in args.concurrency:
         times = {name: [] for name in servers}
         rates = {name: [] for name in servers}
-        for round_number in range(args.rounds + 1):
-            for name, server in servers.items():
-                start = time.perf_counter()
-                found = asyncio.run(send_all(server.address, requests, wanted, concurrency, args.requests))
-                seconds = time.perf_counter() - start
-                wrong += sum(outcome != "200" for outcome, _ in found)
-                if round_number > 0:  # the first warms up
-                    times[name] += [1_000 * elapsed for _, elapsed in found]
-                    rates[name].append(args.requests / seconds)
+        for round_number, name in product(range(args.rounds + 1), servers):
+            start = time.perf_counter()
+            found = asyncio.run(send_all(servers[name].address, requests, wanted, concurrency, args.requests))
+            seconds = time.perf_counter() - start
+            wrong += sum(outcome != "200" for outcome, _ in found)
+            if round_number > 0:  # the first warms up
+                times[name] += [1_000 * elapsed for _, elapsed in found]
+                rates[name].append(args.requests / seconds)
         for name in servers:
             p50, p95, p99 = np.percentile(times[name], [50, 95, 99]).round(1).tolist()
             rate = round(statistics.median(rates[name]), 1)
