@@ -1,5 +1,6 @@
 """Tiny rankers and a toy collection, made here: no test reaches the network or needs a download."""
 
+import gc
 import os
 import random
 import sys
@@ -140,6 +141,16 @@ def toy(tmp_path_factory) -> Path:
         {query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt"
     )
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Leave what is alive out of later garbage collections.
+
+    Every training ends with one, which takes seconds where it looks at the objects of all imports and earlier tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
