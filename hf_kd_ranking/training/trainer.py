@@ -212,8 +212,14 @@ class RankingTrainer(PublishingTrainer):
             # Merged at the end of an earlier run, whose optimizer has the weights of its adapters.
             self.model = self.model_wrapped = with_adapters(self.model, self.args)
             self.optimizer = self.lr_scheduler = None
-        with self.termination.listening():
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._loader: DataLoader | None = None
+        try:
+            with self.termination.listening():
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            if self._loader is not None:
+                # Ends its workers now. A garbage collection closes their queues first, and then waits 5 s for each.
+                self._loader._iterator = None
         if self.args.lora_r is not None:
             model = self.accelerator.unwrap_model(self.model)
             if self.args.should_save:
@@ -341,6 +347,7 @@ class RankingTrainer(PublishingTrainer):
             args.dataloader_persistent_workers = is_persistent
         base = loader.base_dataloader  # accelerate's wrapper passes attributes on from it, not to it
         base.worker_init_fn = partial(start_worker, base.worker_init_fn)
+        self._loader = base
         return loader
 
     def _finalize_training(self, *args: Any) -> TrainOutput:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import multiprocessing
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -196,10 +197,11 @@ def test_uneven_lists_give_match_their_listed_margins(student, make_trainer, une
 
 @TWO_MODELS
 def test_dataloader_workers_do_not_change_the_losses(student, make_trainer):
-    losses = []
+    losses, before = [], multiprocessing.active_children()
     for workers in (0, 2):
         trainer = make_trainer(copy.deepcopy(student), max_steps=4, dataloader_num_workers=workers)
         trainer.train()
+        assert set(multiprocessing.active_children()) <= set(before)  # they end with the training
         losses.append(logged(trainer, "loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
