@@ -1,6 +1,6 @@
 # make demo     the embedded example: collection, teacher, students, measures; offline, on the CPU
 # make test     every test that this machine can run, e.g. make test PYTEST_ARGS='-m "not slow" tests/test_losses.py'
-# make quality  lint and format check
+# make quality  lint, format check, and the types of the public names
 # make clean    remove what the others made
 # Each installs the tested set (constraints.txt) into .venv first. Another interpreter: make test PYTHON=python3.12
 
@@ -25,6 +25,7 @@ test: $(INSTALLED)
 quality: $(INSTALLED)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 $(INSTALLED): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,5 +33,5 @@ $(INSTALLED): setup.cfg setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov demo_output
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov demo_output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "cli": ANYTHING,
     "demo": ANYTHING,
     "__main__": ("cli",),  # python -m hf_kd_ranking
-    "__init__": ("models",),  # while it is being imported; its lazy names may come from anywhere
+    "__init__": ("models",),  # lazy_loader imports the other public names
 }
 # save_pretrained copies the files of `models` beside the weights, where they must run without this package.
 # yaml and safetensors come with the others.
@@ -150,7 +150,7 @@ def resolve(source: str, name: str, module: Module, root: str, modules: dict) ->
 def is_allowed(item: Import) -> bool:
     layer, target = item.module.layer, layer_of(item.target)
     allowed = MAY_IMPORT.get(layer, ())
-    if allowed is ANYTHING or (layer == "__init__" and item.when is not When.IMPORT):
+    if allowed is ANYTHING:
         return True
     return any(target == name or target.startswith(f"{name}.") for name in (layer, "errors", *allowed))
 
@@ -173,7 +173,7 @@ def hidden_import_violations(package: Path) -> list[str]:
     return [
         f"{item}: a module name computed at run time cannot be checked; import it by name"
         for item in read_imports(package)
-        if not item.source and item.module.layer != "__init__" and MAY_IMPORT.get(item.module.layer) is not ANYTHING
+        if not item.source and MAY_IMPORT.get(item.module.layer) is not ANYTHING
     ]
 
 
@@ -202,9 +202,7 @@ def cycle_violations(package: Path) -> list[str]:
     edges = {
         (item.module.parts, item.target): item
         for item in read_imports(package)
-        if item.target is not None
-        and item.when is not When.CALL
-        and not (item.module.layer == "__init__" and item.when is When.TYPES)
+        if item.target is not None and item.when is not When.CALL
     }
     graph = {}
     for importer, target in edges:
@@ -349,7 +347,7 @@ def test_forbidden_import_is_reported_with_file_and_line(tmp_path, files, rule, 
 def test_allowed_imports_are_not_reported(tmp_path):
     files = {
         "__init__.py": "from .models import TK\ndef __getattr__(name):\n    from . import ranker\n",
-        "__main__.py": "from .cli import main\n",
+        "__init__.py": "from .models import TK\n",
         "models/__init__.py": "from .tk import TK\n",
         "models/base.py": "import torch.nn\nfrom transformers import PreTrainedModel\nfrom dataclasses import field\n",
         "models/tk.py": "from .base import x\nfrom huggingface_hub.dataclasses import strict\n",

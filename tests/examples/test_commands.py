@@ -8,7 +8,12 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / ".agents").rglob("*.md")),
+    *sorted((ROOT / ".github").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 JOBS = sorted((ROOT / "examples").glob("reproduce_*.yaml"))
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
