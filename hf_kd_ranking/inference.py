@@ -134,36 +134,6 @@ def _check_texts(texts: Sequence[str], what: str) -> None:
             raise TypeError(f"Needed strings as {what}, got {type(text).__name__} {str(text)[:60]!r} in place {row}.")
 
 
-def score_stored(
-    model: RankerModel,
-    query: "np.ndarray | csr_array",
-    documents: "np.ndarray | csr_array | Sequence[np.ndarray]",
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
-
-    Args:
-        query: (D,), or (Lq, D) with one vector per token.
-        documents: (N, D), which are scored at once, or N of (Ld, D).
-        batch_size: documents per forward pass; those of similar length share one.
-    """
-    if is_sparse(documents):  # their similarity is the dot product
-        return (documents @ query).toarray()
-    query_vectors, query_mask = _stacked([query], model.device)
-    with torch.inference_mode():
-        if query_mask is None:
-            vectors = torch.from_numpy(np.asarray(documents)).to(model.device)
-            return model.score_vectors(query_vectors, vectors.unsqueeze(0))[0].cpu().numpy()
-        scores = np.empty(len(documents), dtype=np.float32)
-        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            vectors, mask = _stacked([documents[row] for row in rows], model.device)
-            batch = model.score_vectors(query_vectors, vectors.unsqueeze(0), query_mask, mask.unsqueeze(0))  # (1, n)
-            scores[rows] = batch[0].cpu()
-    return scores
-
-
 def fingerprint(model: nn.Module, *settings: object) -> str:
     """Return a short name of weights and settings, the same on every device: it changes if any of them does."""
     digest = xxhash.xxh3_128(repr(settings).encode())
@@ -360,7 +330,7 @@ class _Queries:
         self._sparse = stack_sparse(vectors) if is_sparse(vectors[0]) else None
         if self._sparse is None:
             self._lengths = np.array([len(vector) for vector in vectors])
-            self._vectors, self._mask = _stacked(vectors, device)
+            self._vectors, self._mask = stack_vectors(vectors, device)
 
     def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return vectors, (n, D) or (n, L, D) with the L of the longest of them, and the mask of their tokens."""
@@ -382,7 +352,7 @@ def _places(rows: np.ndarray, starts: Sequence[int]) -> tuple[np.ndarray, np.nda
     return np.concatenate(places), np.concatenate(numbers)
 
 
-def _stacked(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def stack_vectors(vectors: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Stack the vectors of texts as one tensor, (N, D) or padded (N, L, D), and return the mask of the tokens."""
     tensors = [torch.from_numpy(vector) for vector in vectors]
     if tensors[0].dim() == 1:

@@ -12,8 +12,8 @@ from warm_processes import run_ranks
 
 import hf_kd_ranking as kd
 from hf_kd_ranking import batches, inference
-from hf_kd_ranking.inference import score_stored
 from hf_kd_ranking.ranker import default_dtype
+from hf_kd_ranking.retrieval.stored_reranker import score_stored
 
 WORDS = "apple bread cat dog earth fire glass house iron jam king lake moon night".split()
 

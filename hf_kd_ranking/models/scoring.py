@@ -105,6 +105,24 @@ def max_sims(
     return similarity.sum(-1).T
 
 
+def max_sim_without_padding(query: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """Score documents whose token vectors lie one after the other with one query, as `max_sim` does from padded ones.
+
+    There is no gradient.
+
+    Args:
+        query: (Lq, D).
+        vectors: (T, D), the tokens of all N documents.
+        lengths: (N,), the tokens of each; a document without tokens has only padding.
+
+    Returns:
+        (N,).
+    """
+    similarity = _multiply(_widen(vectors), _widen(query).T)  # (T, Lq)
+    largest = torch.segment_reduce(similarity, "max", lengths=lengths, axis=0, initial=MASKED_SIMILARITY)
+    return largest.sum(-1)
+
+
 # The similarities that need no layers of a model, see `RankerConfig` -> their scores of all pairs.
 ALL_PAIRS = {"dot": dot_products, "max_sim": max_sims}
 

@@ -27,9 +27,9 @@ from scipy.sparse import csr_array, issparse
 from tqdm.auto import tqdm
 
 from ..errors import InputError
-from ..inference import score_stored
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
+from ..retrieval.stored_reranker import score_stored
 
 Stored = np.ndarray | csr_array | list[np.ndarray] | None  # encoded documents; None where a ranker cannot store them
 MEBIBYTE = 2**20

@@ -6,16 +6,25 @@ their products.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..data.ids import Id
 from ..data.rankings import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
-from ..inference import score_stored
+from ..inference import stack_vectors
+from ..models import RankerModel
+from ..models.scoring import max_sim_without_padding
 from ..ranker import Ranker
+from ..sparse import is_sparse
 from .vector_store import VectorStore
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 QUERIES_AT_ONCE = 256
 
@@ -72,3 +81,45 @@ class StoredReranker:
 
     def _rows(self, doc_ids: Sequence[Id]) -> np.ndarray:
         return self.store.rows_of_known(doc_ids, f"documents of {self.store.folder}")
+
+
+def score_stored(
+    model: RankerModel,
+    query: "np.ndarray | csr_array",
+    documents: "np.ndarray | csr_array | Sequence[np.ndarray]",
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
+
+    Args:
+        query: (D,), or (Lq, D) with one vector per token.
+        documents: (N, D), which are scored at once, or N of (Ld, D).
+        batch_size: documents per forward pass; those of similar length share one.
+    """
+    if is_sparse(documents):  # their similarity is the dot product
+        return (documents @ query).toarray()
+    query_vectors, query_mask = stack_vectors([query], model.device)
+    with torch.inference_mode():
+        if query_mask is None:
+            vectors = torch.from_numpy(np.asarray(documents)).to(model.device)
+            return model.score_vectors(query_vectors, vectors.unsqueeze(0))[0].cpu().numpy()
+        if model.config.similarity == "max_sim" and model.device.type in ("cpu", "cuda"):  # those of segment_reduce
+            return _max_sim_of_stored(query_vectors[0], documents, batch_size)
+        scores = np.empty(len(documents), dtype=np.float32)
+        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            vectors, mask = stack_vectors([documents[row] for row in rows], model.device)
+            batch = model.score_vectors(query_vectors, vectors.unsqueeze(0), query_mask, mask.unsqueeze(0))  # (1, n)
+            scores[rows] = batch[0].cpu()
+    return scores
+
+
+def _max_sim_of_stored(query: Tensor, documents: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    scores = np.empty(len(documents), dtype=np.float32)
+    for start in range(0, len(documents), batch_size):
+        block = documents[start : start + batch_size]
+        lengths = torch.tensor([len(document) for document in block], device=query.device)
+        vectors = torch.from_numpy(np.concatenate(block)).to(query.device)
+        scores[start : start + batch_size] = max_sim_without_padding(query, vectors, lengths).cpu()
+    return scores

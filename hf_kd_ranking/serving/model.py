@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from ..inference import score_stored
 from ..ranker import Ranker
+from ..retrieval.stored_reranker import score_stored
 
 if TYPE_CHECKING:  # the API alone needs no libraries of the extra `retrieval`
     from ..retrieval.vector_store import VectorStore

@@ -8,9 +8,9 @@ import numpy as np
 from ..data.rankings import Pairs
 from ..data.runs import Run
 from ..errors import InputError
-from ..inference import score_stored
 from ..ranker import Ranker
 from ..retrieval.fusion import fuse_runs
+from ..retrieval.stored_reranker import score_stored
 from ..searcher import Pipeline, combine
 
 

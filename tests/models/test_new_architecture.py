@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.inference import score_stored
 from hf_kd_ranking.models import ARCHITECTURES, register_ranker
+from hf_kd_ranking.retrieval.stored_reranker import score_stored
 
 QUERY = "what is bread"
 DOCUMENTS = ["moon", "bread apple iron", "", "house of the king under the lake"]

@@ -18,6 +18,7 @@ from hf_kd_ranking.models.scoring import (
     kernel_pooling,
     kernel_poolings,
     max_sim,
+    max_sim_without_padding,
     max_sims,
 )
 
@@ -103,6 +104,16 @@ def test_masked_document_tokens_never_win_max_sim():
     assert max_sim(TOKENS, DOCUMENTS, document_mask=mask).tolist() == [[13.0, -9.0]]  # 2 + 2 + 9, -1 - 2 - 6
     zeros = DOCUMENTS * mask.unsqueeze(-1)  # a similarity of 0 is above all of the second document's
     assert max_sim(TOKENS, zeros, document_mask=mask).tolist() == [[13.0, -9.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_max_sim_without_padding_is_that_of_padded_documents(dtype):
+    generator, lengths = torch.Generator().manual_seed(0), torch.tensor([3, 0, 5, 1])
+    query = torch.randn(1, 4, 8, generator=generator)
+    document = torch.randn(1, 4, 5, 8, generator=generator).to(dtype)
+    mask = torch.arange(5) < lengths.unsqueeze(1)
+    scores = max_sim_without_padding(query[0], document[0][mask], lengths)
+    torch.testing.assert_close(scores, max_sim(query, document, None, mask.unsqueeze(0))[0])
 
 
 def test_max_sim_of_a_document_without_tokens_is_the_constant():
