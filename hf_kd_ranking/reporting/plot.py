@@ -6,6 +6,7 @@ Inside a page a plot takes its ink from the page, and so follows dark and light 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ INK = "#1d2025"
 COLOURS = ("#1f78b4", "#cc5a00", "#128a63", "#b65fa0", "#8a7a00", "#d04a4a", "#6d77c9", "#6f7780")
 STYLES = ("solid", "dashed", "dotted")
 MARKERS = "osD^vPX*"
-LABEL_LENGTH = 36  # characters
+LABEL_LENGTH = 44  # characters
 LINE_HEIGHT = 12  # points
 SETTINGS = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -45,7 +46,7 @@ SETTINGS = {
 SVG = "http://www.w3.org/2000/svg"
 Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> [(x, y)]
 Styles = Mapping[str, tuple[str, str]]  # name -> colour, line style
-Line = tuple[float, float, float]  # x0, x1, y of a label or a bar, in points
+Line = tuple[float, float, float]  # x0, x1, y of a label, a bar or a line; in points, if nothing else is said
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -122,17 +123,17 @@ def frontier_plot(
     points: Sequence[tuple[str, float, float]], frontier: Sequence[tuple[str, float, float]], measure: str
 ) -> Figure:
     """Plot pipelines, (name, value of the measure, ms per query), and a line through those that nothing beats."""
-    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.6, 4.2), dpi=72, layout="constrained")
     axes = figure.subplots()
     axes.plot([ms for _, _, ms in points], [value for _, value, _ in points], "o", color=COLOURS[-1], markersize=4)
     x, y = [ms for _, _, ms in frontier], [value for _, value, _ in frontier]
     axes.step(x, y, where="post", color=COLOURS[0], marker="o", markersize=6, linewidth=1.4)
-    for name, value, ms in frontier:
-        axes.annotate(_short(name), (ms, value), xytext=(5, -11), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     _set_plain(axes.xaxis)
     axes.margins(x=0.2, y=0.12)
     axes.set(xlabel="median latency of a query with its first stage, ms (log scale)", ylabel=f"{measure}, dev")
+    steps = [(ms, next_ms, value) for (_, value, ms), (_, _, next_ms) in pairwise(frontier)]
+    _label(axes, [Point(name, "", {"p50": ms, "p95": ms}, {"mean": value}) for name, value, ms in frontier], steps)
     return figure
 
 
@@ -192,10 +193,16 @@ def _set_plain(axis: Axis) -> None:
     axis.set_minor_formatter("")
 
 
-def _label(axes: Axes, points: Sequence[Point]) -> None:
-    """Write the names beside points and bars, on the side with more room, inside the axes and not over one another."""
+def _label(axes: Axes, points: Sequence[Point], lines: Sequence[Line] = ()) -> None:
+    """Write the names beside points and bars, on the side with more room, inside the axes and not over one another.
+
+    `lines` are horizontal lines that they do not cover either: x0, x1 and y in the units of the axes.
+    """
     axes.figure.draw_without_rendering()  # determines the places of the points
     rows, taken, inside = [], [], axes.bbox
+    for x0, x1, y in lines:
+        (start, height), (end, _) = axes.transData.transform([(x0, y), (x1, y)])
+        taken.append((start, end, height))
     for name, _, latency, value in points:
         ends = [(latency["p50"], value["mean"]), (max(latency["p50"], latency["p95"]), value["mean"])]
         (x, y), (bar_end, _) = axes.transData.transform(ends)

@@ -90,6 +90,19 @@ def test_latency_plot_labels_lie_inside_axes(latencies):
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
+def test_frontier_labels_lie_inside_axes_and_leave_the_line_free():
+    names = ["BM25", "colbert teacher, 10 candidates + BM25", "bert_cat teacher, 20 candidates"]
+    frontier = list(zip(names, (0.57, 0.63, 0.655), (0.4, 4.1, 38.0), strict=True))
+    figure = plot.frontier_plot(frontier, frontier, "RR@10")
+    (axes,) = figure.axes
+    boxes = label_boxes(figure)
+    assert list(boxes) == names
+    for box in boxes.values():
+        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+    step = axes.transData.transform([(0.4, 0.57), (4.1, 0.57)])
+    assert boxes["BM25"].y0 > step[0, 1]  # above the line on its right
+
+
 def test_line_plot_draws_curves_and_ticks_at_points():
     curves = {"a": [(10, 0.5), (20, 0.7)], "b": [(10, 0.4), (50, 0.2)]}
     (axes,) = plot.line_plot(curves, plot.line_styles("ab"), "depth", "RR@10", log_x=True).axes
