@@ -181,7 +181,7 @@ def test_failure_that_passes_is_tried_again(failure, wait, server, waits):
 def test_endpoint_that_is_down_or_stalls_ends_the_work_after_some_attempts(server, waits, monkeypatch):
     server.answers = [(500, {}, "oops")] * endpoints.ATTEMPTS
     with pytest.raises(
-        ConnectionError, match="gave no scores in 6 attempts, at last status 500: oops; what was scored"
+        ConnectionError, match="did not answer in 6 attempts, at last status 500: oops; the answers before"
     ):
         Endpoint(f"http://{server.address}", "rerank").score(["q"], ["d"])
     assert waits == [1, 2, 4, 8, 16]
@@ -321,7 +321,7 @@ def test_run_is_planned_scored_and_resumed(command, server, toy, tmp_path, call,
     assert plan["pairs"] == 40 and not server.bodies and not (tmp_path / "run.trec").exists()
     server.answer = lambda path, body: good_answer(path, body) if len(server.bodies) < 9 else "broken"
     status, _, error = call(f"{command} --concurrency 1")
-    assert status == 1 and "what was scored is kept, and the same command resumes" in error
+    assert status == 1 and "the answers before are kept, and the same command resumes" in error
     server.answer = good_answer
     status, printed, error = call(command)
     assert status == 0, error
