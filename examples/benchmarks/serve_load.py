@@ -3,6 +3,7 @@
     python examples/benchmarks/serve_load.py RANKER [--architecture bert_dot] [--concurrency 1 8 32] [--requests 200]
     python examples/benchmarks/serve_load.py RANKER --minutes 30      # a soak: good and bad requests, 32 clients
     python examples/benchmarks/serve_load.py RANKER --stored 100      # 100 documents by id, and without the server
+    python examples/benchmarks/serve_load.py RANKER --pairs 10000     # `teacher score`, by the server and in process
 
 RANKER is a ranker, or an encoder with --architecture: an untrained ranker is as fast. Two servers are started at free
 ports of the loopback interface, one that batches requests together and one that does not. Their rounds alternate, each
@@ -15,6 +16,7 @@ import asyncio
 import atexit
 import collections
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -57,12 +59,15 @@ def main() -> None:
     parser.add_argument("--words", type=int, nargs=2, default=[5, 40], help="shortest and longest document")
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--stored", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=0)
     args = parser.parse_args()
     ranker = kd.Ranker.from_pretrained(args.ranker, args.architecture, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         ranker.save_pretrained(folder)
         if args.stored > 0:
             return print(json.dumps(compare_stored(folder, ranker, args)))
+        if args.pairs > 0:
+            return print(json.dumps(compare_teachers(folder, ranker, args)))
         requests, wanted = make_requests(ranker, args.documents, args.words)
         del ranker
         if args.minutes > 0:
@@ -113,6 +118,11 @@ class Server:
         """Return the resident memory in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1_000
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the process has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         """End the process."""
@@ -216,6 +226,52 @@ def compare_stored(folder: str, ranker: kd.Ranker, args: argparse.Namespace) -> 
     medians = {name: round(statistics.median(values), 1) for name, values in times.items()}
     ratios = [a / b for a, b in zip(times["served"], times["in process"], strict=True)]
     return {"documents": args.stored, "median_ms": medians, "ratio": round(statistics.median(ratios), 3)}
+
+
+def compare_teachers(folder: str, ranker: kd.Ranker, args: argparse.Namespace) -> dict:
+    """Return pairs per second of `score_teacher` in this process and through the server, in turns, and their ratio.
+
+    Seconds of the processors, of this process and of the server, do not depend on what else the machine does.
+    """
+    rng = random.Random(0)
+    vocabulary = sorted(word for word in ranker.tokenizer.get_vocab() if word.isalpha())
+    server, seconds = Server(folder), collections.defaultdict(list)
+    teachers = {"in process": kd.load_teacher(folder, device="cpu")}
+    teachers["served"] = kd.load_teacher(f"tei+{server.address}")
+    for number in range(args.rounds + 1):
+        count = args.pairs // args.rounds if number > 0 else 10 * args.documents  # the first round warms up
+        lines, run = {"documents": [], "queries": []}, kd.Run()
+        for query in range(count // args.documents):
+            run[f"q{query}"] = []
+            lines["queries"].append(f"q{query}\t{' '.join(rng.choices(vocabulary, k=6))}\n")
+            for document in range(query * args.documents, (query + 1) * args.documents):
+                text = " ".join(rng.choices(vocabulary, k=rng.randint(*args.words)))
+                lines["documents"].append(f"d{document}\t{text}\n")
+                run[f"q{query}"].append((f"d{document}", float(-document)))
+        stores = []
+        for name in ("queries", "documents"):
+            path = Path(folder) / f"{name}-{number}.tsv"
+            path.write_text("".join(lines[name]))
+            stores.append(kd.TextStore.from_tsv(path, Path(folder) / f"{name}-{number}"))
+        runs = {}
+        for name, teacher in teachers.items():
+            output = Path(folder) / f"{name}-{number}.trec"
+            before = time.perf_counter(), time.process_time() + server.cpu_seconds()
+            kd.score_teacher(teacher, run, *stores, output)
+            after = time.perf_counter(), time.process_time() + server.cpu_seconds()
+            runs[name] = kd.read_run(output)
+            if number > 0:
+                seconds[name].append([end - start for start, end in zip(before, after, strict=True)])
+        for query_id, found in runs["served"].items():
+            wanted = dict(runs["in process"][query_id])
+            assert all(abs(score - wanted[doc_id]) < TOLERANCE * 10 for doc_id, score in found)
+    server.stop()
+    totals = {name: np.sum(of_rounds, axis=0) for name, of_rounds in seconds.items()}
+    result = {"pairs": args.rounds * count, "documents": args.documents, "words": args.words}
+    for place, kind in enumerate(("wall", "processor")):
+        rates = {name: round(result["pairs"] / total[place], 1) for name, total in totals.items()}
+        result[kind] = {"pairs_per_second": rates, "ratio": round(rates["served"] / rates["in process"], 3)}
+    return result
 
 
 def soak(folder: str, requests: list[bytes], wanted: list[np.ndarray], minutes: float) -> dict:

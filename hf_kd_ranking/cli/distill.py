@@ -22,6 +22,8 @@ def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
     from ..distillation.costs import plan_text
     from ..distillation.outcome import outcome_text
 
+    if not plan_only:
+        pipeline.with_queries(job)  # generates them, if the job brings none: their number determines all other costs
     plan, is_main = plan_text(pipeline.make_plan(job)), processes().is_main_process
     if is_main:
         typer.echo(plan, err=not plan_only)

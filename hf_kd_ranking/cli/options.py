@@ -159,6 +159,7 @@ def print_result(result: Result | None, as_json: bool) -> None:
     elif text is None:
         values = []
         for name, value in result.items():
-            values.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+            is_number = isinstance(value, int) and not isinstance(value, bool)
+            values.append(f"{name} {value:,}" if is_number else f"{name} {value}")
         text = ", ".join(values)
     typer.echo(text)

@@ -1,4 +1,4 @@
-"""`hf-kd-ranking teacher ...`: make, average, inspect, expand and publish teacher scores."""
+"""`hf-kd-ranking teacher ...`: make, average, inspect, expand and publish teacher scores; generate queries."""
 
 import tempfile
 from collections import Counter
@@ -10,12 +10,13 @@ import typer
 from ..artifacts import existing_file, refuse_existing
 from ..data.rows import check_format, load_teacher_scores, write_teacher_scores
 from ..data.runs import read_qrels, read_run
-from ..data.texts import TextStore
+from ..data.texts import TextStore, read_titles
 from ..errors import InputError
 from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
 from ..ranker import check_model_paths
+from ..retrieval.bm25 import BM25Index, check_language
 from ..retrieval.fusion import mix_runs
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
@@ -25,11 +26,16 @@ from ..teachers.expand import expand_ids
 from ..teachers.load import KINDS, load_teacher
 from ..teachers.orders import METHODS as ORDER_METHODS
 from ..teachers.orders import combine_orders
-from ..teachers.prompts import CHAT_TEMPLATE, INSTRUCTION, QWEN_TEMPLATE, Prompt
+from ..teachers.prompts import CHAT_TEMPLATE, INSTRUCTION, QWEN_TEMPLATE, Prompt, QueryPrompt
+from ..teachers.queries import FALLBACKS, generate_queries, load_generator, plan_queries
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import plan_requests, score_teacher
 from . import options
 from .parser import add_verb, make_app
+
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")]
+RequestsPerMinute = Annotated[float | None, typer.Option(help="Most requests to an address per minute.")]
+PlanOnly = Annotated[bool, typer.Option(help="Print requests and tokens to an address, and stop.")]
 
 
 def score(
@@ -51,14 +57,12 @@ def score(
     batch_size: options.BatchSize = 32,
     tokens_per_batch: options.TokensPerBatch = None,
     dtype: options.Dtype = None,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests to an address at the same time [8].")
-    ] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(help="Most requests to an address per minute.")] = None,
+    concurrency: Concurrency = None,
+    requests_per_minute: RequestsPerMinute = None,
     template: Annotated[Path | None, typer.Option(help="File with the prompt of a yes-no or chat model.")] = None,
     yes: Annotated[str | None, typer.Option(help="Its answer for relevant [yes].")] = None,
     no: Annotated[str | None, typer.Option(help="Its answer for not relevant [no].")] = None,
-    plan_only: Annotated[bool, typer.Option(help="Print requests and tokens, and stop.")] = False,
+    plan_only: PlanOnly = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -141,6 +145,66 @@ def _prompt(is_chat: bool, template: Path | None, yes: str | None, no: str | Non
     if template is not None:
         text = existing_file(template, "template").read_text(encoding="utf-8")
     return Prompt(text, yes or "yes", no or "no")
+
+
+def queries(
+    collection: options.Collection,
+    output: options.Output,
+    model: Annotated[
+        str | None, typer.Option(help="Sequence-to-sequence or causal language model, or address of a chat endpoint.")
+    ] = None,
+    fallback: Annotated[str | None, typer.Option(help=f"Weak, without a model: {', '.join(FALLBACKS)}.")] = None,
+    per_document: Annotated[int, typer.Option(min=1, help="Largest number of queries per document.")] = 3,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Number of documents, evenly spread; all if not given.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="File with the prompt: {document}, and {count} if wanted.")
+    ] = None,
+    round_trip: Annotated[
+        int, typer.Option(min=0, help="Rank within which BM25 must find the document; 0 keeps all queries.")
+    ] = 20,
+    language: Annotated[str | None, typer.Option(help="Language of BM25's stems, one of Snowball's.")] = None,
+    batch_size: options.BatchSize = 8,
+    dtype: options.Dtype = None,
+    concurrency: Concurrency = None,
+    requests_per_minute: RequestsPerMinute = None,
+    most_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens that an address may cost, as estimated.")
+    ] = None,
+    plan_only: PlanOnly = False,
+    overwrite: options.Overwrite = False,
+) -> options.Result:
+    """Generate queries for documents, with the judgments that each is answered by its document.
+
+    The same command resumes where it was stopped. It also writes STEM.qrels.txt, and STEM.json with the counts.
+    """
+    if (model is None) == (fallback is None):
+        raise InputError("Give either --model or --fallback.")
+    if fallback not in (None, *FALLBACKS):
+        raise InputError(f"--fallback is one of {', '.join(FALLBACKS)}, got {fallback!r}.")
+    check_model_paths([model or ""])
+    check_language(language)
+    settings = _endpoint_settings([model or fallback], concurrency, requests_per_minute, plan_only)
+    prompt = template and QueryPrompt(existing_file(template, "template").read_text(encoding="utf-8"))
+    state = processes()
+    with state.main_process_first():  # one process builds the store, the others open it
+        texts = TextStore.from_file(collection)
+    options_of_model = {"dtype": options.torch_dtype(dtype), "device": state.device, "endpoint": settings}
+    generator = load_generator(model or fallback, per_document, prompt, batch_size, **options_of_model)
+    if plan_only or most_tokens is not None:
+        plan = plan_queries(generator, texts, documents)
+        if plan_only:
+            return plan
+        if plan["tokens"] > most_tokens:
+            raise InputError(
+                f"The {plan['documents']:,} documents may cost {plan['tokens']:,} tokens, more than --most-tokens "
+                f"{most_tokens:,}; take fewer (--documents), or raise it."
+            )
+    search = BM25Index.build(texts, language=language).search if round_trip and state.is_main_process else None
+    titles = read_titles(collection) if fallback else {}
+    counts = generate_queries(generator, texts, output, titles, documents, search, round_trip, overwrite)
+    return {"output": str(output), "is_weak": generator.is_weak, **counts} if state.is_main_process else None
 
 
 def ensemble(
@@ -271,6 +335,6 @@ def push(
     return {"rows": len(rows), "address": address}
 
 
-app = make_app("Teacher scores: make, average, inspect, expand, publish.")
-for verb in (score, ensemble, expand, diagnose, triples, push):
+app = make_app("Teacher scores: make, average, inspect, expand, publish; generated queries.")
+for verb in (score, ensemble, expand, diagnose, triples, queries, push):
     add_verb(app, verb)

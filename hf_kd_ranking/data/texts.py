@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -220,6 +222,28 @@ class TextStore(IdIndex):
 
     def __reduce__(self) -> tuple:
         return (type(self), (str(self.folder),))
+
+
+@lru_cache(maxsize=1 << 16)
+def _script(character: str) -> str:
+    name = unicodedata.name(character, "").partition(" ")[0].removesuffix("-HIRAGANA")
+    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+
+
+def scripts(text: str) -> Counter[str]:
+    """Count the letters of a text by their script, such as LATIN or CYRILLIC; those of Japanese are all CJK."""
+    return Counter(_script(character) for character in unicodedata.normalize("NFKC", text) if character.isalpha())
+
+
+def read_titles(path: str | os.PathLike) -> dict[str, str]:
+    """Return doc_id -> title, as it begins the text in a store, of JSON lines with titles; empty for other files."""
+    path, titles = Path(path), {}
+    if path.is_file() and ".jsonl" in path.suffixes:
+        for line, row in read_jsonl(path):
+            keys = [key for key in _ID_KEYS if key in row]
+            if keys and isinstance(row.get("title"), str):
+                titles[json_id(path, line, keys[0], row[keys[0]])] = row["title"].strip()
+    return titles
 
 
 def titled(title: str | None, text: str) -> str:

@@ -69,7 +69,7 @@ def demo_job(
     return DistillJob(
         str(docs.collection),
         str(output / "queries.tsv"),
-        str(output),
+        output=str(output),
         teachers=[model_name],
         qrels=str(qrels["train"]),
         dev_qrels=str(qrels["dev"]),

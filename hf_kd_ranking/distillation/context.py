@@ -58,11 +58,6 @@ class Context:
             raise InputError("The source dense needs --dense-model: no single teacher encodes documents separately.")
         self._fingerprint = self.documents.fingerprint() + self.queries.fingerprint()
 
-    @property
-    def is_judged(self) -> bool:
-        """True if the queries have judgments; otherwise rankers are measured by their agreement with the teachers."""
-        return self.job.is_judged
-
     def fingerprint(self) -> str:
         """Return the identity of collection and queries: all that a step may read of a context besides its inputs."""
         return self._fingerprint

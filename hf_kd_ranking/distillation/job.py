@@ -14,6 +14,7 @@ from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
 from ..retrieval.base import INDEX_NAMES
+from ..teachers.queries import FALLBACKS, FIRST_SENTENCE
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS
 from ..training.job import json_option
 
@@ -51,8 +52,10 @@ class DistillJob:
     """
 
     collection: str = HfArg(help="Documents: id<TAB>text, JSON lines, or a text store.")
-    queries: str = HfArg(help="Queries: id<TAB>text, JSON lines, or a text store; judged or not.")
-    output: str = HfArg(help="Folder of all steps, of the report and of the chosen pipeline.")
+    queries: str | None = HfArg(
+        default=None, help="Queries: id<TAB>text, JSON lines, or a text store; judged or not. Generated if not given."
+    )
+    output: str = HfArg(kw_only=True, help="Folder of all steps, of the report and of the chosen pipeline.")
 
     # What is taught
     teachers: list[str] = HfArg(
@@ -71,6 +74,16 @@ class DistillJob:
     minimum_grade: int = HfArg(default=1, help="Lowest grade of a positive of the training lists.")
     held_out: float = HfArg(default=0.2, help="Share of the judged queries for validation and test, half for each.")
     train_queries: int | None = HfArg(default=None, help="Largest number of training queries; all if not given.")
+
+    # Queries that are generated
+    query_generator: str | None = HfArg(
+        default=None,
+        help="Generator of the training queries: a language model, the address of a chat endpoint, an output of "
+        f"`teacher queries`, or, both weak, {' or '.join(FALLBACKS)}; without --queries by default {FIRST_SENTENCE}. "
+        "What is measured on stays what --dev-qrels and --test-qrels name.",
+    )
+    queries_per_document: int = HfArg(default=3, help="Largest number of generated queries per document.")
+    query_documents: int = HfArg(default=5_000, help="Largest number of documents that queries are generated for.")
 
     # Which lists of documents
     candidates: str | None = HfArg(
@@ -181,9 +194,23 @@ class DistillJob:
         return not self.qrels == self.dev_qrels == self.test_qrels is None
 
     @property
-    def collection_name(self) -> str:
-        """Name of the collection, for cards."""
-        return self.data_name or Path(self.collection).name
+    def synthetic_splits(self) -> list[str]:
+        """Splits whose queries are generated."""
+        if self.query_generator is None:
+            return []
+        return [split for split in SPLITS if getattr(self, f"{split}_qrels", None) is None]
+
+    @property
+    def agreement_splits(self) -> list[str]:
+        """Splits that are measured by the agreement with the teachers: they have no judgments that people made."""
+        if not self.is_judged:
+            return ["dev", "test"]
+        return self.synthetic_splits[1:]
+
+    def data_of(self, split: str) -> str:
+        """Return the name of the data of a split, for cards."""
+        name = self.data_name or Path(self.collection).name
+        return f"{name} (synthetic queries)" if split in self.synthetic_splits else name
 
     @property
     def shares(self) -> dict[str, float]:
@@ -290,11 +317,12 @@ class DistillJob:
     def _check_judgments(self) -> None:
         if not self.is_judged and self.brings_rows:
             raise InputError("Rows of scores need judgments of other queries: give --qrels, or --dev-qrels with test.")
-        if self.qrels is None and (self.dev_qrels is None) != (self.test_qrels is None):
+        is_generated = self.query_generator is not None
+        if not is_generated and self.qrels is None and (self.dev_qrels is None) != (self.test_qrels is None):
             raise InputError("Give --dev-qrels and --test-qrels, or --qrels for what is missing.")
         if self.qrels is None and set(self.teachers) & set(ARCHITECTURES):
             raise InputError("A teacher is trained on judgments: give --qrels, or a teacher that is trained.")
-        if not self.is_judged and self.teachers == [BM25]:
+        if self.agreement_splits and self.teachers == [BM25]:
             raise InputError("The teacher bm25 needs judgments: without them BM25 would be measured against itself.")
 
     def _check_numbers(self) -> None:
@@ -309,7 +337,15 @@ class DistillJob:
             "seeds",
             "parallel",
         ]
-        names += ["batch_size", "teacher_batch_size", "max_query_length", "max_document_length", "minimum_grade"]
+        names += [
+            "queries_per_document",
+            "query_documents",
+            "batch_size",
+            "teacher_batch_size",
+            "max_query_length",
+            "max_document_length",
+            "minimum_grade",
+        ]
         low = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) <= 0]
         for name in ("train_queries", "patience", "budget_ms"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:

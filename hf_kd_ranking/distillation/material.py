@@ -67,10 +67,11 @@ def find_candidates(work: Workspace, context: Context, data: Material) -> None:
             inputs = (Path(job.candidates), context.splits[split], k, job.exclude_same_id)
             given = work.step(f"given_candidates/{split}", candidates.select_candidates, *inputs)
             data.candidates[split] = given
-    if context.is_judged:
+    if job.is_judged:
         for split in SPLITS:
-            inputs = (context.grades(split),)
-            data.judgments[split] = work.step(f"judgments/{split}", candidates.write_judgments, *inputs)
+            if split not in job.agreement_splits:
+                inputs = (context.grades(split),)
+                data.judgments[split] = work.step(f"judgments/{split}", candidates.write_judgments, *inputs)
     if "train" in data.candidates:
         sources = {BM25: data.bm25["train"], "candidates": data.candidates["train"]}
         if "dense" in job.shares:
@@ -110,16 +111,15 @@ def score(work: Workspace, context: Context, data: Material, train_teacher: Call
         else:
             data.teachers[name] = Path(source)
     data.scores["dev"] = score_split(work, context, data, "dev")
-    if context.is_judged:
+    if "dev" in data.judgments:
         each = {name: scored for name, scored in data.scores["dev"].items() if name != MEAN}
         inputs = (data.scores["dev"][MEAN], each, data.candidates["dev"], data.judgments["dev"])
         work.step("teacher_check", teaching.check_teacher, *inputs, job.measure, job.force)
     for split in ("train", "test"):
         data.scores[split] = score_split(work, context, data, split)
-    if not context.is_judged:
-        for split in ("dev", "test"):
-            inputs = (data.scores[split][MEAN],)
-            data.judgments[split] = work.step(f"judgments/{split}", candidates.judge_by_agreement, *inputs)
+    for split in job.agreement_splits:
+        inputs = (data.scores[split][MEAN],)
+        data.judgments[split] = work.step(f"judgments/{split}", candidates.judge_by_agreement, *inputs)
 
 
 def score_split(

@@ -19,6 +19,7 @@ from ..hub.model_card import select_efficiency, write_model_card
 from ..reporting.report import write_report
 from .candidates import grades, ranking
 from .context import Context
+from .generation import describe
 from .job import FLOAT32, DistillJob
 from .points import Point, System, choose, frontier, fuse, read_points
 from .students import learning_rate
@@ -81,6 +82,10 @@ def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
             outcome["rates"][system.name] = learning_rate(system.students[0].training)
     outcome["queries"] = {split: len(query_ids) for split, query_ids in context.splits.items()}
     outcome["overlaps"] = context.overlaps
+    outcome["synthetic"] = context.job.synthetic_splits
+    outcome["agreement"] = context.job.agreement_splits
+    if outcome["synthetic"]:
+        outcome["generator"] = describe(context.job)
     _write_cards(measured, values, costs)
     _write_report(folder, measured, runs, outcome, context)
     write_json(folder / "outcome.json", outcome)
@@ -241,7 +246,10 @@ def _write_report(
         if system.control in runs:
             names = [_seed_names(name, len(runs[name])) for name in (system.control, system.name)]
             arrows += zip(*names, strict=True)
-    findings = [f"All tests of the job are one family: {outcome['family']}.", *map(_finding_text, outcome["tests"])]
+    findings = [f"All tests of the job are one family: {outcome['family']}."]
+    findings += [_finding_text(test, outcome) for test in outcome["tests"]]
+    if outcome["synthetic"]:
+        findings.insert(0, _synthetic_text(outcome))
     title, measures = f"Distillation on {measured.settings['data_name']}", (measured.settings["measure"],)
     options = {"title": title, "intersect": True, "files": files, "findings": findings}
     write_report(folder, folder / "report.html", measures, arrows, **options)
@@ -250,7 +258,8 @@ def _write_report(
     except ImportError:
         return
     everything = [(name, dev, outcome["latency_ms"][name]) for name, dev in outcome["dev"].items()]
-    save_plot(frontier_plot(everything, outcome["frontier"], measures[0]), folder / "frontier.svg")
+    measure = measures[0] + _synthetic_mark(outcome, "dev")
+    save_plot(frontier_plot(everything, outcome["frontier"], measure), folder / "frontier.svg")
 
 
 def _seed_names(name: str, count: int) -> list[str]:
@@ -266,16 +275,22 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
     queries = ", ".join(f"{split} {count:,}" for split, count in outcome["queries"].items())
     rates = ", ".join(f"{name} {rate:g}" for name, rate in outcome["rates"].items())
     lists = ", ".join(f"{name} {count:,}" for name, count in outcome["lists"].items())
-    heading = f"{job.measure}, test"
-    if not job.is_judged:
-        heading += " (agreement with the teacher, not relevance)"
+    headings = {}
+    for split in ("test", "dev"):
+        headings[split] = split + _synthetic_mark(outcome, split)
+        if split in outcome["agreement"]:
+            headings[split] += " (agreement with the teacher, not relevance)"
     lines = [
         f"Queries: {queries}. Training lists: {lists}. Learning rates were chosen on dev from one grid for all "
         f"conditions ({rates}); {job.seeds} seed(s).",
     ]
+    if outcome["synthetic"]:
+        lines.append(_synthetic_text(outcome))
     lines += [f"{count:,} {what}." for what, count in outcome["overlaps"].items() if count]
     first_stage, sums = outcome["pipeline"]["first_stage"], set(outcome["sums"].values())
-    header = f"| ranker | {heading} | with {first_stage} | dev | ms per query, p50 |"
+    header = (
+        f"| ranker | {job.measure}, {headings['test']} | with {first_stage} | {headings['dev']} | ms per query, p50 |"
+    )
     lines += ["", header, "| --- | --- | --- | --- | --- |"]
     for name, value in outcome["test"].items():
         if name in sums and name != outcome["chosen"]:
@@ -287,9 +302,9 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
     for name, values in outcome["seeds"].items():
         lines.append(f"Seeds of {name}: {', '.join(f'{value:.4f}' for value in values)}.")
     lines += ["", "Frontier on dev (nothing is both faster and better):", ""]
-    lines += [f"| pipeline | {job.measure}, dev | ms per query, p50 |", "| --- | --- | --- |"]
+    lines += [f"| pipeline | {job.measure}, {headings['dev']} | ms per query, p50 |", "| --- | --- | --- |"]
     lines += [f"| {name} | {dev:.4f} | {latency:.1f} |" for name, dev, latency in outcome["frontier"]]
-    lines += ["", f"Tests ({outcome['family']}):", *(_finding_text(test) for test in outcome["tests"])]
+    lines += ["", f"Tests ({outcome['family']}):", *(_finding_text(test, outcome) for test in outcome["tests"])]
     lines += ["", outcome["verdict"]]
     lines.append(f"Pipeline: {outcome['folder'] or 'none'}. Report: {outcome['page']}")
     return "\n".join(lines)
@@ -300,9 +315,10 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
     name, test = outcome["chosen"], outcome["test"]
     interval = outcome["interval"]
     budget = "" if job.budget_ms is None else f" within {job.budget_ms:g} ms per query"
+    dev_mark, test_mark = _synthetic_mark(outcome, "dev"), _synthetic_mark(outcome, "test")
     text = (
-        f"Chosen on dev{budget}: {name}, {outcome['latency_ms'][name]:.1f} ms per query (median). On the "
-        f"{outcome['queries']['test']:,} test queries: {job.measure} {test[name]:.4f} (95 % interval "
+        f"Chosen on dev{dev_mark}{budget}: {name}, {outcome['latency_ms'][name]:.1f} ms per query (median). On the "
+        f"{outcome['queries']['test']:,} test queries{test_mark}: {job.measure} {test[name]:.4f} (95 % interval "
         f"{interval['low']:.4f} to {interval['high']:.4f})"
     )
     if test.get("teacher"):
@@ -318,7 +334,7 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
     for found in outcome["tests"]:
         if found["treatment"] == name and found["control"] in outcome["rivals"]:
             is_better |= found["p_corrected"] < SIGNIFICANT and found["difference"] > 0
-            lines.append(_finding_text(found))
+            lines.append(_finding_text(found, outcome))
     if outcome["pipeline"]["system"] is None:
         lines.append("No ranker was better than this first stage on dev, so it is delivered without one.")
     elif not outcome["is_trained"]:
@@ -330,7 +346,19 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
     return "\n".join(lines)
 
 
-def _finding_text(test: Mapping[str, Any]) -> str:
+def _synthetic_mark(outcome: Mapping[str, Any], split: str) -> str:
+    return ", synthetic" if split in outcome["synthetic"] else ""
+
+
+def _synthetic_text(outcome: Mapping[str, Any]) -> str:
+    """Return which figures are of generated queries, and what wrote these."""
+    splits = ", ".join(outcome["synthetic"])
+    return (
+        f"Synthetic: the queries of {splits} are generated ({outcome['generator']}), and so are all figures on them."
+    )
+
+
+def _finding_text(test: Mapping[str, Any], outcome: Mapping[str, Any]) -> str:
     if test["p_corrected"] >= SIGNIFICANT:
         finding = f"no difference found ({test['difference']:+.4f})"
     elif test["difference"] > 0:
@@ -340,5 +368,6 @@ def _finding_text(test: Mapping[str, Any]) -> str:
     low, high = test["interval"]
     return (
         f"{test['treatment']} against {test['control']}: {finding}, 95 % interval {low:+.4f} to {high:+.4f}, p = "
-        f"{test['p_value']:.2g}, corrected {test['p_corrected']:.2g}, {test['queries']:,} queries."
+        f"{test['p_value']:.2g}, corrected {test['p_corrected']:.2g}, {test['queries']:,} queries"
+        f"{_synthetic_mark(outcome, 'test')}."
     )

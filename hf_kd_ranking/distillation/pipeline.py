@@ -20,6 +20,7 @@ from . import candidates, points, teaching
 from .context import Context
 from .costs import Cost, Plan
 from .delivery import Made, deliver
+from .generation import with_queries
 from .job import INT8, NO_TEACHER, RERANK, SEARCH, TEACHER, DistillJob, can_search
 from .material import MEAN, Material, Rows, mix, prepare, sample_lists, score_split
 from .outcome import Measured, verdict, write_outcome
@@ -172,7 +173,7 @@ def measure(work: Workspace, context: Context, data: Material, systems: list[Sys
             teachers[f"teacher {name}"] = artifact
     tested = {name: of_name["test"] for name, of_name in rankings.items()}
     settings = {"measure": job.measure, "k": job.k, "purpose": job.purpose, "budget_ms": job.budget_ms}
-    settings["data_name"] = job.collection_name
+    settings["data_name"] = job.data_of("test")
     first_stages = _first_stages(context, data, "test")
     measured = Measured(systems, first_stages, teachers, tested, data.judgments["test"], found, timing, settings)
     return Made(data, systems, rankings, work.step("report", write_outcome, measured, context))
@@ -228,6 +229,7 @@ def distill(job: DistillJob) -> dict[str, Any]:
         TargetNotMetError: if the teacher is no better than the first stage, or no pipeline is within the budget.
     """
     with stopping_at_signals():
+        job = with_queries(job)
         context, work = Context(job), Workspace(Path(job.output))
         is_main = processes().is_main_process
         with locked(work.folder) if is_main else nullcontext():
@@ -253,6 +255,7 @@ def make_plan(job: DistillJob) -> list[Cost]:
         InputError, FileNotFoundError: as `distill` raises before any work.
     """
     with stopping_at_signals():
+        job = with_queries(job, is_plan=True)
         context = Context(job)
         plan = Plan(context)
         plan.claim(subject(job))

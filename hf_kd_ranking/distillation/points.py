@@ -113,7 +113,7 @@ def save_untrained(folder: Path, recipe: Recipe, context: Context) -> None:
         model_type=ranker.model.config.model_type,
         teacher="nobody, the ranker is not trained",
         loss="none",
-        data=context.job.collection_name,
+        data=context.job.data_of("test"),
         rows=0,
         settings={},
         results=[],

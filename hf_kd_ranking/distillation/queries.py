@@ -1,8 +1,9 @@
 """The judgments of a distillation, and the split of its queries into training, validation (dev) and test.
 
 A query belongs to a split by a digest of its text (see `normalized`), so that two queries of one text are
-in one split and other queries do not move it. One digest decides whether a query is held out, another whether it is
-then for dev or for test: a larger `held_out` never makes a query of one into a query of the other.
+in one split and other queries do not move it; a generated query by a digest of the id of its document. One digest
+decides whether a query is held out, another whether it is then for dev or for test: a larger `held_out` never makes a
+query of one into a query of the other.
 """
 
 import hashlib
@@ -61,7 +62,10 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
     texts: dict[str, str] = {}
     for query_id, text in queries.items():
         texts[query_id] = normalized(text)
-        split = _place(query_id, texts[query_id], job, judgments, trained)
+        key = texts[query_id]
+        if job.query_generator is not None:
+            key = next(iter(judgments["train"].get(query_id, [key])))  # queries of one document are in one split
+        split = _place(query_id, key, job, judgments, trained)
         is_scored = all(query_id in run for run in runs)
         if split is not None and (is_scored or (split != "train" and job.is_judged)):
             places[split].append(query_id)
@@ -81,8 +85,8 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
     return Split(places, overlaps)
 
 
-def _place(query_id: str, text: str, job: DistillJob, judgments: dict[str, Grades], trained: set[str]) -> str | None:
-    """Return the split of a query, None if it has none."""
+def _place(query_id: str, key: str, job: DistillJob, judgments: dict[str, Grades], trained: set[str]) -> str | None:
+    """Return the split of a query by a digest of its key, None if it has none."""
     if query_id in trained:
         return "train"
     for split, path in (("test", job.test_qrels), ("dev", job.dev_qrels)):
@@ -91,8 +95,8 @@ def _place(query_id: str, text: str, job: DistillJob, judgments: dict[str, Grade
     shared = [split for split in ("dev", "test") if getattr(job, f"{split}_qrels") is None]
     can_be_held_out = bool(shared) and (not job.is_judged or _has_positive(judgments["train"], query_id))
     held_out = 1.0 if trained else job.held_out
-    if can_be_held_out and _digest("held out", text) < held_out:
-        return shared[int(_digest("dev or test", text) * len(shared))]
+    if can_be_held_out and _digest("held out", key) < held_out:
+        return shared[int(_digest("dev or test", key) * len(shared))]
     return None if trained else "train"
 
 

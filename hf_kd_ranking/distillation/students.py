@@ -273,7 +273,7 @@ def training_arguments(
         bf16=recipe.bf16,
         use_cpu=context.device == "cpu",
         dataloader_pin_memory=context.device != "cpu",
-        data_name=context.job.collection_name,
+        data_name=context.job.data_of("train"),
         base_model=context.job.base_model if has_encoder else None,
         teacher_name=_describe_teacher(context.job, recipe.condition),
         **saving,

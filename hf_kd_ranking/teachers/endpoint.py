@@ -8,11 +8,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -32,6 +32,7 @@ SQUASHED_FROM = 20  # scores that must all be within [0, 1] before a warning
 
 logger = logging.getLogger(__name__)
 Pair = tuple[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -125,19 +126,19 @@ class Endpoint:
             ConnectionError: if it does not answer after `ATTEMPTS` attempts.
         """
         requests = self.requests(queries, documents)
-        headers = {}
-        if os.environ.get(API_KEY):
-            headers["Authorization"] = f"Bearer {os.environ[API_KEY]}"
+        bodies = [self._body(pairs) for pairs in requests]
         scores: list[float] = []
-        with httpx2.Client(headers=headers, timeout=LONGEST_WAIT) as client:
-            pool = ThreadPoolExecutor(self.settings.concurrency)
-            try:
-                for of_request in pool.map(lambda pairs: self._ask(client, pairs), requests):
-                    scores += of_request
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for of_request in self._ask_all(bodies, lambda answer, place: self._read(answer, len(requests[place]))):
+            scores += of_request
         self._warn_of_squashed(scores)
         return np.array(scores, dtype=np.float32)
+
+    def complete(self, prompts: Sequence[str], most_tokens: int) -> list[str]:
+        """Return a chat model's answer to each prompt, of at most `most_tokens` tokens; errors as `score`."""
+        bodies = []
+        for prompt in prompts:
+            bodies.append(self._chat(prompt, max_tokens=most_tokens))
+        return self._ask_all(bodies, lambda answer, _: self._read_text(answer))
 
     def requests(self, queries: Sequence[str], documents: Sequence[str]) -> list[list[Pair]]:
         """Return the pairs of each request, in the order given."""
@@ -156,9 +157,21 @@ class Endpoint:
             text = self.prompt.fill(query, document)
         return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
-    def _ask(self, client: httpx2.Client, pairs: list[Pair]) -> list[float]:
-        """Send one request, again after failures that pass, and return the scores in the order of the pairs."""
-        body, problem = self._body(pairs), ""
+    def _ask_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[Any, int], T]) -> list[T]:
+        """Send all requests, some at the same time, and return what `read` makes of each answer and its place."""
+        headers = {}
+        if os.environ.get(API_KEY):
+            headers["Authorization"] = f"Bearer {os.environ[API_KEY]}"
+        with httpx2.Client(headers=headers, timeout=LONGEST_WAIT) as client:
+            pool = ThreadPoolExecutor(self.settings.concurrency)
+            try:
+                return list(pool.map(lambda place: read(self._ask(client, bodies[place]), place), range(len(bodies))))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _ask(self, client: httpx2.Client, body: dict[str, Any]) -> Any:
+        """Send one request, again after failures that pass, and return the answer."""
+        problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._count(retries=1)
@@ -170,7 +183,7 @@ class Endpoint:
                 if response.status_code in (401, 403):
                     raise PermissionError(f"{self.url} refuses the key of {API_KEY} (status {response.status_code}).")
                 if response.status_code == 200:
-                    return self._read(response.json(), len(pairs))
+                    return response.json()
                 problem = f"status {response.status_code}: {response.text[:200]}"
                 if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
                     raise InputError(f"{self.url} refuses the request, {problem}")
@@ -184,8 +197,8 @@ class Endpoint:
             if attempt + 1 < ATTEMPTS:
                 time.sleep(min(wait, LONGEST_WAIT))
         raise ConnectionError(
-            f"{self.url} gave no scores in {ATTEMPTS} attempts, at last {problem}; what was scored is kept, and the "
-            "same command resumes."
+            f"{self.url} did not answer in {ATTEMPTS} attempts, at last {problem}; the answers before are kept, and "
+            "the same command resumes."
         )
 
     def _body(self, pairs: list[Pair]) -> dict[str, Any]:
@@ -199,9 +212,25 @@ class Endpoint:
             return body | {"text_1": query, "text_2": documents}
         if self.kind == "rerank":
             return body | {"query": query, "documents": documents, "top_n": len(documents)}
-        messages = [{"role": "user", "content": self.prompt.fill(query, documents[0])}]
-        options = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        return body | {"messages": messages} | options
+        prompt = self.prompt.fill(query, documents[0])
+        return self._chat(prompt, max_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS)
+
+    def _chat(self, prompt: str, **options: Any) -> dict[str, Any]:
+        body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **options}
+        if self.model is not None:
+            body["model"] = self.model
+        return body
+
+    def _read_text(self, answer: Any) -> str:
+        try:
+            self._count(tokens=_used_tokens(answer))
+            return (answer["choices"][0]["message"]["content"] or "").strip()  # None if the model refused
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise self._wrong_answer(error, answer) from None
+
+    def _wrong_answer(self, error: Exception, answer: Any) -> InputError:
+        shown = f"{type(error).__name__} {error}, in {str(answer)[:200]}"
+        return InputError(f"{self.url} does not answer as an API of the kind {self.kind}: {shown}")
 
     def _read(self, answer: Any, count: int) -> list[float]:
         if isinstance(answer, Mapping):
@@ -219,8 +248,7 @@ class Endpoint:
             for result in results:
                 scores[result["index"]] = float(result[name])
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            shown = f"{type(error).__name__} {error}, in {str(answer)[:200]}"
-            raise InputError(f"{self.url} does not answer as an API of the kind {self.kind}: {shown}") from None
+            raise self._wrong_answer(error, answer) from None
         values = list(scores.values())
         if len(values) != count or None in values or len(results) != count:
             raise InputError(f"{self.url} answered {len(results)} scores for {count} documents: {str(answer)[:200]}")

@@ -1,4 +1,4 @@
-"""Prompts of language models that judge a pair, and the two answers that the score compares."""
+"""Prompts of language models that judge a pair, with the two answers that are compared, or that write queries."""
 
 import re
 from dataclasses import dataclass, replace
@@ -18,6 +18,11 @@ INSTRUCTION = "Given a web search query, retrieve relevant passages that answer 
 CHAT_TEMPLATE = (
     "Judge whether the document answers the query. Answer with one word, {yes} or {no}.\n\n"
     "Query: {query}\n\nDocument: {document}\n\nAnswer:"
+)
+# For language models that write queries, one per line.
+QUERIES_TEMPLATE = (
+    "Write {count} different search queries that the following document answers, in the language of the document, as "
+    "people type them into a search engine. Write one query per line and nothing else.\n\nDocument: {document}"
 )
 TEXTS = re.compile(r"(\{query\}|\{document\})")
 
@@ -75,3 +80,29 @@ def fill(template: str, query: str, document: str) -> tuple[str, dict[str, tuple
             spans[part] = (len(filled), len(filled) + len(text))
         filled += text
     return filled, spans
+
+
+@dataclass(frozen=True)
+class QueryPrompt:
+    """A prompt that asks for queries of a document.
+
+    Args:
+        template: contains {document} once; {count}, the number of queries, is optional.
+
+    Raises:
+        InputError: if {document} is missing or repeated, or {query} is there.
+    """
+
+    template: str
+
+    def __post_init__(self) -> None:
+        count = self.template.count("{document}")
+        if count != 1 or "{query}" in self.template:
+            raise InputError(
+                f"The template of generated queries needs {{document}} once and has it {count} times; it has no "
+                "{query}, which is what the model writes."
+            )
+
+    def fill(self, document: str, count: int) -> str:
+        """Return the prompt for a document; braces in its text stay as they are."""
+        return fill(self.template.replace("{count}", str(count)), "", document)[0]

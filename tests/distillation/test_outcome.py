@@ -65,6 +65,7 @@ def write(make_artifact, monkeypatch):
         judgments = make_artifact("judgments", qrels={query_id: {"y": 1} for query_id in QUERIES})
         settings = {"measure": "RR@10", "k": 4, "purpose": "rerank", "budget_ms": budget_ms, "data_name": "Words"}
         job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv")
+        job.synthetic_splits = job.agreement_splits = []
         context = SimpleNamespace(job=job, splits={"test": QUERIES}, overlaps={})
         measured = Measured(systems, first_stages, teachers, rankings, judgments, made, timing, settings)
         write_outcome(folder.path, measured, context)
@@ -173,6 +174,7 @@ def test_teacher_that_ranked_some_of_the_queries_is_not_compared(write):
 def words(chosen: str, tests: list[dict], **changes) -> str:
     """The verdict on an outcome."""
     outcome = {"chosen": chosen, "test": {chosen: 0.6, "teacher": 0.8, "BM25": 0.5}, "interval": INTERVAL}
+    outcome["synthetic"] = []
     outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"test": 1200}, "tests": tests, "seeds": {}}
     outcome |= {"rivals": ["BM25", "dot untrained"], "pipeline": {"system": "dot", "seed": 1}, "is_trained": True}
     return verdict(outcome | changes, SimpleNamespace(measure="RR@10", budget_ms=None, candidates=None))
@@ -216,6 +218,7 @@ def test_text_has_all_tables(make_job):
     names = ["BM25", "dot teacher", "dot teacher + BM25"]
     outcome = {"chosen": "dot teacher", "test": dict(zip(names, (0.5, 0.6, 0.55), strict=True)), "verdict": "Verdict."}
     outcome |= {"queries": {"train": 1000, "dev": 20, "test": 30}, "rates": {"dot teacher": 1e-4}}
+    outcome |= {"synthetic": [], "agreement": []}
     outcome |= {"lists": {"teacher": 2000}, "overlaps": {"queries left out": 3, "positives of train and test": 0}}
     outcome |= {"fused": {"dot teacher": 0.55}, "dev": {"BM25": 0.4, "dot teacher": 0.7}, "latency_ms": {"BM25": 1.0}}
     outcome |= {"pipeline": {"first_stage": "BM25"}, "sums": {"dot teacher": "dot teacher + BM25"}, "folder": "best"}
@@ -235,5 +238,5 @@ def test_text_has_all_tables(make_job):
     ]
     assert table[4] == "| pipeline | RR@10, dev | ms per query, p50 |" and "Verdict." in lines
     assert "Seeds of dot teacher: 0.5000, 0.7000." in lines
-    unjudged = outcome_text(outcome | {"page": "report.html"}, make_job(qrels=None))
+    unjudged = outcome_text(outcome | {"page": "report.html", "agreement": ["test"]}, make_job(qrels=None))
     assert "RR@10, test (agreement with the teacher, not relevance)" in unjudged

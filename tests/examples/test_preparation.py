@@ -16,7 +16,7 @@ def small_job(monkeypatch, files, encoder, tmp_path):
         return kd.DistillJob(
             str(files["--collection"]),
             str(files["--queries"]),
-            str(output),
+            output=str(output),
             teachers=["bm25"],
             qrels=str(files["--qrels"]),
             model_name=str(encoder),
