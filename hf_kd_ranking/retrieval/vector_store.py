@@ -141,8 +141,7 @@ class VectorStore(IdIndex):
     def identity(self) -> dict[str, str]:
         """The vectors, their model and their collection, for the description of an index."""
         names = ("architecture", "model_dtype", "model")
-        collection, source = self.collection
-        made_from = {"collection": collection, "source": source, "vectors": self.description["checksum"]}
+        made_from = {**self.collection.describe(), "vectors": self.description["checksum"]}
         return {name: self.description[name] for name in names} | made_from
 
     @property
@@ -203,7 +202,7 @@ class VectorStore(IdIndex):
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
     """Encode in blocks, which survive an interruption and are shared among the processes of a job, and join them."""
     inputs = description | {"per_block": DOCUMENTS_PER_BLOCK}
-    description = description | {"documents": len(documents), "source": documents.collection.source}
+    description = description | {"documents": len(documents), **documents.collection.describe()}
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
         texts = documents.take(np.arange(block.start, block.stop))
