@@ -49,6 +49,9 @@ Measures = Annotated[list[str], typer.Option("--measure", help="Measures of ir_m
 Aggregation = Annotated[
     str, typer.Option(help=f"Scores of passages to those of documents: {', '.join(AGGREGATIONS)}.")
 ]
+OfPassages = Annotated[
+    str | None, typer.Option("--aggregation", help=f"For runs of passages, DOCUMENT#N: {', '.join(AGGREGATIONS)}.")
+]
 K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
 Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
 ExcludeSameId = Annotated[bool, typer.Option(help="Leave out the document with the id of its query (ArguAna, Quora).")]

@@ -7,7 +7,6 @@ Passages are what is indexed, encoded and scored. Judgments, candidates and the 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -215,16 +214,44 @@ def best_passages(ranking: Pairs) -> dict[str, tuple[str, float]]:
     return best
 
 
-def judge_passages(run: Run, qrels: Mapping[str, Mapping[str, Any]]) -> tuple[Run, dict[str, dict[str, Any]]]:
-    """Return a run of passages with the best one of each document only, and the judgments of these as their documents.
+def without_document(ranking: Pairs, doc_id: str) -> Pairs:
+    """Return a ranking of passages without those of a document."""
+    return [(passage_id, score) for passage_id, score in ranking if split_id(passage_id)[0] != doc_id]
 
-    A judged document of which the run has no passage keeps its own id.
+
+def choose_passages(
+    run: Run, passages: Run, qrels: Mapping[str, Mapping[str, int]], documents: TextStore
+) -> tuple[Run, dict[str, dict[str, int]]]:
+    """Return a run and its judgments with the best passage of each document in its place.
+
+    Args:
+        run: of documents.
+        passages: a run of passages, whose scores say which is best; of a document that it lacks, the first one is.
+        qrels: judgments of documents.
+        documents: the store of the passages, which has all documents.
     """
     chosen, judged = Run(), {}
     for query_id, ranking in run.items():
-        best = best_passages(ranking)
-        chosen[query_id] = list(best.values())
+        best, grades = best_passages(passages.get(query_id, ())), qrels.get(query_id, {})
+        names = [doc_id for doc_id, _ in ranking] + list(grades)
+        known = documents.ids_of(np.maximum(documents.rows_of_documents(names), 0))
+        firsts = dict(zip(names, known, strict=True))
+        chosen[query_id] = []
+        for doc_id, score in ranking:
+            chosen[query_id].append(best.get(doc_id, (firsts[doc_id], score)))
         judged[query_id] = {}
-        for doc_id, grade in qrels.get(query_id, {}).items():
-            judged[query_id][best.get(doc_id, (doc_id, 0.0))[0]] = grade
+        for doc_id, grade in grades.items():
+            judged[query_id][best.get(doc_id, (firsts[doc_id], 0.0))[0]] = grade
     return chosen, judged
+
+
+def texts_of(documents: TextStore, doc_ids: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the texts of documents, of a collection of passages all of theirs, and how many each document has."""
+    if documents.aggregation is None:
+        return documents[doc_ids], [1] * len(doc_ids)
+    found = passages_of(documents, doc_ids, f"texts of {documents.source}")
+    names, counts = [], []
+    for doc_id in doc_ids:
+        names += found[doc_id]
+        counts.append(len(found[doc_id]))
+    return documents[names], counts
