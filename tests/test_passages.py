@@ -260,3 +260,34 @@ def test_triples_of_passages_take_the_teachers_best(call, teacher, split, toy, c
             assert (doc_id in qrels[str(row["query_id"])]) == (place == 0)
             best = next(id_ for id_, _ in ranking if id_.partition("#")[0] == doc_id)
             assert passage_id == best
+
+
+# ---- What is cut ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_verbs_say_how_much_is_cut(call, ranker, split, toy, tmp_path, caplog):
+    ranker.model.config.max_document_length = 7  # 5 tokens of a text
+    ranker.save_pretrained(tmp_path / "model")
+    counts = np.array([len(text.split()) for text in kd.TextStore.from_tsv(toy / "collection.tsv").texts.to_pylist()])
+    wanted = {"cut_texts": (counts > 5).mean(), "cut_tokens": (counts - 5).clip(0).sum() / (counts + 2).sum()}
+    for collection, expected in ((toy / "collection.tsv", wanted), (split.folder, dict.fromkeys(wanted, 0.0))):
+        caplog.clear()
+        output = f"{tmp_path}/index-{collection.name}"
+        status, out, err = call(f"index --model {tmp_path}/model --collection {collection} --output {output} --json")
+        assert status == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert {name: result[name] for name in wanted} == pytest.approx(expected, abs=1e-4)
+        assert caplog.text.count("are cut") == int(expected["cut_texts"] > 0.1)
+        assert kd.VectorStore.open(output).cuts == pytest.approx(expected, abs=1e-4)
+    everything = kd.Run({"100": [(str(doc_id), 0.0) for doc_id in range(40)]})
+    kd.write_run(everything, tmp_path / "all.trec")
+    files = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {tmp_path}/all.trec --json"
+    for verb in ("rerank", "teacher score"):
+        caplog.clear()
+        output = tmp_path / f"{verb.split()[-1]}.trec"
+        status, out, err = call(f"{verb} --model {tmp_path}/model {files} --output {output}")
+        assert status == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
+        assert caplog.text.count("are cut") == 1

@@ -57,7 +57,9 @@ def rerank(
     if not state.is_main_process:
         return None
     write_run(run, output, tag=options.run_tag(model))
-    return {"output": str(output), "queries": len(run), "pairs": sum(len(ranking) for ranking in run.values())}
+    pairs = sum(len(ranking) for ranking in run.values())
+    cuts = ranker.processor.cuts.shares(ranker.model.config.max_document_length)
+    return {"output": str(output), "queries": len(run), "pairs": pairs, **cuts}
 
 
 def evaluate(

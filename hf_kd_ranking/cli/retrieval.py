@@ -93,7 +93,8 @@ def index(
         from ..retrieval.colbert import ColBERTIndex
 
         ColBERTIndex.build(store, centroids=centroids)
-    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+    result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+    return result | store.cuts
 
 
 def _index_words(

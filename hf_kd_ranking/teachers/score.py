@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
+from ..artifacts import compute_blocks, existing_file, read_blocks, refuse_existing, work_folder
 from ..data.passages import passages_of, split_id, to_passages
 from ..data.rankings import Ranking, Run, as_run
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
@@ -20,6 +20,7 @@ from ..data.runs import check_run_ids, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
+from ..models import Cuts
 from ..processes import processes
 from .endpoint import Endpoint
 from .load import Teacher, load_teacher
@@ -106,7 +107,8 @@ def score_teacher(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, and the `usage` of an endpoint.
+        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, the shares of `Cuts.shares` where
+        the teacher counts them, and the `usage` of an endpoint.
 
     Raises:
         FileNotFoundError: if the source does not exist.
@@ -124,20 +126,26 @@ def score_teacher(
     pairs = _Pairs(rows, queries, documents, is_run, teacher.reads_by_query)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
+        before = Cuts() if teacher.processor is None else Cuts(teacher.processor.cuts)
         scores = teacher.score(*pairs.texts(distinct[block]))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
-        return {"scores": scores}
+        if teacher.processor is None:
+            return {"scores": scores}
+        return {"scores": scores, "cuts": teacher.processor.cuts.since(before)}
 
-    count = 0
+    count, cuts = 0, {}
     with work_folder(output, lambda folder: _find_distinct(folder, pairs, teacher, output)) as folder:
         distinct = np.load(folder / "pairs.npy", mmap_mode="r")
         description = f"Scoring with {teacher.name}"
         parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
         if state.is_main_process:
-            scores = np.concatenate([np.load(part)["scores"] for part in parts])
+            scores = np.concatenate(read_blocks(parts, "scores"))
+            if teacher.processor is not None:
+                longest = teacher.processor.max_document_length
+                cuts = Cuts.total(read_blocks(parts, "cuts")).shares(longest)
             count = _write_output(output, pairs, distinct, scores, folder)
-    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **teacher.usage}
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **cuts, **teacher.usage}
 
 
 def plan_requests(
