@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -357,6 +357,16 @@ def compute_blocks(
             progress.update((block.stop - block.start) * state.num_processes)
     state.wait_for_everyone()
     return parts, finished
+
+
+def read_blocks(parts: Sequence[Path], name: str) -> list[np.ndarray]:
+    """Return an array of every block that `compute_blocks` returned; none of blocks that lack it."""
+    arrays = []
+    for part in parts:
+        with np.load(part) as block:
+            if name in block:
+                arrays.append(block[name])
+    return arrays
 
 
 # ---- Locks ----------------------------------------------------------------------------------------------------------

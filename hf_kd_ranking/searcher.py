@@ -17,6 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .artifacts import building, content_digest, read_description, read_json, write_json
+from .data.passages import run_of_documents, to_passages
 from .data.rankings import Pairs, Run, as_run
 from .data.texts import Collection, TextStore, check_same_collection
 from .errors import InputError
@@ -156,14 +157,16 @@ class Pipeline:
         candidates = candidates.top(self.depth)
         if self.store is not None:
             return StoredReranker(self.store).rerank(candidates, queries)
+        if self.documents.aggregation is not None:
+            candidates = to_passages(candidates, self.documents, f"texts of {self.documents.source}")
         scored = Run()
         # One query at a time: int8 activations have one scale per batch, so that scores depend on the batch.
         progress = tqdm(candidates.items(), desc="Re-ranking", disable=len(candidates) < PROGRESS_FROM)
         for query_id, ranking in progress:
             doc_ids = [doc_id for doc_id, _ in ranking]
             scores = self.ranker.score(queries[query_id], self.documents[doc_ids])
-            scored[query_id] = list(zip(doc_ids, scores.tolist(), strict=True))
-        return scored
+            scored[query_id] = sorted(zip(doc_ids, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        return run_of_documents(scored, self.documents.aggregation)
 
 
 def combine(candidates: Pairs, scores: Mapping[str, float], depth: int, weight: float) -> list[tuple[str, float]]:

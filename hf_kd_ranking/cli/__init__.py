@@ -7,8 +7,8 @@ from .parser import add_verb, exit_on_bad_input, make_app, run_app
 
 __all__ = ["app", "exit_on_bad_input", "main"]
 
-VERBS = [distill.distill, distill.demo, retrieval.index, retrieval.search, retrieval.fuse, evaluate.rerank]
-VERBS += [evaluate.evaluate, evaluate.compare, benchmark.benchmark, report.report]
+VERBS = [distill.distill, distill.demo, retrieval.passages, retrieval.index, retrieval.search, retrieval.fuse]
+VERBS += [evaluate.rerank, evaluate.evaluate, evaluate.compare, benchmark.benchmark, report.report]
 VERBS += [serve.serve, export.export, push.push, train.train]
 
 app = make_app("Distil fast passage rankers from slow ones.")

@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 from ..artifacts import refuse_existing, write_json
+from ..data.passages import texts_of
 from ..data.runs import read_run
 from ..data.texts import TextStore
 from ..errors import InputError
@@ -52,15 +53,17 @@ def benchmark(
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
     if candidates is None:
-        texts, documents = _drawn(data.queries, rounds), _drawn(data.documents, k)
+        texts, documents, counts = _drawn(data.queries, rounds), _drawn(data.documents, k), None
     else:
         run = read_run(candidates).top(k)
         query_ids = list(run)
-        texts, documents = [], []
+        texts, documents, counts = [], [], []
         for row in _rows(len(query_ids), rounds):
             texts.append(data.queries[query_ids[row]])
-            documents.append(data.documents[[doc_id for doc_id, _ in run[query_ids[row]]]])
-    results = measure_efficiency(rankers, texts, documents, warm_up, depth or ())
+            passages, of_documents = texts_of(data.documents, [doc_id for doc_id, _ in run[query_ids[row]]])
+            documents.append(passages)
+            counts.append(of_documents)
+    results = measure_efficiency(rankers, texts, documents, warm_up, depth or (), counts=counts)
     if output is not None:
         write_json(output, results)
     return results, efficiency_text(results)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..artifacts import refuse_existing
+from ..data.passages import check_aggregation, run_of_documents
 from ..data.runs import Run, check_run_ids, read_run, write_run
 from ..evaluation import metrics
 from ..evaluation.rerank import rerank_run
@@ -56,7 +57,9 @@ def rerank(
     if not state.is_main_process:
         return None
     write_run(run, output, tag=options.run_tag(model))
-    return {"output": str(output), "queries": len(run), "pairs": sum(len(ranking) for ranking in run.values())}
+    pairs = sum(len(ranking) for ranking in run.values())
+    cuts = ranker.processor.cuts.shares(ranker.model.config.max_document_length)
+    return {"output": str(output), "queries": len(run), "pairs": pairs, **cuts}
 
 
 def evaluate(
@@ -66,12 +69,13 @@ def evaluate(
     split: options.Split = "test",
     measure: options.Measures = metrics.DEFAULT_MEASURES,
     exclude_same_id: options.ExcludeSameId = False,
+    aggregation: options.OfPassages = None,
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
 ) -> options.Result:
     """Measure runs against judgments; a query without results counts as 0."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     results, lines = {}, []
-    for name, ranking in _RunFiles(run, measure, exclude_same_id).items():
+    for name, ranking in _RunFiles(run, measure, exclude_same_id, aggregation).items():
         values = metrics.evaluate_queries(ranking, judgments, measure)
         metrics.check_same_collection(ranking, judgments)
         figures = metrics.mean_values(values)
@@ -95,23 +99,30 @@ def compare(
     correction: Annotated[str, typer.Option(help=f"Correction over all pairs: {', '.join(CORRECTIONS)}.")] = "holm",
     intersect: Annotated[bool, typer.Option(help="Compare only the queries that all runs have.")] = False,
     exclude_same_id: options.ExcludeSameId = False,
+    aggregation: options.OfPassages = None,
 ) -> options.Result:
     """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
-    result = compare_runs(_RunFiles(run, measure, exclude_same_id), judgments, measure, correction, intersect)
+    result = compare_runs(
+        _RunFiles(run, measure, exclude_same_id, aggregation), judgments, measure, correction, intersect
+    )
     return result, comparison_text(result)
 
 
 class _RunFiles(UserDict[str, Run]):
     """Runs by name, each read when it is asked for and no deeper than the measures look."""
 
-    def __init__(self, runs: list[str], measures: list[str], exclude_same_id: bool) -> None:
+    def __init__(self, runs: list[str], measures: list[str], exclude_same_id: bool, aggregation: str | None) -> None:
         super().__init__(options.named_paths(runs, "runs"))
         self.k = metrics.deepest(measures)
+        if aggregation is not None:
+            check_aggregation(aggregation)
+            self.k = None  # it is not known in how many passages the documents are
+        elif exclude_same_id and self.k is not None:
+            self.k += 1
         self.exclude_same_id = exclude_same_id
+        self.aggregation = aggregation
 
     def __getitem__(self, name: str) -> Run:
-        if not self.exclude_same_id:
-            return read_run(self.data[name], self.k)
-        k = None if self.k is None else self.k + 1
-        return read_run(self.data[name], k).without_same_ids()
+        run = run_of_documents(read_run(self.data[name], self.k), self.aggregation)
+        return run.without_same_ids() if self.exclude_same_id else run

@@ -13,6 +13,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from ..artifacts import has_description, read_description
 from ..data.collections import READERS, RankingCollection, load_collection
+from ..data.texts import AGGREGATIONS
 from ..errors import InputError
 from ..models import ARCHITECTURES
 from ..ranker import Ranker
@@ -45,6 +46,12 @@ Scores = Annotated[Path, typer.Option(help="Teacher rows: TSV, JSONL or Parquet.
 ScoreFiles = Annotated[list[Path], typer.Option("--scores", help="Files of teacher rows.")]
 Runs = Annotated[list[str], typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")]
 Measures = Annotated[list[str], typer.Option("--measure", help="Measures of ir_measures: nDCG@10, RR(rel=2)@10.")]
+Aggregation = Annotated[
+    str, typer.Option(help=f"Scores of passages to those of documents: {', '.join(AGGREGATIONS)}.")
+]
+OfPassages = Annotated[
+    str | None, typer.Option("--aggregation", help=f"For runs of passages, DOCUMENT#N: {', '.join(AGGREGATIONS)}.")
+]
 K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
 Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
 ExcludeSameId = Annotated[bool, typer.Option(help="Leave out the document with the id of its query (ArguAna, Quora).")]

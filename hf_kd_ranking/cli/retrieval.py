@@ -1,4 +1,4 @@
-"""`hf-kd-ranking index | search | fuse`: encode a collection, search it, fuse runs."""
+"""`hf-kd-ranking passages | index | search | fuse`: split and encode a collection, search it, fuse runs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,14 +7,33 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.collections import RankingCollection
+from ..data.passages import split_documents
 from ..data.rankings import without_id
 from ..data.runs import check_run_ids, read_run, write_run
 from ..data.texts import Collection, TextStore, check_same_collection
 from ..errors import InputError
 from ..processes import processes
+from ..ranker import load_tokenizer
 from ..retrieval.base import refuse_replacing
 from ..retrieval.fusion import METHODS, fuse_runs
 from . import options
+
+
+def passages(
+    model: Annotated[str, typer.Option(help="Ranker, or encoder, whose tokenizer counts the tokens.")],
+    output: options.Output,
+    passages: Annotated[str, typer.Option(help="LENGTH/STRIDE: tokens of a passage, and from one to the next.")],
+    collection: options.Collection = None,
+    dataset: options.Dataset = None,
+    aggregation: options.Aggregation = "max",
+) -> options.Result:
+    """Split the long documents of a collection into passages, for --collection of all other verbs.
+
+    These score passages, and answer with documents.
+    """
+    documents = options.open_collection(dataset, "test", documents=collection).documents
+    store = split_documents(documents, load_tokenizer(model), passages, output, aggregation)
+    return {"output": str(output), "documents": len(documents), "passages": len(store)}
 
 
 def index(
@@ -74,7 +93,8 @@ def index(
         from ..retrieval.colbert import ColBERTIndex
 
         ColBERTIndex.build(store, centroids=centroids)
-    return {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+    result = {"output": str(output), "documents": len(store), "bytes_per_document": store.bytes_per_document}
+    return result | store.cuts
 
 
 def _index_words(

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..artifacts import existing_file, refuse_existing
+from ..data.passages import best_passages, choose_passages
 from ..data.rows import check_format, load_teacher_scores, write_teacher_scores
-from ..data.runs import read_qrels, read_run
+from ..data.runs import Run, read_qrels, read_run
 from ..data.texts import TextStore, read_titles
 from ..errors import InputError
 from ..hub.dataset_card import FILE, write_dataset_card
@@ -293,6 +294,13 @@ def triples(
         run = run.without_same_ids()
     teacher = scores and read_run(scores)
     texts = collection and TextStore.from_file(collection)
+    if texts is not None and texts.aggregation is not None:
+        if teacher is None:
+            raise InputError(
+                "For a collection of passages, give --scores: the teacher's run says which passage is best."
+            )
+        run, judgments = choose_passages(run, teacher, judgments, texts)
+        teacher = Run((query_id, list(best_passages(ranking).values())) for query_id, ranking in teacher.items())
     left_out: Counter[str] = Counter()
     sample = sample_triples(
         run,

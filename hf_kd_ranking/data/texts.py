@@ -29,6 +29,8 @@ from .tables import json_id, read_jsonl, read_tsv
 if TYPE_CHECKING:
     import datasets
 
+PASSAGE_SETTINGS = ("passages", "aggregation")  # of a store of passages, in its description
+AGGREGATIONS = ("max", "first", "mean_top3")  # of the scores of passages to that of their document
 _ID_KEYS = ("_id", "id", "doc_id", "query_id", "docid", "pid", "qid")
 
 
@@ -37,19 +39,25 @@ class Collection(NamedTuple):
 
     fingerprint: str | None  # of ids and texts; None where an earlier release did not store it
     source: str  # name of the file, for messages
+    aggregation: str | None = None  # if its texts are passages of documents, see `passages.split_documents`
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> "Collection":
         """Return the collection in the description of an index."""
-        return cls(description.get("collection"), description.get("source", "an unknown source"))
+        source = description.get("source", "an unknown source")
+        return cls(description.get("collection"), source, description.get("aggregation"))
+
+    def describe(self) -> dict[str, str | None]:
+        """Return what the description of an index says of its collection, which `of` reads."""
+        return {"collection": self.fingerprint, "source": self.source, "aggregation": self.aggregation}
 
 
 def check_same_collection(parts: Mapping[str, Collection]) -> None:
     """Refuse, by an InputError that names them, parts (name -> collection) that were made from different texts."""
     if len({collection.fingerprint for collection in parts.values()}) > 1:
         found = []
-        for name, (fingerprint, source) in parts.items():
-            found.append(f"{name}: {source} (fingerprint {str(fingerprint)[:12]})")
+        for name, collection in parts.items():
+            found.append(f"{name}: {collection.source} (fingerprint {str(collection.fingerprint)[:12]})")
         problem = f"The parts have one collection; these have different ones: {', '.join(found)}"
         raise InputError(f"{problem}; open what was built from these texts, or build it again.")
 
@@ -71,6 +79,7 @@ class TextStore(IdIndex):
         self.folder = Path(folder)
         self.description = _read_description(self.folder)
         self.source: str = self.description["source"]  # the file the store was built from, for messages
+        self.aggregation: str | None = self.description.get("aggregation")  # None if the texts are not passages
         self.texts = open_strings(self.folder / "texts")
         super().__init__(len(self.texts), *open_ids(self.folder))
 
@@ -148,7 +157,7 @@ class TextStore(IdIndex):
         made_from = xxhash.xxh3_128()
         for batch in _read_dataset(dataset, columns):
             made_from.update(batch.serialize())
-        return cls._build(Path(folder), _read_dataset(dataset, columns), "the data set", made_from.hexdigest())
+        return cls.build(Path(folder), _read_dataset(dataset, columns), "the data set", made_from.hexdigest())
 
     @classmethod
     def _from_path(
@@ -159,11 +168,24 @@ class TextStore(IdIndex):
             folder = cache_folder(path, "store")
         else:
             made_from = file_digest(path)
-        return cls._build(Path(folder), batches, str(path), made_from)
+        return cls.build(Path(folder), batches, str(path), made_from)
 
     @classmethod
-    def _build(cls, folder: Path, batches: Iterator[pa.RecordBatch], source: str, made_from: str) -> "TextStore":
-        """Build a store, unless the folder contains the one of this content; `made_from` is the content's digest."""
+    def build(
+        cls,
+        folder: Path,
+        batches: Iterator[pa.RecordBatch],
+        source: str,
+        made_from: str,
+        settings: Mapping[str, str] | None = None,
+    ) -> "TextStore":
+        """Build a store of batches of `id` and `text`, unless the folder contains the one of this content.
+
+        Args:
+            source: name of the source, for messages.
+            made_from: digest of the content.
+            settings: how documents were split if the texts are passages, see `passages.split_documents`.
+        """
         if (folder / "store.json").is_file():
             store = cls(folder)
             if store.description["made_from"] != made_from:
@@ -175,7 +197,7 @@ class TextStore(IdIndex):
         if folder.is_dir() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} holds something that is not a text store; give an empty folder.")
         with building(folder) as temporary:
-            _write_store(temporary, batches, source, made_from)
+            _write_store(temporary, batches, source, made_from, settings or {})
         return cls(folder)
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -197,6 +219,14 @@ class TextStore(IdIndex):
         """Return the rows of ids, (N,) int64; UnknownIdError if one is missing."""
         return self.rows_of_known(ids, f"texts of {self.source}")
 
+    def rows_of_documents(self, ids: Sequence[Id]) -> np.ndarray:
+        """Return the row of each document, of its first passage if it is split; (N,) int64, -1 for an unknown one."""
+        rows = self.rows_of(ids)
+        if self.aggregation is not None:
+            split = np.flatnonzero(rows < 0)
+            rows[split] = self.rows_of([f"{ids[place]}#0" for place in split])
+        return rows
+
     def take(self, rows: np.ndarray) -> list[str]:
         """Return the texts of some rows; InputError if the files of the store are damaged."""
         return take_strings(self.texts, rows, f"The texts in {self.folder}")
@@ -214,11 +244,11 @@ class TextStore(IdIndex):
     @property
     def collection(self) -> Collection:
         """The collection that the texts are."""
-        return Collection(self.fingerprint(), Path(self.source).name)
+        return Collection(self.fingerprint(), Path(self.source).name, self.aggregation)
 
     def compute_fingerprint(self) -> str:
         """Return `fingerprint` of the files as they are now, which differs if one is damaged."""
-        return _fingerprint(self.folder)
+        return _fingerprint(self.folder, self.description)
 
     def __reduce__(self) -> tuple:
         return (type(self), (str(self.folder),))
@@ -264,10 +294,10 @@ def _read_json_texts(path: Path) -> Iterator[pa.RecordBatch]:
         ids.append(json_id(path, line, keys[0], row[keys[0]]))
         texts.append(titled(title, text))
         if len(ids) == ROWS_AT_ONCE:
-            yield _batch(ids, texts)
+            yield text_batch(ids, texts)
             ids, texts = [], []
     if ids:
-        yield _batch(ids, texts)
+        yield text_batch(ids, texts)
 
 
 def _read_dataset(dataset: "datasets.Dataset", columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -284,14 +314,17 @@ def _read_dataset(dataset: "datasets.Dataset", columns: Sequence[str]) -> Iterat
                 raise InputError(f"The data set, row {row}: needed an id, a text and at most a title; got {values}.")
             ids.append(str(id_))
             texts.append(titled(title, text))
-        yield _batch(ids, texts)
+        yield text_batch(ids, texts)
 
 
-def _batch(ids: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
+def text_batch(ids: Sequence[str], texts: Sequence[str]) -> pa.RecordBatch:
+    """Return ids and texts as `TextStore.build` reads them."""
     return pa.RecordBatch.from_pydict({"id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
 
 
-def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str, made_from: str) -> None:
+def _write_store(
+    folder: Path, batches: Iterator[pa.RecordBatch], source: str, made_from: str, settings: Mapping[str, str]
+) -> None:
     ids: list[pa.Array] = []
 
     def texts() -> Iterator[pa.Array]:
@@ -307,7 +340,7 @@ def _write_store(folder: Path, batches: Iterator[pa.RecordBatch], source: str, m
         _keep_rows(folder, index, rows, source)
         index = IdIndex.build(index.columns(rows))
     index.save_ids(folder)
-    description = {"source": source, "made_from": made_from, "fingerprint": _fingerprint(folder)}
+    description = {"source": source, "made_from": made_from, "fingerprint": _fingerprint(folder, settings), **settings}
     write_json(folder / "store.json", description)
 
 
@@ -328,8 +361,9 @@ def _keep_rows(folder: Path, index: IdIndex, rows: np.ndarray, source: str) -> N
         (folder / f"kept{suffix}").replace(folder / f"texts{suffix}")
 
 
-def _fingerprint(folder: Path) -> str:
-    digest = xxhash.xxh3_128()
+def _fingerprint(folder: Path, settings: Mapping[str, str]) -> str:
+    """Return the digest of the files of a store, and of the settings by which its passages were made, if any."""
+    digest = xxhash.xxh3_128("".join(settings.get(name, "") for name in PASSAGE_SETTINGS).encode())
     for path in sorted([*folder.glob("*.bin"), *folder.glob("*.npy")]):
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)

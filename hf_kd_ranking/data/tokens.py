@@ -53,7 +53,7 @@ class TokenStore:
         """
         if not tokenizer.is_fast:
             raise InputError(f"Token ids are stored for fast tokenizers, got {type(tokenizer).__name__}.")
-        backend = _without_limits(tokenizer.backend_tokenizer)
+        backend = without_limits(tokenizer.backend_tokenizer)
         settings = [backend.to_str(), backend.encode_special_tokens, tokenizers.__version__, prefix]
         name = hashlib.sha256(json.dumps([texts.fingerprint(), *settings]).encode()).hexdigest()[:16]
         folder = cache_root() / f"{Path(texts.source).stem}-tokens-{name}"
@@ -138,7 +138,7 @@ class StoredInputs:
             raise InputError(f"No text of {documents.source} has a token.")
         longest = processor.document_prefix + texts[1][0]
         example = [longest, longest] if processor.joins_texts else [longest]
-        encoding = _without_limits(tokenizer.backend_tokenizer).encode(
+        encoding = without_limits(tokenizer.backend_tokenizer).encode(
             *example, add_special_tokens=processor.adds_special_tokens
         )
         inputs = cls(processor, query_ids, document_ids, _Frame.read(encoding))
@@ -207,7 +207,7 @@ def cut_pair(query: int, document: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if query > document else (shorter, longer)
 
 
-def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
+def without_limits(tokenizer: Tokenizer) -> Tokenizer:
     """Return a copy that neither cuts nor pads, and that no other thread uses."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.no_truncation()

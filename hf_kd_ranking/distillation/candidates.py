@@ -6,6 +6,7 @@ Each function makes the files of one folder from its inputs, see `work.Workspace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..data.passages import run_of_documents, without_document
 from ..data.runs import Run, read_qrels, read_run, write_qrels, write_run
 from ..data.texts import TextStore
 from ..ranker import Ranker
@@ -16,6 +17,7 @@ from .context import Context
 from .queries import Grades
 from .work import Artifact, shared
 
+PASSAGES = "passages.trec"  # beside run.trec, if the collection has passages
 AGREED = 3  # the teachers' best candidates that count as relevant where there are no judgments
 
 
@@ -23,6 +25,20 @@ def ranking(artifact: Artifact) -> Run:
     """Read the run of a step; it has no query where a system ranked training queries only."""
     path = artifact.path / "run.trec"
     return read_run(path) if path.stat().st_size else Run()
+
+
+def passage_scores(artifact: Artifact) -> Run | None:
+    """Read the scores of passages that a step left beside those of documents; None if the collection has none."""
+    path = artifact.path / PASSAGES
+    if not path.is_file():
+        return None
+    return read_run(path) if path.stat().st_size else Run()
+
+
+def write_passages(folder: Path, passages: Run, aggregation: str, tag: str, k: int | None = None) -> None:
+    """Write the scores of passages, and the ranking of the best k documents that follows from them."""
+    write_run(passages, folder / PASSAGES, tag=tag)
+    write_run(run_of_documents(passages, aggregation).top(k), folder / "run.trec", tag=tag)
 
 
 def grades(artifact: Artifact) -> Grades:
@@ -41,8 +57,14 @@ def index_collection(folder: Path, language: str | None, context: Context) -> No
 
 def search_bm25(folder: Path, index: Artifact, texts: Mapping[str, str], k: int, exclude_same_id: bool) -> None:
     """Search for queries with BM25."""
-    run = search(BM25Index.open(index.path / "index"), texts, k, exclude_same_id)
-    write_run(run, folder / "run.trec", tag="BM25")
+    opened = BM25Index.open(index.path / "index")
+    if opened.collection.aggregation is None:
+        write_run(search(opened, texts, k, exclude_same_id), folder / "run.trec", tag="BM25")
+        return
+    found = Run(zip(texts, opened.rank_passages(list(texts.values()), k + exclude_same_id), strict=True))
+    if exclude_same_id:
+        found = Run((query_id, without_document(ranking, query_id)) for query_id, ranking in found.items())
+    write_passages(folder, found, "max", "BM25", k)
 
 
 def search(index: Index, texts: Mapping[str, str], k: int, exclude_same_id: bool) -> Run:

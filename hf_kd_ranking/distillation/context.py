@@ -74,8 +74,10 @@ class Context:
         """
         grades = {}
         for query_id in self.splits[split]:
-            judged = self.judgments[split].get(query_id, {})
-            kept = {doc: grade for doc, grade in judged.items() if split != "train" or doc in self.documents}
+            kept = judged = self.judgments[split].get(query_id, {})
+            if split == "train":
+                rows = self.documents.rows_of_documents(list(judged))
+                kept = {doc: judged[doc] for doc, row in zip(judged, rows, strict=True) if row >= 0}
             if kept:
                 grades[query_id] = kept
         return grades
@@ -131,7 +133,7 @@ class Context:
 
     @staticmethod
     def _refuse_unknown(store: TextStore, ids: list[str], what: str, where: str) -> None:
-        missing = (store.rows_of(ids) < 0).nonzero()[0]
+        missing = (store.rows_of_documents(ids) < 0).nonzero()[0]
         if len(missing):
             raise InputError(f"{what} {ids[missing[0]]!r} ({len(missing):,} in all) is not in {where}.")
 

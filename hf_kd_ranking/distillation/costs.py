@@ -16,6 +16,7 @@ import numpy as np
 from transformers import PrinterCallback, TrainerCallback
 
 from ..artifacts import has_description
+from ..data.passages import split_id
 from ..data.rows import TeacherRows, load_teacher_scores
 from ..data.texts import TextStore
 from ..processes import processes
@@ -93,7 +94,9 @@ class Plan(Workspace):
         super().__init__(Path(context.job.output))
         self.costs: list[Cost] = []
         self._context, self._job = context, context.job
-        self._passages = len(context.documents)
+        self._passages, self._per_document = len(context.documents), 1.0
+        if context.documents.aggregation is not None:
+            self._per_document = self._passages / len({split_id(id_)[0] for id_ in context.documents.ids()})
         job = self._job
         self._rows = len(context.splits["train"]) * job.lists_per_query
         self._documents = job.documents
@@ -157,6 +160,7 @@ class Plan(Workspace):
             return pairs * ROW_SECONDS, pairs * LINE_BYTES, 0.0
         if isinstance(teacher, str | Path):
             seconds = self._probe(f"teacher {teacher}", _probe_teacher, str(teacher))
+            pairs = round(pairs * self._per_document)
             if self._context.live_teacher is not None:
                 pairs = min(pairs, self._passages)  # it encodes a passage once
             return pairs * seconds, pairs * LINE_BYTES, 0.0
@@ -173,7 +177,8 @@ class Plan(Workspace):
         return seconds, probe.model_bytes, probe.memory
 
     def _rank(self, recipe: Recipe, pairs: int) -> Estimate:
-        """Score pairs from text; a passage that is encoded without its query is encoded once."""
+        """Score pairs from text, all passages of each document; one that is encoded by itself is encoded once."""
+        pairs = round(pairs * self._per_document)
         probe = self._student(recipe)
         seconds = pairs * max(probe.pair - probe.passage, 0.0) + min(pairs, self._passages) * probe.passage
         return seconds, pairs * LINE_BYTES, probe.memory
@@ -210,7 +215,7 @@ class Plan(Workspace):
         for system in systems:
             probe = self._student(system.students[0].recipe)
             rounds = 2 if probe.passage else TIMED_QUERIES + 2
-            seconds += rounds * self._job.k * probe.pair
+            seconds += rounds * self._job.k * self._per_document * probe.pair
         return seconds, 0.0, 0.0
 
     def _find_points(self, systems: Sequence[System], *inputs: Any) -> Estimate:

@@ -128,7 +128,7 @@ def score_split(
     """Score the candidates of a split by every teacher, and average: teacher, and "mean" -> scores."""
     job, scores = context.job, {}
     for name, teacher in data.teachers.items():
-        step, inputs = teaching.select_scores, (teacher, context.splits[split])
+        step, inputs = teaching.select_scores, (teacher, context.splits[split], context)
         if not job.scores:
             inputs = (teacher, data.candidates[split], data.bm25[split], job.teacher_bf16, context)
             step = teaching.score_candidates
@@ -173,5 +173,11 @@ def label(work: Workspace, context: Context, data: Material) -> Artifact:
     listed = data.candidates.get("train")
     if listed is None:
         listed = data.scores["train"][next(iter(data.teachers))]
-    inputs = (listed, data.judgments["train"], teaching.sampling_settings(context.job), context)
+    inputs = (
+        listed,
+        data.bm25.get("train"),
+        data.judgments["train"],
+        teaching.sampling_settings(context.job),
+        context,
+    )
     return work.step("lists/no_teacher", teaching.label_lists, *inputs)

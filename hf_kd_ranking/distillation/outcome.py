@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..data.runs import Run, write_run
 from ..evaluation.metrics import evaluate_queries
 from ..evaluation.significance import compare_seeds, compare_with_first_stage, holm, mean_interval
@@ -86,12 +86,33 @@ def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
     outcome["agreement"] = context.job.agreement_splits
     if outcome["synthetic"]:
         outcome["generator"] = describe(context.job)
+    outcome["cuts"] = _cuts(measured)
     _write_cards(measured, values, costs)
     _write_report(folder, measured, runs, outcome, context)
     write_json(folder / "outcome.json", outcome)
 
 
 # ---- Values ---------------------------------------------------------------------------------------------------------
+
+
+def _cuts(measured: Measured) -> dict[str, dict[str, float]]:
+    """Return the shares of documents and tokens that each trained student does not read."""
+    cuts = {}
+    for system in measured.systems:
+        results = system.students[0].checkpoint / "results.json"
+        if results.is_file():
+            cuts[system.name] = read_json(results).get("cuts", {})
+    return cuts
+
+
+def _cut_sentences(outcome: Mapping[str, Any]) -> list[str]:
+    """Return how much is cut, in a sentence for all students of the same length."""
+    sentences: dict[str, list[str]] = {}
+    for name, shares in outcome["cuts"].items():
+        if shares:
+            text = f"{shares['cut_texts']:.1%} of the documents are cut, {shares['cut_tokens']:.1%} of their tokens"
+            sentences.setdefault(text, []).append(name)
+    return [f"{text} are not read ({', '.join(names)})." for text, names in sentences.items()]
 
 
 def _test_runs(measured: Measured, qrels: Mapping) -> dict[str, list[Run]]:
@@ -211,7 +232,8 @@ def _write_cards(measured: Measured, values: Values, costs: Mapping) -> None:
                 continue
             manifest = read_manifest(student.checkpoint)
             of_seed = {measure: values[system.name][seed]}
-            manifest["results"] = compare_with_first_stage(of_seed, {measure: first_stage})
+            cuts = manifest["results"].get("cuts", {})
+            manifest["results"] = {**compare_with_first_stage(of_seed, {measure: first_stage}), "cuts": cuts}
             manifest["data"] = measured.settings["data_name"]
             save_manifest(student.checkpoint, manifest)
             name = system.name.replace(" ", "-")
@@ -250,6 +272,7 @@ def _write_report(
     findings += [_finding_text(test, outcome) for test in outcome["tests"]]
     if outcome["synthetic"]:
         findings.insert(0, _synthetic_text(outcome))
+    findings += _cut_sentences(outcome)
     title, measures = f"Distillation on {measured.settings['data_name']}", (measured.settings["measure"],)
     options = {"title": title, "intersect": True, "files": files, "findings": findings}
     write_report(folder, folder / "report.html", measures, arrows, **options)
@@ -287,6 +310,7 @@ def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
     if outcome["synthetic"]:
         lines.append(_synthetic_text(outcome))
     lines += [f"{count:,} {what}." for what, count in outcome["overlaps"].items() if count]
+    lines += _cut_sentences(outcome)
     first_stage, sums = outcome["pipeline"]["first_stage"], set(outcome["sums"].values())
     header = (
         f"| ranker | {job.measure}, {headings['test']} | with {first_stage} | {headings['dev']} | ms per query, p50 |"

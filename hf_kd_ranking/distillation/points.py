@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import write_json
+from ..data.passages import texts_of
 from ..data.runs import Run, read_run, write_run
 from ..evaluation.metrics import evaluate_queries, mean_values
 from ..evaluation.rerank import rerank_run
@@ -197,7 +198,11 @@ def time_rankers(
         rankers[label] = partial(_load_teacher, teacher, context)
     timed = ranking(candidates).top(max(depths))
     query_ids = [query_id for query_id, found in timed.items() if found][:TIMED_QUERIES]
-    documents = [context.documents[[doc_id for doc_id, _ in timed[query_id]]] for query_id in query_ids]
+    documents, counts = [], []
+    for query_id in query_ids:
+        passages, of_documents = texts_of(context.documents, [doc_id for doc_id, _ in timed[query_id]])
+        documents.append(passages)
+        counts.append(of_documents)
     bm25 = BM25Index.open(index.path / "index")
     first_stages = {"BM25": lambda query: bm25.search({"query": query}, max(depths))}
     for name, searched in searches.items():
@@ -206,7 +211,8 @@ def time_rankers(
         vectors = open_vectors(searched.path / "vectors", ranker, is_searched=True)[1]
         first_stages[name] = partial(_search_one, vectors, max(depths))
     queries = context.queries[query_ids]
-    figures = measure_efficiency(rankers, queries, documents, depths=depths, first_stages=first_stages)
+    options = {"depths": depths, "first_stages": first_stages, "counts": counts}
+    figures = measure_efficiency(rankers, queries, documents, **options)
     write_json(folder / "efficiency.json", figures)
 
 

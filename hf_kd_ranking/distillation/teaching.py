@@ -5,6 +5,7 @@ The same runs are checked, measured, and sampled for the lists that students see
 """
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import datasets
 import torch
 
 from ..artifacts import write_json
+from ..data.passages import choose_passages
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
 from ..data.runs import Run, read_run, write_run
 from ..evaluation.metrics import evaluate_run
@@ -21,7 +23,7 @@ from ..teachers import load
 from ..teachers.ensemble import ensemble_teachers
 from ..teachers.sample import sample_triples
 from ..teachers.score import score_teacher
-from .candidates import grades, ranking
+from .candidates import PASSAGES, grades, passage_scores, ranking, write_passages
 from .context import Context
 from .job import BM25, DistillJob, TargetNotMetError
 from .queries import Grades
@@ -52,12 +54,15 @@ def score_candidates(
 
     The pairs per forward pass are those of the job, and change nothing.
     """
-    output = folder / "run.trec"
-    if output.is_file():
+    aggregation = context.documents.aggregation
+    output = folder / ("run.trec" if aggregation is None else PASSAGES)
+    if (folder / "run.trec").is_file():
         return
     if teacher == BM25:
         if context.is_main_process:
-            write_run(_look_up(ranking(candidates), ranking(bm25)), output, tag=BM25)
+            write_run(_look_up(ranking(candidates), ranking(bm25)), folder / "run.trec", tag=BM25)
+            if aggregation is not None:
+                shutil.copy(bm25.path / PASSAGES, folder)
         return
     source = str(teacher.path / "ranker") if isinstance(teacher, Artifact) else str(teacher)
     dtype = None  # that of the device
@@ -65,7 +70,10 @@ def score_candidates(
         dtype = torch.bfloat16 if is_bf16 else torch.float32
     batch_size = context.job.teacher_batch_size
     model = load.load_teacher(source, device=context.device, batch_size=batch_size, dtype=dtype)
-    score_teacher(model, ranking(candidates), context.queries, context.documents, output)
+    if not output.is_file():
+        score_teacher(model, ranking(candidates), context.queries, context.documents, output)
+    if aggregation is not None and context.is_main_process:
+        write_passages(folder, read_run(output), aggregation, "teacher")
 
 
 def _look_up(candidates: Run, scores: Run) -> Run:
@@ -79,20 +87,30 @@ def _look_up(candidates: Run, scores: Run) -> Run:
     return found
 
 
-def select_scores(folder: Path, run: Path, query_ids: Sequence[str]) -> None:
-    """Take the scores of a split's queries from a run that the user gave."""
+def select_scores(folder: Path, run: Path, query_ids: Sequence[str], context: Context) -> None:
+    """Take the scores of a split's queries from a run that the user gave, of passages if the collection has them."""
     given = read_run(run)
     selected = Run((query_id, given[query_id]) for query_id in query_ids if query_id in given)
-    write_run(selected, folder / "run.trec", tag=Path(run).stem.replace(" ", "_"))
+    tag = Path(run).stem.replace(" ", "_")
+    if context.documents.aggregation is None:
+        write_run(selected, folder / "run.trec", tag=tag)
+    else:
+        write_passages(folder, selected, context.documents.aggregation, tag)
 
 
 def average_scores(folder: Path, rankings: Sequence[Artifact]) -> None:
     """Average the scores of the teachers over the queries that all of them have."""
-    runs = [ranking(artifact) for artifact in rankings]
+    _write_mean(folder / "run.trec", [ranking(artifact) for artifact in rankings])
+    passages = [passage_scores(artifact) for artifact in rankings]
+    if None not in passages:
+        _write_mean(folder / PASSAGES, passages)
+
+
+def _write_mean(output: Path, runs: Sequence[Run]) -> None:
     common = set.intersection(*(set(run) for run in runs))
     kept = [Run((query_id, scored) for query_id, scored in run.items() if query_id in common) for run in runs]
     mean = fuse_runs(kept, "standardized") if common else Run()
-    write_run(mean, folder / "run.trec", tag="teacher")
+    write_run(mean, output, tag="teacher")
 
 
 def check_teacher(
@@ -148,11 +166,14 @@ def sample_lists(
 ) -> None:
     """Sample the lists that students learn from, with the teacher's scores; `settings` are `sampling_settings`.
 
+    Of each document the passage is listed that the teacher scores best.
     The positive of a query without judgments is the teacher's best candidate. A judged document that the teacher did
     not score, which only happens with runs that the user gave, is as one without judgment.
     """
-    scored, left_out = ranking(teacher), Counter()
+    scored, left_out, passages = ranking(teacher), Counter(), passage_scores(teacher)
     labels = {} if judgments is None else _scored_labels(grades(judgments), scored)
+    if passages is not None:
+        scored, labels = choose_passages(scored, passages, labels, context.documents)
     lists = settings["lists_per_query"]
     options = {name: settings[name] for name in ("documents", "sampling", "relative_margin", "minimum_grade")}
     rows = sample_triples(scored, labels, lists, scored, context.documents, left_out, takes_unjudged=True, **options)
@@ -168,11 +189,20 @@ def _scored_labels(labels: Grades, scored: Run) -> Grades:
     return kept
 
 
-def label_lists(folder: Path, candidates: Artifact, judgments: Artifact, settings: dict, context: Context) -> None:
-    """Sample lists of queries with judgments without a teacher, with the labels 1 and 0 as scores."""
+def label_lists(
+    folder: Path, candidates: Artifact, bm25: Artifact | None, judgments: Artifact, settings: dict, context: Context
+) -> None:
+    """Sample lists of queries with judgments without a teacher, with the labels 1 and 0 as scores.
+
+    Of each document the passage is listed that BM25 scores best; of one that BM25 did not find, the first.
+    """
     lists = settings["lists_per_query"]
     options = {name: settings[name] for name in ("documents", "minimum_grade")}
-    rows = sample_triples(ranking(candidates), grades(judgments), lists, texts=context.documents, **options)
+    listed, labels = ranking(candidates), grades(judgments)
+    if context.documents.aggregation is not None:
+        passages = passage_scores(candidates if bm25 is None else bm25)
+        listed, labels = choose_passages(listed, passages, labels, context.documents)
+    rows = sample_triples(listed, labels, lists, texts=context.documents, **options)
     _write_labels(rows, folder / "rows.jsonl")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.passages import run_of_documents, to_passages
 from ..data.rankings import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
@@ -13,8 +14,13 @@ DEPTHS = (10, 20, 50, 100, 200, 1000)
 
 
 def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: TextStore) -> Run:
-    """Return the candidates, at least one, in the order of a ranker; ties keep the order of the first stage."""
+    """Return the candidates, at least one, in the order of a ranker; ties keep the order of the first stage.
+
+    In a collection of passages, all passages of a candidate are scored, and aggregated to the score of the document.
+    """
     candidates = as_run(candidates)
+    if documents.aggregation is not None:
+        candidates = to_passages(candidates, documents, f"texts of {documents.source}")
     query_ids, doc_ids = [], []
     for query_id, ranking in candidates.items():
         for doc_id, _ in ranking:
@@ -23,7 +29,8 @@ def rerank_run(ranker: Ranker, candidates: Run, queries: TextStore, documents: T
     if not query_ids:
         raise InputError(f"None of the {len(candidates):,} queries has a candidate to re-rank.")
     scored = Run.from_scores(query_ids, doc_ids, ranker.score(queries[query_ids], documents[doc_ids]))
-    return Run({query_id: scored.get(query_id, []) for query_id in candidates})
+    run = Run({query_id: scored.get(query_id, []) for query_id in candidates})
+    return run_of_documents(run, documents.aggregation)
 
 
 def depth_curve(

@@ -1,5 +1,6 @@
 """Retrieval from a whole collection by exact search, and its measures."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -7,6 +8,7 @@ from itertools import chain
 import faiss
 import numpy as np
 
+from ..data.passages import run_of_documents, split_id
 from ..data.rankings import Ranking, Run
 from ..data.texts import TextStore
 from ..errors import InputError
@@ -45,7 +47,7 @@ class RetrievalEvaluator:
 
     def __post_init__(self) -> None:
         judged = list(chain(*self.qrels.values()))
-        if not (self.documents.rows_of(judged) >= 0).any():
+        if not (self.documents.rows_of_documents(judged) >= 0).any():
             raise InputError(f"None of the {len(judged):,} judged documents is in {self.documents.source}.")
         parse_measures(self.measures)  # raises before any model runs
         self.texts = self.queries[list(self.qrels)]
@@ -59,26 +61,29 @@ class RetrievalEvaluator:
         if not config.is_searchable:
             advice = "use BERT_Dot, ColBERT or Splade, or a RerankingEvaluator"
             raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
-        doc_ids = list(self.documents.ids())
+        doc_ids, k = list(self.documents.ids()), self.k
+        if self.documents.aggregation is not None:  # so many passages have k documents
+            [(_, most)] = Counter(split_id(passage_id)[0] for passage_id in doc_ids).most_common(1)
+            k = min(k * most, len(doc_ids))
         queries = ranker.encode_queries(self.texts)
         if config.vectors_per_text == "one":
             index = faiss.IndexFlatIP(queries.shape[1])
             for start in range(0, len(doc_ids), ENCODED_AT_ONCE):
                 index.add(ranker.encode_documents(self.documents[doc_ids[start : start + ENCODED_AT_ONCE]]))
-            results = search_index(index, queries, self.k)
+            results = search_index(index, queries, k)
         elif config.vectors_per_text == "sparse":
             vectors = ranker.encode_documents(self.documents[doc_ids])
-            results = InvertedLists.build(vectors, np.float32).search(queries, self.k)
+            results = InvertedLists.build(vectors, np.float32).search(queries, k)
         else:
             vectors, chunks = ranker.encode_documents(self.documents[doc_ids]), []  # (L, D) each
             for start in range(0, len(vectors), DOCUMENTS_AT_ONCE):
                 chunk = vectors[start : start + DOCUMENTS_AT_ONCE]
                 chunks.append((start, np.fromiter(map(len, chunk), int), np.concatenate(chunk)))
-            results = search_tokens(queries, chunks, self.k)
+            results = search_tokens(queries, chunks, k)
         run = Run()
         for query_id, (scores, rows) in zip(self.qrels, results, strict=True):
             run[query_id] = Ranking([doc_ids[row] for row in rows], scores)
-        return run
+        return run_of_documents(run, self.documents.aggregation and "max").top(self.k)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""

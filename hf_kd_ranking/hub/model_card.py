@@ -53,6 +53,7 @@ class RankerCard:
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
         command: the command line that started the training.
+        cuts: shares of the documents, `cut_texts`, and of their tokens, `cut_tokens`, beyond the length.
     """
 
     repository: str
@@ -73,6 +74,7 @@ class RankerCard:
     architecture: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    cuts: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_model_card(
@@ -134,6 +136,7 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
         dataset_id=data if HUB_ID.fullmatch(data) else None,
         versions=manifest["versions"],
         command=" ".join(manifest["command"]),
+        cuts=measured.get("cuts", {}),
     )
 
 

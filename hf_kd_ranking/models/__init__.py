@@ -9,7 +9,7 @@ from .pipeline import register_pipeline
 from .prettr import PreTTR, PreTTRConfig
 from .splade import Splade, SpladeConfig
 from .tk import TK, TKConfig
-from .tokenization import RankingProcessor, TokenLists
+from .tokenization import Cuts, RankingProcessor, TokenLists
 from .word_vectors import read_word_vectors
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RankerConfig",
     "RankerModel",
     "RankingOutput",
+    "Cuts",
     "RankingProcessor",
     "Splade",
     "SpladeConfig",

@@ -1,22 +1,68 @@
 """Texts to a ranker's inputs: lengths, prefixes and query augmentation on top of any tokenizer."""
 
+import logging
 import threading
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from .base import RankerConfig
 from .errors import InputError
 
+logger = logging.getLogger(__name__)
+
+MUCH = 0.1  # share of texts of which a warning says that they are cut
 # One entry per text and not yet padded: input name -> token lists, {"input_ids": [[101, ...], ...], ...}.
 TokenLists = dict[str, list[list[int]]]
 # Held during a call: fast tokenizers keep a call's lengths in an object that all threads, and several rankers, share.
 TOKENIZER_LOCK = threading.Lock()
+
+
+class Cuts(Counter[str]):
+    """Counts of the documents that were tokenised, each time: `texts`, `cut_texts`, `tokens` and `cut_tokens`.
+
+    Tokens are those of all documents before they were cut, with special tokens, and of pairs with those of the query.
+    """
+
+    NAMES = ("texts", "cut_texts", "tokens", "cut_tokens")
+
+    def since(self, before: "Cuts") -> list[int]:
+        """Return what was counted after earlier counts, in the order of `NAMES`."""
+        return [self[name] - before[name] for name in self.NAMES]
+
+    @classmethod
+    def total(cls, counts: Iterable[Sequence[int]]) -> "Cuts":
+        """Return the sum of counts in the order of `NAMES`."""
+        total = cls()
+        for of_part in counts:
+            total.update(dict(zip(cls.NAMES, map(int, of_part), strict=True)))
+        return total
+
+    def shares(self, longest: int) -> dict[str, float]:
+        """Return `cut_texts` and `cut_tokens` as shares of all, and warn where more than a tenth of the texts is cut.
+
+        Args:
+            longest: the limit in tokens, for the message.
+
+        Returns:
+            An empty dictionary if nothing was counted, as with a slow tokenizer.
+        """
+        if not self["texts"]:
+            return {}
+        texts, tokens = self["cut_texts"] / self["texts"], self["cut_tokens"] / self["tokens"]
+        if texts > MUCH:
+            logger.warning(
+                f"{texts:.0%} of the documents are longer than {longest} tokens and are cut: {tokens:.0%} of the "
+                "tokens are not read. A larger max_document_length reads more; `passages` splits documents."
+            )
+        return {"cut_texts": round(texts, 4), "cut_tokens": round(tokens, 4)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +74,7 @@ class RankingProcessor:
         truncation: True cuts texts beyond the lengths, of a pair the longer one first; False makes them an error.
         padding_side: "right" for all rankers, whatever the tokenizer says: on the left, padding would take the place
             of the first token and move the positions of the others.
+        cuts: counts what is cut of documents.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -40,6 +87,7 @@ class RankingProcessor:
     query_augmentation: int = 0
     truncation: bool = True
     padding_side: Literal["left", "right"] = "right"
+    cuts: Cuts = field(default_factory=Cuts, repr=False, compare=False)
 
     @classmethod
     def from_config(
@@ -65,7 +113,7 @@ class RankingProcessor:
                 "tokenizer has no mask token; set query_augmentation=0."
             )
         tokenizer.padding_side = "right"  # also where other libraries read it from a folder that is saved with it
-        own = ("tokenizer", "truncation", "padding_side")
+        own = ("tokenizer", "truncation", "padding_side", "cuts")
         names = [field.name for field in fields(cls) if field.name not in own]
         return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
 
@@ -93,12 +141,13 @@ class RankingProcessor:
 
     def documents(self, texts: Sequence[str]) -> TokenLists:
         """Tokenise documents."""
-        return self._tokenize(_prefixed(self.document_prefix, texts), max_length=self.max_document_length)
+        texts = _prefixed(self.document_prefix, texts)
+        return self._tokenize(texts, max_length=self.max_document_length, document=0)
 
     def pairs(self, queries: Sequence[str], documents: Sequence[str]) -> TokenLists:
         """Tokenise each query with its document as one sequence."""
         texts = (_prefixed(self.query_prefix, queries), _prefixed(self.document_prefix, documents))
-        return self._tokenize(*texts, max_length=self.max_query_length + self.max_document_length)
+        return self._tokenize(*texts, max_length=self.max_query_length + self.max_document_length, document=1)
 
     def pad(self, tokens: TokenLists, shape: tuple[int, ...] = (-1,)) -> dict[str, Tensor]:
         """Pad token lists to their longest, with the tokenizer's ids; tensors of `shape` + (L,)."""
@@ -131,12 +180,18 @@ class RankingProcessor:
                     _check_characters(side)
                 raise
 
-    def _tokenize(self, *texts: Sequence[str], max_length: int) -> TokenLists:
+    def _tokenize(self, *texts: Sequence[str], max_length: int, document: int | None = None) -> TokenLists:
+        """Tokenise one or two sides, and count what is cut of the side that is the document, if one is."""
         # Lists, never single texts: given a single pair, fast tokenizers ignore an empty second text.
         settings = {"add_special_tokens": self.adds_special_tokens, "return_attention_mask": True}
         if self.truncation:
             settings |= {"truncation": True, "max_length": max_length}
-        tokens = dict(self.encode(*texts, **settings))
+        encoded = self.encode(*texts, **settings)
+        tokens = dict(encoded)
+        if document is not None and encoded.encodings is not None:
+            counts = _count_cuts(encoded.encodings, document)
+            with TOKENIZER_LOCK:
+                self.cuts.update(counts)
         if not self.truncation:
             lengths = [len(row) for row in tokens["input_ids"]]
             count = max(lengths, default=0)
@@ -150,6 +205,23 @@ class RankingProcessor:
                 padding = self.tokenizer.pad_token_id if name == "input_ids" else 0
                 tokens[name] = [row or [padding] for row in rows]
         return tokens
+
+
+def _count_cuts(encodings: Sequence[Encoding], document: int) -> Cuts:
+    counts = Cuts(texts=len(encodings), tokens=sum(map(len, encodings)))
+    for encoding in encodings:
+        pieces = encoding.overflowing
+        if not pieces:
+            continue
+        # Where both sides of a pair are cut, each piece of one is listed with each of the other, the kept ones too.
+        lengths: dict[tuple[int, int], int] = {}  # place of a piece of the document in it -> tokens
+        for piece in [*pieces, encoding]:
+            sides = piece.sequence_ids
+            if document in sides:
+                lengths[piece.offsets[sides.index(document)]] = sides.count(document)
+        cut = sum(lengths.values()) - encoding.sequence_ids.count(document)
+        counts.update(cut_texts=int(cut > 0), cut_tokens=cut, tokens=cut)
+    return counts
 
 
 def _check_characters(texts: str | Sequence[str]) -> None:

@@ -56,6 +56,7 @@ def measure_efficiency(
     warm_up: int = 2,
     depths: Sequence[int] = (),
     first_stages: Mapping[str, Callable[[str], object]] | None = None,
+    counts: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Measure rankers side by side; the module describes the protocol.
 
@@ -68,6 +69,7 @@ def measure_efficiency(
         depths: numbers of candidates to time, the first of each list; by default all. Figures that do not name their
             depth are those of the largest.
         first_stages: name -> function that searches for one query; timed in the same rounds.
+        counts: number of texts of each candidate of each query, its passages; None for one each.
 
     Returns:
         `environment`, `protocol`, `first_stages`: name -> `total_ms` ({"p50", "p95", "p99", "mean"}), and `rankers`:
@@ -83,7 +85,8 @@ def measure_efficiency(
     if not rankers or not queries or not documents:
         counts = f"{len(rankers)}, {len(queries)} and {len(documents)}"
         raise InputError(f"Measuring needs rankers, queries and documents, got {counts}.")
-    lists, depths = _candidate_lists(queries, documents, depths)
+    lists, ends = _candidate_lists(queries, documents, depths, counts)
+    depths = list(ends[0])
     distinct = list(dict.fromkeys(chain.from_iterable(lists)))
     results, timed, searches = {}, {}, {}
     for name, load in rankers.items():
@@ -92,15 +95,15 @@ def measure_efficiency(
     for name, search in (first_stages or {}).items():
         searches[name] = (search, [])
     place_of = {text: place for place, text in enumerate(distinct)}
-    rounds = list(zip(queries, lists, strict=True))
-    for query, texts in tqdm([*(rounds * warm_up)[:warm_up], *rounds], desc="Timing", unit="query"):
+    rounds = list(zip(queries, lists, ends, strict=True))
+    for query, texts, of_depths in tqdm([*(rounds * warm_up)[:warm_up], *rounds], desc="Timing", unit="query"):
         for search, seconds in searches.values():
             start = time.perf_counter()
             search(query)
             seconds.append(time.perf_counter() - start)
         places = [place_of[text] for text in texts]
         for ranker in timed.values():
-            ranker.time(query, texts, places)
+            ranker.time(query, texts, places, of_depths)
     searched = {}
     for name, (_, seconds) in searches.items():
         searched[name] = {"total_ms": _percentiles(np.array(seconds[warm_up:]) * 1000)}
@@ -124,15 +127,15 @@ class _TimedRanker:
     stored: Stored
     seconds: dict[int, list[tuple[float, float]]]
 
-    def time(self, query: str, documents: Sequence[str], places: Sequence[int]) -> None:
-        """Time one query with its candidates, whose vectors have these places, at every depth."""
-        for depth, seconds in self.seconds.items():
+    def time(self, query: str, documents: Sequence[str], places: Sequence[int], ends: Mapping[int, int]) -> None:
+        """Time one query with its candidates, whose vectors have these places, at every depth -> number of texts."""
+        for depth, end in ends.items():
             vectors = self.stored
             if isinstance(vectors, np.ndarray | csr_array):
-                vectors = vectors[places[:depth]]
+                vectors = vectors[places[:end]]
             elif vectors is not None:
-                vectors = [vectors[place] for place in places[:depth]]
-            seconds.append(_time_query(self.ranker, query, documents[:depth], vectors))
+                vectors = [vectors[place] for place in places[:end]]
+            self.seconds[depth].append(_time_query(self.ranker, query, documents[:end], vectors))
 
     def latencies(self, warm_up: int) -> dict[str, Any]:
         """Return the latencies after the rounds of warm-up."""
@@ -146,9 +149,12 @@ class _TimedRanker:
 
 
 def _candidate_lists(
-    queries: Sequence[str], documents: Sequence[str] | Sequence[Sequence[str]], depths: Sequence[int]
-) -> tuple[list[Sequence[str]], list[int]]:
-    """Return the candidates of each query up to the largest depth, and the depths, ascending."""
+    queries: Sequence[str],
+    documents: Sequence[str] | Sequence[Sequence[str]],
+    depths: Sequence[int],
+    counts: Sequence[Sequence[int]] | None,
+) -> tuple[list[Sequence[str]], list[dict[int, int]]]:
+    """Return the texts of each query up to the largest depth, and how many of them belong to each depth, ascending."""
     lists = list(documents)
     if isinstance(documents[0], str):
         lists = [documents] * len(queries)
@@ -158,10 +164,18 @@ def _candidate_lists(
             f"Lists of candidates are one per query and not empty, got {len(lists)} of {min(lengths)} to "
             f"{max(lengths)} texts for {len(queries)} queries; leave out queries without candidates."
         )
+    if counts is not None:
+        lengths = [len(of_query) for of_query in counts]
     depths = sorted(set(depths)) or [max(lengths)]
     if depths[0] < 1:
         raise InputError(f"depths are numbers of candidates, at least 1, got {depths[0]}.")
-    return [texts[: depths[-1]] for texts in lists], depths
+    ends = []
+    for place, texts in enumerate(lists):
+        ends.append({})
+        for depth in depths:
+            ends[-1][depth] = depth if counts is None else sum(counts[place][:depth])
+        lists[place] = texts[: ends[-1][depths[-1]]]
+    return lists, ends
 
 
 def _load_and_measure(

@@ -255,9 +255,10 @@ def _query_details(content: _Results, values: Values, names: list[str], query_id
 
 
 def _text(store: TextStore | None, id_: str) -> str | None:
-    if store is None or id_ not in store:
+    rows = [-1] if store is None else store.rows_of_documents([id_])  # of a split document the first passage
+    if rows[0] < 0:
         return None
-    text = store[id_]
+    [text] = store.take(rows)
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]} ..."
     return text

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from ..artifacts import DESCRIPTION, has_description, new_version, read_description
 from ..data.ids import IdIndex
-from ..data.rankings import Ranking, Run
+from ..data.passages import to_documents
+from ..data.rankings import Pairs, Ranking, Run
 from ..data.texts import Collection
 from ..errors import InputError
 from ..inference import PROGRESS_FROM, fingerprint
@@ -66,6 +67,8 @@ class Index:
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
         """Return the best k documents of every query; tied documents are in the order of the collection.
 
+        In a collection of passages, the score of a document is that of its best passage.
+
         Args:
             queries: query_id -> text.
             k: documents per query; all if the index has fewer.
@@ -89,9 +92,29 @@ class Index:
         starts = range(0, len(query_ids), self.queries_at_once)
         for start in tqdm(starts, desc="Searching", disable=len(query_ids) < PROGRESS_FROM):
             block = query_ids[start : start + self.queries_at_once]
-            rankings = self._rank([queries[query_id] for query_id in block], k, **options)
+            rankings = self._rank_documents([queries[query_id] for query_id in block], k, **options)
             for query_id, ranking in zip(block, rankings, strict=True):
                 yield str(query_id), ranking
+
+    def _rank_documents(self, texts: Sequence[str], k: int, **options: Any) -> list[Pairs]:
+        rankings = self.rank_passages(texts, k, **options)
+        if self.collection.aggregation is None:
+            return rankings
+        return [to_documents(ranking)[:k] for ranking in rankings]
+
+    def rank_passages(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
+        """Return the rankings of so many passages that there are k documents, or of all that are found.
+
+        In an index whose texts are documents these are the best k.
+        """
+        if self.collection.aggregation is None:
+            return self._rank(texts, k, **options)
+        depth = k
+        while True:
+            depth = min(2 * depth, len(self))
+            rankings = self._rank(texts, depth, **options)
+            if depth == len(self) or not any(_lacks_documents(ranking, k, depth) for ranking in rankings):
+                return rankings
 
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
         return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
@@ -237,6 +260,11 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
             # A process that is killed while it writes the first version leaves such names.
             if not re.fullmatch(rf"v\d+|{re.escape(DESCRIPTION)}.*", path.name):
                 raise FileExistsError(f"{folder} contains {path.name}, which is not of an index; give a new folder.")
+
+
+def _lacks_documents(ranking: Ranking, k: int, depth: int) -> bool:
+    """Return whether a ranking of passages has less than k documents, and might have more if it were deeper."""
+    return len(ranking) == depth and len(to_documents(ranking)) < k
 
 
 def check_k(k: int) -> None:

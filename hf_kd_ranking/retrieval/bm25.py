@@ -91,8 +91,7 @@ class BM25Index(Index):
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(documents) > 100_000)
-        collection, source = documents.collection
-        description = {"kind": "bm25", "collection": collection, "source": source, "documents": len(documents)}
+        description = {"kind": "bm25", "documents": len(documents), **documents.collection.describe()}
         description |= {"k1": k1, "b": b, "language": language}
         index = cls(retriever, IdIndex.build(documents.columns()), description)
         if folder is not None:

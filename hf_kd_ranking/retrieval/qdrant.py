@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,9 @@ class QdrantIndex(Index):
             raise InputError(f"Qdrant collection {name!r} has {counts}; build it again, which resumes.")
         return index
 
-    @property
+    @cached_property
     def collection(self) -> Collection:
-        """The collection that was uploaded."""
+        """The collection that was uploaded; asked for once."""
         return Collection.of(self._description() or {})
 
     def __len__(self) -> int:

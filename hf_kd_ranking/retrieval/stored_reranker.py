@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.ids import Id
+from ..data.passages import run_of_documents, to_passages
 from ..data.rankings import Run, as_run
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
@@ -52,13 +53,15 @@ class StoredReranker:
         """Sort candidates by the ranker's scores, as `evaluation.rerank.rerank_run` does from texts.
 
         Args:
-            candidates: a run; tied documents keep its order.
+            candidates: a run; tied documents keep its order. All passages of a document are scored.
             queries: query_id -> text.
 
         Raises:
             UnknownIdError: if a query has no text, or a document is not in the store.
         """
-        candidates = as_run(candidates)
+        candidates, aggregation = as_run(candidates), self.store.collection.aggregation
+        if aggregation is not None:
+            candidates = to_passages(candidates, self.store, f"documents of {self.store.folder}")
         for query_id, ranking in candidates.items():  # before the work
             self._rows([doc_id for doc_id, _ in ranking])
             if query_id not in queries:
@@ -71,7 +74,7 @@ class StoredReranker:
             for query_id, query in zip(block, vectors, strict=True):
                 doc_ids = [doc_id for doc_id, _ in candidates[query_id]]
                 run |= Run.from_scores([query_id] * len(doc_ids), doc_ids, self._score(query, doc_ids))
-        return run
+        return run_of_documents(run, aggregation)
 
     def _score(self, query: np.ndarray, doc_ids: Sequence[Id]) -> np.ndarray:
         if len(doc_ids) == 0:

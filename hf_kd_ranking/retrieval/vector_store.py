@@ -14,11 +14,20 @@ import faiss
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from ..artifacts import compute_blocks, has_description, new_version, open_version, read_description, work_folder
+from ..artifacts import (
+    compute_blocks,
+    has_description,
+    new_version,
+    open_version,
+    read_blocks,
+    read_description,
+    work_folder,
+)
 from ..data.ids import IdIndex, map_array, open_ids
 from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..inference import encode_texts
+from ..models import Cuts
 from ..processes import processes
 from ..ranker import Ranker
 from .base import check_model, model_identity, refuse_replacing
@@ -133,6 +142,11 @@ class VectorStore(IdIndex):
         return Collection.of(self.description)
 
     @property
+    def cuts(self) -> dict[str, float]:
+        """Shares of the texts and tokens that were cut, see `Cuts.shares`; empty if they are not known."""
+        return {name: self.description[name] for name in ("cut_texts", "cut_tokens") if name in self.description}
+
+    @property
     def has_token_vectors(self) -> bool:
         """Whether every token has a vector."""
         return self.offsets is not None and self.words is None
@@ -141,8 +155,7 @@ class VectorStore(IdIndex):
     def identity(self) -> dict[str, str]:
         """The vectors, their model and their collection, for the description of an index."""
         names = ("architecture", "model_dtype", "model")
-        collection, source = self.collection
-        made_from = {"collection": collection, "source": source, "vectors": self.description["checksum"]}
+        made_from = {**self.collection.describe(), "vectors": self.description["checksum"]}
         return {name: self.description[name] for name in names} | made_from
 
     @property
@@ -203,10 +216,10 @@ class VectorStore(IdIndex):
 def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description: dict) -> None:
     """Encode in blocks, which survive an interruption and are shared among the processes of a job, and join them."""
     inputs = description | {"per_block": DOCUMENTS_PER_BLOCK}
-    description = description | {"documents": len(documents), "source": documents.collection.source}
+    description = description | {"documents": len(documents), **documents.collection.describe()}
 
     def encode_block(block: slice) -> dict[str, np.ndarray]:
-        texts = documents.take(np.arange(block.start, block.stop))
+        texts, before = documents.take(np.arange(block.start, block.stop)), Cuts(ranker.processor.cuts)
         settings = {"batch_size": ranker.batch_size, "tokens_per_batch": ranker.tokens_per_batch, "description": None}
         vectors = encode_texts(ranker.model, ranker.processor, "document", texts, **settings)
         arrays = {}
@@ -219,11 +232,13 @@ def _write_store(ranker: Ranker, documents: TextStore, folder: Path, description
         arrays["vectors"], scales = pack(vectors, description["storage"])
         if scales is not None:
             arrays["scales"] = scales
+        arrays["cuts"] = ranker.processor.cuts.since(before)
         return arrays
 
     with work_folder(folder, lambda _: inputs) as work:
         blocks, _ = compute_blocks(work, len(documents), DOCUMENTS_PER_BLOCK, encode_block, "Encoding", "passage")
         if processes().is_main_process:
+            description |= Cuts.total(read_blocks(blocks, "cuts")).shares(ranker.model.config.max_document_length)
             with new_version(folder, description) as data:
                 _write_blocks(blocks, data, description)
                 IdIndex.build(documents.columns()).save_ids(data)
@@ -248,11 +263,7 @@ def pack(vectors: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | No
 
 def _write_blocks(blocks: Sequence[Path], data: Path, description: dict) -> None:
     """Write encoded blocks as one array of vectors, and where the vectors of each document begin."""
-    collected = {"lengths": [], "scales": [], "words": []}
-    for path in blocks:
-        with np.load(path) as block:
-            for name in collected.keys() & block.keys():
-                collected[name].append(block[name])
+    collected = {name: read_blocks(blocks, name) for name in ("lengths", "scales", "words")}
     count = description["documents"]
     if collected["lengths"]:
         offsets = np.cumsum(np.concatenate([[0], *collected["lengths"]]))

@@ -135,12 +135,13 @@ class TextScore(BaseModel):
 
 
 class Passage(BaseModel):
-    """A passage that was found; its rank in the first stage, null if it is not there."""
+    """A document that was found, its rank in the first stage, null if it is not there, and its best passage."""
 
     doc_id: str
     score: float
     first_rank: int | None
     text: str
+    passage_id: str
 
 
 class SearchAnswer(BaseModel):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.passages import best_passages, to_documents, to_passages
 from ..data.rankings import Pairs
 from ..data.runs import Run
 from ..errors import InputError
@@ -16,12 +17,16 @@ from ..searcher import Pipeline, combine
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage of a ranking: its score, its rank in the first stage (None if it is not there), its text."""
+    """A document of a ranking: its score, its rank in the first stage (None if it is not there), its text.
+
+    In a collection of passages the text is that of its best passage, `passage_id`, which is otherwise its own id.
+    """
 
     doc_id: str
     score: float
     first_rank: int | None
     text: str
+    passage_id: str
 
 
 @dataclass(frozen=True)
@@ -98,38 +103,56 @@ class SearchEngine:
         """
         pipeline, times = self.pipeline, StageTimes()
         candidates, count = [], None
+        shown: dict[str, str] = {}  # document -> its best passage, by the last stage that scored it
         if pipeline.first_stage is not None:
-            candidates = pipeline.first_stage.search({"q": query}, max(k, pipeline.depth))["q"]
+            [found] = pipeline.first_stage.rank_passages([query], max(k, pipeline.depth))
+            candidates = self._documents(found, "max", shown)[: max(k, pipeline.depth)]
             count = len(candidates)
             times.end("BM25")
         if pipeline.index is not None:
-            ranking = self._search_index(query, k, candidates, times)
+            ranking = self._search_index(query, k, candidates, times, shown)
         elif pipeline.ranker is not None and candidates:
-            ranking = self._rerank(query, candidates, times)
+            ranking = self._rerank(query, candidates, times, shown)
         else:
             ranking = candidates
         first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
         hits = []
         for doc_id, score in ranking[:k]:
-            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), pipeline.documents[doc_id]))
+            passage_id = shown.get(doc_id, doc_id)
+            text = pipeline.documents[passage_id]
+            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), text, passage_id))
         return Results(query, count, dict(times), hits)
 
-    def _search_index(self, query: str, k: int, candidates: Pairs, times: StageTimes) -> Pairs:
+    def _documents(self, passages: Pairs, aggregation: str | None, shown: dict[str, str]) -> Pairs:
+        """Return the ranking of documents, and note the best passage of each if they are split."""
+        if self.pipeline.documents.aggregation is None:
+            return passages
+        shown.update({doc_id: passage_id for doc_id, (passage_id, _) in best_passages(passages).items()})
+        return to_documents(passages, aggregation)
+
+    def _search_index(self, query: str, k: int, candidates: Pairs, times: StageTimes, shown: dict[str, str]) -> Pairs:
         pipeline = self.pipeline
-        queries = pipeline.ranker.encode_queries([query])
-        times.end("query encoding")
         count = max(k, pipeline.depth) if pipeline.weight == 0 else pipeline.depth
-        [(scores, rows)] = pipeline.index.search_vectors(queries, count)
-        ranking = list(zip(pipeline.index.ids.ids_of(rows), scores.tolist(), strict=True))
+        if pipeline.documents.aggregation is None:
+            queries = pipeline.ranker.encode_queries([query])
+            times.end("query encoding")
+            [(scores, rows)] = pipeline.index.search_vectors(queries, count)
+            ranking = list(zip(pipeline.index.ids.ids_of(rows), scores.tolist(), strict=True))
+        else:
+            [found] = pipeline.index.rank_passages([query], count)
+            ranking = self._documents(found, "max", shown)[:count]
         if pipeline.weight > 0:
             runs = [Run({"q": ranking}), Run({"q": candidates[: pipeline.depth]})]
             ranking = fuse_runs(runs, "weighted_sum", [1 - pipeline.weight, pipeline.weight])["q"]
         times.end("search")
         return ranking
 
-    def _rerank(self, query: str, candidates: Pairs, times: StageTimes) -> Pairs:
+    def _rerank(self, query: str, candidates: Pairs, times: StageTimes, shown: dict[str, str]) -> Pairs:
         pipeline = self.pipeline
-        doc_ids = [doc_id for doc_id, _ in candidates[: pipeline.depth]]
+        top = Run({"q": candidates[: pipeline.depth]})
+        if pipeline.documents.aggregation is not None:
+            top = to_passages(top, pipeline.documents, f"texts of {pipeline.documents.source}")
+        doc_ids = [doc_id for doc_id, _ in top["q"]]
         if isinstance(pipeline.ranker, Ranker) and self.config.is_storable:
             query_vectors = pipeline.ranker.encode_queries([query])[0]
             times.end("query encoding")
@@ -138,7 +161,8 @@ class SearchEngine:
             scores = score_stored(pipeline.ranker.model, query_vectors, vectors, pipeline.ranker.batch_size)
         else:
             scores = pipeline.ranker.score(query, pipeline.documents[doc_ids])
-        by_document = dict(zip(doc_ids, scores.tolist(), strict=True))
+        scored = sorted(zip(doc_ids, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        by_document = dict(self._documents(scored, pipeline.documents.aggregation, shown))
         ranking = combine(candidates, by_document, pipeline.depth, pipeline.weight)
         times.end("scoring")
         return ranking

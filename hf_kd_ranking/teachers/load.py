@@ -51,6 +51,7 @@ class Teacher:
         usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
         reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
             each document once for all of its queries.
+        processor: counts what is cut of the documents; None if the library of the checkpoint cuts by itself.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Teacher:
     fingerprint: str
     usage: Mapping[str, int] = field(default_factory=dict)
     reads_by_query: bool = False
+    processor: RankingProcessor | None = None
 
     def __post_init__(self) -> None:
         lock, score = threading.Lock(), self.score
@@ -156,7 +158,7 @@ def load_teacher(
     batches = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
     score = partial(score_pairs, model, processor, description=None, **batches)
     settings = (kind, label, instruction, max_length, batch_size, tokens_per_batch, dtype, prompt)
-    return Teacher(name, score, fingerprint(model, *settings))
+    return Teacher(name, score, fingerprint(model, *settings), processor=processor)
 
 
 class _LogitScores(nn.Module):

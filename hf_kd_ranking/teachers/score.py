@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -11,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from ..artifacts import compute_blocks, existing_file, refuse_existing, work_folder
+from ..artifacts import compute_blocks, existing_file, read_blocks, refuse_existing, work_folder
+from ..data.passages import passages_of, split_id, to_passages
 from ..data.rankings import Ranking, Run, as_run
 from ..data.rows import TeacherRows, load_teacher_scores, write_teacher_scores
 from ..data.runs import check_run_ids, read_run, write_run
 from ..data.tables import write_arrow
 from ..data.texts import TextStore
 from ..errors import InputError, UnknownIdError
+from ..models import Cuts
 from ..processes import processes
 from .endpoint import Endpoint
 from .load import Teacher, load_teacher
@@ -86,6 +89,9 @@ def score_teacher(
 ) -> dict[str, int]:
     """Score pairs and write teacher rows, or for a run the run in the teacher's order.
 
+    In a collection of passages, all passages of each document are scored: rows have the best passage of each document
+    in its place, with its score, and a run has all passages.
+
     Pairs are scored in the order of their documents, so that a teacher that encodes the sides separately encodes a
     document once; for an endpoint in the order of their queries. Under `accelerate launch` the processes share the
     blocks; all must make the same call.
@@ -101,7 +107,8 @@ def score_teacher(
         overwrite: True replaces an existing output.
 
     Returns:
-        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, and the `usage` of an endpoint.
+        Counts: `rows` written, distinct `pairs`, how many of them were `resumed`, the shares of `Cuts.shares` where
+        the teacher counts them, and the `usage` of an endpoint.
 
     Raises:
         FileNotFoundError: if the source does not exist.
@@ -115,24 +122,30 @@ def score_teacher(
     if isinstance(teacher, str):
         teacher = load_teacher(teacher, device=state.device)
     with state.main_process_first():  # one process builds the table, the others open it
-        rows, is_run = _open_source(source)
+        rows, is_run = _open_source(source, documents)
     pairs = _Pairs(rows, queries, documents, is_run, teacher.reads_by_query)
 
     def score_block(block: slice) -> dict[str, np.ndarray]:
+        before = Cuts() if teacher.processor is None else Cuts(teacher.processor.cuts)
         scores = teacher.score(*pairs.texts(distinct[block]))
         if not np.isfinite(scores).all():
             raise InputError(f"{teacher.name} gave a score that is not finite; try float32 weights.")
-        return {"scores": scores}
+        if teacher.processor is None:
+            return {"scores": scores}
+        return {"scores": scores, "cuts": teacher.processor.cuts.since(before)}
 
-    count = 0
+    count, cuts = 0, {}
     with work_folder(output, lambda folder: _find_distinct(folder, pairs, teacher, output)) as folder:
         distinct = np.load(folder / "pairs.npy", mmap_mode="r")
         description = f"Scoring with {teacher.name}"
         parts, resumed = compute_blocks(folder, len(distinct), PAIRS_PER_BLOCK, score_block, description, "pair")
         if state.is_main_process:
-            scores = np.concatenate([np.load(part)["scores"] for part in parts])
+            scores = np.concatenate(read_blocks(parts, "scores"))
+            if teacher.processor is not None:
+                longest = teacher.processor.max_document_length
+                cuts = Cuts.total(read_blocks(parts, "cuts")).shares(longest)
             count = _write_output(output, pairs, distinct, scores, folder)
-    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **teacher.usage}
+    return {"rows": count, "pairs": len(distinct), "resumed": resumed, **cuts, **teacher.usage}
 
 
 def plan_requests(
@@ -146,7 +159,7 @@ def plan_requests(
     Tokens are a quarter of the characters of all pairs, and of their prompts for a chat model. Arguments and errors as
     `score_teacher`.
     """
-    rows, is_run = _open_source(source)
+    rows, is_run = _open_source(source, documents)
     all_pairs = _Pairs(rows, queries, documents, is_run, by_query=True)
     keys = [of_batch for _, of_batch in all_pairs.batches()]
     distinct = np.unique(np.concatenate(keys))
@@ -160,16 +173,21 @@ def plan_requests(
     return {"pairs": len(distinct), "requests": requests, "tokens": tokens}
 
 
-def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Run) -> tuple[TeacherRows, bool]:
-    """Return the rows, and whether they are the candidates of a run."""
+def _open_source(
+    source: str | os.PathLike | datasets.Dataset | TeacherRows | Run, documents: TextStore
+) -> tuple[TeacherRows, bool]:
+    """Return the rows, of passages if the documents are split, and whether they are the candidates of a run."""
     name = "the run"
     if isinstance(source, str | os.PathLike):
         path = existing_file(source, "triples")
         if {".trec", ".run"} & set(path.suffixes):
             source, name = read_run(path), str(path)
     if not isinstance(source, Mapping):
-        return load_teacher_scores(source), False
+        rows = load_teacher_scores(source)
+        return (rows if documents.aggregation is None else _of_passages(rows, documents)), False
     source, lists = as_run(source), []
+    if documents.aggregation is not None:
+        source = to_passages(source, documents, f"texts of {documents.source}")
     check_run_ids(source, "queries")
     for ranking in source.values():
         lists.append(pa.array([doc_id for doc_id, _ in ranking], pa.string()))
@@ -181,9 +199,21 @@ def _open_source(source: str | os.PathLike | datasets.Dataset | TeacherRows | Ru
     return TeacherRows(datasets.Dataset(pa.table(ids)), name), True
 
 
+def _of_passages(rows: TeacherRows, documents: TextStore) -> TeacherRows:
+    """Return rows with all passages of each document in its place."""
+    columns: dict[str, list] = {"query_id": [], "doc_ids": []}
+    for _, batch in rows.batches(("query_id", "doc_ids"), ROWS_AT_ONCE):
+        found = passages_of(documents, batch["doc_ids"].flatten().to_pylist(), f"texts of {documents.source}")
+        columns["query_id"] += batch["query_id"].to_pylist()
+        for doc_ids in batch["doc_ids"].to_pylist():
+            columns["doc_ids"].append(list(chain.from_iterable(found[str(doc_id)] for doc_id in doc_ids)))
+    return TeacherRows(datasets.Dataset.from_dict(columns), rows.source)
+
+
 def _find_distinct(folder: Path, pairs: _Pairs, teacher: Teacher, output: Path) -> dict[str, str | int]:
     """Write the distinct pairs into a work folder that lacks them, and return the inputs of the work."""
-    takes_lists = pairs.is_run or output.suffix in (".jsonl", ".parquet")
+    # The rows of passages are shorter when they are written.
+    takes_lists = pairs.is_run or output.suffix in (".jsonl", ".parquet") or pairs.documents.aggregation is not None
     keys_path = folder / "keys.npy"
     digest = xxhash.xxh3_128()
     with keys_path.open("wb") as file:
@@ -213,8 +243,10 @@ def _write_output(output: Path, pairs: _Pairs, distinct: np.ndarray, scores: np.
             values = pa.array(scores[np.searchsorted(distinct, keys)], pa.float32())
             lengths = pc.list_value_length(columns["doc_ids"]).to_numpy()
             offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
-            lists = pa.ListArray.from_arrays(pa.array(offsets), values)
-            yield pa.RecordBatch.from_pydict({**columns, "teacher_scores": lists})
+            columns["teacher_scores"] = pa.ListArray.from_arrays(pa.array(offsets), values)
+            if pairs.documents.aggregation is not None and not pairs.is_run:
+                columns = _best_passages(columns)
+            yield pa.RecordBatch.from_pydict(columns)
 
     table_path = folder / "scored.arrow"
     write_arrow(table_path, scored_batches(), pairs.rows.source)
@@ -223,6 +255,21 @@ def _write_output(output: Path, pairs: _Pairs, distinct: np.ndarray, scores: np.
         write_teacher_scores(rows, output)
         return len(rows)
     return write_run(_rankings(rows), output)
+
+
+def _best_passages(columns: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    """Return rows of passages with the best one of each document only."""
+    doc_ids, scores = [], []
+    for passages, values in zip(columns["doc_ids"].to_pylist(), columns["teacher_scores"].to_pylist(), strict=True):
+        best: dict[str, tuple[str, float]] = {}
+        for passage_id, score in zip(passages, values, strict=True):
+            doc_id, _ = split_id(passage_id)
+            if doc_id not in best or score > best[doc_id][1]:
+                best[doc_id] = (passage_id, score)
+        doc_ids.append([passage_id for passage_id, _ in best.values()])
+        scores.append([score for _, score in best.values()])
+    lists = {"doc_ids": pa.array(doc_ids), "teacher_scores": pa.array(scores, pa.list_(pa.float32()))}
+    return {"query_id": columns["query_id"], **lists}
 
 
 def _rankings(rows: TeacherRows) -> Iterator[tuple[str, Ranking]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
@@ -19,11 +20,13 @@ from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import compare_with_first_stage
 from ..hub.manifest import select_measures
-from ..models import ARCHITECTURES, RankerModel, load_ranker
+from ..models import ARCHITECTURES, RankerModel, RankingProcessor, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
 from .topics import saved_clusters
 from .trainer import RankingTrainer
+
+CUT_SAMPLE = 1_000  # documents on which it is counted how much of them is cut
 
 
 @dataclass
@@ -133,7 +136,7 @@ def train_ranker(
 
     Returns:
         The content of `results.json`: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
-        stage), `training`, `job`.
+        stage), `cuts` (see `sample_cuts`), `training`, `job`.
 
     Raises:
         InputError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
@@ -151,6 +154,7 @@ def train_ranker(
 
     # 3. Train, and evaluate before and after
     results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}
+    results["cuts"] = sample_cuts(trainer)
     if is_measured_before and evaluator is not None and checkpoint is None:
         results["before"] = trainer.evaluate()
     results["training"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -171,7 +175,7 @@ def train_ranker(
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_results(results, run, args.output_dir, trainer.model.config.model_type)
-    measures = {name: results[name] for name in ("first_stage", "tests")}
+    measures = {name: results[name] for name in ("first_stage", "tests", "cuts")}
     for when in ("before", "after"):
         measures[when] = select_measures(results[when], job.measures)
     if args.push_to_hub:
@@ -193,6 +197,18 @@ def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool
     model = job.load_model()
     data["in_batch_teacher"] = job.load_in_batch_teacher(args)
     return RankingTrainer(model, args, processing_class=load_tokenizer(job.model_name), **data)
+
+
+def sample_cuts(trainer: RankingTrainer) -> dict[str, float]:
+    """Return the shares of documents and tokens that the student does not read, see `Cuts.shares`, from a sample."""
+    config, rng = trainer.model.config, np.random.default_rng(0)
+    processor = RankingProcessor.from_config(trainer.processing_class, config)
+    texts = trainer.documents.take(rng.permutation(len(trainer.documents))[:CUT_SAMPLE])
+    if processor.joins_texts:
+        processor.pairs(trainer.queries.take(rng.integers(len(trainer.queries), size=len(texts))), texts)
+    else:
+        processor.documents(texts)
+    return processor.cuts.shares(config.max_document_length)
 
 
 def measure_gain(run: Run, evaluator: RerankingEvaluator) -> dict[str, Any]:

@@ -96,11 +96,11 @@ def test_bm25_teaches_by_the_scores_of_its_search(tmp_path, make_artifact, conte
     assert kd.read_run(tmp_path / "run.trec") == {"q": [("a", 5.0), ("b", 3.0), ("d", 2.0)], "r": [("e", 0.0)]}
 
 
-def test_scores_of_a_run_are_taken_for_the_queries_of_a_split(tmp_path):
+def test_scores_of_a_run_are_taken_for_the_queries_of_a_split(tmp_path, context):
     kd.write_run({q: [("a", 2.0), ("b", 1.0)] for q in "qrs"}, tmp_path / "my scores.trec")
-    teaching.select_scores(tmp_path, tmp_path / "my scores.trec", ["s", "q", "missing"])
+    teaching.select_scores(tmp_path, tmp_path / "my scores.trec", ["s", "q", "missing"], context)
     assert list(kd.read_run(tmp_path / "run.trec")) == ["s", "q"]
-    teaching.select_scores(tmp_path, tmp_path / "my scores.trec", ["missing"])  # training queries only
+    teaching.select_scores(tmp_path, tmp_path / "my scores.trec", ["missing"], context)  # training queries only
     assert (tmp_path / "run.trec").read_text() == ""
 
 
@@ -136,7 +136,7 @@ def test_best_candidate_is_the_positive_of_a_query_without_judgment(tmp_path, ma
 def test_labels_are_one_and_zero(tmp_path, make_artifact, context):
     candidates = make_artifact("candidates", {"q": [("b", 0.0), ("a", -1.0), ("h", -2.0), ("c", -3.0)]})
     judgments = make_artifact("judgments", qrels={"q": {"a": 1}})
-    teaching.label_lists(tmp_path, candidates, judgments, SETTINGS, context)
+    teaching.label_lists(tmp_path, candidates, None, judgments, SETTINGS, context)
     ((query_id, doc_ids, scores),) = lists_of(tmp_path)
     assert (query_id, doc_ids[0], set(doc_ids[1:])) == ("q", "a", {"b", "c"})
     assert scores == [1.0, 0.0, 0.0]

@@ -4,13 +4,15 @@ What a batch of training rows looks like is in data/test_collate.py.
 """
 
 import copy
+import random
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.models import RankingProcessor
+from hf_kd_ranking.data.tokens import cut_pair
+from hf_kd_ranking.models import Cuts, RankingProcessor
 
 # Ids of the tiny tokenizer in conftest.py.
 PAD, UNK, CLS, SEP, MASK = 0, 1, 2, 3, 4
@@ -202,3 +204,47 @@ def test_padding_takes_any_shape(tokenizer):
     assert flat["input_ids"].shape == (4, 4)
     assert all(torch.equal(nested[name].flatten(0, 1), flat[name]) for name in flat)
     assert nested["input_ids"][0, 1].tolist() == [CLS, BREAD, CAT, SEP]
+
+
+# ---- What is cut ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [(5, 6), (3, 4), (60, 70)])
+@pytest.mark.parametrize("joins_texts", [False, True])
+def test_cut_tokens_are_the_difference_to_whole_texts(tokenizer, lengths, joins_texts):
+    rng = random.Random(4)
+    words = ["apple", "bread", "cat", "dog"]
+    texts = [" ".join(rng.choices(words, k=rng.randrange(0, 40))) for _ in range(40)]
+    queries = [" ".join(rng.choices(words, k=rng.randrange(0, 12))) for _ in range(40)]
+    cut = ranking_tokenizer(
+        tokenizer, max_query_length=lengths[0], max_document_length=lengths[1], joins_texts=joins_texts
+    )
+    for start in (0, 20):  # counts add up
+        if joins_texts:
+            cut.pairs(queries[start : start + 20], texts[start : start + 20])
+        else:
+            cut.queries(queries[start : start + 20])
+            cut.documents(texts[start : start + 20])
+    kept, whole = 0, sum(len(text.split()) for text in texts)
+    total, cut_texts = whole + 2 * 40, 0
+    for query, text in zip(queries, texts, strict=True):
+        count = len(text.split())
+        room = lengths[1] - 2
+        if joins_texts:
+            of_query, room = cut_pair(len(query.split()), count, sum(lengths) - 3)
+            total += of_query + 1
+        kept += min(count, room)
+        cut_texts += count > room
+    assert cut.cuts == Cuts(texts=40, cut_texts=cut_texts, cut_tokens=whole - kept, tokens=total)
+    shares = cut.cuts.shares(lengths[1])
+    assert shares == {"cut_texts": round(cut_texts / 40, 4), "cut_tokens": round((whole - kept) / total, 4)}
+
+
+def test_warning_says_what_is_cut_above_a_tenth(tokenizer, caplog):
+    for long, is_warned in ((1, False), (2, True)):
+        cut = ranking_tokenizer(tokenizer)
+        cut.documents(["apple"] * (10 - long) + ["apple " * 14] * long)
+        shares = cut.cuts.shares(6)
+        assert shares["cut_texts"] == long / 10
+        assert ("longer than 6 tokens and are cut" in caplog.text) == is_warned
+    assert Cuts().shares(6) == {}

@@ -72,6 +72,7 @@ function firstStageRank(hit, rank, results) {
 function hitItem(hit, rank, results) {
   const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
+  if (hit.passage_id !== hit.doc_id) details.append(make("span", {}, `passage ${hit.passage_id.split("#").pop()}`));
   const body = make("div", {}, make("p", { className: "passage folded" }, hit.text), details);
   return make("li", {}, make("span", { className: "rank" }, rank), body);
 }
