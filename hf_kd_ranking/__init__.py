@@ -31,6 +31,8 @@ _LAZY = {
     "DenseIndex": "retrieval.dense",
     "DistillJob": "distillation.job",
     "InputError": "errors",
+    "MtebEncoder": "integrations.mteb",
+    "MtebRanker": "integrations.mteb",
     "QdrantIndex": "retrieval.qdrant",
     "Ranker": "ranker",
     "RankingMetric": "evaluation.hf_metric",
