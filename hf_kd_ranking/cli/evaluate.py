@@ -8,6 +8,7 @@ import typer
 
 from ..artifacts import refuse_existing
 from ..data.runs import Run, check_run_ids, read_run, write_run
+from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
@@ -25,6 +26,7 @@ def rerank(
     split: options.Split = "test",
     architecture: options.Architecture = None,
     k: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all, or 100 of BM25.")] = None,
+    language: options.Language = None,
     exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
     tokens_per_batch: options.TokensPerBatch = None,
@@ -41,12 +43,15 @@ def rerank(
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates
+        if first_stage and language is not None:
+            raise InputError("--language is for the candidates of BM25, and there are other candidates.")
         if not first_stage:
             from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
 
+            index = BM25Index.build(data.documents, language=language)
             check_run_ids(data.judged_queries(), "queries")
             check_run_ids(data.documents, "documents")
-            first_stage = BM25Index.build(data.documents).search(data.judged_queries(), (k or 100) + exclude_same_id)
+            first_stage = index.search(data.judged_queries(), (k or 100) + exclude_same_id)
             k = k or 100
     if exclude_same_id:
         first_stage = first_stage.without_same_ids()
