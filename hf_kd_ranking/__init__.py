@@ -41,6 +41,7 @@ _LAZY = {
     "RerankingEvaluator": "evaluation.rerank",
     "RetrievalEvaluator": "evaluation.retrieve",
     "Run": "data.runs",
+    "SuiteEvaluator": "evaluation.suites",
     "TeacherRows": "data.rows",
     "SparseIndex": "retrieval.sparse",
     "StoredReranker": "retrieval.stored_reranker",

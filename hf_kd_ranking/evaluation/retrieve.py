@@ -31,6 +31,7 @@ class RetrievalEvaluator:
         queries: their texts.
         documents: the collection.
         k: number of documents per query.
+        exclude_same_id: leave out the document with the id of its query, see `without_id`.
 
     Raises:
         UnknownIdError: if a query of the qrels has no text.
@@ -42,6 +43,7 @@ class RetrievalEvaluator:
     documents: TextStore
     measures: Sequence[str] = DEFAULT_MEASURES
     k: int = 1_000
+    exclude_same_id: bool = False
 
     def __post_init__(self) -> None:
         judged = list(chain(*self.qrels.values()))
@@ -59,26 +61,27 @@ class RetrievalEvaluator:
         if not config.is_searchable:
             advice = "use BERT_Dot, ColBERT or Splade, or a RerankingEvaluator"
             raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
+        k = self.k + self.exclude_same_id
         doc_ids = list(self.documents.ids())
         queries = ranker.encode_queries(self.texts)
         if config.vectors_per_text == "one":
             index = faiss.IndexFlatIP(queries.shape[1])
             for start in range(0, len(doc_ids), ENCODED_AT_ONCE):
                 index.add(ranker.encode_documents(self.documents[doc_ids[start : start + ENCODED_AT_ONCE]]))
-            results = search_index(index, queries, self.k)
+            results = search_index(index, queries, k)
         elif config.vectors_per_text == "sparse":
             vectors = ranker.encode_documents(self.documents[doc_ids])
-            results = InvertedLists.build(vectors, np.float32).search(queries, self.k)
+            results = InvertedLists.build(vectors, np.float32).search(queries, k)
         else:
             vectors, chunks = ranker.encode_documents(self.documents[doc_ids]), []  # (L, D) each
             for start in range(0, len(vectors), DOCUMENTS_AT_ONCE):
                 chunk = vectors[start : start + DOCUMENTS_AT_ONCE]
                 chunks.append((start, np.fromiter(map(len, chunk), int), np.concatenate(chunk)))
-            results = search_tokens(queries, chunks, self.k)
+            results = search_tokens(queries, chunks, k)
         run = Run()
         for query_id, (scores, rows) in zip(self.qrels, results, strict=True):
             run[query_id] = Ranking([doc_ids[row] for row in rows], scores)
-        return run
+        return run.without_same_ids().top(self.k) if self.exclude_same_id else run
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""
