@@ -18,6 +18,9 @@ from .evaluation.metrics import evaluate_run as evaluate_run
 from .evaluation.rerank import RerankingEvaluator as RerankingEvaluator
 from .evaluation.retrieve import RetrievalEvaluator as RetrievalEvaluator
 from .evaluation.significance import compare_runs as compare_runs
+from .evaluation.suites import SuiteEvaluator as SuiteEvaluator
+from .integrations.mteb import MtebEncoder as MtebEncoder
+from .integrations.mteb import MtebRanker as MtebRanker
 from .interop.export import export_ranker as export_ranker
 from .models import TK as TK
 from .models import BertCat as BertCat

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "searcher": ("ranker", "data", "retrieval", "interop", "artifacts"),
     "reporting": ("models", "data", "inference", "ranker", "evaluation", "retrieval", "searcher", "artifacts"),
     "serving": ("models", "data", "inference", "ranker", "evaluation", "retrieval", "searcher", "artifacts"),
-    "integrations": ("ranker", "searcher"),
+    "integrations": ("data", "inference", "ranker", "retrieval", "searcher"),
     "distillation": ANYTHING,
     "cli": ANYTHING,
     "demo": ANYTHING,

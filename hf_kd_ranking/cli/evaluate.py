@@ -2,6 +2,8 @@
 
 import json
 from collections import UserDict
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,9 +11,19 @@ import typer
 from ..artifacts import refuse_existing
 from ..data.passages import check_aggregation, run_of_documents
 from ..data.runs import Run, check_run_ids, read_run, write_run
+from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
+from ..evaluation.suites import (
+    SUITES,
+    Suite,
+    check_settings,
+    evaluate_suite,
+    read_results,
+    suite_text,
+    summarize,
+)
 from ..processes import processes
 from . import options
 
@@ -26,6 +38,7 @@ def rerank(
     split: options.Split = "test",
     architecture: options.Architecture = None,
     k: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all, or 100 of BM25.")] = None,
+    language: options.Language = None,
     exclude_same_id: options.ExcludeSameId = False,
     batch_size: options.BatchSize = 64,
     tokens_per_batch: options.TokensPerBatch = None,
@@ -42,12 +55,15 @@ def rerank(
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates
+        if first_stage and language is not None:
+            raise InputError("--language is for the candidates of BM25, and there are other candidates.")
         if not first_stage:
             from ..retrieval.bm25 import BM25Index  # an extra, and only needed here
 
+            index = BM25Index.build(data.documents, language=language)
             check_run_ids(data.judged_queries(), "queries")
             check_run_ids(data.documents, "documents")
-            first_stage = BM25Index.build(data.documents).search(data.judged_queries(), (k or 100) + exclude_same_id)
+            first_stage = index.search(data.judged_queries(), (k or 100) + exclude_same_id)
             k = k or 100
     if exclude_same_id:
         first_stage = first_stage.without_same_ids()
@@ -63,7 +79,7 @@ def rerank(
 
 
 def evaluate(
-    run: options.Runs,
+    run: Annotated[list[str] | None, typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")] = None,
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
     split: options.Split = "test",
@@ -71,9 +87,50 @@ def evaluate(
     exclude_same_id: options.ExcludeSameId = False,
     aggregation: options.OfPassages = None,
     per_query: Annotated[bool, typer.Option(help="Print the values of each query as well, as JSON.")] = False,
+    suite: Annotated[str | None, typer.Option(help=f"Folder of data sets, {' or '.join(SUITES)}.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of results files of a suite.")] = None,
+    retrieve: Annotated[bool, typer.Option(help="Suite: search with the rankers; else they re-rank BM25.")] = False,
+    k: Annotated[int, typer.Option(min=1, help="Suite: number of documents per query.")] = 100,
+    language: options.Language = None,
+    batch_size: options.BatchSize = 64,
+    tokens_per_batch: options.TokensPerBatch = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure runs against judgments, or rankers on all data sets of a suite; a query without results counts as 0.
+
+    A finished set of a suite is not measured again. With --results only, print the table of the files there.
+    """
+    if suite is None and results is None:
+        if not run:
+            raise InputError("Give --run, or --suite with --model and --results.")
+        judgments = options.open_collection(dataset, split, qrels=qrels).qrels
+        return options.print_result(_evaluate_runs(run, judgments, measure, exclude_same_id, per_query), as_json)
+    if run or qrels or dataset or per_query:
+        raise InputError("A suite has its own data: leave out --run, --qrels, --dataset and --per-query.")
+    if results is None or bool(suite) != bool(model):
+        raise InputError("A suite needs --suite, --model and --results; --results alone prints its files.")
+    failed = {}
+    if suite is not None:
+        settings = Suite(suite, split, measure, retrieve, k, language, exclude_same_id)
+        load = partial(options.load_ranker, architecture=None, batch_size=batch_size, dtype=dtype)
+        load = partial(load, tokens_per_batch=tokens_per_batch)
+        failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results)
+    found = read_results(results)
+    check_settings(results, [content["settings"] for content in found.values()])
+    summary = summarize(found)
+    options.print_result(({**summary, "failed": failed}, suite_text(summary)), as_json)
+    for set_name, message in failed.items():
+        typer.echo(f"error: {set_name}: {message}", err=True)
+    if failed:
+        raise typer.Exit(1)
+    return None
+
+
+def _evaluate_runs(
+    run: list[str], judgments: metrics.Qrels, measure: list[str], exclude_same_id: bool, per_query: bool
 ) -> options.Result:
-    """Measure runs against judgments; a query without results counts as 0."""
-    judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     results, lines = {}, []
     for name, ranking in _RunFiles(run, measure, exclude_same_id, aggregation).items():
         values = metrics.evaluate_queries(ranking, judgments, measure)

@@ -45,7 +45,7 @@ def index(
     storage: Annotated[str, typer.Option(help="Type of stored numbers: float32, float16, int8.")] = "float32",
     factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
-    language: Annotated[str | None, typer.Option(help="BM25: stems of a language of Snowball, no stop words.")] = None,
+    language: options.Language = None,
     tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (as --language english).")] = "plain",
     batch_size: options.BatchSize = 64,
     tokens_per_batch: options.TokensPerBatch = None,
@@ -106,12 +106,11 @@ def _index_words(
     overwrite: bool,
 ) -> dict[str, Any]:
     """Index a collection for BM25; `given` are options that only rankers read, which must not be given."""
-    from ..retrieval.bm25 import BM25Index, check_language
+    from ..retrieval.bm25 import BM25Index
 
     unread = [option for option, value in given.items() if value is not None]
     if unread:
         raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
-    check_language(language)
     refuse_replacing(output, "bm25", overwrite)  # before the work
     BM25Index.build(documents, language=language, tokenization=tokenization).save(output, overwrite)
     return {"output": str(output), "documents": len(documents)}

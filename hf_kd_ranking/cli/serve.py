@@ -44,6 +44,7 @@ class SearchSettings:
     """How a collection is searched with `--model`, see the options of `serve`."""
 
     candidates: Path | None
+    language: str | None
     rerank: bool
     fuse: bool
     k: int
@@ -54,6 +55,7 @@ class SearchSettings:
         """Return for each option whether it is given."""
         values = {"--candidates": self.candidates, "--rerank": self.rerank, "--fuse": self.fuse}
         values |= {"--k": self.k != DEPTH, "--settings": self.settings, "--probes": self.probes}
+        values |= {"--language": self.language}
         return {name: bool(value) for name, value in values.items()}
 
 
@@ -140,6 +142,8 @@ class Source:
         is_searched = self.index is not None and ranker.model.config.is_searchable and not search.rerank
         if not is_searched and (search.settings is not None or search.probes is not None):
             raise InputError("--settings and --probes are for an --index that the ranker searches.")
+        if search.language is not None and (search.candidates is not None or (is_searched and not search.fuse)):
+            raise InputError("--language is for a BM25 index that serve builds; --candidates has its own.")
         store = vectors_index = first_stage = None
         if self.index is not None:
             progress.begin("verifying the index")
@@ -151,7 +155,7 @@ class Source:
             count = len(documents)
             typer.echo(f"building a BM25 index of {count:,} documents (--candidates takes a saved one)", err=True)
             progress.begin("building the BM25 index", count)
-            first_stage = BM25Index.build(CountedTexts(documents, progress))
+            first_stage = BM25Index.build(CountedTexts(documents, progress), language=search.language)
         weight = FUSED if search.fuse else 0.0
         return Pipeline(documents, first_stage, ranker, search.k, weight, store, vectors_index)
 
@@ -163,6 +167,7 @@ def serve(
     dataset: options.Dataset = None,
     index: Annotated[Path | None, typer.Option(help="Output of `index` for the ranker.")] = None,
     candidates: Annotated[Path | None, typer.Option(help="BM25 index; built if needed.")] = None,
+    language: options.Language = None,
     rerank: Annotated[bool, typer.Option(help="Re-rank candidates also if the index could search.")] = False,
     fuse: Annotated[bool, typer.Option(help="Add BM25's scores to those of the ranker.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Number of candidates that are re-ranked.")] = DEPTH,
@@ -188,7 +193,7 @@ def serve(
     The environment variable HF_KD_RANKING_API_KEY sets a key that requests must have.
     """
     source = Source(pipeline, model, collection, dataset, index, architecture, batch_size, dtype)
-    search = SearchSettings(candidates, rerank, fuse, k, settings, probes)
+    search = SearchSettings(candidates, language, rerank, fuse, k, settings, probes)
     source.check(search)
     with _explain_extras(source.has_collection):
         from ..serving.app import make_app

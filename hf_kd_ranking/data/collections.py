@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub import DatasetCard
 
 from ..errors import InputError
 from .caches import CACHE_VERSION, cache_folder
@@ -32,7 +33,8 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 class RankingCollection:
     """Queries, documents and judgments that belong together; each is read at its first use.
 
-    `parts` are `queries`, `documents`, `qrels` and `candidates` -> function that reads it; not all need to be there.
+    `parts` are `queries`, `documents`, `qrels`, `candidates` and `card` (of the data set) -> function that reads it;
+    not all need to be there.
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:
@@ -59,6 +61,17 @@ class RankingCollection:
         """Whether there are documents."""
         return "documents" in self._parts
 
+    @cached_property
+    def language(self) -> str | None:
+        """The language that the collection's card names, ISO 639-1; None if there is no card, or not one language."""
+        try:
+            languages = self._parts["card"]().data.language
+        except (KeyError, OSError, ValueError):  # no card, or one that cannot be read
+            return None
+        if isinstance(languages, list):
+            return languages[0] if len(languages) == 1 else None
+        return languages
+
     def judged_queries(self) -> dict[str, str]:
         """Return the queries that have judgments, or all queries of a collection without judgments."""
         is_judged = "qrels" in self._parts
@@ -78,10 +91,11 @@ def load_collection(
 
     Tried in this order: a folder; a folder of this name in the one that `HF_KD_RANKING_DATA` names; ir_datasets, if it
     is installed (`trec-dl-2019`, `trec-dl-2020`, `msmarco-dev`, or one of its names such as `beir/scifact/test`);
-    `owner/name` on the Hub, in BEIR's form (configs `corpus`, `queries`, `qrels`: `zeta-alpha-ai/NanoSciFact`). A
-    folder has BEIR's layout (`corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`) or TREC's (`collection.tsv`,
-    `queries.SPLIT.tsv`, `qrels.SPLIT.txt`, and `candidates.SPLIT.trec` if there is a first stage; names without
-    `.SPLIT` are for every split).
+    `owner/name` on the Hub, in BEIR's form (configs `corpus`, `queries`, `qrels`: `zeta-alpha-ai/NanoSciFact`) or
+    MTEB's (`mteb/scifact`, whose qrels are the default config). A folder has BEIR's layout (`corpus.jsonl`,
+    `queries.jsonl`, `qrels/SPLIT.tsv`) or TREC's (`collection.tsv`, `queries.SPLIT.tsv`, `qrels.SPLIT.txt`, and
+    `candidates.SPLIT.trec` if there is a first stage; names without `.SPLIT` are for every split). The metadata of
+    its `README.md`, a card as on the Hub, may name the language.
 
     Args:
         name: as above.
@@ -112,7 +126,11 @@ def _folder_parts(folder: Path, split: str) -> dict[str, Callable[[], Any]]:
             f"(BEIR), or collection.tsv, queries.{split}.tsv and qrels.{split}.txt."
         )
     paths.append(_split_file(folder / "candidates.trec", split))
-    return {part: partial(READERS[part], path) for part, path in zip(READERS, paths, strict=True) if path.is_file()}
+    parts = {"card": partial(DatasetCard.load, str(folder / "README.md"))}
+    for part, path in zip(READERS, paths, strict=True):
+        if path.is_file():
+            parts[part] = partial(READERS[part], path)
+    return parts
 
 
 def _split_file(path: Path, split: str) -> Path:
@@ -143,7 +161,8 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
 
     def qrels() -> dict[str, dict[str, int]]:
         grades = {}
-        for row in rows("qrels"):  # NanoBEIR has no grades: each is relevant
+        config = "default" if name.startswith("mteb/") else "qrels"
+        for row in rows(config):  # NanoBEIR has no grades: each is relevant
             query_id, doc_id, grade = str(row["query-id"]), str(row["corpus-id"]), row.get("score", 1)
             if not isinstance(grade, int | float) or grade != round(grade):
                 place = f"query {query_id!r}, document {doc_id!r}"
@@ -151,7 +170,8 @@ def _hub_parts(name: str, split: str) -> dict[str, Callable[[], Any]]:
             grades.setdefault(query_id, {})[doc_id] = int(grade)
         return grades
 
-    return {"documents": partial(texts, "corpus"), "queries": partial(texts, "queries"), "qrels": qrels}
+    parts = {"documents": partial(texts, "corpus"), "queries": partial(texts, "queries"), "qrels": qrels}
+    return {**parts, "card": partial(DatasetCard.load, name)}
 
 
 def _ir_datasets_parts(name: str) -> dict[str, Callable[[], Any]] | None:

@@ -99,7 +99,8 @@ class DistillJob:
     )
     dense_model: str | None = HfArg(default=None, help="Bi-encoder of the dense source; by default the only teacher.")
     language: str | None = HfArg(
-        default=None, help="Language of BM25's stems, one of Snowball's; without it words are indexed as they are."
+        default=None,
+        help="Language of BM25's stems, one of Snowball's, or auto; without it words are indexed as they are.",
     )
     candidate_depth: int = HfArg(default=50, help="Ranks of each source over which training candidates are spread.")
     candidates_per_query: int = HfArg(default=30, help="Training candidates per query that the teacher scores.")

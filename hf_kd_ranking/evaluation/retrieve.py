@@ -33,6 +33,7 @@ class RetrievalEvaluator:
         queries: their texts.
         documents: the collection.
         k: number of documents per query.
+        exclude_same_id: leave out the document with the id of its query, see `without_id`.
 
     Raises:
         UnknownIdError: if a query of the qrels has no text.
@@ -44,6 +45,7 @@ class RetrievalEvaluator:
     documents: TextStore
     measures: Sequence[str] = DEFAULT_MEASURES
     k: int = 1_000
+    exclude_same_id: bool = False
 
     def __post_init__(self) -> None:
         judged = list(chain(*self.qrels.values()))
@@ -61,7 +63,8 @@ class RetrievalEvaluator:
         if not config.is_searchable:
             advice = "use BERT_Dot, ColBERT or Splade, or a RerankingEvaluator"
             raise InputError(f"A {config.model_type} re-ranks candidates and cannot search a collection: {advice}.")
-        doc_ids, k = list(self.documents.ids()), self.k
+        k = self.k + self.exclude_same_id
+        doc_ids = list(self.documents.ids())
         if self.documents.aggregation is not None:  # so many passages have k documents
             [(_, most)] = Counter(split_id(passage_id)[0] for passage_id in doc_ids).most_common(1)
             k = min(k * most, len(doc_ids))
@@ -83,7 +86,8 @@ class RetrievalEvaluator:
         run = Run()
         for query_id, (scores, rows) in zip(self.qrels, results, strict=True):
             run[query_id] = Ranking([doc_ids[row] for row in rows], scores)
-        return run_of_documents(run, self.documents.aggregation and "max").top(self.k)
+        run = run_of_documents(run, self.documents.aggregation and "max")
+        return (run.without_same_ids() if self.exclude_same_id else run).top(self.k)
 
     def __call__(self, ranker: Ranker) -> dict[str, float]:
         """Retrieve and measure: measure -> mean over the queries of the qrels."""

@@ -41,6 +41,7 @@ def write_manifest(
     results: Mapping[str, Any],
     files: Mapping[str, str | os.PathLike | None],
     command: Sequence[str] | None = None,
+    languages: Sequence[str] = (),
 ) -> None:
     """Write how the checkpoint in a folder was made, with the digests of its weights.
 
@@ -54,6 +55,7 @@ def write_manifest(
             t-test of `after` against `first_stage`).
         files: the training's input files by name; None, folders and names on the Hub have no digest.
         command: the command line that started the training.
+        languages: languages of the documents, ISO 639-1.
     """
     settings = {name: arguments[name] for name in SETTINGS if arguments[name] is not None}
     digests = {}
@@ -67,6 +69,7 @@ def write_manifest(
         "teacher": arguments["teacher_name"],
         "data": arguments["data_name"],
         "base_model": arguments["base_model"],
+        "languages": list(languages),
         "rows": training_rows,
         "settings": settings,
         "results": dict(results),

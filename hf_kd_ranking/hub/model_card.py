@@ -50,6 +50,7 @@ class RankerCard:
         costs: latency and memory in words, used if `efficiency` is None.
         base_model, dataset_id: names of the encoder and the collection on the Hub.
         license: licence in the Hub's spelling.
+        languages: languages of the documents, ISO 639-1.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
         command: the command line that started the training.
@@ -71,6 +72,7 @@ class RankerCard:
     base_model: str | None = None
     dataset_id: str | None = None
     license: str = "apache-2.0"
+    languages: Sequence[str] = ()
     architecture: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
@@ -134,6 +136,7 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
         efficiency=manifest.get("efficiency"),
         base_model=manifest.get("base_model") or _base_model(config),
         dataset_id=data if HUB_ID.fullmatch(data) else None,
+        languages=manifest.get("languages", ()),
         versions=manifest["versions"],
         command=" ".join(manifest["command"]),
         cuts=measured.get("cuts", {}),
@@ -168,7 +171,7 @@ def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
         library_name="transformers",
         pipeline_tag="text-ranking",
         license=card.license,
-        language="en",
+        language=list(card.languages) or None,
         base_model=card.base_model,
         datasets=card.dataset_id,
         tags=["hf_kd_ranking", "knowledge-distillation", "passage-ranking", card.model_type],

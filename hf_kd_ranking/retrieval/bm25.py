@@ -5,6 +5,7 @@ is written without blanks is indexed by all pairs of neighbouring characters, an
 """
 
 import importlib.util
+import logging
 import math
 import re
 import unicodedata
@@ -21,11 +22,13 @@ from bm25s.tokenization import Tokenized
 
 from ..artifacts import has_description, open_version, read_description
 from ..data.ids import IdIndex, open_ids
+from ..data.languages import SNOWBALL, detect_languages
 from ..data.rankings import Ranking
 from ..data.texts import TextStore
 from ..errors import InputError
 from .base import Index, best_of
 
+logger = logging.getLogger(__name__)
 TOKENIZATIONS = ("plain", "english")
 LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
 # Languages of Snowball whose stop words bm25s has.
@@ -72,7 +75,8 @@ class BM25Index(Index):
             k1: saturation of term frequencies; the default is common for the passages of MS MARCO, as is that of `b`.
             b: normalisation by document length, 0 to 1.
             language: language of `LANGUAGES`, by whose rules words are stemmed (Snowball); its stop words are dropped
-                where bm25s has a list of them, see `STOP_WORDS`. None keeps all words as they are.
+                where bm25s has a list of them, see `STOP_WORDS`. "auto" is the language that a sample of the texts is
+                in, if that is one of these and all are in it. None keeps all words as they are.
             tokenization: "plain", or "english" for the language English.
 
         Raises:
@@ -86,6 +90,8 @@ class BM25Index(Index):
         if tokenization == "english" and language is None:
             language = "english"
         check_language(language)
+        if language == "auto":
+            language = snowball_language(documents)
         tokens = _tokenize(documents.take(np.arange(len(documents))), language)
         if not tokens.vocab:  # bm25s needs a word; no query has this one
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
@@ -131,9 +137,19 @@ class BM25Index(Index):
 
 
 def check_language(language: str | None) -> None:
-    """Refuse, by an InputError, a language that Snowball has no stemmer for."""
-    if language is not None and language not in LANGUAGES:
-        raise InputError(f"The language is one of {', '.join(LANGUAGES)}, got {language!r}.")
+    """Refuse, by an InputError, a language that Snowball has no stemmer for, unless it is "auto"."""
+    if language not in (None, "auto", *LANGUAGES):
+        raise InputError(f"The language is one of {', '.join(LANGUAGES)}, or auto, got {language!r}.")
+
+
+def snowball_language(texts: TextStore) -> str | None:
+    """Return the language of Snowball that all texts are in, as a sample of them says; None if there is none."""
+    found = detect_languages(texts)
+    language = None
+    if len(found) == 1:
+        language = SNOWBALL.get(found[0])
+    logger.info("Language of BM25's stems: %s (the texts are in: %s)", language, ", ".join(found) or "none")
+    return language
 
 
 def words(text: str) -> list[str]:

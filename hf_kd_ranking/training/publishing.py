@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from ..data.languages import detect_languages
 from ..errors import InputError
 from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
@@ -46,7 +47,9 @@ class PublishingTrainer(EvaluatingTrainer):
                 if measured:
                     results["after"] = measured
         arguments = self.args.to_dict()
-        write_manifest(self.args.output_dir, arguments, self._training_rows(), results, files or {}, command=command)
+        languages = detect_languages(self.documents)
+        rows = self._training_rows()
+        write_manifest(self.args.output_dir, arguments, rows, results, files or {}, command, languages)
         write_model_card(self.args.output_dir, model_name or self.args.hub_model_id)
 
     def push_to_hub(

@@ -198,16 +198,26 @@ def test_documents_with_the_ids_of_their_queries_are_left_out(call, paths, tmp_p
     assert compared["pairs"][0]["ties"] == 3
 
 
-def test_bm25_is_indexed_in_a_language(call, tmp_path):
-    (tmp_path / "texts.tsv").write_text("1\tdie Häuser\n2\tder Baum\n", encoding="utf-8")
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_bm25_has_the_stems_of_a_language(call, model, tokenizer, tmp_path):
+    (tmp_path / "texts.tsv").write_text("1\tdie Häuser\n2\tder Baum wird groß\n", encoding="utf-8")
     (tmp_path / "queries.tsv").write_text("q\tdes Hauses\n")
+    texts = f"--collection {tmp_path}/texts.tsv --queries {tmp_path}/queries.tsv"
     index = f"index --collection {tmp_path}/texts.tsv --output {tmp_path}/bm25"
     status, _, err = call(f"{index} --language klingon")
     assert (status, "The language is one of arabic, " in err) == (2, True), err
-    assert call(f"{index} --language german")[0] == 0
+    assert call(f"{index} --language auto")[0] == 0
     command = f"search --index {tmp_path}/bm25 --queries {tmp_path}/queries.tsv --output {tmp_path}/run.trec"
     assert call(command)[0] == 0
     assert [doc_id for doc_id, _ in kd.read_run(tmp_path / "run.trec")["q"]] == ["1"]
+    kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "model")
+    rerank = f"rerank --model {tmp_path}/model {texts} --overwrite --output {tmp_path}/run.trec"
+    status, _, err = call(rerank)
+    assert (status, "None of the 1 queries has a candidate to re-rank" in err) == (2, True), err
+    assert call(f"{rerank} --language auto")[0] == 0
+    assert [doc_id for doc_id, _ in kd.read_run(tmp_path / "run.trec")["q"]] == ["1"]
+    status, _, err = call(f"{rerank} --language auto --candidates {tmp_path}/run.trec")
+    assert (status, "and there are other candidates" in err) == (2, True), err
 
 
 def test_bm25_is_searched_and_fused(call, toy, tmp_path):

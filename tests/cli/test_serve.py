@@ -140,6 +140,16 @@ def test_docker_folder_of_the_api_alone(call, folder):
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
+def test_serve_builds_bm25_in_the_language(call, folder):
+    (folder / "texts.tsv").write_text("1\tdie Häuser am Rand der Stadt\n2\tder Baum wird groß\n", encoding="utf-8")
+    options = f"--model {folder}/model --collection {folder}/texts.tsv --language auto --docker {folder}/image"
+    status, _, err = call(f"serve {options}")
+    assert status == 0, err
+    pipeline = load_pipeline(folder / "image" / "pipeline" / "model")
+    assert pipeline.first_stage.description["language"] == "german"
+
+
+@pytest.mark.parametrize("model", ["tk"], indirect=True)
 def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
     other = kd.load_ranker(encoder, "bert_dot", max_document_length=16)
     kd.Ranker(other, kd.Ranker.from_pretrained(folder / "model").tokenizer).save_pretrained(folder / "other")
@@ -174,6 +184,12 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
                 f"{folder}/index: collection.tsv (fingerprint",  # before a BM25 index is built
             ),
             (f"{model} {collection} --docker {folder}/model", "model exists"),
+            (f"{model} {collection} --language klingon", "The language is one of arabic, "),
+            (f"{model} --port 0 --language auto", "Give --collection, or --dataset, which --language would search."),
+            (
+                f"{model} --docker {folder}/none {collection} --candidates {folder}/bm25 --language auto",
+                "--language is for a BM25 index that serve builds; --candidates has its own.",
+            ),
             (
                 f"{model} --docker {folder}/none {collection} --index {folder}/index --settings nprobe=4",
                 "--settings and --probes are for an --index that the ranker searches.",
@@ -183,7 +199,7 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
                 "--settings and --probes are for an --index that the ranker searches.",
             ),
         ]:
-            if "bm25" in options:
+            if "bm25" in options and not (folder / "bm25").exists():
                 kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv")).save(folder / "bm25")
             status, _, err = call(f"serve {options}")
             lines = err.splitlines()

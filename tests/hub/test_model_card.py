@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from transformers import AutoTokenizer
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.languages import detect_languages
 from hf_kd_ranking.hub.manifest import select_measures, write_manifest
 from hf_kd_ranking.hub.model_card import RankerCard, _base_model, select_efficiency, write_card, write_model_card
 from hf_kd_ranking.hub.publish import check_card
@@ -48,6 +49,7 @@ def test_model_card_has_metadata_and_last_measures(trained):
     assert data["library_name"] == "transformers"
     assert data["pipeline_tag"] == "text-ranking"
     assert {"hf_kd_ranking", trainer.model.config.model_type} <= set(data["tags"])
+    assert data.get("language", []) == detect_languages(trainer.documents) != []
     found = {result.metric_type: result.metric_value for result in card.data.eval_results}
     first, last = (entry for entry in trainer.state.log_history if "eval_nDCG@10" in entry)
     assert first["eval_nDCG@10"] != last["eval_nDCG@10"], "the test could not tell which evaluation is in the card"
@@ -114,8 +116,9 @@ def test_results_of_a_hub_data_set_are_eval_results(tmp_path):
     arguments = kd.RankingTrainingArguments(str(tmp_path), use_cpu=True, data_name="me/passages").to_dict()
     tests = {"nDCG@10": {"difference": 0.25, "p_value": 0.031, "queries": 9}}
     results = {"first_stage": {"nDCG@10": 0.25}, "after": {"nDCG@10": 0.5}, "tests": tests}
-    write_manifest(tmp_path, arguments, 7, results, {})
+    write_manifest(tmp_path, arguments, 7, results, {}, languages=["de", "en"])
     card = ModelCard.load(write_model_card(tmp_path))
+    assert card.data.language == ["de", "en"]
     assert "| held-out queries of me/passages | nDCG@10 | 0.5 | 0.25 | 0.031 |" in card.text
     assert card.data.datasets == "me/passages"
     entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "ranking.yaml").read_text()))

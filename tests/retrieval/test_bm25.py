@@ -10,6 +10,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_description, write_description
+from hf_kd_ranking.data.languages import SNOWBALL, detect_languages
 from hf_kd_ranking.retrieval import bm25
 from hf_kd_ranking.retrieval.bm25 import words as words_of
 
@@ -132,6 +133,39 @@ def test_bm25_stems_words_of_every_language_of_snowball(make_texts, tmp_path, la
         run = opened.search({"stem": stems[1], "stop": stop_words or "?"})
         assert (ids(run, "stem"), ids(run, "stop")) == (["a"], [])
     assert ids(kd.BM25Index.build(texts).search({"q": stems[1]})) == []
+
+
+GERMAN = ("Die Häuser stehen am Rand der Stadt.", "Das Dach des Hauses ist rot und sehr alt.", "Der Baum wird groß.")
+ENGLISH = ("The houses are at the edge of the town.", "The roof of the house is red and very old.")
+CHINESE = ("我们在北京大学学习自然语言处理", "这座房子的屋顶是红色的")
+UKRAINIAN = ("Будинки стоять на околиці міста.", "Дах будинку червоний і дуже старий.")  # Snowball has no stemmer
+
+
+@pytest.mark.parametrize(
+    ("texts", "languages", "found"),
+    [
+        (GERMAN, ["de"], "german"),
+        (ENGLISH, ["en"], "english"),
+        (GERMAN * 20 + ENGLISH, ["de"], "german"),  # fewer than a tenth
+        (GERMAN + ENGLISH, ["de", "en"], None),
+        (CHINESE, ["zh"], None),
+        (UKRAINIAN, ["uk"], None),
+        (("12, 34", "🙂", "?!"), [], None),
+    ],
+    ids=str,
+)
+def test_bm25_language_auto_is_that_of_all_texts(make_texts, tmp_path, texts, languages, found):
+    store = make_texts(*((str(i), text) for i, text in enumerate(texts)))
+    assert detect_languages(store) == languages
+    index = kd.BM25Index.build(store, tmp_path / "index", language="auto")
+    assert index.description["language"] == found
+    assert kd.BM25Index.open(tmp_path / "index").description["language"] == found
+    if found == "german":
+        assert set(ids(index.search({"q": "Haus"}))) >= {"0", "1"}
+
+
+def test_languages_are_those_of_snowball():
+    assert set(SNOWBALL.values()) == set(bm25.LANGUAGES) - {"dutch_porter", "porter", "sesotho", "yiddish"}
 
 
 @pytest.mark.parametrize(

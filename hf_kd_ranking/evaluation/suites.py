@@ -1,0 +1,298 @@
+"""Suites: rankers on many test collections, with one results file per ranker and one table.
+
+A results file is JSON: `kind`, `version`, `model` (the digest of the ranker), `settings`, and `sets`, set ->
+`language`, `means` (measure -> mean) and `queries` (measure -> query_id -> value). It is written after every set, so
+that a second run does the missing sets only.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..artifacts import changed_names, content_digest, read_json, write_json
+from ..data.collections import load_collection
+from ..data.rankings import Run
+from ..errors import InputError
+from ..ranker import Ranker
+from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
+from .rerank import RerankingEvaluator
+from .retrieve import RetrievalEvaluator
+from .significance import holm, paired_t_test
+
+logger = logging.getLogger(__name__)
+NANOBEIR = "ArguAna ClimateFEVER DBPedia FEVER FiQA2018 HotpotQA MSMARCO NFCorpus NQ QuoraRetrieval SCIDOCS SciFact"
+BEIR = "arguana climate-fever dbpedia fever fiqa hotpotqa nfcorpus nq quora scidocs scifact touche2020 trec-covid"
+# Suite -> the start of its sets' names on the Hub, and their ends. BEIR is without MS MARCO, on which rankers are
+# trained, and without the twelve forums of CQADupStack.
+SUITES = {"nanobeir": ("zeta-alpha-ai/Nano", f"{NANOBEIR} Touche2020".split()), "beir": ("mteb/", BEIR.split())}
+QUERIES_ARE_DOCUMENTS = ("arguana", "quora")  # sets whose documents with the id of their query are always left out
+FIRST_STAGE = "first_stage"
+KIND, VERSION = "suite-results", 1
+
+
+@dataclass(frozen=True)
+class SuiteSet:
+    """A set that is ready to be measured."""
+
+    candidates: Run  # of the first stage
+    evaluator: RerankingEvaluator | RetrievalEvaluator
+    language: str | None  # ISO 639-1, if the set names it
+
+    def run(self, ranker: Ranker | None) -> Run:
+        """Return the run of a ranker, or that of the first stage."""
+        if ranker is None:
+            return self.candidates
+        if isinstance(self.evaluator, RetrievalEvaluator):
+            return self.evaluator.retrieve(ranker)
+        return self.evaluator.rerank(ranker)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite, and how rankers are measured on its sets.
+
+    Args:
+        name: a folder of collections, see `load_collection`, or a name in `SUITES`.
+        split: split of every set.
+        measures: as `evaluate_run`.
+        retrieve: True searches every collection with the ranker; False re-ranks the first stage, the candidates of the
+            set if it has a run of them, else BM25's.
+        k: number of documents per query.
+        language: language of BM25, see `BM25Index.build`.
+        exclude_same_id: leave out the document with the id of its query; always done for ArguAna and Quora.
+    """
+
+    name: str
+    split: str = "test"
+    measures: Sequence[str] = DEFAULT_MEASURES
+    retrieve: bool = False
+    k: int = 100
+    language: str | None = None
+    exclude_same_id: bool = False
+
+    def sets(self) -> dict[str, str]:
+        """Return set -> name of its collection.
+
+        Raises:
+            FileNotFoundError: if the suite is unknown.
+            InputError: if its folder has no folder inside.
+        """
+        if self.name in SUITES:
+            start, ends = SUITES[self.name]
+            return {end: start + end for end in ends}
+        folder = Path(self.name)
+        if not folder.is_dir():
+            known = " or ".join(SUITES)
+            raise FileNotFoundError(f"There is no suite {self.name!r}: give a folder of collections, {known}.")
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not inside:
+            raise InputError(f"The suite {folder} is empty: it needs a folder with a collection for every set.")
+        return {path.name: str(path) for path in inside}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings, for results files."""
+        return {**asdict(self), "name": Path(self.name).resolve().name, "measures": list(self.measures)}
+
+    def open(self, source: str) -> SuiteSet:
+        """Read a set and find the candidates of its first stage; bad data raise an InputError or an OSError."""
+        from ..retrieval.bm25 import BM25Index  # an extra
+
+        data = load_collection(source, self.split)
+        qrels, documents = data.qrels, data.documents
+        texts = dict(zip(qrels, data.queries[list(qrels)], strict=True))
+        if len(texts) < 2:
+            raise InputError(f"A set needs at least two judged queries, and {source} has {len(texts)}.")
+        exclude = self.exclude_same_id or any(name in source.lower() for name in QUERIES_ARE_DOCUMENTS)
+        depth = self.k + exclude
+        candidates = data.candidates or BM25Index.build(documents, language=self.language).search(texts, depth)
+        if exclude:
+            candidates = candidates.without_same_ids()
+        candidates = candidates.top(self.k)
+        if self.retrieve:
+            evaluator = RetrievalEvaluator(qrels, data.queries, documents, self.measures, self.k, exclude)
+        else:
+            evaluator = RerankingEvaluator(candidates, qrels, data.queries, documents, self.measures)
+        return SuiteSet(candidates, evaluator, data.language)
+
+
+@dataclass(eq=False, repr=False)
+class SuiteEvaluator:
+    """Measure a ranker on several sets; for use in training and elsewhere.
+
+    Args:
+        sets: set -> its `RerankingEvaluator` or `RetrievalEvaluator`, of the same measures.
+    """
+
+    sets: Mapping[str, Callable[[Ranker], dict[str, float]]]
+
+    @classmethod
+    def load(cls, name: str, **settings: Any) -> "SuiteEvaluator":
+        """Open all sets of a suite; the settings are those of `Suite`, and a broken set raises its error."""
+        suite = Suite(name, **settings)
+        return cls({set_name: suite.open(source).evaluator for set_name, source in suite.sets().items()})
+
+    def __call__(self, ranker: Ranker) -> dict[str, float]:
+        """Return measure -> mean over the sets, and SET_MEASURE -> value, for example `scifact_nDCG@10`."""
+        by_measure, of_sets = {}, {}
+        for set_name, evaluator in self.sets.items():
+            for measure, value in evaluator(ranker).items():
+                by_measure.setdefault(measure, []).append(value)
+                of_sets[f"{set_name}_{measure}"] = value
+        means = {measure: fmean(values) for measure, values in by_measure.items()}
+        return means | of_sets
+
+
+def evaluate_suite(
+    suite: Suite, models: Mapping[str, str], load: Callable[[str], Ranker], folder: Path
+) -> dict[str, str]:
+    """Measure rankers and the first stage on the sets that their files in a folder of results lack.
+
+    Args:
+        models: name -> path, or name on the Hub.
+        load: loads a ranker from its path.
+        folder: folder of results, made if it does not exist.
+
+    Returns:
+        Set -> message, for the sets whose data are broken.
+
+    Raises:
+        InputError: if the folder has results of other settings or of another ranker with the name, a ranker cannot
+            search, or no set can be read.
+    """
+    parse_measures(suite.measures)
+    sources, settings = suite.sets(), suite.settings()
+    results = read_results(folder) if folder.is_dir() else {}
+    check_settings(folder, [settings, *(content["settings"] for content in results.values())])
+    if FIRST_STAGE in models:
+        raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
+    digests = {name: content_digest(path) for name, path in models.items()}
+    for name, digest in {FIRST_STAGE: FIRST_STAGE, **digests}.items():
+        empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
+        if results.setdefault(name, empty)["model"] != digest:
+            raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    rankers, failed = {FIRST_STAGE: None}, {}
+    for set_name, source in sources.items():
+        missing = [name for name in (FIRST_STAGE, *models) if set_name not in results[name]["sets"]]
+        for name in missing:
+            if name not in rankers:
+                rankers[name] = _load(suite, load, models[name])
+        try:
+            opened = suite.open(source) if missing else None
+            for name in missing:
+                logger.info("%s: %s", set_name, name)
+                values = evaluate_queries(opened.run(rankers[name]), opened.evaluator.qrels, suite.measures)
+                measured = {"language": opened.language, "means": mean_values(values), "queries": values}
+                results[name]["sets"][set_name] = measured
+                write_json(folder / f"{name}.json", results[name])
+        except (InputError, OSError) as error:
+            if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
+                raise
+            failed[set_name] = str(error)
+    if len(failed) == len(sources):
+        set_name, message = next(iter(failed.items()))
+        raise InputError(f"No set of {suite.name} can be measured; {set_name}: {message}")
+    return failed
+
+
+def _load(suite: Suite, load: Callable[[str], Ranker], path: str) -> Ranker:
+    ranker = load(path)
+    if suite.retrieve and not ranker.model.config.is_searchable:
+        raise InputError(f"{path} is a {ranker.model.config.model_type}, which re-ranks and cannot search.")
+    return ranker
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return name -> content of the results files in a folder, the first stage first.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        InputError: if a file is damaged or of another kind.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")
+    results = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: (path.stem != FIRST_STAGE, path.stem)):
+        content = read_json(path, what="results")
+        if (content.get("kind"), content.get("version")) != (KIND, VERSION):
+            raise InputError(f"{path} is not a results file of version {VERSION}; move it to another folder.")
+        results[path.stem] = content
+    return results
+
+
+def check_settings(folder: Path, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse, by an InputError that names the differences, results that were made with different settings."""
+    for other in settings[1:]:
+        changed = changed_names(settings[0], other)
+        if changed:
+            raise InputError(f"{folder} has results with another {', '.join(changed)}; give another folder.")
+
+
+def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare results by `read_results`.
+
+    Returns:
+        `sets` (those that all rankers have, over which the means are), `languages` (language -> its sets among them),
+        `rankers` (name -> measure -> set -> mean) and `tests`: for every ranker and measure the paired t-test against
+        the first stage on every set, as `paired_t_test`, with `p_corrected` by Holm over the sets.
+    """
+    rankers, languages, shared = {}, {}, None
+    for name, content in results.items():
+        rankers[name] = {}
+        for set_name, measured in content["sets"].items():
+            for measure, value in measured["means"].items():
+                rankers[name].setdefault(measure, {})[set_name] = value
+        shared = [set_name for set_name in content["sets"] if shared is None or set_name in shared]
+    for set_name in shared or ():
+        language = next(iter(results.values()))["sets"][set_name]["language"]
+        if language is not None:
+            languages.setdefault(language, []).append(set_name)
+    tests = []
+    for name in results:
+        if name != FIRST_STAGE and FIRST_STAGE in results:
+            for measure in rankers[name]:
+                tests += _compare(name, results[name]["sets"], results[FIRST_STAGE]["sets"], measure)
+    return {"sets": shared or [], "languages": languages, "rankers": rankers, "tests": tests}
+
+
+def _compare(name: str, treatment: Mapping, control: Mapping, measure: str) -> list[dict[str, Any]]:
+    tests = []
+    for set_name in treatment:
+        if set_name in control:
+            sides = treatment[set_name]["queries"][measure], control[set_name]["queries"][measure]
+            tests.append({"ranker": name, "measure": measure, "set": set_name, **paired_t_test(*sides)})
+    for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+        test["p_corrected"] = p_value
+    return tests
+
+
+def suite_text(summary: Mapping[str, Any]) -> str:
+    """Format a summary as Markdown: means by set, by language if sets name theirs, and tests."""
+    rankers, groups = summary["rankers"], summary["languages"]
+    columns = {}
+    for by_measure in rankers.values():
+        for sets in by_measure.values():
+            columns |= sets
+    lines = []
+    for measure in next(iter(rankers.values()), ()):
+        header = [measure, *columns, f"mean of {len(summary['sets'])} sets"]
+        header += [f"{language} ({len(sets)})" for language, sets in groups.items()]
+        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for name, by_measure in rankers.items():
+            values = by_measure.get(measure, {})
+            cells = [values.get(set_name) for set_name in columns]
+            cells += [_mean(values, sets) for sets in (summary["sets"], *groups.values())]
+            shown = ["-" if value is None else f"{value:.4f}" for value in cells]
+            lines.append(f"| {' | '.join([name, *shown])} |")
+        lines.append("")
+    lines += [f"| measure | set | ranker - {FIRST_STAGE} | difference | p (t-test) | p (Holm) |", "|---" * 6 + "|"]
+    row = "| {measure} | {set} | {ranker} | {difference:+.4f} | {p_value:.2g} | {p_corrected:.2g} |"
+    lines += [row.format_map(test) for test in summary["tests"]]
+    return "\n".join(lines)
+
+
+def _mean(values: Mapping[str, float], sets: Sequence[str]) -> float | None:
+    return fmean(values[set_name] for set_name in sets) if sets else None
