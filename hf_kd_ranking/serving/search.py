@@ -1,9 +1,11 @@
 """The search of one query: the stages of a pipeline, each with its time."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ..data.rankings import Pairs
 from ..data.runs import Run
@@ -13,15 +15,32 @@ from ..ranker import Ranker
 from ..retrieval.fusion import fuse_runs
 from ..searcher import Pipeline, combine
 
+TERMS = 12  # that are shown of a sparse vector
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word of a sparse vector and its weight; the text of an expansion does not have the word."""
+
+    word: str
+    weight: float
+    is_expansion: bool
+
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage of a ranking: its score, its rank in the first stage (None if it is not there), its text."""
+    """A passage of a ranking.
+
+    Args:
+        first_rank: its rank in the first stage; None if it is not there.
+        terms: see `Results`.
+    """
 
     doc_id: str
     score: float
     first_rank: int | None
     text: str
+    terms: list[Term] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,12 +50,15 @@ class Results:
     Args:
         candidates: number of the first stage's candidates; None without a first stage.
         stages_ms: milliseconds of each stage, in order.
+        terms: the words of the largest weights in the query's vector, largest first; None for a ranker without sparse
+            vectors.
     """
 
     query: str
     candidates: int | None
     stages_ms: dict[str, float]
     hits: list[Hit]
+    terms: list[Term] | None = None
 
 
 class StageTimes(dict[str, float]):
@@ -109,10 +131,33 @@ class SearchEngine:
         else:
             ranking = candidates
         first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
+        doc_ids = [doc_id for doc_id, _ in ranking[:k]]
+        texts = pipeline.documents[doc_ids]
+        query_terms, terms = None, [None] * len(doc_ids)
+        if isinstance(pipeline.ranker, Ranker) and self.config.vectors_per_text == "sparse" and doc_ids:
+            [query_terms] = self._terms(pipeline.ranker.encode_queries([query]), [query])
+            terms = self._terms(self._read_vectors(doc_ids), texts)
+            times.end("words")
         hits = []
-        for doc_id, score in ranking[:k]:
-            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), pipeline.documents[doc_id]))
-        return Results(query, count, dict(times), hits)
+        for (doc_id, score), text, of_hit in zip(ranking, texts, terms, strict=False):
+            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), text, of_hit))
+        return Results(query, count, dict(times), hits, query_terms)
+
+    def _terms(self, vectors: csr_array, texts: Sequence[str]) -> list[list[Term]]:
+        """Return the words of the largest weights in the vector of each text."""
+        tokenizer = self.pipeline.ranker.tokenizer
+        found = []
+        for row, text in enumerate(texts):
+            places = slice(vectors.indptr[row], vectors.indptr[row + 1])
+            numbers, weights = vectors.indices[places], vectors.data[places]
+            largest = np.argsort(-np.abs(weights), kind="stable")[:TERMS]
+            own = set(tokenizer(text)["input_ids"])
+            words = tokenizer.convert_ids_to_tokens(numbers[largest].tolist())
+            terms = []
+            for word, number, weight in zip(words, numbers[largest].tolist(), weights[largest].tolist(), strict=True):
+                terms.append(Term(word, weight, number not in own))
+            found.append(terms)
+        return found
 
     def _search_index(self, query: str, k: int, candidates: Pairs, times: StageTimes) -> Pairs:
         pipeline = self.pipeline
