@@ -106,7 +106,9 @@ def evaluate(
         if not run:
             raise InputError("Give --run, or --suite with --model and --results.")
         judgments = options.open_collection(dataset, split, qrels=qrels).qrels
-        return options.print_result(_evaluate_runs(run, judgments, measure, exclude_same_id, per_query), as_json)
+        return options.print_result(
+            _evaluate_runs(run, judgments, measure, exclude_same_id, aggregation, per_query), as_json
+        )
     if run or qrels or dataset or per_query:
         raise InputError("A suite has its own data: leave out --run, --qrels, --dataset and --per-query.")
     if results is None or bool(suite) != bool(model):
@@ -129,7 +131,12 @@ def evaluate(
 
 
 def _evaluate_runs(
-    run: list[str], judgments: metrics.Qrels, measure: list[str], exclude_same_id: bool, per_query: bool
+    run: list[str],
+    judgments: metrics.Qrels,
+    measure: list[str],
+    exclude_same_id: bool,
+    aggregation: str | None,
+    per_query: bool,
 ) -> options.Result:
     results, lines = {}, []
     for name, ranking in _RunFiles(run, measure, exclude_same_id, aggregation).items():

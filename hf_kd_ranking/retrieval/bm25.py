@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ import bm25s
 import numpy as np
 import regex
 import Stemmer
+import xxhash
 from bm25s.tokenization import Tokenized
 
 from ..artifacts import has_description, open_version, read_description
@@ -39,6 +41,7 @@ WORD = regex.compile(rf"(?V1)(?P<characters>(?:[{SCRIPTS}]\p{{M}}*)+)|[[\p{{L}}\
 CHARACTER = regex.compile(r"\P{M}\p{M}*")
 HAN_OR_HANGUL = regex.compile(r"\p{Han}|\p{Hangul}")
 ASCII_WORD = re.compile(r"\w+")  # three times as fast
+TEXTS_AT_ONCE = 4_096  # whose lengths are counted together
 NUMBA_FROM = 500_000  # documents; compiling takes as long as some 800 queries of so many by numpy
 # Soft hyphen, zero-width space, non-joiner and joiner: they change how a word looks, and not which word it is.
 IGNORED = dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D))
@@ -83,8 +86,7 @@ class BM25Index(Index):
             FileExistsError: if the folder contains something.
             InputError: if the language or the tokenization is another one, or k1 or b is out of range.
         """
-        if not (0 <= k1 < math.inf and 0 <= b <= 1):
-            raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
+        check_parameters(k1, b)
         if tokenization not in TOKENIZATIONS:
             raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
         if tokenization == "english" and language is None:
@@ -134,6 +136,48 @@ class BM25Index(Index):
             has_match = scores > 0
             results.append(best_of(scores[has_match], rows[has_match], k))
         return self._with_ids(results)
+
+
+class BM25Vectors:
+    """BM25 as sparse vectors of texts, for engines that multiply by a word's IDF themselves, as Qdrant does.
+
+    A word's dimension is its 32-bit hash, so that there is no vocabulary to keep, and documents can be added; its
+    weight is the saturated frequency, f / (f + k1 (1 - b + b length / mean length)). Arguments are those of
+    `BM25Index.build`; all texts are read once for their mean length.
+    """
+
+    def __init__(self, documents: TextStore, *, k1: float = 0.9, b: float = 0.4, language: str | None = None) -> None:
+        check_parameters(k1, b)
+        check_language(language)
+        self.documents = documents
+        length = 0
+        for start in range(0, len(documents), TEXTS_AT_ONCE):
+            texts = documents.take(np.arange(start, min(start + TEXTS_AT_ONCE, len(documents))))
+            for counts in count_words(texts, language):
+                length += counts.total()
+        self.identity = {"k1": k1, "b": b, "language": language, "mean_length": length / max(len(documents), 1)}
+
+    def take(self, rows: np.ndarray) -> list[dict[int, float]]:
+        """Return the weights of the words of some rows, by dimension."""
+        k1, b, mean_length = self.identity["k1"], self.identity["b"], self.identity["mean_length"]
+        vectors = []
+        for counts in count_words(self.documents.take(rows), self.identity["language"]):
+            norm = k1 * (1 - b + b * counts.total() / (mean_length or 1))
+            vectors.append({word: count / (count + norm) for word, count in counts.items()})
+        return vectors
+
+
+def count_words(texts: Sequence[str], language: str | None) -> list[Counter[int]]:
+    """Return how often each text has its words, by the hash of the word; a query's vector of `BM25Vectors`."""
+    tokens = _tokenize(texts, language)
+    hashes = {number: xxhash.xxh32_intdigest(word.encode(errors="replace")) for word, number in tokens.vocab.items()}
+    return [Counter(hashes[number] for number in numbers) for numbers in tokens.ids]
+
+
+def check_parameters(k1: float, b: float) -> None:
+    """Refuse, by an InputError, parameters of BM25 that are out of range."""
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):
+        raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
 
 
 def check_language(language: str | None) -> None:

@@ -134,14 +134,26 @@ class TextScore(BaseModel):
     text: str | None = None
 
 
+class TermWeight(BaseModel):
+    """A word of a sparse vector, and whether its text does not have it."""
+
+    word: str
+    weight: float
+    is_expansion: bool
+
+
 class Passage(BaseModel):
-    """A document that was found, its rank in the first stage, null if it is not there, and its best passage."""
+    """A document that was found.
+
+    Its rank in the first stage, null if it is not there; the text and id of its best passage; for a SPLADE its words.
+    """
 
     doc_id: str
     score: float
     first_rank: int | None
     text: str
     passage_id: str
+    terms: list[TermWeight] | None
 
 
 class SearchAnswer(BaseModel):
@@ -151,6 +163,7 @@ class SearchAnswer(BaseModel):
     candidates: int | None
     stages_ms: dict[str, float]
     hits: list[Passage]
+    terms: list[TermWeight] | None = Field(description="The heaviest words of the query, for a SPLADE.")
 
 
 class ErrorAnswer(BaseModel):

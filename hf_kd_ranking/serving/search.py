@@ -1,9 +1,11 @@
 """The search of one query: the stages of a pipeline, each with its time."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ..data.passages import best_passages, to_documents, to_passages
 from ..data.rankings import Pairs
@@ -14,12 +16,27 @@ from ..retrieval.fusion import fuse_runs
 from ..retrieval.stored_reranker import score_stored
 from ..searcher import Pipeline, combine
 
+TERMS = 12  # that are shown of a sparse vector
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word of a sparse vector and its weight; the text of an expansion does not have the word."""
+
+    word: str
+    weight: float
+    is_expansion: bool
+
 
 @dataclass(frozen=True)
 class Hit:
-    """A document of a ranking: its score, its rank in the first stage (None if it is not there), its text.
+    """A document of a ranking.
 
-    In a collection of passages the text is that of its best passage, `passage_id`, which is otherwise its own id.
+    Args:
+        first_rank: its rank in the first stage; None if it is not there.
+        text: its text, or that of its best passage in a collection of passages.
+        passage_id: id of that passage, otherwise its own.
+        terms: see `Results`.
     """
 
     doc_id: str
@@ -27,6 +44,7 @@ class Hit:
     first_rank: int | None
     text: str
     passage_id: str
+    terms: list[Term] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,12 +54,15 @@ class Results:
     Args:
         candidates: number of the first stage's candidates; None without a first stage.
         stages_ms: milliseconds of each stage, in order.
+        terms: the words of the largest weights in the query's vector, largest first; None for a ranker without sparse
+            vectors.
     """
 
     query: str
     candidates: int | None
     stages_ms: dict[str, float]
     hits: list[Hit]
+    terms: list[Term] | None = None
 
 
 class StageTimes(dict[str, float]):
@@ -116,12 +137,33 @@ class SearchEngine:
         else:
             ranking = candidates
         first_ranks = {doc_id: rank for rank, (doc_id, _) in enumerate(candidates, start=1)}
+        passage_ids = [shown.get(doc_id, doc_id) for doc_id, _ in ranking[:k]]
+        texts = pipeline.documents[passage_ids]
+        query_terms, terms = None, [None] * len(texts)
+        if isinstance(pipeline.ranker, Ranker) and self.config.vectors_per_text == "sparse" and texts:
+            [query_terms] = self._terms(pipeline.ranker.encode_queries([query]), [query])
+            terms = self._terms(self._read_vectors(passage_ids), texts)
+            times.end("words")
         hits = []
-        for doc_id, score in ranking[:k]:
-            passage_id = shown.get(doc_id, doc_id)
-            text = pipeline.documents[passage_id]
-            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), text, passage_id))
-        return Results(query, count, dict(times), hits)
+        for (doc_id, score), passage_id, text, of_hit in zip(ranking, passage_ids, texts, terms, strict=False):
+            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), text, passage_id, of_hit))
+        return Results(query, count, dict(times), hits, query_terms)
+
+    def _terms(self, vectors: csr_array, texts: Sequence[str]) -> list[list[Term]]:
+        """Return the words of the largest weights in the vector of each text."""
+        tokenizer = self.pipeline.ranker.tokenizer
+        found = []
+        for row, text in enumerate(texts):
+            places = slice(vectors.indptr[row], vectors.indptr[row + 1])
+            numbers, weights = vectors.indices[places], vectors.data[places]
+            largest = np.argsort(-np.abs(weights), kind="stable")[:TERMS]
+            own = set(tokenizer(text)["input_ids"])
+            words = tokenizer.convert_ids_to_tokens(numbers[largest].tolist())
+            terms = []
+            for word, number, weight in zip(words, numbers[largest].tolist(), weights[largest].tolist(), strict=True):
+                terms.append(Term(word, weight, number not in own))
+            found.append(terms)
+        return found
 
     def _documents(self, passages: Pairs, aggregation: str | None, shown: dict[str, str]) -> Pairs:
         """Return the ranking of documents, and note the best passage of each if they are split."""

@@ -4,6 +4,7 @@ Paria et al. 2020, https://arxiv.org/abs/2004.05665, with the quadratic warm-up 
 https://arxiv.org/abs/2109.10086.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -15,6 +16,8 @@ from ..errors import InputError
 from ..losses import Regularizer
 from ..models import RankerConfig, RankingOutput
 from .in_batch import gather_rows
+
+logger = logging.getLogger(__name__)
 
 
 def flops(means: Tensor) -> Tensor:
@@ -69,6 +72,7 @@ class SparsityStatistics:
 
     def __init__(self) -> None:
         self._counts: dict[str, Tensor] = {}  # side -> texts with each word (V,), and texts
+        self._has_warned = False
 
     @torch.no_grad()
     def add(self, outputs: RankingOutput, mask: Tensor | None) -> None:
@@ -77,8 +81,13 @@ class SparsityStatistics:
             counts = torch.cat([(vectors != 0).float().mul(listed).sum(0), listed.sum(0)])
             self._counts[side] = self._counts.get(side, 0) + counts
 
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the statistics since the last call, over all processes."""
+    def pop(self, accelerator: Accelerator, loss: str) -> dict[str, float]:
+        """Return the statistics since the last call, over all processes; warn once if a side has no weights left.
+
+        Args:
+            accelerator: the trainer's.
+            loss: the loss with its penalties, for the warning.
+        """
         if not self._counts:
             return {}
         shares = {}
@@ -87,6 +96,16 @@ class SparsityStatistics:
             shares[side] = counts[:-1] / counts[-1]
         self._counts = {}
         statistics = {f"active_{side}": share.sum().item() for side, share in shares.items()}
+        empty = [side for side in shares if statistics[f"active_{side}"] == 0]
+        if empty and not self._has_warned and accelerator.is_main_process:
+            self._has_warned = True
+            logger.warning(
+                "No %s has a word with a weight: all scores are 0, and nothing is learned. The penalty in the "
+                "loss %r is too strong: divide its weights by 10, or warm up for longer, and train again; if there is "
+                "none, lower the learning rates.",
+                " and no ".join(empty),
+                loss,
+            )
         return statistics | {"operations": (shares["query"] * shares["document"]).sum().item()}
 
 

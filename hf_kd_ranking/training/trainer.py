@@ -377,7 +377,7 @@ class RankingTrainer(PublishingTrainer):
         """Log the parent's line with the statistics of the steps since the last one."""
         if "loss" in logs:
             self.finite_losses.check()
-            logs |= self.statistics.pop(self.accelerator) | self.sparsity.pop(self.accelerator)
+            logs |= self.statistics.pop(self.accelerator) | self.sparsity.pop(self.accelerator, self.args.loss)
         super().log(logs, start_time)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:

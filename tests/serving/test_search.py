@@ -1,5 +1,6 @@
 """The search of a query: the same results as the pipeline's, with ranks, times and texts."""
 
+import numpy as np
 import pytest
 
 import hf_kd_ranking as kd
@@ -39,6 +40,8 @@ def test_page_shows_what_the_pipeline_finds(ranker, documents, bm25, weight):
     stages = ["BM25", "scoring"]
     if ranker.model.config.is_storable:
         stages = ["BM25", "query encoding", "passage encoding", "scoring"]
+    if ranker.model.config.vectors_per_text == "sparse":
+        stages.append("words")
     assert list(results.stages_ms) == stages
     assert all(ms > 0 for ms in results.stages_ms.values())
     assert ("adds BM25’s scores" in engine.describe()) == (weight > 0)
@@ -71,6 +74,27 @@ def test_index_search_has_the_ranks_of_a_first_stage(ranker, documents, bm25, st
 def test_query_without_candidates_has_no_hits(engine):
     results = engine.search("zzz")
     assert (results.candidates, results.hits, list(results.stages_ms)) == (0, [], ["BM25"])
+
+
+@pytest.mark.parametrize("model", ["splade"], indirect=True)
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_heaviest_words_of_query_and_passages_are_shown(serve, ranker, documents, bm25, store, is_stored):
+    pipeline = Pipeline(documents, bm25, ranker, 20, store=store if is_stored else None)
+    answer = serve(ServedModel("tiny", ranker, search=SearchEngine(pipeline))).post("/search", json={"query": QUERY})
+    answer = answer.json()
+    words = ranker.tokenizer.get_vocab()
+    shown = [(answer["terms"], QUERY, ranker.encode_queries([QUERY]))]
+    for hit in answer["hits"]:
+        shown.append((hit["terms"], hit["text"], ranker.encode_documents([hit["text"]])))
+    assert len(shown) == SHOWN + 1
+    for terms, text, vector in shown:
+        weights = vector.toarray()[0]
+        largest = np.sort(weights)[::-1][:12]
+        assert [term["weight"] for term in terms] == pytest.approx(largest[largest > 0], abs=1e-4)
+        for term in terms:
+            assert weights[words[term["word"]]] == pytest.approx(term["weight"], abs=1e-4)
+            assert term["is_expansion"] == (words[term["word"]] not in ranker.tokenizer(text)["input_ids"])
+    assert {term["is_expansion"] for terms, _, _ in shown for term in terms} == {True, False}
 
 
 def test_page_of_bm25_alone(documents, bm25):

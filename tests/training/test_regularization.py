@@ -12,7 +12,7 @@ from hf_kd_ranking.models import RankingOutput
 from hf_kd_ranking.training.regularization import SparsityStatistics, regularization_losses
 
 SPLADE = pytest.mark.parametrize("model", ["splade"], indirect=True)
-ONE_PROCESS = SimpleNamespace(num_processes=1, reduce=lambda counts, _: counts)
+ONE_PROCESS = SimpleNamespace(num_processes=1, is_main_process=True, reduce=lambda counts, _: counts)
 QUERIES = torch.tensor([[1.0, 0.0, 3.0], [0.0, 0.0, -1.0]])
 DOCUMENTS = torch.tensor([[[2.0, 0.0, 0.0], [4.0, 2.0, 0.0]], [[0.0, 1.0, 0.0], [9.0, 9.0, 9.0]]])
 LISTED = torch.tensor([[True, True], [True, False]])
@@ -37,13 +37,13 @@ def test_penalties_match_hand_computed_values():
 
 def test_sparsity_statistics_match_hand_computed_values():
     statistics = SparsityStatistics()
-    assert statistics.pop(ONE_PROCESS) == {}
+    assert statistics.pop(ONE_PROCESS, "margin_mse") == {}
     for _ in range(2):
         statistics.add(RankingOutput(query_vectors=QUERIES, document_vectors=DOCUMENTS), LISTED)
     # Words that queries have: 1/2, 0, 1; documents: 2/3, 2/3, 0.
-    found = statistics.pop(ONE_PROCESS)
+    found = statistics.pop(ONE_PROCESS, "margin_mse")
     assert found == pytest.approx({"active_query": 1.5, "active_document": 4 / 3, "operations": 1 / 3})
-    assert statistics.pop(ONE_PROCESS) == {}
+    assert statistics.pop(ONE_PROCESS, "margin_mse") == {}
 
 
 def test_penalties_are_read_beside_losses():
@@ -92,3 +92,15 @@ def test_training_with_a_penalty_logs_and_lowers_the_weights(student, make_train
     plain, penalised = active.values()
     assert penalised < plain / 2
     assert {"loss_l1", "loss_flops"} <= logs[-1].keys()
+
+
+@SPLADE
+def test_training_warns_once_when_no_weights_are_left(student, make_trainer, caplog):
+    loss = "margin_mse:1e-9,l1(document=100)"
+    trainer = make_trainer(student, loss=loss, max_steps=20, learning_rate=0.3, logging_steps=2)
+    trainer.train()
+    active = [entry["active_document"] for entry in trainer.state.log_history if "active_document" in entry]
+    assert active.count(0) > 1  # of several log lines
+    [message] = [record.getMessage() for record in caplog.records if "has a word with a weight" in record.message]
+    assert f"the loss {loss!r} is too strong: divide its weights by 10" in message
+    assert message.startswith("No query and no document has")

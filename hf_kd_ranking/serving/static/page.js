@@ -46,7 +46,7 @@ async function waitUntilReady() {
   }
 }
 
-const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3 };
+const SHADES = { BM25: 0, "query encoding": 1, "passage encoding": 2, "reading vectors": 2, scoring: 3, search: 3, words: 0 };
 const sum = (stages) => stages.reduce((total, [, ms]) => total + ms, 0);
 
 function timeBar(stages) {
@@ -69,11 +69,19 @@ function firstStageRank(hit, rank, results) {
   return [make("span", { className: rise > 0 ? "rose" : "" }, `BM25 #${hit.first_rank}${arrow}`)];
 }
 
+// The heaviest words of a sparse vector; those that are not in the text are emphasised.
+function termList(terms) {
+  if (!terms) return [];
+  const words = terms.map((term) =>
+    make("span", {}, make(term.is_expansion ? "em" : "span", {}, term.word), ` ${term.weight.toFixed(2)}`));
+  return [make("p", { className: "details terms", title: "Words of the vector; emphasised: not in the text" }, ...words)];
+}
+
 function hitItem(hit, rank, results) {
   const details = make("p", { className: "details" }, ...firstStageRank(hit, rank, results),
     make("span", {}, `score ${hit.score.toFixed(3)}`), make("span", {}, `id ${hit.doc_id}`));
   if (hit.passage_id !== hit.doc_id) details.append(make("span", {}, `passage ${hit.passage_id.split("#").pop()}`));
-  const body = make("div", {}, make("p", { className: "passage folded" }, hit.text), details);
+  const body = make("div", {}, make("p", { className: "passage folded" }, hit.text), details, ...termList(hit.terms));
   return make("li", {}, make("span", { className: "rank" }, rank), body);
 }
 
@@ -93,7 +101,7 @@ function addFolds() {
 
 function showResults(results) {
   const stages = Object.entries(results.stages_ms);
-  const found = [make("h2", {}, about.name), make("p", {}, about.line), ...timeBar(stages)];
+  const found = [make("h2", {}, about.name), make("p", {}, about.line), ...timeBar(stages), ...termList(results.terms)];
   if (!results.hits.length) found.push(make("p", { className: "none" }, "No passage contains a word of this query."));
   found.push(make("ol", { className: "hits" }, ...results.hits.map((hit, i) => hitItem(hit, i + 1, results))));
   $("results").replaceChildren(...found);
