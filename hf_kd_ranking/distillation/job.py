@@ -55,7 +55,7 @@ class DistillJob:
     queries: str | None = HfArg(
         default=None, help="Queries: id<TAB>text, JSON lines, or a text store; judged or not. Generated if not given."
     )
-    output: str = HfArg(kw_only=True, help="Folder of all steps, of the report and of the chosen pipeline.")
+    output: str = HfArg(default="", help="Folder of all steps, of the report and of the chosen pipeline; needed.")
 
     # What is taught
     teachers: list[str] = HfArg(
@@ -245,6 +245,8 @@ class DistillJob:
 
     def check(self) -> None:
         """Check the options before anything is read, or raise an InputError that names what cannot work."""
+        if not self.output:
+            raise InputError("Give --output, the folder of all steps and of the chosen pipeline.")
         self._check_names()
         self._check_sources()
         self._check_judgments()

@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"output": ""}, "Give --output, the folder"),
         ({"architectures": ["bert"]}, "Unknown architectures bert"),
         ({"architectures": []}, "needs a teacher or scores, an architecture and a learning rate"),
         ({"learning_rates": []}, "needs a teacher or scores, an architecture and a learning rate"),
