@@ -24,11 +24,12 @@ from ..teachers.diagnosis import diagnosis_text
 from ..teachers.endpoint import PATHS, Endpoint, EndpointSettings, is_endpoint
 from ..teachers.ensemble import METHODS, ensemble_teachers
 from ..teachers.expand import expand_ids
+from ..teachers.generators import FALLBACKS, load_generator
 from ..teachers.load import KINDS, load_teacher
 from ..teachers.orders import METHODS as ORDER_METHODS
 from ..teachers.orders import combine_orders
 from ..teachers.prompts import CHAT_TEMPLATE, INSTRUCTION, QWEN_TEMPLATE, Prompt, QueryPrompt
-from ..teachers.queries import FALLBACKS, generate_queries, load_generator, plan_queries
+from ..teachers.queries import generate_queries, plan_queries
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS, sample_triples
 from ..teachers.score import plan_requests, score_teacher
 from . import options

@@ -10,7 +10,8 @@ from ..processes import processes
 from ..ranker import check_model_paths
 from ..retrieval.bm25 import BM25Index
 from ..teachers.endpoint import is_endpoint
-from ..teachers.queries import FIRST_SENTENCE, files_beside, generate_queries, load_generator
+from ..teachers.generators import FIRST_SENTENCE, load_generator
+from ..teachers.queries import files_beside, generate_queries
 from .job import DistillJob
 from .queries import read_judgments
 from .work import inputs_digest

@@ -14,7 +14,7 @@ from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
 from ..models import ARCHITECTURES
 from ..retrieval.base import INDEX_NAMES
-from ..teachers.queries import FALLBACKS, FIRST_SENTENCE
+from ..teachers.generators import FALLBACKS, FIRST_SENTENCE
 from ..teachers.sample import RELATIVE_MARGIN, SAMPLINGS
 from ..training.job import json_option
 
