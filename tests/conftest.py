@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel, P
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.models import ARCHITECTURES as REGISTERED
-from hf_kd_ranking.models import RankerModel, register_ranker
+from hf_kd_ranking.models import RankerModel, register_ranker, tokenization
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = (
@@ -151,6 +151,12 @@ def quick_collections() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def warnings_of_cuts() -> None:
+    """What a test cuts is said as if no other test had cut the same."""
+    tokenization._warn_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

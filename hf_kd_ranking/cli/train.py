@@ -14,7 +14,7 @@ from .settings import parse_settings, with_settings
 def train(job: TrainingJob, args: RankingTrainingArguments) -> Result | None:
     """Train a ranker on teacher scores."""
     results = train_ranker(job, args, command=sys.argv)
-    measures = {when: results[when] for when in ("first_stage", "before", "after")}
+    measures = {when: results[when] for when in ("first_stage", "before", "after", "cuts")}
     if args.process_index != 0:
         return None
     return measures, json.dumps(measures, indent=2)

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,12 @@ MUCH = 0.1  # share of texts of which a warning says that they are cut
 TokenLists = dict[str, list[list[int]]]
 # Held during a call: fast tokenizers keep a call's lengths in an object that all threads, and several rankers, share.
 TOKENIZER_LOCK = threading.Lock()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, once for all steps of a job that cut the same texts."""
+    logger.warning(message)
 
 
 class Cuts(Counter[str]):
@@ -58,7 +65,7 @@ class Cuts(Counter[str]):
             return {}
         texts, tokens = self["cut_texts"] / self["texts"], self["cut_tokens"] / self["tokens"]
         if texts > MUCH:
-            logger.warning(
+            _warn_once(
                 f"{texts:.0%} of the documents are longer than {longest} tokens and are cut: {tokens:.0%} of the "
                 "tokens are not read. A larger max_document_length reads more; `passages` splits documents."
             )

@@ -50,6 +50,20 @@ def test_train_leaves_a_ranker_with_card_and_results(monkeypatch, capsys, option
     assert "RR@10" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("architecture", ["bert_dot", "bert_cat"])
+def test_train_says_how_much_it_does_not_read(monkeypatch, capsys, caplog, options, toy, architecture):
+    lengths = {"--max_document_length": "7", "--architecture": architecture}
+    assert run(monkeypatch, options | lengths, "--json") == 0
+    cuts = json.loads(capsys.readouterr().out.splitlines()[-1])["cuts"]
+    counts = np.array([len(text.split()) for text in kd.TextStore.from_tsv(toy / "collection.tsv").texts.to_pylist()])
+    if architecture == "bert_dot":
+        assert cuts["cut_texts"] == (counts > 5).mean()
+    assert 0.1 < cuts["cut_texts"] < 0.9
+    assert sum("are cut" in record.message and "longer than 7" in record.message for record in caplog.records) >= 1
+    card = (Path(options["--output_dir"]) / "README.md").read_text()
+    assert f"which cuts {100 * cuts['cut_texts']:.1f} % of the documents" in card
+
+
 @pytest.mark.parametrize("measured", [[0.1, 0.2, 0.3], [0.1, 0.3, 0.2]])
 def test_results_are_those_of_the_saved_weights(monkeypatch, options, measured):
     values = iter(measured)  # before training, and after each of its two steps

@@ -6,6 +6,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.passages import split_documents
+from hf_kd_ranking.distillation.outcome import outcome_text
 
 
 @pytest.fixture
@@ -32,9 +33,18 @@ def test_passages_are_taught_and_documents_measured(make_job, split, out, tmp_pa
     settings = {"architectures": ["bert_dot"], "collection": str(split.folder), "purpose": purpose}
     teachers = [str(tmp_path / "teacher"), "bm25"] if purpose == "search" else [str(tmp_path / "teacher")]
     job = make_job()
+    if purpose == "search":
+        settings["max_document_length"] = 5
     for name, value in (settings | {"teachers": teachers}).items():
         setattr(job, name, value)
     outcome = kd.distill(job)
+    # The two passages of 4 tokens are cut where the limit is 5 with special tokens; the third has 2 tokens.
+    expected = 2 / 3 if purpose == "search" else 0.0
+    assert outcome["cuts"]["bert_dot teacher"]["cut_texts"] == pytest.approx(expected, abs=1e-4)
+    sentence = "of the documents are cut"
+    card = Path(outcome["folders"]["bert_dot teacher"], "README.md").read_text()
+    assert sentence in outcome_text(outcome, job) and sentence in Path(outcome["page"]).read_text()
+    assert "% of the documents and leaves out" in card
     check_documents([path for path in out.rglob("run.trec") if path.stat().st_size])
     qrels = kd.read_qrels(out / "judgments/test/qrels.txt")
     queries = kd.TextStore.from_tsv(tmp_path / "queries.tsv")

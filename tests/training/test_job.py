@@ -37,7 +37,7 @@ def test_job_evaluates_once_after_training(job, tmp_path, monkeypatch, is_measur
     )
     results = kd.train_ranker(job, arguments(tmp_path), is_measured_before, command=["train.py", "--max_steps", "2"])
     assert len(calls) == 1 + is_measured_before
-    assert set(results) == {"first_stage", "tests", "before", "after", "training", "job"}
+    assert set(results) == {"first_stage", "tests", "before", "after", "cuts", "training", "job"}
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     assert bool(results["before"]) == is_measured_before
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
