@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import yaml
 from huggingface_hub import DatasetCard
 
 from ..errors import InputError
@@ -66,7 +67,7 @@ class RankingCollection:
         """The language that the collection's card names, ISO 639-1; None if there is no card, or not one language."""
         try:
             languages = self._parts["card"]().data.language
-        except (KeyError, OSError, ValueError):  # no card, or one that cannot be read
+        except (KeyError, OSError, ValueError, yaml.YAMLError):  # no card, or one that cannot be read
             return None
         if isinstance(languages, list):
             return languages[0] if len(languages) == 1 else None

