@@ -198,6 +198,8 @@ def _as_arrays(
 
 def _in_order(batches: list[tuple], count: int) -> "np.ndarray | csr_array | list[np.ndarray]":
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
+    if is_sparse(batches[0][1]) and count == 1:
+        return batches[0][1]
     if is_sparse(batches[0][1]):
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
         return stack_sparse([vectors for _, vectors in batches])[order]
@@ -216,7 +218,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     with _MODE_LOCK:
         threads, was_training = _MODELS_IN_USE.get(model, (0, model.training))
         _MODELS_IN_USE[model] = (threads + 1, was_training)
-        model.eval()
+        # Setting the mode of every module takes as long as a query without an encoder.
+        if any(module.training for module in model.modules()):
+            model.eval()
     try:
         yield
     finally:
@@ -224,8 +228,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             threads, was_training = _MODELS_IN_USE.pop(model)
             if threads > 1:
                 _MODELS_IN_USE[model] = (threads - 1, was_training)
-            else:
-                model.train(was_training)
+            elif was_training:
+                model.train()
 
 
 @dataclass(frozen=True)
