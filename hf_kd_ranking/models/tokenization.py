@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from tokenizers import Encoding
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import EncodingFast
 
 from .base import RankerConfig
 from .errors import InputError
@@ -214,7 +214,7 @@ class RankingProcessor:
         return tokens
 
 
-def _count_cuts(encodings: Sequence[Encoding], document: int) -> Cuts:
+def _count_cuts(encodings: Sequence[EncodingFast], document: int) -> Cuts:
     counts = Cuts(texts=len(encodings), tokens=sum(map(len, encodings)))
     for encoding in encodings:
         pieces = encoding.overflowing
