@@ -136,7 +136,10 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
             "--suite {folder}/suite --model {folder}/cat --results {folder}/new --retrieve",
             "re-ranks and cannot search",
         ),
-        ("--suite nanobeir --model {folder}/first --results {folder}/new", "Couldn't reach 'zeta-alpha-ai/NanoArgu"),
+        (
+            "--suite nanobeir --model {folder}/first --results {folder}/new",
+            "error: No collection 'zeta-alpha-ai/NanoArguAna'",
+        ),
         ("--results {folder}/first", "config.json is not a results file of version 1; move it"),
         ("--results {folder}/damaged", "a.json is damaged: it lacks settings or sets"),
         ("", "Give --run, or --suite with --model and --results."),
