@@ -176,13 +176,7 @@ def evaluate_suite(
             opened = suite.open(source) if missing else None
             for name in missing:
                 logger.info("%s: %s", set_name, name)
-                run = opened.candidates
-                if name != FIRST_STAGE:
-                    rank = opened.evaluator.retrieve if suite.retrieve else opened.evaluator.rerank
-                    run = rank(rankers[name])
-                values = evaluate_queries(run, opened.evaluator.qrels, suite.measures)
-                measured = {"language": opened.language, "means": mean_values(values), "queries": values}
-                results[name]["sets"][set_name] = measured
+                results[name]["sets"][set_name] = _measure(suite, opened, rankers.get(name))
                 write_json(folder / f"{name}.json", results[name])
         except (InputError, OSError) as error:
             if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
@@ -199,6 +193,16 @@ def _load(suite: Suite, load: Callable[[str], Ranker], path: str) -> Ranker:
     if suite.retrieve and not ranker.model.config.is_searchable:
         raise InputError(f"{path} is a {ranker.model.config.model_type}, which re-ranks and cannot search.")
     return ranker
+
+
+def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str, Any]:
+    """Return what results files say about a set; None is the first stage."""
+    run = opened.candidates
+    if ranker is not None:
+        rank = opened.evaluator.retrieve if suite.retrieve else opened.evaluator.rerank
+        run = rank(ranker)
+    values = evaluate_queries(run, opened.evaluator.qrels, suite.measures)
+    return {"language": opened.language, "means": mean_values(values), "queries": values}
 
 
 def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
