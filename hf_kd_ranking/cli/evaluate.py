@@ -15,15 +15,7 @@ from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.rerank import rerank_run
 from ..evaluation.significance import CORRECTIONS, compare_runs, comparison_text
-from ..evaluation.suites import (
-    SUITES,
-    Suite,
-    check_settings,
-    evaluate_suite,
-    read_results,
-    suite_text,
-    summarize,
-)
+from ..evaluation.suites import SUITES, Suite, evaluate_suite, read_results, suite_text, summarize
 from ..processes import processes
 from . import options
 
@@ -119,9 +111,7 @@ def evaluate(
         load = partial(options.load_ranker, architecture=None, batch_size=batch_size, dtype=dtype)
         load = partial(load, tokens_per_batch=tokens_per_batch)
         failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results)
-    found = read_results(results)
-    check_settings(results, [content["settings"] for content in found.values()])
-    summary = summarize(found)
+    summary = summarize(read_results(results))
     options.print_result(({**summary, "failed": failed}, suite_text(summary)), as_json)
     for set_name, message in failed.items():
         typer.echo(f"error: {set_name}: {message}", err=True)

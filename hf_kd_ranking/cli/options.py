@@ -21,15 +21,6 @@ from ..ranker import Ranker
 Result = dict[str, Any] | tuple[dict[str, Any], str]  # what a verb returns: for programs, and the text for people
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-def _check_language(language: str | None) -> str | None:
-    if language is not None:
-        from ..retrieval.bm25 import check_language  # an extra
-
-        check_language(language)
-    return language
-
-
 Model = Annotated[str, typer.Option(help="Ranker: a folder or a name on the Hub.")]
 FirstStageOrModel = Annotated[str | None, typer.Option("--model", help="Ranker; BM25 if not given.")]
 Models = Annotated[list[str], typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")]
@@ -63,10 +54,7 @@ OfPassages = Annotated[
 ]
 K = Annotated[int, typer.Option(min=1, help="Number of documents per query.")]
 Weights = Annotated[list[float] | None, typer.Option(help="Weights, one per file.")]
-Language = Annotated[
-    str | None,
-    typer.Option(callback=_check_language, help="BM25: language of stems and stop words, or auto; default: neither."),
-]
+Language = Annotated[str | None, typer.Option(help="BM25: language of stems and stop words, or auto; default: none.")]
 ExcludeSameId = Annotated[bool, typer.Option(help="Leave out the document with the id of its query (ArguAna, Quora).")]
 FaissSettings = Annotated[
     str | None, typer.Option("--settings", help="Search settings of a faiss index: nprobe=16, efSearch=128.")

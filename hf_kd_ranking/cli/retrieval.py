@@ -106,11 +106,12 @@ def _index_words(
     overwrite: bool,
 ) -> dict[str, Any]:
     """Index a collection for BM25; `given` are options that only rankers read, which must not be given."""
-    from ..retrieval.bm25 import BM25Index
+    from ..retrieval.bm25 import BM25Index, check_language
 
     unread = [option for option, value in given.items() if value is not None]
     if unread:
         raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
+    check_language(language)
     refuse_replacing(output, "bm25", overwrite)  # before the work
     BM25Index.build(documents, language=language, tokenization=tokenization).save(output, overwrite)
     return {"output": str(output), "documents": len(documents)}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..artifacts import changed_names, content_digest, read_json, write_json
 from ..data.collections import load_collection
@@ -30,24 +30,16 @@ BEIR = "arguana climate-fever dbpedia fever fiqa hotpotqa nfcorpus nq quora scid
 SUITES = {"nanobeir": ("zeta-alpha-ai/Nano", f"{NANOBEIR} Touche2020".split()), "beir": ("mteb/", BEIR.split())}
 QUERIES_ARE_DOCUMENTS = ("arguana", "quora")  # sets whose documents with the id of their query are always left out
 FIRST_STAGE = "first_stage"
+TEST_ROW = "| {measure} | {set} | {ranker} | {difference:+.4f} | {p_value:.2g} | {p_corrected:.2g} |"
 KIND, VERSION = "suite-results", 1
 
 
-@dataclass(frozen=True)
-class SuiteSet:
+class SuiteSet(NamedTuple):
     """A set that is ready to be measured."""
 
     candidates: Run  # of the first stage
     evaluator: RerankingEvaluator | RetrievalEvaluator
     language: str | None  # ISO 639-1, if the set names it
-
-    def run(self, ranker: Ranker | None) -> Run:
-        """Return the run of a ranker, or that of the first stage."""
-        if ranker is None:
-            return self.candidates
-        if isinstance(self.evaluator, RetrievalEvaluator):
-            return self.evaluator.retrieve(ranker)
-        return self.evaluator.rerank(ranker)
 
 
 @dataclass(frozen=True)
@@ -163,30 +155,28 @@ def evaluate_suite(
             search, or no set can be read.
     """
     parse_measures(suite.measures)
-    sources, settings = suite.sets(), suite.settings()
-    results = read_results(folder) if folder.is_dir() else {}
-    check_settings(folder, [settings, *(content["settings"] for content in results.values())])
     if FIRST_STAGE in models:
         raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
-    digests = {name: content_digest(path) for name, path in models.items()}
-    for name, digest in {FIRST_STAGE: FIRST_STAGE, **digests}.items():
+    sources, settings, results = suite.sets(), suite.settings(), {}
+    if folder.is_dir():
+        results = read_results(folder, settings)
+    for name in (FIRST_STAGE, *models):
+        digest = content_digest(models[name]) if name in models else FIRST_STAGE
         empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
         if results.setdefault(name, empty)["model"] != digest:
             raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
     folder.mkdir(parents=True, exist_ok=True)
-    rankers, failed = {FIRST_STAGE: None}, {}
+    rankers, failed = {}, {}
     for set_name, source in sources.items():
         missing = [name for name in (FIRST_STAGE, *models) if set_name not in results[name]["sets"]]
         for name in missing:
-            if name not in rankers:
+            if name != FIRST_STAGE and name not in rankers:
                 rankers[name] = _load(suite, load, models[name])
         try:
             opened = suite.open(source) if missing else None
             for name in missing:
                 logger.info("%s: %s", set_name, name)
-                values = evaluate_queries(opened.run(rankers[name]), opened.evaluator.qrels, suite.measures)
-                measured = {"language": opened.language, "means": mean_values(values), "queries": values}
-                results[name]["sets"][set_name] = measured
+                results[name]["sets"][set_name] = _measure(suite, opened, rankers.get(name))
                 write_json(folder / f"{name}.json", results[name])
         except (InputError, OSError) as error:
             if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
@@ -205,12 +195,22 @@ def _load(suite: Suite, load: Callable[[str], Ranker], path: str) -> Ranker:
     return ranker
 
 
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str, Any]:
+    """Return what results files say about a set; None is the first stage."""
+    run = opened.candidates
+    if ranker is not None:
+        rank = opened.evaluator.retrieve if suite.retrieve else opened.evaluator.rerank
+        run = rank(ranker)
+    values = evaluate_queries(run, opened.evaluator.qrels, suite.measures)
+    return {"language": opened.language, "means": mean_values(values), "queries": values}
+
+
+def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Return name -> content of the results files in a folder, the first stage first.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        InputError: if a file is damaged or of another kind.
+        InputError: if a file is damaged, of another kind, or of other settings than the ones given, else the first's.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")
@@ -219,16 +219,14 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
         content = read_json(path, what="results")
         if (content.get("kind"), content.get("version")) != (KIND, VERSION):
             raise InputError(f"{path} is not a results file of version {VERSION}; move it to another folder.")
+        if not (isinstance(content.get("settings"), dict) and isinstance(content.get("sets"), dict)):
+            raise InputError(f"{path} is damaged: it lacks settings or sets; remove it, and measure again.")
+        settings = settings or content["settings"]
+        changed = changed_names(settings, content["settings"])
+        if changed:
+            raise InputError(f"{path} has results with another {', '.join(changed)}; give another folder.")
         results[path.stem] = content
     return results
-
-
-def check_settings(folder: Path, settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse, by an InputError that names the differences, results that were made with different settings."""
-    for other in settings[1:]:
-        changed = changed_names(settings[0], other)
-        if changed:
-            raise InputError(f"{folder} has results with another {', '.join(changed)}; give another folder.")
 
 
 def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -239,60 +237,59 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         `rankers` (name -> measure -> set -> mean) and `tests`: for every ranker and measure the paired t-test against
         the first stage on every set, as `paired_t_test`, with `p_corrected` by Holm over the sets.
     """
-    rankers, languages, shared = {}, {}, None
+    rankers, languages, shared = {}, {}, {}
     for name, content in results.items():
         rankers[name] = {}
         for set_name, measured in content["sets"].items():
             for measure, value in measured["means"].items():
                 rankers[name].setdefault(measure, {})[set_name] = value
-        shared = [set_name for set_name in content["sets"] if shared is None or set_name in shared]
-    for set_name in shared or ():
-        language = next(iter(results.values()))["sets"][set_name]["language"]
+            if all(set_name in other["sets"] for other in results.values()):
+                shared[set_name] = measured["language"]
+    for set_name, language in shared.items():
         if language is not None:
             languages.setdefault(language, []).append(set_name)
     tests = []
-    for name in results:
+    for name in rankers:
         if name != FIRST_STAGE and FIRST_STAGE in results:
             for measure in rankers[name]:
                 tests += _compare(name, results[name]["sets"], results[FIRST_STAGE]["sets"], measure)
-    return {"sets": shared or [], "languages": languages, "rankers": rankers, "tests": tests}
+    return {"sets": list(shared), "languages": languages, "rankers": rankers, "tests": tests}
 
 
 def _compare(name: str, treatment: Mapping, control: Mapping, measure: str) -> list[dict[str, Any]]:
-    tests = []
+    """Return the tests of one ranker and measure on the sets that both sides have."""
+    tests, p_values = [], []
     for set_name in treatment:
         if set_name in control:
             sides = treatment[set_name]["queries"][measure], control[set_name]["queries"][measure]
             tests.append({"ranker": name, "measure": measure, "set": set_name, **paired_t_test(*sides)})
-    for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+            p_values.append(tests[-1]["p_value"])
+    for test, p_value in zip(tests, holm(p_values), strict=True):
         test["p_corrected"] = p_value
     return tests
 
 
 def suite_text(summary: Mapping[str, Any]) -> str:
-    """Format a summary as Markdown: means by set, by language if sets name theirs, and tests."""
-    rankers, groups = summary["rankers"], summary["languages"]
-    columns = {}
+    """Format a summary as Markdown: means by set and by the languages that sets name, and tests."""
+    rankers, lines, columns = summary["rankers"], [], {}
     for by_measure in rankers.values():
-        for sets in by_measure.values():
-            columns |= sets
-    lines = []
+        for values in by_measure.values():
+            columns |= values
+    groups = {f"mean of {len(summary['sets'])} sets": summary["sets"]}
+    for language, sets in summary["languages"].items():
+        groups[f"{language} ({len(sets)})"] = sets
     for measure in next(iter(rankers.values()), ()):
-        header = [measure, *columns, f"mean of {len(summary['sets'])} sets"]
-        header += [f"{language} ({len(sets)})" for language, sets in groups.items()]
+        header = [measure, *columns, *groups]
         lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for name, by_measure in rankers.items():
             values = by_measure.get(measure, {})
-            cells = [values.get(set_name) for set_name in columns]
-            cells += [_mean(values, sets) for sets in (summary["sets"], *groups.values())]
-            shown = ["-" if value is None else f"{value:.4f}" for value in cells]
-            lines.append(f"| {' | '.join([name, *shown])} |")
+            cells = [name]
+            for sets in (*([set_name] for set_name in columns), *groups.values()):
+                found = [values[set_name] for set_name in sets if set_name in values]
+                cells.append(f"{fmean(found):.4f}" if found else "-")
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     lines += [f"| measure | set | ranker - {FIRST_STAGE} | difference | p (t-test) | p (Holm) |", "|---" * 6 + "|"]
-    row = "| {measure} | {set} | {ranker} | {difference:+.4f} | {p_value:.2g} | {p_corrected:.2g} |"
-    lines += [row.format_map(test) for test in summary["tests"]]
+    for test in summary["tests"]:
+        lines.append(TEST_ROW.format_map(test))
     return "\n".join(lines)
-
-
-def _mean(values: Mapping[str, float], sets: Sequence[str]) -> float | None:
-    return fmean(values[set_name] for set_name in sets) if sets else None

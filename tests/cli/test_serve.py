@@ -184,7 +184,7 @@ def test_serve_refuses_bad_input_in_one_line(call, folder, toy, encoder):
                 f"{folder}/index: collection.tsv (fingerprint",  # before a BM25 index is built
             ),
             (f"{model} {collection} --docker {folder}/model", "model exists"),
-            (f"{model} {collection} --language klingon", "The language is one of arabic, "),
+            (f"{model} --docker {folder}/none {collection} --language klingon", "The language is one of arabic, "),
             (f"{model} --port 0 --language auto", "Give --collection, or --dataset, which --language would search."),
             (
                 f"{model} --docker {folder}/none {collection} --candidates {folder}/bm25 --language auto",

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.artifacts import read_json
+from hf_kd_ranking.artifacts import read_json, write_json
 from hf_kd_ranking.evaluation import suites
 from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.evaluation.significance import holm, paired_t_test
@@ -129,14 +129,19 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
         ("--results {folder}/none", "none, the folder of results, does not exist"),
         ("--suite {folder}/suite --run x --model y --results z", "A suite has its own data: leave out --run"),
         ("--suite {suite} --model first_stage={folder}/first", "first_stage is the name of the first stage"),
-        ("--suite {suite} --model {folder}/first --k 8", "old has results with another k; give another folder."),
+        ("--suite {suite} --model {folder}/first --k 8", "old/first_stage.json has results with another k; give"),
         ("--suite {suite} --model first={folder}/second", "old/first.json has the results of another ranker"),
         ("--suite {suite} --model {folder}/cat --retrieve", "another retrieve"),
         (
             "--suite {folder}/suite --model {folder}/cat --results {folder}/new --retrieve",
             "re-ranks and cannot search",
         ),
-        ("--suite nanobeir --model {folder}/first --results {folder}/new", "Couldn't reach 'zeta-alpha-ai/NanoArgu"),
+        (
+            "--suite nanobeir --model {folder}/first --results {folder}/new",
+            "error: No collection 'zeta-alpha-ai/NanoArguAna'",
+        ),
+        ("--results {folder}/first", "config.json is not a results file of version 1; move it"),
+        ("--results {folder}/damaged", "a.json is damaged: it lacks settings or sets"),
         ("", "Give --run, or --suite with --model and --results."),
     ],
 )
@@ -145,6 +150,8 @@ def test_suite_refuses_bad_input_in_one_line(call, suite, rankers, encoder, tmp_
     lengths = {"max_query_length": 8, "max_document_length": 16}
     cat = kd.Ranker(kd.load_ranker(encoder, "bert_cat", **lengths), rankers["first"].tokenizer)
     cat.save_pretrained(tmp_path / "cat")
+    (tmp_path / "damaged").mkdir()
+    write_json(tmp_path / "damaged" / "a.json", {"kind": suites.KIND, "version": suites.VERSION, "sets": {}})
     old = f"{suite} --results {tmp_path}/old"
     assert call(f"evaluate --suite {old} --k 7 --model {tmp_path}/first")[0] == 0
     if "--k" not in options:
@@ -162,8 +169,8 @@ def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
     kd.write_qrels({"100": {"101": 1}, "102": {"103": 1}}, suite / "arguana" / "qrels.txt")
     for retrieve in (False, True):
         opened = suites.Suite(str(suite), retrieve=retrieve, k=3).open(str(suite / "arguana"))
-        for ranker in (None, rankers["first"]):
-            run = opened.run(ranker)
+        rank = opened.evaluator.retrieve if retrieve else opened.evaluator.rerank
+        for run in (opened.candidates, rank(rankers["first"])):
             assert {query: {doc for doc, _ in ranking} for query, ranking in run.items()} == {
                 "100": {"101", "102", "103"},
                 "102": {"100", "101", "103"},

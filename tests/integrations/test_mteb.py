@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.collections import RankingCollection
@@ -89,12 +90,16 @@ class EncoderOnly:
             setattr(self, name, getattr(model, name))
 
 
-@pytest.mark.parametrize("model", ["bert_dot", "bert_dot-mean-compressed"], indirect=True)
-def test_mteb_encodes_both_sides(ranker, data):
+def test_mteb_encodes_both_sides(encoder, tokenizer, data):
+    settings = {"max_query_length": 8, "max_document_length": 16, "query_prefix": "moon violin "}
+    ranker = kd.Ranker(kd.load_ranker(encoder, "bert_dot", **settings), tokenizer)
     wanted = kd.RetrievalEvaluator(data.qrels, data.queries, data.documents)(ranker)["nDCG@10"]
     model = kd.MtebEncoder(ranker)
+    assert 0 < wanted < 1
     assert measure(EncoderOnly(model), make_task(data)) == pytest.approx(wanted, abs=1e-4)
     query, document = ranker.encode_queries(["apple"]), ranker.encode_documents(["apple"])
+    assert model.encode([{"text": ["apple"]}], prompt_type=PromptType.query) == pytest.approx(query, rel=1e-5)
+    assert model.encode([{"text": ["apple"]}], prompt_type=PromptType.document) == pytest.approx(document, rel=1e-5)
     assert model.similarity_pairwise(query, document) == pytest.approx(ranker.score("apple", ["apple"]), rel=1e-5)
 
 
