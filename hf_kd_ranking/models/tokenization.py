@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from tokenizers import Encoding
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -214,7 +213,8 @@ class RankingProcessor:
         return tokens
 
 
-def _count_cuts(encodings: Sequence[Encoding], document: int) -> Cuts:
+def _count_cuts(encodings: Sequence[Any], document: int) -> Cuts:
+    """Count what is cut of the document's side, from the encodings of a fast tokenizer."""
     counts = Cuts(texts=len(encodings), tokens=sum(map(len, encodings)))
     for encoding in encodings:
         pieces = encoding.overflowing
