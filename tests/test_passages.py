@@ -8,6 +8,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.passages import split_documents, to_documents
 from hf_kd_ranking.evaluation.rerank import rerank_run
+from hf_kd_ranking.models import tokenization
 from hf_kd_ranking.retrieval.base import INDEX_NAMES
 from hf_kd_ranking.searcher import Pipeline, load_pipeline, save_pipeline
 from hf_kd_ranking.serving.search import SearchEngine
@@ -285,6 +286,7 @@ def test_verbs_say_how_much_is_cut(call, ranker, split, toy, tmp_path, caplog):
     files = f"--queries {toy}/queries.tsv --collection {toy}/collection.tsv --candidates {tmp_path}/all.trec --json"
     for verb in ("rerank", "teacher score"):
         caplog.clear()
+        tokenization._warn_once.cache_clear()
         output = tmp_path / f"{verb.split()[-1]}.trec"
         status, out, err = call(f"{verb} --model {tmp_path}/model {files} --output {output}")
         assert status == 0, err

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
-from transformers.tokenization_utils_base import EncodingFast
 
 from .base import RankerConfig
 from .errors import InputError
@@ -214,7 +213,8 @@ class RankingProcessor:
         return tokens
 
 
-def _count_cuts(encodings: Sequence[EncodingFast], document: int) -> Cuts:
+def _count_cuts(encodings: Sequence[Any], document: int) -> Cuts:
+    """Count what is cut of the document's side, from the encodings of a fast tokenizer."""
     counts = Cuts(texts=len(encodings), tokens=sum(map(len, encodings)))
     for encoding in encodings:
         pieces = encoding.overflowing

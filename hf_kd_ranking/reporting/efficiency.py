@@ -112,7 +112,7 @@ def measure_efficiency(
     protocol = {
         "queries": len(queries),
         "warm_up": warm_up,
-        "candidates": max(map(len, lists)),
+        "candidates": min(depths[-1], max(map(len, lists if counts is None else counts))),
         "candidate_lists": "one for all queries" if isinstance(documents[0], str) else "one per query",
         "stored": "vectors of the candidates in memory, float32, where bytes_per_passage is given",
     }

@@ -1,7 +1,7 @@
 """The one shape of indexes: `build`, `open`, `save` and `search`; `open_index` opens what a folder contains."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -109,12 +109,16 @@ class Index:
         """
         if self.collection.aggregation is None:
             return self._rank(texts, k, **options)
-        depth = k
-        while True:
+        depth = min(2 * k, len(self))
+        rankings = self._rank(texts, depth, **options)
+        lacking = _lacking(rankings, range(len(texts)), k, depth)
+        while lacking and depth < len(self):  # for each query by itself, so that ties do not depend on the others
             depth = min(2 * depth, len(self))
-            rankings = self._rank(texts, depth, **options)
-            if depth == len(self) or not any(_lacks_documents(ranking, k, depth) for ranking in rankings):
-                return rankings
+            deeper = self._rank([texts[place] for place in lacking], depth, **options)
+            for place, ranking in zip(lacking, deeper, strict=True):
+                rankings[place] = ranking
+            lacking = _lacking(rankings, lacking, k, depth)
+        return rankings
 
     def _rank(self, texts: Sequence[str], k: int, **options: Any) -> list[Ranking]:
         return self._with_ids(self.search_vectors(self.ranker.encode_queries(texts), k, **options))
@@ -262,9 +266,13 @@ def refuse_replacing(folder: Path, kind: str, overwrite: bool) -> None:
                 raise FileExistsError(f"{folder} contains {path.name}, which is not of an index; give a new folder.")
 
 
-def _lacks_documents(ranking: Ranking, k: int, depth: int) -> bool:
-    """Return whether a ranking of passages has less than k documents, and might have more if it were deeper."""
-    return len(ranking) == depth and len(to_documents(ranking)) < k
+def _lacking(rankings: Sequence[Ranking], places: Iterable[int], k: int, depth: int) -> list[int]:
+    """Return the places of rankings of `depth` passages that have less than k documents."""
+    lacking = []
+    for place in places:
+        if len(rankings[place]) == depth and len(to_documents(rankings[place])) < k:
+            lacking.append(place)
+    return lacking
 
 
 def check_k(k: int) -> None:

@@ -33,9 +33,9 @@ def test_benchmark_times_the_candidates_of_a_run(call, command, toy, tmp_path, m
     run, queries = kd.read_run(toy / "candidates.trec"), kd.TextStore.from_tsv(toy / "queries.tsv")
     documents, timed = kd.TextStore.from_tsv(toy / "collection.tsv"), []
 
-    def measure(rankers, texts, lists, *settings, **options):
+    def measure(rankers, texts, lists, warm_up, depths, counts):
         timed.extend(zip(texts, lists, strict=True))
-        return measure_efficiency(rankers, texts, lists, *settings, **options)
+        return measure_efficiency(rankers, texts, lists, warm_up, depths, counts=counts)
 
     monkeypatch.setattr("hf_kd_ranking.cli.benchmark.measure_efficiency", measure)
     options = f"--candidates {toy}/candidates.trec --k 6 --depth 2 --depth 4 --json"

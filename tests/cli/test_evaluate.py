@@ -28,7 +28,8 @@ def test_rerank_writes_the_scores_of_the_ranker(call, model, tokenizer, toy, tmp
     status, out, err = call(f"rerank --model {tmp_path}/model {texts} --k 3 --output {tmp_path}/out.trec --json")
     assert status == 0, err
     cuts = {"cut_texts": 0.0, "cut_tokens": 0.0}
-    assert json.loads(out.splitlines()[-1]) == {"output": f"{tmp_path}/out.trec", "queries": 4, "pairs": 12, **cuts}
+    expected = {"output": f"{tmp_path}/out.trec", "queries": 4, "pairs": 12} | cuts
+    assert json.loads(out.splitlines()[-1]) == expected
     queries, documents = kd.TextStore.from_tsv(toy / "queries.tsv"), kd.TextStore.from_tsv(toy / "collection.tsv")
     found = kd.read_run(tmp_path / "out.trec")
     for query, ranking in kd.read_run(toy / "candidates.trec").top(3).items():

@@ -3,7 +3,14 @@
 import pytest
 
 import hf_kd_ranking as kd
-from hf_kd_ranking.data.passages import choose_passages, read_settings, split_documents, to_documents, to_passages
+from hf_kd_ranking.data.passages import (
+    choose_passages,
+    read_settings,
+    split_documents,
+    texts_of,
+    to_documents,
+    to_passages,
+)
 from hf_kd_ranking.data.texts import check_same_collection
 
 
@@ -159,3 +166,9 @@ def test_best_passage_is_judged_as_its_document(split):
     chosen, judged = choose_passages(run, passages, {"q": {"a": 2, "b": 1}}, store)
     assert chosen == {"q": [("c", 4.0), ("a#1", 5.0), ("b#0", 1.0)]}  # of b no passage was scored
     assert judged == {"q": {"a#1": 2, "b#0": 1}}
+
+
+def test_texts_of_documents_are_those_of_all_their_passages(split, tmp_path):
+    store = split({"a": "apple bread cat", "b": "moon"}, "2/2")
+    assert texts_of(store, ["b", "a"]) == (["moon", "apple bread", "cat"], [1, 2])
+    assert texts_of(kd.TextStore.from_tsv(tmp_path / "0.tsv"), ["b", "a"]) == (["moon", "apple bread cat"], [1, 1])

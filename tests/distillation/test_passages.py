@@ -34,7 +34,7 @@ def test_passages_are_taught_and_documents_measured(make_job, split, out, tmp_pa
     teachers = [str(tmp_path / "teacher"), "bm25"] if purpose == "search" else [str(tmp_path / "teacher")]
     job = make_job()
     if purpose == "search":
-        settings["max_document_length"] = 5
+        settings |= {"max_document_length": 5, "fusion": False}
     for name, value in (settings | {"teachers": teachers}).items():
         setattr(job, name, value)
     outcome = kd.distill(job)

@@ -125,6 +125,22 @@ def pages(megabytes: int) -> mmap.mmap:
     return block
 
 
+def test_efficiency_times_all_passages_of_the_candidates_within_a_depth():
+    timed = []
+
+    class Counting:
+        def score(self, queries, documents):
+            timed.append(len(documents))
+            return np.zeros(len(documents))
+
+    lists = [["a", "b", "c", "d"], ["e", "f", "g", "h"]]
+    options = {"depths": [1, 3], "warm_up": 0, "counts": [[2, 1, 1], [1, 2, 1]]}
+    results = kd.measure_efficiency({"x": Counting}, QUERIES[:2], lists, **options)
+    assert timed[-4:] == [2, 4, 1, 4]
+    assert list(results["rankers"]["x"]["total_ms_by_depth"]) == ["1", "3"]
+    assert results["protocol"]["candidates"] == 3
+
+
 def test_efficiency_peak_memory_is_the_rankers_own(encoder, tokenizer):
     pages(400).close()  # an earlier peak
     held = pages(100)  # in use before
