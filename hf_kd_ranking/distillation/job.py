@@ -130,8 +130,9 @@ class DistillJob:
     )
     loss: str | None = HfArg(
         default=None,
-        help="Loss with a teacher; without one it is RankNet on the labels. The default is in_batch_kl_div if there "
-        "is one teacher, which encodes queries and documents separately, else margin_mse.",
+        help="Loss with a teacher; without one it is RankNet on the labels. The default is in_batch_kl_div if the "
+        "student, neither bert_cat nor prettr, and the only teacher encode queries and documents separately, else "
+        "margin_mse.",
     )
     learning_rates: list[float] = HfArg(
         default_factory=lambda: [5e-5, 1.5e-4],

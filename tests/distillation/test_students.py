@@ -73,7 +73,9 @@ def test_loss_is_measured_best_for_the_teacher(make_job, tmp_path):
 
     assert loss("bert_dot", "teacher", live) == (LIVE_LOSS, True)
     assert loss("bert_dot", "teacher", None) == (LOSS, False)
+    assert loss("tk", "teacher", live) == (LIVE_LOSS, True)
     assert loss("bert_cat", "teacher", live) == (LOSS, False)  # reads both texts at once
+    assert loss("prettr", "teacher", live) == (LOSS, False)  # reads them together in its upper layers
     assert loss("bert_dot", "no_teacher", live) == ("ranknet", False)
     penalty = ARCHITECTURE_SETTINGS["splade"]["regularization"]
     assert loss("splade", "no_teacher", None) == (f"ranknet,{penalty}", False)
