@@ -109,9 +109,9 @@ def ratios(sections: dict[str, dict]) -> dict[str, float]:
     for section, cases in sections.items():
         for name, ours in cases.items():
             theirs = cases.get(f"{name} peer", {})
-            for measure in ours.keys() & theirs.keys():
-                if measure.endswith("_per_second"):
-                    found[f"{section}: {name}"] = ours[measure] / theirs[measure]
+            shared = [measure for measure in ours if measure in theirs and measure.endswith("_per_second")]
+            for measure in shared:
+                found[f"{section}: {name}"] = ours[measure] / theirs[measure]
     return found
 
 
