@@ -218,7 +218,7 @@ def test_text_has_all_tables(make_job):
     names = ["BM25", "dot teacher", "dot teacher + BM25"]
     outcome = {"chosen": "dot teacher", "test": dict(zip(names, (0.5, 0.6, 0.55), strict=True)), "verdict": "Verdict."}
     outcome |= {"queries": {"train": 1000, "dev": 20, "test": 30}, "rates": {"dot teacher": 1e-4}}
-    outcome |= {"synthetic": [], "agreement": []}
+    outcome |= {"synthetic": [], "agreement": [], "cuts": {}}
     outcome |= {"lists": {"teacher": 2000}, "overlaps": {"queries left out": 3, "positives of train and test": 0}}
     outcome |= {"fused": {"dot teacher": 0.55}, "dev": {"BM25": 0.4, "dot teacher": 0.7}, "latency_ms": {"BM25": 1.0}}
     outcome |= {"pipeline": {"first_stage": "BM25"}, "sums": {"dot teacher": "dot teacher + BM25"}, "folder": "best"}

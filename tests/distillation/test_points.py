@@ -113,7 +113,7 @@ def test_of_equal_points_the_fastest_is_chosen():
 def test_candidates_of_the_timed_queries_are_timed(tmp_path, make_artifact, monkeypatch):
     seen = {}
 
-    def measure(rankers, queries, documents, depths, first_stages):
+    def measure(rankers, queries, documents, depths, first_stages, counts):
         seen.update(rankers=list(rankers), queries=queries, documents=documents, first_stages=list(first_stages))
         return {}
 
