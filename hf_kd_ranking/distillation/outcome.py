@@ -39,7 +39,7 @@ class Measured(NamedTuple):
     judgments: Artifact  # of the test queries
     points: Artifact
     timing: Artifact
-    settings: Mapping[str, Any]  # `measure`, `k`, `purpose`, `budget_ms` and `data_name` of the job
+    settings: Mapping[str, Any]  # `measure`, `k`, `purpose`, `budget_ms`, `data_name` and `train_data` of the job
 
 
 # ---- Steps ----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def _write_cards(measured: Measured, values: Values, costs: Mapping) -> None:
             of_seed = {measure: values[system.name][seed]}
             cuts = manifest["results"].get("cuts", {})
             manifest["results"] = {**compare_with_first_stage(of_seed, {measure: first_stage}), "cuts": cuts}
-            manifest["data"] = measured.settings["data_name"]
+            manifest |= {"data": measured.settings["train_data"], "test_data": measured.settings["data_name"]}
             save_manifest(student.checkpoint, manifest)
             name = system.name.replace(" ", "-")
             write_model_card(student.checkpoint, name, select_efficiency(costs, system.name))

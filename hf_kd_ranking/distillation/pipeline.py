@@ -173,7 +173,7 @@ def measure(work: Workspace, context: Context, data: Material, systems: list[Sys
             teachers[f"teacher {name}"] = artifact
     tested = {name: of_name["test"] for name, of_name in rankings.items()}
     settings = {"measure": job.measure, "k": job.k, "purpose": job.purpose, "budget_ms": job.budget_ms}
-    settings["data_name"] = job.data_of("test")
+    settings |= {"data_name": job.data_of("test"), "train_data": job.data_of("train")}
     first_stages = _first_stages(context, data, "test")
     measured = Measured(systems, first_stages, teachers, tested, data.judgments["test"], found, timing, settings)
     return Made(data, systems, rankings, work.step("report", write_outcome, measured, context))

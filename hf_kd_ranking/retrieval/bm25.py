@@ -149,6 +149,8 @@ class BM25Vectors:
     def __init__(self, documents: TextStore, *, k1: float = 0.9, b: float = 0.4, language: str | None = None) -> None:
         check_parameters(k1, b)
         check_language(language)
+        if language == "auto":
+            language = snowball_language(documents)
         self.documents = documents
         length = 0
         for start in range(0, len(documents), TEXTS_AT_ONCE):

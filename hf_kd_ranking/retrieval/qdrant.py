@@ -259,7 +259,10 @@ class QdrantIndex(Index):
         """Return what the collection was built from; None if it does not exist."""
         if not self._ask(self.client.collection_exists, self.name):
             return None
-        return self._ask(self.client.get_collection, self.name).config.metadata or {}
+        description = self._ask(self.client.get_collection, self.name).config.metadata or {}
+        if not isinstance(description.get("vectors"), Mapping):  # an earlier release had a checksum there
+            description.pop("vectors", None)
+        return description
 
     def _upload(self, sources: Mapping[str, Source], batch_size: int, parallel: int, is_resumed: bool) -> None:
         # Points are named by their row, so that a batch that is uploaded again replaces itself.

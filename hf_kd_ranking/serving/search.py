@@ -152,12 +152,13 @@ class SearchEngine:
     def _terms(self, vectors: csr_array, texts: Sequence[str]) -> list[list[Term]]:
         """Return the words of the largest weights in the vector of each text."""
         tokenizer = self.pipeline.ranker.tokenizer
+        tokens = self.pipeline.ranker.processor.encode(texts)["input_ids"]  # by itself in a thread
         found = []
-        for row, text in enumerate(texts):
+        for row, of_text in enumerate(tokens):
             places = slice(vectors.indptr[row], vectors.indptr[row + 1])
             numbers, weights = vectors.indices[places], vectors.data[places]
             largest = np.argsort(-np.abs(weights), kind="stable")[:TERMS]
-            own = set(tokenizer(text)["input_ids"])
+            own = set(of_text)
             words = tokenizer.convert_ids_to_tokens(numbers[largest].tolist())
             terms = []
             for word, number, weight in zip(words, numbers[largest].tolist(), weights[largest].tolist(), strict=True):

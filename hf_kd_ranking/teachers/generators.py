@@ -144,7 +144,13 @@ class _Writer:
         is_seq2seq, count = self.model.config.is_encoder_decoder, self.per_document
         side = "right" if is_seq2seq else "left"
         prompts = [self._fill(text) for text in texts]
-        inputs = self.tokenizer(prompts, padding=True, padding_side=side, return_tensors="pt").to(self.model.device)
+        options = {
+            "padding": True,
+            "padding_side": side,
+            "return_tensors": "pt",
+            "add_special_tokens": not self._is_chat,
+        }
+        inputs = self.tokenizer(prompts, **options).to(self.model.device)
         known = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         if not is_seq2seq:
             options = {"do_sample": False, "max_new_tokens": count * TOKENS_PER_QUERY}
@@ -161,7 +167,8 @@ class _Writer:
         """Return the prompt of a document, which is cut so that the model can read and answer it."""
         new_tokens = 0 if self.model.config.is_encoder_decoder else self.per_document * TOKENS_PER_QUERY
         limit = max_tokens(self.model.config, self.tokenizer.model_max_length, None)
-        room = limit - new_tokens - len(self.tokenizer(self._chat(""))["input_ids"])
+        empty = self.tokenizer(self._chat(""), add_special_tokens=not self._is_chat)
+        room = limit - new_tokens - len(empty["input_ids"])
         if room < 1:
             raise InputError(
                 f"The prompt and {new_tokens} new tokens leave no room for a document: the model reads {limit} tokens."
@@ -172,9 +179,14 @@ class _Writer:
         offsets = cut["offset_mapping"]
         return self._chat(text[: offsets[-1][1]] if offsets else "")
 
+    @property
+    def _is_chat(self) -> bool:
+        """Whether prompts are filled into the tokenizer's chat template, which has the special tokens."""
+        return not self.model.config.is_encoder_decoder and self.tokenizer.chat_template is not None
+
     def _chat(self, text: str) -> str:
         prompt = self.prompt.fill(text, self.per_document)
-        if self.model.config.is_encoder_decoder or self.tokenizer.chat_template is None:
+        if not self._is_chat:
             return prompt
         messages = [{"role": "user", "content": prompt}]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}

@@ -67,8 +67,10 @@ def generate_queries(
         InputError: if no query is left, or there is the unfinished work of other inputs.
     """
     output = Path(output)
+    # A call that ended while it wrote left the files beside the queries, and the folder of `work_folder`.
+    is_begun = output.with_name(f"{output.name}.parts").is_dir()
     for path in (output, *files_beside(output)):
-        refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite or (is_begun and path != output))
     titles = titles or {}
     if generator.name == TITLE and not titles:
         raise InputError(f"{documents.source} has no titles; JSON lines have, or take the fallback {FIRST_SENTENCE}.")

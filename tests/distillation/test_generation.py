@@ -144,6 +144,8 @@ def test_figures_on_real_queries_are_not_synthetic(real):
     outcome = kd.distill(replace(real, architectures=["bert_dot"]))
     assert (outcome["synthetic"], outcome["agreement"]) == (["train", "dev"], ["dev"])
     assert re.search(r"Chosen on dev, synthetic: .* On the 20 test queries: RR@10", outcome["verdict"])
+    card = next((Path(real.output) / "students").rglob("README.md")).read_text()
+    assert "of collection.tsv (synthetic queries)" in card and "| held-out queries of collection.tsv |" in card
     judged = kd.read_qrels(Path(real.output) / "judgments" / "test" / "qrels.txt")
     assert judged == {f"q{i}": {f"d{i}": 1} for i in range(0, 60, 3)}
     assert json.loads(Path(with_queries(real).qrels).with_name("queries.json").read_text())["is_weak"]

@@ -160,6 +160,7 @@ def test_bm25_language_auto_is_that_of_all_texts(make_texts, tmp_path, texts, la
     index = kd.BM25Index.build(store, tmp_path / "index", language="auto")
     assert index.description["language"] == found
     assert kd.BM25Index.open(tmp_path / "index").description["language"] == found
+    assert bm25.BM25Vectors(store, language="auto").identity["language"] == found
     if found == "german":
         assert set(ids(index.search({"q": "Haus"}))) >= {"0", "1"}
 

@@ -103,6 +103,18 @@ def test_qdrant_asks_an_overloaded_server_again(store, tmp_path, monkeypatch, wa
     assert len(calls) == attempts
 
 
+@BERT_DOT
+def test_qdrant_collection_of_an_earlier_release_is_refused(store, ranker, tmp_path):
+    client, identity = qdrant_index.QdrantClient(path=str(tmp_path / "db")), store.identity | {"vectors": "a checksum"}
+    size = qdrant_index.models.VectorParams(size=store.dimension, distance=qdrant_index.models.Distance.DOT)
+    client.create_collection("documents", size, metadata={"documents": len(store)} | identity)
+    client.close()
+    with pytest.raises(ValueError, match="does not say which model made it; build it here"):
+        kd.QdrantIndex.open(copy(tmp_path / "db", tmp_path / "copy"), ranker)
+    with pytest.raises(ValueError, match=r"has other vectors .* give another name, or delete it"):
+        kd.QdrantIndex.build(store, tmp_path / "db")
+
+
 @pytest.fixture
 def sources(store, documents, encoder, tokenizer, other_ranker, tmp_path) -> dict:
     """The sources of every kind of vectors; `store` is of a SPLADE."""

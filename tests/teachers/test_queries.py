@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_load import llama
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import hf_kd_ranking as kd
@@ -126,6 +127,19 @@ def test_existing_files_are_kept(store, tmp_path, existing):
     generate_queries(load_generator("first_sentence"), store, tmp_path / "q.tsv", overwrite=True)
 
 
+def test_call_that_ended_while_it_wrote_is_repeated(store, tmp_path, monkeypatch):
+    def stop(path, content):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            generate_queries(load_generator("first_sentence"), store, tmp_path / "q.tsv")
+    assert (tmp_path / "q.qrels.txt").exists() and not (tmp_path / "q.tsv").exists()
+    counts = generate_queries(load_generator("first_sentence"), store, tmp_path / "q.tsv")
+    assert len(read(tmp_path / "q.tsv")) == counts["queries"] > 0
+
+
 def test_scripts_of_a_text():
     assert scripts("Ab1 \uff21") == {"LATIN": 3}
     assert scripts("猫とネコ") == {"CJK": 4}
@@ -185,6 +199,8 @@ def causal(tmp_path, tokenizer) -> str:
     torch.manual_seed(0)
     words, _ = llama(tokenizer)
     words.pad_token = "[PAD]"
+    mark = ("[CLS]", words.convert_tokens_to_ids("[CLS]"))  # that a chat template has itself
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[mark])
     words.chat_template = "{% for m in messages %}what {{ m.content }} a{% endfor %}"
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "initializer_range": 0.5}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(words), eos_token_id=3, **sizes)).save_pretrained(tmp_path / "gpt")
@@ -213,7 +229,11 @@ def test_causal_model_reads_its_chat_template_and_is_cut(causal):
     model, words = GPT2LMHeadModel.from_pretrained(causal).eval(), kd.ranker.load_tokenizer(causal)
     for text, queries in zip(texts, found, strict=True):
         kept = " ".join(text.split()[:room])
-        ids = words(f"what of {kept} and a", return_tensors="pt", return_token_type_ids=False)
+        assert words("a")["input_ids"] == [
+            words.convert_tokens_to_ids("[CLS]"),
+            *words("a", add_special_tokens=False)["input_ids"],
+        ]
+        ids = words(f"what of {kept} and a", return_tensors="pt", add_special_tokens=False)
         answer = model.generate(**ids, do_sample=False, max_new_tokens=64)[0, ids["input_ids"].shape[1] :]
         (wanted,) = read_lines(words.decode(answer, skip_special_tokens=True), 1)
         # A random model has near ties, which padding may turn after some words.
