@@ -16,7 +16,7 @@ from hf_kd_ranking.cli import exit_on_bad_input
 from hf_kd_ranking.cli.train import parse_job
 from hf_kd_ranking.hub.manifest import select_measures
 from hf_kd_ranking.ranker import load_tokenizer
-from hf_kd_ranking.training.job import measure_gain, write_results
+from hf_kd_ranking.training.job import measure_gain, sample_cuts, write_results
 from hf_kd_ranking.training.topics import saved_clusters
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     trainer = kd.RankingTrainer(model, args, **data, **extra)
 
     # 5. Evaluate, train, and compare the result with the first stage
-    results = {"first_stage": {}, "tests": {}, "after": {}, "job": asdict(job)}
+    results = {"first_stage": {}, "tests": {}, "after": {}, "job": asdict(job), "cuts": sample_cuts(trainer)}
     results["before"] = trainer.evaluate() if evaluator is not None and checkpoint is None else {}
     results["training"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.termination.is_asked:
@@ -69,7 +69,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         write_results(results, run, args.output_dir, model.config.model_type)
         print(f"saved to {args.output_dir}", results["first_stage"], results["before"], results["after"], sep="\n")
-    measures = {name: results[name] for name in ("first_stage", "tests")}
+    measures = {name: results[name] for name in ("first_stage", "tests", "cuts")}
     measures |= {when: select_measures(results[when], job.measures) for when in ("before", "after")}
     write_card = trainer.push_to_hub if args.push_to_hub else trainer.create_model_card
     write_card(results=measures, files=job.files(), command=sys.argv)
