@@ -1,8 +1,8 @@
 """Suites: rankers on many test collections, with one results file per ranker and one table.
 
 A results file is JSON: `kind`, `version`, `model` (the digest of the ranker), `settings`, and `sets`, set ->
-`language`, `means` (measure -> mean) and `queries` (measure -> query_id -> value). It is written after every set, so
-that a second run does the missing sets only.
+`language`, `exclude_same_id`, `means` (measure -> mean) and `queries` (measure -> query_id -> value). It is written
+after every set, so that a second run does the missing sets only.
 """
 
 import logging
@@ -40,6 +40,7 @@ class SuiteSet(NamedTuple):
     candidates: Run  # of the first stage
     evaluator: RerankingEvaluator | RetrievalEvaluator
     language: str | None  # ISO 639-1, if the set names it
+    exclude_same_id: bool  # whether documents with the id of their query are left out
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Suite:
             set if it has a run of them, else BM25's.
         k: number of documents per query.
         language: language of BM25, see `BM25Index.build`.
-        exclude_same_id: leave out the document with the id of its query; always done for ArguAna and Quora.
+        exclude_same_id: leave out the document with the id of its query; always done for sets named after ArguAna or
+            Quora.
     """
 
     name: str
@@ -97,7 +99,7 @@ class Suite:
         texts = dict(zip(qrels, data.queries[list(qrels)], strict=True))
         if len(texts) < 2:
             raise InputError(f"A set needs at least two judged queries, and {source} has {len(texts)}.")
-        exclude = self.exclude_same_id or any(name in source.lower() for name in QUERIES_ARE_DOCUMENTS)
+        exclude = self.exclude_same_id or any(name in Path(source).name.lower() for name in QUERIES_ARE_DOCUMENTS)
         depth = self.k + exclude
         candidates = data.candidates or BM25Index.build(documents, language=self.language).search(texts, depth)
         if exclude:
@@ -107,7 +109,7 @@ class Suite:
             evaluator = RetrievalEvaluator(qrels, data.queries, documents, self.measures, self.k, exclude)
         else:
             evaluator = RerankingEvaluator(candidates, qrels, data.queries, documents, self.measures)
-        return SuiteSet(candidates, evaluator, data.language)
+        return SuiteSet(candidates, evaluator, data.language, exclude)
 
 
 @dataclass(eq=False, repr=False)
@@ -202,7 +204,8 @@ def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str,
         rank = opened.evaluator.retrieve if suite.retrieve else opened.evaluator.rerank
         run = rank(ranker)
     values = evaluate_queries(run, opened.evaluator.qrels, suite.measures)
-    return {"language": opened.language, "means": mean_values(values), "queries": values}
+    about = {"language": opened.language, "exclude_same_id": opened.exclude_same_id}
+    return {**about, "means": mean_values(values), "queries": values}
 
 
 def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:

@@ -177,6 +177,17 @@ def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
             }
 
 
+def test_suite_leaves_out_documents_by_the_name_of_the_set_only(call, toy, rankers, tmp_path):
+    folder = tmp_path / "quora" / "suite"
+    for name in ("a", "NanoArguAna"):
+        shutil.copytree(toy, folder / name)
+    command = f"evaluate --suite {folder} --results {tmp_path}/out --k 7 --model {tmp_path}/first"
+    status, _, err = call(command)
+    assert status == 0, err
+    sets = read_json(tmp_path / "out" / "first.json")["sets"]
+    assert {name: measured["exclude_same_id"] for name, measured in sets.items()} == {"NanoArguAna": True, "a": False}
+
+
 def test_suite_names_of_the_hub_are_complete():
     sets = {name: suites.Suite(name).sets() for name in suites.SUITES}
     assert {name: len(of) for name, of in sets.items()} == {"nanobeir": 13, "beir": 13}
