@@ -6,7 +6,8 @@ after every set, so that a second run does the missing sets only.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -153,12 +154,16 @@ def evaluate_suite(
         Set -> message, for the sets whose data are broken.
 
     Raises:
-        InputError: if the folder has results of other settings or of another ranker with the name, a ranker cannot
-            search, or no set can be read.
+        InputError: if the folder has results of other settings or of another ranker with the name, a name cannot be
+            that of a file, a ranker cannot search, or no set can be read.
+        OSError: if results cannot be written.
     """
     parse_measures(suite.measures)
     if FIRST_STAGE in models:
         raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
+    for name in models:
+        if not name or Path(name).name != name:
+            raise InputError(f"The name {name!r} cannot be that of a results file; give another one, NAME=PATH.")
     sources, settings, results = suite.sets(), suite.settings(), {}
     if folder.is_dir():
         results = read_results(folder, settings)
@@ -174,20 +179,31 @@ def evaluate_suite(
         for name in missing:
             if name != FIRST_STAGE and name not in rankers:
                 rankers[name] = _load(suite, load, models[name])
-        try:
+        with _broken_data(set_name, failed):
             opened = suite.open(source) if missing else None
-            for name in missing:
-                logger.info("%s: %s", set_name, name)
+        if set_name in failed:
+            continue
+        for name in missing:
+            logger.info("%s: %s", set_name, name)
+            with _broken_data(set_name, failed):
                 results[name]["sets"][set_name] = _measure(suite, opened, rankers.get(name))
+            if set_name in results[name]["sets"]:
                 write_json(folder / f"{name}.json", results[name])
-        except (InputError, OSError) as error:
-            if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
-                raise
-            failed[set_name] = str(error)
     if len(failed) == len(sources):
         set_name, message = next(iter(failed.items()))
         raise InputError(f"No set of {suite.name} can be measured; {set_name}: {message}")
     return failed
+
+
+@contextmanager
+def _broken_data(set_name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note the error of a set's data, so that the other sets are measured."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
+            raise
+        failed[set_name] = str(error)
 
 
 def _load(suite: Suite, load: Callable[[str], Ranker], path: str) -> Ranker:

@@ -129,6 +129,7 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
         ("--results {folder}/none", "none, the folder of results, does not exist"),
         ("--suite {folder}/suite --run x --model y --results z", "A suite has its own data: leave out --run"),
         ("--suite {suite} --model first_stage={folder}/first", "first_stage is the name of the first stage"),
+        ("--suite {suite} --model me/mine={folder}/first", "The name 'me/mine' cannot be that of a results file"),
         ("--suite {suite} --model {folder}/first --k 8", "old/first_stage.json has results with another k; give"),
         ("--suite {suite} --model first={folder}/second", "old/first.json has the results of another ranker"),
         ("--suite {suite} --model {folder}/cat --retrieve", "another retrieve"),
@@ -186,6 +187,15 @@ def test_suite_leaves_out_documents_by_the_name_of_the_set_only(call, toy, ranke
     assert status == 0, err
     sets = read_json(tmp_path / "out" / "first.json")["sets"]
     assert {name: measured["exclude_same_id"] for name, measured in sets.items()} == {"NanoArguAna": True, "a": False}
+
+
+def test_suite_does_not_take_a_full_disk_for_broken_data(call, suite, rankers, tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(suites, "write_json", fail)
+    status, out, err = call(f"evaluate --suite {suite} --results {tmp_path}/out --model {tmp_path}/first --k 7")
+    assert (status, out, err.splitlines()[-1]) == (1, "", "error: No space left on device")
 
 
 def test_suite_names_of_the_hub_are_complete():
