@@ -1,10 +1,12 @@
 """Suites: rankers on many test collections, with one results file per ranker and one table.
 
 A results file is JSON: `kind`, `version`, `model` (the digest of the ranker), `settings`, and `sets`, set ->
-`language`, `exclude_same_id`, `means` (measure -> mean) and `queries` (measure -> query_id -> value). It is written
-after every set, so that a second run does the missing sets only.
+`language`, `content` (digest of the data), `exclude_same_id`, `means` (measure -> mean) and `queries` (measure ->
+query_id -> value). It is written after every set, so that a second run does the missing sets only.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ SUITES = {"nanobeir": ("zeta-alpha-ai/Nano", f"{NANOBEIR} Touche2020".split()), 
 QUERIES_ARE_DOCUMENTS = ("arguana", "quora")  # sets whose documents with the id of their query are always left out
 FIRST_STAGE = "first_stage"
 TEST_ROW = "| {measure} | {set} | {ranker} | {difference:+.4f} | {p_value:.2g} | {p_corrected:.2g} |"
-KIND, VERSION = "suite-results", 1
+KIND, VERSION = "suite-results", 2
 
 
 class SuiteSet(NamedTuple):
@@ -91,6 +93,12 @@ class Suite:
         """Return the settings, for results files."""
         return {**asdict(self), "name": Path(self.name).resolve().name, "measures": list(self.measures)}
 
+    def content(self, source: str) -> str:
+        """Return the digest of a set's documents, queries, judgments and candidates; raises as `open`."""
+        data = load_collection(source, self.split)
+        parts = [data.documents.fingerprint(), data.queries.fingerprint(), data.qrels, data.candidates]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
+
     def open(self, source: str) -> SuiteSet:
         """Read a set and find the candidates of its first stage; bad data raise an InputError or an OSError."""
         from ..retrieval.bm25 import BM25Index  # an extra
@@ -141,7 +149,7 @@ class SuiteEvaluator:
 
 
 def evaluate_suite(
-    suite: Suite, models: Mapping[str, str], load: Callable[[str], Ranker], folder: Path
+    suite: Suite, models: Mapping[str, str], load: Callable[[str], Ranker], folder: Path, dtype: str
 ) -> dict[str, str]:
     """Measure rankers and the first stage on the sets that their files in a folder of results lack.
 
@@ -149,30 +157,19 @@ def evaluate_suite(
         models: name -> path, or name on the Hub.
         load: loads a ranker from its path.
         folder: folder of results, made if it does not exist.
+        dtype: precision in which `load` loads them, for the settings in results.
 
     Returns:
         Set -> message, for the sets whose data are broken.
 
     Raises:
-        InputError: if the folder has results of other settings or of another ranker with the name, a name cannot be
-            that of a file, a ranker cannot search, or no set can be read.
+        InputError: if the folder has results of other settings, of other data or of another ranker with the name, a
+            name cannot be that of a file, a ranker cannot search, or no set can be read.
         OSError: if results cannot be written.
     """
-    parse_measures(suite.measures)
-    if FIRST_STAGE in models:
-        raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
-    for name in models:
-        if not name or Path(name).name != name:
-            raise InputError(f"The name {name!r} cannot be that of a results file; give another one, NAME=PATH.")
-    sources, settings, results = suite.sets(), suite.settings(), {}
-    if folder.is_dir():
-        results = read_results(folder, settings)
-    for name in (FIRST_STAGE, *models):
-        digest = content_digest(models[name]) if name in models else FIRST_STAGE
-        empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
-        if results.setdefault(name, empty)["model"] != digest:
-            raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
+    results = _begin(suite, models, folder, {**suite.settings(), "dtype": dtype})
     folder.mkdir(parents=True, exist_ok=True)
+    sources = suite.sets()
     rankers, failed = {}, {}
     for set_name, source in sources.items():
         missing = [name for name in (FIRST_STAGE, *models) if set_name not in results[name]["sets"]]
@@ -180,19 +177,48 @@ def evaluate_suite(
             if name != FIRST_STAGE and name not in rankers:
                 rankers[name] = _load(suite, load, models[name])
         with _broken_data(set_name, failed):
+            content = suite.content(source)
             opened = suite.open(source) if missing else None
         if set_name in failed:
             continue
+        for name in results:
+            _check_content(folder / f"{name}.json", results[name], set_name, content)
         for name in missing:
             logger.info("%s: %s", set_name, name)
             with _broken_data(set_name, failed):
-                results[name]["sets"][set_name] = _measure(suite, opened, rankers.get(name))
+                values = _measure(suite, opened, rankers.get(name))
+                results[name]["sets"][set_name] = {"content": content, **values}
             if set_name in results[name]["sets"]:
                 write_json(folder / f"{name}.json", results[name])
     if len(failed) == len(sources):
         set_name, message = next(iter(failed.items()))
         raise InputError(f"No set of {suite.name} can be measured; {set_name}: {message}")
     return failed
+
+
+def _begin(
+    suite: Suite, models: Mapping[str, str], folder: Path, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return name -> results so far, those of other rankers in the folder included, after all checks before work."""
+    parse_measures(suite.measures)
+    if FIRST_STAGE in models:
+        raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
+    for name in models:
+        if not name or Path(name).name != name:
+            raise InputError(f"The name {name!r} cannot be that of a results file; give another one, NAME=PATH.")
+    results = read_results(folder, settings) if folder.is_dir() else {}
+    for name in (FIRST_STAGE, *models):
+        digest = content_digest(models[name]) if name in models else FIRST_STAGE
+        empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
+        if results.setdefault(name, empty)["model"] != digest:
+            raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
+    return results
+
+
+def _check_content(path: Path, result: Mapping[str, Any], set_name: str, content: str) -> None:
+    """Refuse results on other data than those of the digest `content`."""
+    if set_name in result["sets"] and result["sets"][set_name].get("content") != content:
+        raise InputError(f"{path} has results on other data of the set {set_name}; give another folder of results.")
 
 
 @contextmanager
@@ -229,11 +255,12 @@ def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dic
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        InputError: if a file is damaged, of another kind, or of other settings than the ones given, else the first's.
+        InputError: if a file is damaged, of another kind, of other settings than the ones given, else the first's, or
+            on other data of a set than the first's.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")
-    results = {}
+    results, contents = {}, {}
     for path in sorted(folder.glob("*.json"), key=lambda path: (path.stem != FIRST_STAGE, path.stem)):
         content = read_json(path, what="results")
         if (content.get("kind"), content.get("version")) != (KIND, VERSION):
@@ -244,6 +271,8 @@ def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dic
         changed = changed_names(settings, content["settings"])
         if changed:
             raise InputError(f"{path} has results with another {', '.join(changed)}; give another folder.")
+        for set_name, measured in content["sets"].items():
+            _check_content(path, content, set_name, contents.setdefault(set_name, measured.get("content")))
         results[path.stem] = content
     return results
 

@@ -131,6 +131,7 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
         ("--suite {suite} --model first_stage={folder}/first", "first_stage is the name of the first stage"),
         ("--suite {suite} --model me/mine={folder}/first", "The name 'me/mine' cannot be that of a results file"),
         ("--suite {suite} --model {folder}/first --k 8", "old/first_stage.json has results with another k; give"),
+        ("--suite {suite} --model {folder}/first --dtype bf16", "results with another dtype; give another folder"),
         ("--suite {suite} --model first={folder}/second", "old/first.json has the results of another ranker"),
         ("--suite {suite} --model {folder}/cat --retrieve", "another retrieve"),
         (
@@ -141,7 +142,7 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
             "--suite nanobeir --model {folder}/first --results {folder}/new",
             "error: No collection 'zeta-alpha-ai/NanoArguAna'",
         ),
-        ("--results {folder}/first", "config.json is not a results file of version 1; move it"),
+        ("--results {folder}/first", "config.json is not a results file of version 2; move it"),
         ("--results {folder}/damaged", "a.json is damaged: it lacks settings or sets"),
         ("", "Give --run, or --suite with --model and --results."),
     ],
@@ -160,6 +161,34 @@ def test_suite_refuses_bad_input_in_one_line(call, suite, rankers, encoder, tmp_
     status, _, err = call(f"evaluate {options.format(folder=tmp_path, suite=old)}")
     line = err.splitlines()[-1]
     assert (status, message.format(folder=tmp_path) in line, "Traceback" in err) == (2, True, False), err
+
+
+PARTS = ["collection.tsv", "queries.tsv", "qrels.txt", "candidates.trec"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_suite_refuses_results_on_other_data(call, suite, rankers, tmp_path, name):
+    command = f"evaluate --suite {suite} --results {tmp_path}/out --k 7"
+    assert call(f"{command} --model {tmp_path}/first")[0] == 0
+    path = suite / "a" / name
+    before = path.read_text()
+    path.write_text(before.replace("112\t", "112\tmoon ").replace("\n39\t", "\n39\tmoon ").replace(" 2\n", " 3\n"))
+    if name == "candidates.trec":
+        path.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    assert path.read_text() != before
+    for models in (f"{tmp_path}/first", f"{tmp_path}/first {tmp_path}/second"):
+        status, _, err = call(f"{command} --model {models}")
+        wanted = f"error: {tmp_path}/out/first_stage.json has results on other data of the set a; give another folder"
+        assert (status, err.splitlines()[-1]) == (2, f"{wanted} of results.")
+    assert not (tmp_path / "out" / "second.json").exists()
+    # Nor does the table mix them.
+    assert call(f"evaluate --suite {suite} --results {tmp_path}/new --k 7 --model {tmp_path}/second")[0] == 0
+    shutil.copy(tmp_path / "new" / "second.json", tmp_path / "out")
+    status, _, err = call(f"evaluate --results {tmp_path}/out")
+    assert (status, "out/second.json has results on other data of the set a" in err) == (2, True)
+    path.write_text(before)
+    (tmp_path / "out" / "second.json").unlink()
+    assert call(f"{command} --model {tmp_path}/first")[0] == 0
 
 
 def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
