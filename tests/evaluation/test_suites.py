@@ -127,7 +127,20 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
         ("--suite {folder}/suite --model {folder}/first", "A suite needs --suite, --model and --results"),
         ("--suite {folder}/suite --results {folder}/out", "A suite needs --suite, --model and --results"),
         ("--results {folder}/none", "none, the folder of results, does not exist"),
-        ("--suite {folder}/suite --run x --model y --results z", "A suite has its own data: leave out --run"),
+        ("--suite {folder}/suite --run x --model y --results z", "with --suite does not read --run; leave out"),
+        (
+            "--suite {suite} --model {folder}/first --aggregation max",
+            "--suite does not read --aggregation;",
+        ),
+        (
+            "--results {folder}/old --measure RR@10 --k 5",
+            "--results alone does not read --measure, --k;",
+        ),
+        ("--results {folder}/old --model {folder}/first", "--results alone does not read --model; leave out"),
+        (
+            "--results {folder}/old --config {folder}/options.yaml",
+            "--results alone does not read --retrieve;",
+        ),
         ("--suite {suite} --model first_stage={folder}/first", "first_stage is the name of the first stage"),
         ("--suite {suite} --model me/mine={folder}/first", "The name 'me/mine' cannot be that of a results file"),
         ("--suite {suite} --model {folder}/first --k 8", "old/first_stage.json has results with another k; give"),
@@ -152,6 +165,7 @@ def test_suite_refuses_bad_input_in_one_line(call, suite, rankers, encoder, tmp_
     lengths = {"max_query_length": 8, "max_document_length": 16}
     cat = kd.Ranker(kd.load_ranker(encoder, "bert_cat", **lengths), rankers["first"].tokenizer)
     cat.save_pretrained(tmp_path / "cat")
+    (tmp_path / "options.yaml").write_text("retrieve: true")
     (tmp_path / "damaged").mkdir()
     write_json(tmp_path / "damaged" / "a.json", {"kind": suites.KIND, "version": suites.VERSION, "sets": {}})
     old = f"{suite} --results {tmp_path}/old"
