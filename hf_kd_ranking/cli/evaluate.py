@@ -91,7 +91,7 @@ def evaluate(
     suite: Annotated[str | None, typer.Option(help=f"Folder of data sets, {' or '.join(SUITES)}.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results files of a suite.")] = None,
-    retrieve: Annotated[bool, typer.Option(help="Suite: search with the rankers; else they re-rank BM25.")] = False,
+    retrieve: Annotated[bool, typer.Option(help="Suite: search with the rankers; else they re-rank.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Suite: number of documents per query.")] = 100,
     language: options.Language = None,
     batch_size: options.BatchSize = 64,
@@ -102,6 +102,9 @@ def evaluate(
     """Measure runs against judgments, or rankers on all data sets of a suite; a query without results counts as 0.
 
     A finished set of a suite is not measured again. With --results only, print the table of the files there.
+
+    Options that are not read are refused: --qrels, --dataset, --aggregation and --per-query are for --run; --model,
+    --retrieve, --k, --language, --batch-size, --tokens-per-batch and --dtype for --suite.
     """
     if suite is not None:
         _refuse_unread(context, "--suite")
