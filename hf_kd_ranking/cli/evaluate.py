@@ -19,6 +19,14 @@ from ..evaluation.suites import SUITES, Suite, evaluate_suite, read_results, sui
 from ..processes import processes
 from . import options
 
+_SUITE = "suite model results split measure retrieve k language exclude_same_id batch_size tokens_per_batch dtype"
+# What `evaluate` measures -> the options that it reads then.
+READ = {
+    "--run": "run qrels dataset split measure exclude_same_id aggregation per_query".split(),
+    "--suite": _SUITE.split(),
+    "--results alone": ["results"],
+}
+
 
 def rerank(
     model: options.Model,
@@ -71,6 +79,7 @@ def rerank(
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[list[str] | None, typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")] = None,
     qrels: options.Qrels = None,
     dataset: options.Dataset = None,
@@ -82,7 +91,7 @@ def evaluate(
     suite: Annotated[str | None, typer.Option(help=f"Folder of data sets, {' or '.join(SUITES)}.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Rankers, each PATH or NAME=PATH.")] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results files of a suite.")] = None,
-    retrieve: Annotated[bool, typer.Option(help="Suite: search with the rankers; else they re-rank BM25.")] = False,
+    retrieve: Annotated[bool, typer.Option(help="Suite: search with the rankers; else they re-rank.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Suite: number of documents per query.")] = 100,
     language: options.Language = None,
     batch_size: options.BatchSize = 64,
@@ -93,24 +102,31 @@ def evaluate(
     """Measure runs against judgments, or rankers on all data sets of a suite; a query without results counts as 0.
 
     A finished set of a suite is not measured again. With --results only, print the table of the files there.
+
+    Options that are not read are refused: --qrels, --dataset, --aggregation and --per-query are for --run; --model,
+    --retrieve, --k, --language, --batch-size, --tokens-per-batch and --dtype for --suite.
     """
-    if suite is None and results is None:
-        if not run:
-            raise InputError("Give --run, or --suite with --model and --results.")
+    if suite is not None:
+        _refuse_unread(context, "--suite")
+        if results is None or not model:
+            raise InputError("A suite needs --suite, --model and --results; --results alone prints its files.")
+    elif run:
+        _refuse_unread(context, "--run")
         judgments = options.open_collection(dataset, split, qrels=qrels).qrels
         return options.print_result(
             _evaluate_runs(run, judgments, measure, exclude_same_id, aggregation, per_query), as_json
         )
-    if run or qrels or dataset or per_query:
-        raise InputError("A suite has its own data: leave out --run, --qrels, --dataset and --per-query.")
-    if results is None or bool(suite) != bool(model):
-        raise InputError("A suite needs --suite, --model and --results; --results alone prints its files.")
+    elif results is None:
+        raise InputError("Give --run, or --suite with --model and --results.")
+    else:
+        _refuse_unread(context, "--results alone")
     failed = {}
     if suite is not None:
         settings = Suite(suite, split, measure, retrieve, k, language, exclude_same_id)
+        dtype = dtype or options.default_precision()
         load = partial(options.load_ranker, architecture=None, batch_size=batch_size, dtype=dtype)
         load = partial(load, tokens_per_batch=tokens_per_batch)
-        failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results)
+        failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results, dtype)
     summary = summarize(read_results(results))
     options.print_result(({**summary, "failed": failed}, suite_text(summary)), as_json)
     for set_name, message in failed.items():
@@ -118,6 +134,17 @@ def evaluate(
     if failed:
         raise typer.Exit(1)
     return None
+
+
+def _refuse_unread(context: typer.Context, what: str) -> None:
+    """Refuse options that are given, also by an option file, and not read."""
+    unread = []
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name).name != "DEFAULT"
+        if is_given and option.name not in (*READ[what], "as_json", "config", "help"):
+            unread.append(option.opts[0])
+    if unread:
+        raise InputError(f"evaluate with {what} does not read {', '.join(unread)}; leave out what is not read.")
 
 
 def _evaluate_runs(

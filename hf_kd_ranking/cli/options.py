@@ -16,7 +16,7 @@ from ..data.collections import READERS, RankingCollection, load_collection
 from ..data.texts import AGGREGATIONS
 from ..errors import InputError
 from ..models import ARCHITECTURES
-from ..ranker import Ranker
+from ..ranker import Ranker, default_dtype
 
 Result = dict[str, Any] | tuple[dict[str, Any], str]  # what a verb returns: for programs, and the text for people
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,6 +148,12 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
             raise InputError("--dtype tf32 needs a GPU of NVIDIA's Ampere generation or a newer one; take fp32.")
         enable_tf32(True)
     return DTYPES[name]
+
+
+def default_precision() -> str:
+    """Return the name of the precision in which rankers are loaded where `--dtype` is not given."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return "bf16" if default_dtype(device) == torch.bfloat16 else "fp32"
 
 
 def run_tag(model: str) -> str:

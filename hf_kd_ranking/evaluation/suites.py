@@ -1,12 +1,15 @@
 """Suites: rankers on many test collections, with one results file per ranker and one table.
 
 A results file is JSON: `kind`, `version`, `model` (the digest of the ranker), `settings`, and `sets`, set ->
-`language`, `means` (measure -> mean) and `queries` (measure -> query_id -> value). It is written after every set, so
-that a second run does the missing sets only.
+`language`, `content` (digest of the data), `exclude_same_id`, `means` (measure -> mean) and `queries` (measure ->
+query_id -> value). It is written after every set, so that a second run does the missing sets only.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +34,7 @@ SUITES = {"nanobeir": ("zeta-alpha-ai/Nano", f"{NANOBEIR} Touche2020".split()), 
 QUERIES_ARE_DOCUMENTS = ("arguana", "quora")  # sets whose documents with the id of their query are always left out
 FIRST_STAGE = "first_stage"
 TEST_ROW = "| {measure} | {set} | {ranker} | {difference:+.4f} | {p_value:.2g} | {p_corrected:.2g} |"
-KIND, VERSION = "suite-results", 1
+KIND, VERSION = "suite-results", 2
 
 
 class SuiteSet(NamedTuple):
@@ -40,6 +43,7 @@ class SuiteSet(NamedTuple):
     candidates: Run  # of the first stage
     evaluator: RerankingEvaluator | RetrievalEvaluator
     language: str | None  # ISO 639-1, if the set names it
+    exclude_same_id: bool  # whether documents with the id of their query are left out
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Suite:
             set if it has a run of them, else BM25's.
         k: number of documents per query.
         language: language of BM25, see `BM25Index.build`.
-        exclude_same_id: leave out the document with the id of its query; always done for ArguAna and Quora.
+        exclude_same_id: leave out the document with the id of its query; always done for sets named after ArguAna or
+            Quora.
     """
 
     name: str
@@ -88,6 +93,12 @@ class Suite:
         """Return the settings, for results files."""
         return {**asdict(self), "name": Path(self.name).resolve().name, "measures": list(self.measures)}
 
+    def content(self, source: str) -> str:
+        """Return the digest of a set's documents, queries, judgments and candidates; raises as `open`."""
+        data = load_collection(source, self.split)
+        parts = [data.documents.fingerprint(), data.queries.fingerprint(), data.qrels, data.candidates]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
+
     def open(self, source: str) -> SuiteSet:
         """Read a set and find the candidates of its first stage; bad data raise an InputError or an OSError."""
         from ..retrieval.bm25 import BM25Index  # an extra
@@ -97,7 +108,7 @@ class Suite:
         texts = dict(zip(qrels, data.queries[list(qrels)], strict=True))
         if len(texts) < 2:
             raise InputError(f"A set needs at least two judged queries, and {source} has {len(texts)}.")
-        exclude = self.exclude_same_id or any(name in source.lower() for name in QUERIES_ARE_DOCUMENTS)
+        exclude = self.exclude_same_id or any(name in Path(source).name.lower() for name in QUERIES_ARE_DOCUMENTS)
         depth = self.k + exclude
         candidates = data.candidates or BM25Index.build(documents, language=self.language).search(texts, depth)
         if exclude:
@@ -107,7 +118,7 @@ class Suite:
             evaluator = RetrievalEvaluator(qrels, data.queries, documents, self.measures, self.k, exclude)
         else:
             evaluator = RerankingEvaluator(candidates, qrels, data.queries, documents, self.measures)
-        return SuiteSet(candidates, evaluator, data.language)
+        return SuiteSet(candidates, evaluator, data.language, exclude)
 
 
 @dataclass(eq=False, repr=False)
@@ -138,7 +149,7 @@ class SuiteEvaluator:
 
 
 def evaluate_suite(
-    suite: Suite, models: Mapping[str, str], load: Callable[[str], Ranker], folder: Path
+    suite: Suite, models: Mapping[str, str], load: Callable[[str], Ranker], folder: Path, dtype: str
 ) -> dict[str, str]:
     """Measure rankers and the first stage on the sets that their files in a folder of results lack.
 
@@ -146,46 +157,79 @@ def evaluate_suite(
         models: name -> path, or name on the Hub.
         load: loads a ranker from its path.
         folder: folder of results, made if it does not exist.
+        dtype: precision in which `load` loads them, for the settings in results.
 
     Returns:
         Set -> message, for the sets whose data are broken.
 
     Raises:
-        InputError: if the folder has results of other settings or of another ranker with the name, a ranker cannot
-            search, or no set can be read.
+        InputError: if the folder has results of other settings, of other data or of another ranker with the name, a
+            name cannot be that of a file, a ranker cannot search, or no set can be read.
+        OSError: if results cannot be written.
     """
-    parse_measures(suite.measures)
-    if FIRST_STAGE in models:
-        raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
-    sources, settings, results = suite.sets(), suite.settings(), {}
-    if folder.is_dir():
-        results = read_results(folder, settings)
-    for name in (FIRST_STAGE, *models):
-        digest = content_digest(models[name]) if name in models else FIRST_STAGE
-        empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
-        if results.setdefault(name, empty)["model"] != digest:
-            raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
+    results = _begin(suite, models, folder, {**suite.settings(), "dtype": dtype})
     folder.mkdir(parents=True, exist_ok=True)
+    sources = suite.sets()
     rankers, failed = {}, {}
     for set_name, source in sources.items():
         missing = [name for name in (FIRST_STAGE, *models) if set_name not in results[name]["sets"]]
         for name in missing:
             if name != FIRST_STAGE and name not in rankers:
                 rankers[name] = _load(suite, load, models[name])
-        try:
+        with _broken_data(set_name, failed):
+            content = suite.content(source)
             opened = suite.open(source) if missing else None
-            for name in missing:
-                logger.info("%s: %s", set_name, name)
-                results[name]["sets"][set_name] = _measure(suite, opened, rankers.get(name))
+        if set_name in failed:
+            continue
+        for name in results:
+            _check_content(folder / f"{name}.json", results[name], set_name, content)
+        for name in missing:
+            logger.info("%s: %s", set_name, name)
+            with _broken_data(set_name, failed):
+                values = _measure(suite, opened, rankers.get(name))
+                results[name]["sets"][set_name] = {"content": content, **values}
+            if set_name in results[name]["sets"]:
                 write_json(folder / f"{name}.json", results[name])
-        except (InputError, OSError) as error:
-            if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
-                raise
-            failed[set_name] = str(error)
     if len(failed) == len(sources):
         set_name, message = next(iter(failed.items()))
         raise InputError(f"No set of {suite.name} can be measured; {set_name}: {message}")
     return failed
+
+
+def _begin(
+    suite: Suite, models: Mapping[str, str], folder: Path, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return name -> results so far, those of other rankers in the folder included, after all checks before work."""
+    parse_measures(suite.measures)
+    if FIRST_STAGE in models:
+        raise InputError(f"{FIRST_STAGE} is the name of the first stage; give the ranker another one, NAME=PATH.")
+    for name in models:
+        if not name or Path(name).name != name:
+            raise InputError(f"The name {name!r} cannot be that of a results file; give another one, NAME=PATH.")
+    results = read_results(folder, settings) if folder.is_dir() else {}
+    for name in (FIRST_STAGE, *models):
+        digest = content_digest(models[name]) if name in models else FIRST_STAGE
+        empty = {"kind": KIND, "version": VERSION, "model": digest, "settings": settings, "sets": {}}
+        if results.setdefault(name, empty)["model"] != digest:
+            raise InputError(f"{folder / name}.json has the results of another ranker; give this one another name.")
+    return results
+
+
+def _check_content(path: Path, result: Mapping[str, Any], set_name: str, content: str) -> None:
+    """Refuse results on other data than those of the digest `content`."""
+    if set_name in result["sets"] and result["sets"][set_name].get("content") != content:
+        raise InputError(f"{path} has results on other data of the set {set_name}; give another folder of results.")
+
+
+@contextmanager
+def _broken_data(set_name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note the error of a set's data, so that the other sets are measured."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if isinstance(error.__cause__, ConnectionError):  # the Hub cannot be reached, not for other sets either
+            raise
+        failed[set_name] = str(error)
 
 
 def _load(suite: Suite, load: Callable[[str], Ranker], path: str) -> Ranker:
@@ -202,7 +246,8 @@ def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str,
         rank = opened.evaluator.retrieve if suite.retrieve else opened.evaluator.rerank
         run = rank(ranker)
     values = evaluate_queries(run, opened.evaluator.qrels, suite.measures)
-    return {"language": opened.language, "means": mean_values(values), "queries": values}
+    about = {"language": opened.language, "exclude_same_id": opened.exclude_same_id}
+    return {**about, "means": mean_values(values), "queries": values}
 
 
 def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
@@ -210,11 +255,12 @@ def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dic
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        InputError: if a file is damaged, of another kind, or of other settings than the ones given, else the first's.
+        InputError: if a file is damaged, of another kind, of other settings than the ones given, else the first's, or
+            on other data of a set than the first's.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")
-    results = {}
+    results, contents = {}, {}
     for path in sorted(folder.glob("*.json"), key=lambda path: (path.stem != FIRST_STAGE, path.stem)):
         content = read_json(path, what="results")
         if (content.get("kind"), content.get("version")) != (KIND, VERSION):
@@ -225,6 +271,8 @@ def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dic
         changed = changed_names(settings, content["settings"])
         if changed:
             raise InputError(f"{path} has results with another {', '.join(changed)}; give another folder.")
+        for set_name, measured in content["sets"].items():
+            _check_content(path, content, set_name, contents.setdefault(set_name, measured.get("content")))
         results[path.stem] = content
     return results
 

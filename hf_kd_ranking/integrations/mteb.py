@@ -88,7 +88,10 @@ class MtebEncoder(_MtebModel):
                 found[query_id] = dict(ranking)
             return found
         for query_id, doc_ids in top_ranked.items():
-            if doc_ids and query_id in texts:
+            if query_id not in texts:
+                continue
+            found[query_id] = {}  # of a query without candidates as well: MTEB's means are over the queries found
+            if doc_ids:
                 scores = self.ranker.score(texts[query_id], self._documents[doc_ids])
                 found[query_id] = dict(zip(doc_ids, scores.tolist(), strict=True))
         return found

@@ -56,6 +56,14 @@ def test_evaluate_measures_runs_and_queries(call, runs, toy):
     assert out == "candidates: RR@10 0.2, nDCG@3 0, queries 4, without_results 0\n"
 
 
+def test_evaluate_refuses_options_that_it_does_not_read(call, runs, toy):
+    ignored = "--model x --results y --retrieve --k 5 --language en --batch-size 3 --tokens-per-batch 9 --dtype fp32"
+    status, out, err = call(f"evaluate --run {runs[0]} --qrels {toy}/qrels.txt {ignored}")
+    names = "--model, --results, --retrieve, --k, --language, --batch-size, --tokens-per-batch, --dtype"
+    assert (status, out) == (2, "")
+    assert err == f"error: evaluate with --run does not read {names}; leave out what is not read.\n"
+
+
 def test_evaluate_takes_a_path_with_an_equals_sign(call, toy, tmp_path):
     (tmp_path / "k=10.trec").write_bytes((toy / "candidates.trec").read_bytes())
     status, out, _ = call(f"evaluate --run {tmp_path}/k=10.trec --qrels {toy}/qrels.txt --measure RR@10")

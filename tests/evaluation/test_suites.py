@@ -127,9 +127,24 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
         ("--suite {folder}/suite --model {folder}/first", "A suite needs --suite, --model and --results"),
         ("--suite {folder}/suite --results {folder}/out", "A suite needs --suite, --model and --results"),
         ("--results {folder}/none", "none, the folder of results, does not exist"),
-        ("--suite {folder}/suite --run x --model y --results z", "A suite has its own data: leave out --run"),
+        ("--suite {folder}/suite --run x --model y --results z", "with --suite does not read --run; leave out"),
+        (
+            "--suite {suite} --model {folder}/first --aggregation max",
+            "--suite does not read --aggregation;",
+        ),
+        (
+            "--results {folder}/old --measure RR@10 --k 5",
+            "--results alone does not read --measure, --k;",
+        ),
+        ("--results {folder}/old --model {folder}/first", "--results alone does not read --model; leave out"),
+        (
+            "--results {folder}/old --config {folder}/options.yaml",
+            "--results alone does not read --retrieve;",
+        ),
         ("--suite {suite} --model first_stage={folder}/first", "first_stage is the name of the first stage"),
+        ("--suite {suite} --model me/mine={folder}/first", "The name 'me/mine' cannot be that of a results file"),
         ("--suite {suite} --model {folder}/first --k 8", "old/first_stage.json has results with another k; give"),
+        ("--suite {suite} --model {folder}/first --dtype bf16", "results with another dtype; give another folder"),
         ("--suite {suite} --model first={folder}/second", "old/first.json has the results of another ranker"),
         ("--suite {suite} --model {folder}/cat --retrieve", "another retrieve"),
         (
@@ -140,7 +155,7 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
             "--suite nanobeir --model {folder}/first --results {folder}/new",
             "error: No collection 'zeta-alpha-ai/NanoArguAna'",
         ),
-        ("--results {folder}/first", "config.json is not a results file of version 1; move it"),
+        ("--results {folder}/first", "config.json is not a results file of version 2; move it"),
         ("--results {folder}/damaged", "a.json is damaged: it lacks settings or sets"),
         ("", "Give --run, or --suite with --model and --results."),
     ],
@@ -150,6 +165,7 @@ def test_suite_refuses_bad_input_in_one_line(call, suite, rankers, encoder, tmp_
     lengths = {"max_query_length": 8, "max_document_length": 16}
     cat = kd.Ranker(kd.load_ranker(encoder, "bert_cat", **lengths), rankers["first"].tokenizer)
     cat.save_pretrained(tmp_path / "cat")
+    (tmp_path / "options.yaml").write_text("retrieve: true")
     (tmp_path / "damaged").mkdir()
     write_json(tmp_path / "damaged" / "a.json", {"kind": suites.KIND, "version": suites.VERSION, "sets": {}})
     old = f"{suite} --results {tmp_path}/old"
@@ -159,6 +175,34 @@ def test_suite_refuses_bad_input_in_one_line(call, suite, rankers, encoder, tmp_
     status, _, err = call(f"evaluate {options.format(folder=tmp_path, suite=old)}")
     line = err.splitlines()[-1]
     assert (status, message.format(folder=tmp_path) in line, "Traceback" in err) == (2, True, False), err
+
+
+PARTS = ["collection.tsv", "queries.tsv", "qrels.txt", "candidates.trec"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_suite_refuses_results_on_other_data(call, suite, rankers, tmp_path, name):
+    command = f"evaluate --suite {suite} --results {tmp_path}/out --k 7"
+    assert call(f"{command} --model {tmp_path}/first")[0] == 0
+    path = suite / "a" / name
+    before = path.read_text()
+    path.write_text(before.replace("112\t", "112\tmoon ").replace("\n39\t", "\n39\tmoon ").replace(" 2\n", " 3\n"))
+    if name == "candidates.trec":
+        path.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    assert path.read_text() != before
+    for models in (f"{tmp_path}/first", f"{tmp_path}/first {tmp_path}/second"):
+        status, _, err = call(f"{command} --model {models}")
+        wanted = f"error: {tmp_path}/out/first_stage.json has results on other data of the set a; give another folder"
+        assert (status, err.splitlines()[-1]) == (2, f"{wanted} of results.")
+    assert not (tmp_path / "out" / "second.json").exists()
+    # Nor does the table mix them.
+    assert call(f"evaluate --suite {suite} --results {tmp_path}/new --k 7 --model {tmp_path}/second")[0] == 0
+    shutil.copy(tmp_path / "new" / "second.json", tmp_path / "out")
+    status, _, err = call(f"evaluate --results {tmp_path}/out")
+    assert (status, "out/second.json has results on other data of the set a" in err) == (2, True)
+    path.write_text(before)
+    (tmp_path / "out" / "second.json").unlink()
+    assert call(f"{command} --model {tmp_path}/first")[0] == 0
 
 
 def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
@@ -175,6 +219,26 @@ def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
                 "100": {"101", "102", "103"},
                 "102": {"100", "101", "103"},
             }
+
+
+def test_suite_leaves_out_documents_by_the_name_of_the_set_only(call, toy, rankers, tmp_path):
+    folder = tmp_path / "quora" / "suite"
+    for name in ("a", "NanoArguAna"):
+        shutil.copytree(toy, folder / name)
+    command = f"evaluate --suite {folder} --results {tmp_path}/out --k 7 --model {tmp_path}/first"
+    status, _, err = call(command)
+    assert status == 0, err
+    sets = read_json(tmp_path / "out" / "first.json")["sets"]
+    assert {name: measured["exclude_same_id"] for name, measured in sets.items()} == {"NanoArguAna": True, "a": False}
+
+
+def test_suite_does_not_take_a_full_disk_for_broken_data(call, suite, rankers, tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(suites, "write_json", fail)
+    status, out, err = call(f"evaluate --suite {suite} --results {tmp_path}/out --model {tmp_path}/first --k 7")
+    assert (status, out, err.splitlines()[-1]) == (1, "", "error: No space left on device")
 
 
 def test_suite_names_of_the_hub_are_complete():

@@ -82,6 +82,15 @@ def test_mteb_searches_as_the_retrieval_evaluator(ranker, data, toy):
     assert measure(model, make_task(data, candidates)) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_mteb_counts_queries_without_candidates_as_0(ranker, data, toy):
+    candidates = kd.read_run(toy / "candidates.trec")
+    candidates["112"] = []
+    wanted = kd.evaluate_run(rerank_run(ranker, candidates, data.queries, data.documents), data.qrels)["nDCG@10"]
+    assert 0 < wanted < 1
+    assert measure(kd.MtebEncoder(ranker), make_task(data, candidates)) == pytest.approx(wanted, abs=1e-4)
+
+
 class EncoderOnly:
     """A model's encoder protocol without its search."""
 
