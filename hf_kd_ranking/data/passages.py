@@ -229,13 +229,17 @@ def choose_passages(
         passages: a run of passages, whose scores say which is best; of a document that it lacks, the first one is.
         qrels: judgments of documents.
         documents: the store of the passages, which has all documents.
+
+    Raises:
+        UnknownIdError: naming documents of the run or the judgments that the store lacks.
     """
     chosen, judged = Run(), {}
     for query_id, ranking in run.items():
         best, grades = best_passages(passages.get(query_id, ())), qrels.get(query_id, {})
         names = [doc_id for doc_id, _ in ranking] + list(grades)
-        known = documents.ids_of(np.maximum(documents.rows_of_documents(names), 0))
-        firsts = dict(zip(names, known, strict=True))
+        rows = documents.rows_of_documents(names)
+        documents.rows_of_texts([names[place] for place in np.flatnonzero(rows < 0)])  # raises if there are any
+        firsts = dict(zip(names, documents.ids_of(rows), strict=True))
         chosen[query_id] = []
         for doc_id, score in ranking:
             chosen[query_id].append(best.get(doc_id, (firsts[doc_id], score)))
