@@ -155,16 +155,16 @@ def test_queries_of_passages_are_judged_by_document(job, tokenizer, tmp_path):
     for line in Path(job.collection).read_text().splitlines():
         doc_id, text = line.replace(".", "").split("\t")
         words = text.split()
-        parts = [" ".join(words[first:last]) for first, last in ((0, 3), (3, 5), (5, 8), (8, 10))]
-        lines.append(f"{doc_id}\t{'. '.join(parts)}\n")
+        parts = [f"{' '.join(part).capitalize()}. Moon water." for part in (words[:6], words[4:])]
+        lines.append(f"{doc_id}\t{' '.join(parts)}\n")
     Path(job.collection).write_text("".join(lines))
-    split = split_documents(kd.TextStore.from_tsv(job.collection), tokenizer, "9/9", tmp_path / "split")
+    split = split_documents(kd.TextStore.from_tsv(job.collection), tokenizer, "10/10", tmp_path / "split")
     assert len(split) == 120
     job = replace(job, collection=str(split.folder), architectures=["bert_dot"])
     made = with_queries(job)
     counts = json.loads(Path(made.queries).with_suffix(".json").read_text())
     assert (counts["documents"], counts["documents_without_query"] < 5) == (60, True)  # by near-duplicates
-    assert (counts["generated"], counts["queries"] > 90) == (120, True)  # of both passages
+    assert (counts["generated"], counts["queries"] > 60) == (120, True)  # of both passages
     for query_id, grades in kd.read_qrels(made.qrels).items():
         assert grades == {query_id.partition("-")[0]: 1}
     outcome = kd.distill(job)
