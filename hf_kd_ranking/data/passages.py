@@ -6,6 +6,7 @@ Passages are what is indexed, encoded and scored. Judgments, candidates and the 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .ids import ROWS_AT_ONCE, IdIndex
+from .ids import ROWS_AT_ONCE, Id, IdIndex
 from .rankings import Pairs, Run
 from .texts import AGGREGATIONS, PASSAGE_SETTINGS, TextStore, text_batch
 from .tokens import without_limits
@@ -139,7 +140,7 @@ def split_id(passage_id: str) -> tuple[str, int]:
     return (passage_id, 0) if match is None else (match[1], int(match[2]))
 
 
-def passages_of(ids: IdIndex, doc_ids: Sequence[str], what: str) -> dict[str, list[str]]:
+def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, list[str]]:
     """Return the passages of each document, or passage, among the ids of a collection of passages, which is `what`.
 
     Raises:
@@ -167,6 +168,17 @@ def passages_of(ids: IdIndex, doc_ids: Sequence[str], what: str) -> dict[str, li
                 left.append(doc_id)
         split, number = left, number + 1
     return found
+
+
+def rows_of_passages(ids: IdIndex, aggregation: str | None, doc_ids: Sequence[Id], what: str) -> np.ndarray:
+    """Return the rows of documents in `what`: of all passages of each, where an aggregation says that they are split.
+
+    Raises:
+        UnknownIdError: naming the first documents that are not there.
+    """
+    if aggregation is not None:
+        doc_ids = list(chain.from_iterable(passages_of(ids, doc_ids, what).values()))
+    return ids.rows_of_known(doc_ids, what)
 
 
 def to_passages(run: Run, ids: IdIndex, what: str) -> Run:
