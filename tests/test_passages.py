@@ -320,6 +320,8 @@ def test_split_documents_are_chosen_removed_and_added_by_their_id(ranker, whole,
             )
         with pytest.raises(UnknownIdError, match="'x'"):
             searched.search(queries, 5, only=["0", "x"])
+    with pytest.raises(kd.InputError, match="'0#1' is a passage"):
+        index.remove(["3", "0#1"])
     index.remove(["0"])
     assert len(index) == len(split) - sum(id_.startswith("0#") for id_ in split.ids())
     for query_id, ranking in index.search(queries, 40).items():

@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from ..data.ids import Id, IdIndex
-from ..data.passages import rows_of_passages
+from ..data.passages import rows_of_passages, split_id
 from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..ranker import Ranker
@@ -75,7 +75,14 @@ class VectorIndex(Index):
         """Leave documents, with all their passages, out of all results until the index is built again.
 
         Their space is free then.
+
+        Raises:
+            InputError: for a single passage of a document.
+            UnknownIdError: naming ids that are not in the index.
         """
+        for id_ in ids if self.collection.aggregation is not None else ():
+            if split_id(str(id_))[0] != str(id_):
+                raise InputError(f"{id_!r} is a passage; documents are removed with all of theirs: give the document.")
         rows = self._rows_of(ids)
         self.removed = self.removed.copy()
         self.removed[rows] = True
