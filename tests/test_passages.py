@@ -4,14 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.passages import split_documents, to_documents
+from hf_kd_ranking.errors import UnknownIdError
 from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.models import tokenization
 from hf_kd_ranking.retrieval.base import INDEX_NAMES
+from hf_kd_ranking.retrieval.fusion import fuse_runs
 from hf_kd_ranking.searcher import Pipeline, load_pipeline, save_pipeline
+from hf_kd_ranking.serving.app import make_app
+from hf_kd_ranking.serving.model import ServedModel
 from hf_kd_ranking.serving.search import SearchEngine
+from hf_kd_ranking.serving.service import Service
 from hf_kd_ranking.teachers.load import Teacher
 
 
@@ -293,3 +299,90 @@ def test_verbs_say_how_much_is_cut(call, ranker, split, toy, tmp_path, caplog):
         result = json.loads(out.splitlines()[-1])
         assert {name: result[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)
         assert caplog.text.count("are cut") == 1
+
+
+# ---- Documents that are named by their ids --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["bert_dot", "splade"], indirect=True)
+def test_split_documents_are_chosen_removed_and_added_by_their_id(ranker, whole, split, queries, tmp_path):
+    store = kd.VectorStore.build(ranker, split, tmp_path / "vectors")
+    name = INDEX_NAMES[ranker.model.config.vectors_per_text, ranker.model.config.similarity]
+    index = getattr(kd, name).build(store)
+    assert "0#0" in split and "1#0" in split
+    qdrant = kd.QdrantIndex.build(store, tmp_path / "qdrant")
+    wanted = {query_id: dict(ranking) for query_id, ranking in index.search(queries, 40).items()}
+    for searched in (index, qdrant):
+        for query_id, ranking in searched.search(queries, 5, only=["0", 1]).items():
+            assert set(dict(ranking)) == wanted[query_id].keys() & {"0", "1"}
+            assert dict(ranking) == pytest.approx(
+                {doc_id: wanted[query_id][doc_id] for doc_id, _ in ranking}, abs=1e-4
+            )
+        with pytest.raises(UnknownIdError, match="'x'"):
+            searched.search(queries, 5, only=["0", "x"])
+    with pytest.raises(kd.InputError, match="'0#1' is a passage"):
+        index.remove(["3", "0#1"])
+    index.remove(["0"])
+    assert len(index) == len(split) - sum(id_.startswith("0#") for id_ in split.ids())
+    for query_id, ranking in index.search(queries, 40).items():
+        assert dict(ranking).keys() == wanted[query_id].keys() - {"0"}
+    (tmp_path / "more.tsv").write_text("90\tapple\n")
+    more = kd.TextStore.from_tsv(tmp_path / "more.tsv")
+    with pytest.raises(kd.InputError, match=r"one aggregation of passages \(max there, None in more.tsv\)"):
+        index.add(kd.VectorStore.build(ranker, more, tmp_path / "more"))
+    documents = getattr(kd, name).build(kd.VectorStore.build(ranker, whole, tmp_path / "whole"))
+    with pytest.raises(kd.InputError, match="one aggregation of passages"):
+        documents.add(store)
+
+
+@pytest.mark.parametrize("model", ["colbert"], indirect=True)
+@pytest.mark.parametrize("aggregation", ["first", "mean_top3"])
+def test_served_documents_are_scored_by_all_their_passages(ranker, whole, tokenizer, queries, tmp_path, aggregation):
+    split = split_documents(whole, tokenizer, "3/2", tmp_path / "short", aggregation)
+    store = kd.VectorStore.build(ranker, split, tmp_path / "vectors")
+    service = Service(lambda progress: ServedModel("tiny", ranker, store))
+    names = ["0", "3", "1#1", "0"]
+    body = {"query": queries["100"], "documents": [{"id": name} for name in names], "raw_scores": True}
+    with TestClient(make_app(service), base_url="http://localhost") as client:
+        while client.get("/health").status_code == 503:
+            pass
+        results = client.post("/rerank", json=body).json()["results"]
+        refused = client.post("/rerank", json=body | {"documents": [{"id": "x"}]})
+    scores = by_hand(ranker, split, body["query"], aggregation)
+    scores["1#1"] = float(ranker.score([body["query"]], [split["1#1"]])[0])
+    assert {result["index"] for result in results} == {0, 1, 2, 3}
+    for result in results:
+        assert result["relevance_score"] == pytest.approx(scores[names[result["index"]]], abs=1e-4)
+    assert (refused.status_code, "'x'" in refused.text) == (422, True)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_langchain_retriever_shows_the_best_passage(ranker, split, queries):
+    langchain = pytest.importorskip("hf_kd_ranking.integrations.langchain")
+    bm25 = kd.BM25Index.build(split)
+    pipeline = Pipeline(split, bm25, ranker, depth=6)
+    found = langchain.PipelineRetriever(pipeline=pipeline, k=4).invoke(queries["100"])
+    assert [(document.id, document.metadata["relevance_score"]) for document in found] == pipeline.search(
+        queries["100"], 4
+    )
+    [ranking] = bm25.rank_passages([queries["100"]], 6)
+    best = {}
+    for passage_id, _ in ranking:
+        best.setdefault(passage_id.partition("#")[0], passage_id)
+    assert [document.page_content for document in found] == [split[best[document.id]] for document in found]
+    assert any("#" in best[document.id] for document in found)
+
+
+@pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
+def test_qdrant_fuses_the_ranks_of_documents(ranker, split, queries, tmp_path):
+    sources = {"dense": kd.VectorStore.build(ranker, split, tmp_path / "vectors"), "bm25": split}
+    index = kd.QdrantIndex.build(sources, tmp_path / "qdrant")
+    runs = [index.search(queries, 100, using=name) for name in ("dense", "bm25")]
+    wanted = fuse_runs(runs, weights=[1, 1])
+    found = index.search(queries, 100)
+    assert scores_of(found) == pytest.approx(scores_of(wanted), abs=1e-6)
+    assert any(len(dict(ranking)) > 5 for ranking in runs[1].values())
+    for query_id, ranking in index.search(queries, 3, using=("dense", "bm25"), depth=100, only=["0", "3"]).items():
+        assert dict(ranking).keys() == dict(wanted[query_id]).keys() & {"0", "3"}
+    reranked = index.search(queries, 3, using=("dense", "bm25"), rerank="dense")
+    assert scores_of(reranked) == pytest.approx(scores_of(index.search(queries, 3, using="dense")), abs=1e-4)

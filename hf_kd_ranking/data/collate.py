@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .passages import split_id
 from .texts import TextStore
 from .tokens import StoredInputs
 
@@ -23,7 +24,8 @@ class RankingCollator:
     Out: {"query": {"input_ids": (B, Lq), ...}, "document": {"input_ids": (B, n, Ld), ...},
           "rows": {"query": (B,), "document": (B, n)}, "teacher_scores": [[9.0, 4.0]]}, column 0 the positive; for a
          ranker that joins texts, the pair's {"input_ids": (B, n, L), ...} replace query and document. `rows` are the
-         places of the texts in their stores. Rows without scores give no `teacher_scores`.
+         places of the texts in their stores; if those are passages, with `whole` (B, n), the places of the first
+         passages of their documents. Rows without scores give no `teacher_scores`.
 
     Inputs of a side, or of pairs, contain `lengths`, (B,) or (B, n), the number of tokens of each text as an array of
     numpy, which no library copies to a GPU: models group rows by length without reading the mask back.
@@ -63,6 +65,9 @@ class RankingCollator:
             "query": torch.from_numpy(query_rows),
             "document": torch.from_numpy(document_rows).view(len(rows), n),
         }
+        if self.documents.aggregation is not None:
+            firsts = self.documents.rows_of_documents([split_id(str(doc_id))[0] for doc_id in doc_ids])
+            batch["rows"]["whole"] = torch.from_numpy(firsts).view(len(rows), n)
         if scores:
             batch["teacher_scores"] = torch.tensor(scores, dtype=torch.float32)
         if min(lengths) < n:

@@ -6,6 +6,7 @@ Passages are what is indexed, encoded and scored. Judgments, candidates and the 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .ids import ROWS_AT_ONCE, IdIndex
+from .ids import ROWS_AT_ONCE, Id, IdIndex
 from .rankings import Pairs, Run
 from .texts import AGGREGATIONS, PASSAGE_SETTINGS, TextStore, text_batch
 from .tokens import without_limits
@@ -139,7 +140,7 @@ def split_id(passage_id: str) -> tuple[str, int]:
     return (passage_id, 0) if match is None else (match[1], int(match[2]))
 
 
-def passages_of(ids: IdIndex, doc_ids: Sequence[str], what: str) -> dict[str, list[str]]:
+def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, list[str]]:
     """Return the passages of each document, or passage, among the ids of a collection of passages, which is `what`.
 
     Raises:
@@ -167,6 +168,17 @@ def passages_of(ids: IdIndex, doc_ids: Sequence[str], what: str) -> dict[str, li
                 left.append(doc_id)
         split, number = left, number + 1
     return found
+
+
+def rows_of_passages(ids: IdIndex, aggregation: str | None, doc_ids: Sequence[Id], what: str) -> np.ndarray:
+    """Return the rows of documents in `what`: of all passages of each, where an aggregation says that they are split.
+
+    Raises:
+        UnknownIdError: naming the first documents that are not there.
+    """
+    if aggregation is not None:
+        doc_ids = list(chain.from_iterable(passages_of(ids, doc_ids, what).values()))
+    return ids.rows_of_known(doc_ids, what)
 
 
 def to_passages(run: Run, ids: IdIndex, what: str) -> Run:
@@ -229,13 +241,17 @@ def choose_passages(
         passages: a run of passages, whose scores say which is best; of a document that it lacks, the first one is.
         qrels: judgments of documents.
         documents: the store of the passages, which has all documents.
+
+    Raises:
+        UnknownIdError: naming documents of the run or the judgments that the store lacks.
     """
     chosen, judged = Run(), {}
     for query_id, ranking in run.items():
         best, grades = best_passages(passages.get(query_id, ())), qrels.get(query_id, {})
         names = [doc_id for doc_id, _ in ranking] + list(grades)
-        known = documents.ids_of(np.maximum(documents.rows_of_documents(names), 0))
-        firsts = dict(zip(names, known, strict=True))
+        rows = documents.rows_of_documents(names)
+        documents.rows_of_texts([names[place] for place in np.flatnonzero(rows < 0)])  # raises if there are any
+        firsts = dict(zip(names, documents.ids_of(rows), strict=True))
         chosen[query_id] = []
         for doc_id, score in ranking:
             chosen[query_id].append(best.get(doc_id, (firsts[doc_id], score)))

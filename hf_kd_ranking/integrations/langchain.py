@@ -8,6 +8,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
+from ..data.passages import best_passages
 from ..errors import InputError
 from ..ranker import Ranker
 from ..searcher import Pipeline
@@ -30,16 +31,27 @@ class RankerCompressor(BaseDocumentCompressor):
 
 
 class PipelineRetriever(BaseRetriever):
-    """Search a collection with a pipeline that has its texts; metadata are `relevance_score` and the document's id."""
+    """Search a collection with a pipeline that has its texts; metadata are `relevance_score` and the document's id.
+
+    Of a split document, the text is the passage that the index, or else the first stage, scores best.
+    """
 
     pipeline: Pipeline
     k: int = 10
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        if self.pipeline.documents is None:
+        documents = self.pipeline.documents
+        if documents is None:
             raise InputError("The retriever returns texts, and this pipeline has none; save it with its documents.")
+        ranking = self.pipeline.search(query, self.k)
+        best: dict[str, tuple[str, float]] = {}
+        if documents.aggregation is not None:
+            searched = self.pipeline.first_stage if self.pipeline.index is None else self.pipeline.index
+            [passages] = searched.rank_passages([query], max(self.k, self.pipeline.depth))
+            best = best_passages(passages)
         found = []
-        for doc_id, score in self.pipeline.search(query, self.k):
-            text = self.pipeline.documents[doc_id]
+        for doc_id, score in ranking:
+            [row] = documents.rows_of_documents([best.get(doc_id, (doc_id, score))[0]])
+            [text] = documents.take([row])
             found.append(Document(text, id=str(doc_id), metadata={"relevance_score": score}))
         return found

@@ -21,12 +21,14 @@ from tqdm.auto import tqdm
 
 from ..artifacts import changed_names
 from ..data.ids import Id, IdIndex
-from ..data.rankings import Ranking
+from ..data.passages import rows_of_passages
+from ..data.rankings import Pairs, Ranking, Run
 from ..data.texts import Collection, check_same_collection
 from ..errors import InputError
 from ..ranker import Ranker
 from .base import INDEX_NAMES, Index, best_of, check_model
 from .bm25 import count_words
+from .fusion import fuse_runs
 from .qdrant_vectors import (
     BM25,
     TOKENS,
@@ -52,9 +54,11 @@ class QdrantIndex(Index):
 
     Options of `search`:
         using: the name of the vectors to search by, or several names, whose rankings are fused by reciprocal ranks;
-            None for all whose ranker is given, but token vectors only if there are no others.
-        rerank: the name of vectors that re-rank what was found; None keeps its order.
-        depth: documents that each of several vectors finds before fusion or re-ranking.
+            None for all whose ranker is given, but token vectors only if there are no others. In a collection of
+            passages there is a request for each name, and the rankings that are fused here are of documents.
+        rerank: the name of vectors that re-rank what was found, of split documents the passages that were found; None
+            keeps its order.
+        depth: documents, or passages to re-rank, that each of several vectors finds before fusion or re-ranking.
         only: the ids of the documents that may be returned, None for all; it needs the `ids` of the index.
         exact: True makes a server compare every document, None leaves it to the server. An embedded collection always
             compares every document in one process: it is for tests and small collections.
@@ -198,6 +202,24 @@ class QdrantIndex(Index):
         """Close the connection; an embedded collection can be opened once at a time."""
         self.client.close()
 
+    def _rank_documents(
+        self,
+        texts: Sequence[str],
+        k: int,
+        using: str | Sequence[str] | None = None,
+        rerank: str | None = None,
+        depth: int = 100,
+        **options: Any,
+    ) -> list[Pairs]:
+        names = [using] if isinstance(using, str) else list(using or self._searched())
+        if self.collection.aggregation is None or rerank is not None or len(names) < 2:
+            return super()._rank_documents(texts, k, using=using, rerank=rerank, depth=depth, **options)
+        runs = []
+        for key in names:  # ranks are those of documents: Qdrant would fuse the ranks of passages
+            rankings = super()._rank_documents(texts, max(k, depth), using=key, **options)
+            runs.append(Run((str(place), ranking) for place, ranking in enumerate(rankings)))
+        return list(fuse_runs(runs, weights=[1.0] * len(runs)).top(k).values())
+
     def _rank(
         self,
         texts: Sequence[str],
@@ -251,8 +273,8 @@ class QdrantIndex(Index):
         if only is not None:
             if self.ids is None:
                 raise InputError("Documents are chosen by their rows; give QdrantIndex.open(..., ids=store).")
-            rows = self.ids.rows_of_known(only, "documents of the index").tolist()
-            options["filter"] = models.Filter(must=[models.HasIdCondition(has_id=rows)])
+            rows = rows_of_passages(self.ids, self.collection.aggregation, only, "documents of the index")
+            options["filter"] = models.Filter(must=[models.HasIdCondition(has_id=rows.tolist())])
         return options
 
     def _description(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import numpy as np
 import xxhash
 
 from ..data.ids import Id, IdIndex
+from ..data.passages import rows_of_passages, split_id
 from ..data.texts import Collection, TextStore
 from ..errors import InputError
 from ..ranker import Ranker
@@ -46,9 +47,14 @@ class VectorIndex(Index):
                 None if there will be no texts beside it.
 
         Raises:
-            InputError: if its vectors are of another model, or an id is in the index already.
+            InputError: if its vectors are of another model, an id is in the index already, or one holds passages and
+                the other does not, or aggregates them in another way.
         """
         check_model(store.description, self.ranker, store.folder)
+        for added in (store.collection, store.collection if documents is None else documents.collection):
+            if added.aggregation != self.collection.aggregation:
+                ways = f"{self.collection.aggregation} there, {added.aggregation} in {added.source}"
+                raise InputError(f"An index has one aggregation of passages ({ways}); split all documents, or none.")
         new_ids = list(store.ids())
         known = np.flatnonzero(self.ids.rows_of(new_ids) >= 0)
         if len(known):
@@ -66,8 +72,18 @@ class VectorIndex(Index):
         self.description |= {"rows": len(self.ids), "collection": collection.fingerprint, "source": collection.source}
 
     def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents out of all results; their space is free when the index is built again."""
-        rows = self.ids.rows_of_known(ids, "documents of the index")
+        """Leave documents, with all their passages, out of all results until the index is built again.
+
+        Their space is free then.
+
+        Raises:
+            InputError: for a single passage of a document.
+            UnknownIdError: naming ids that are not in the index.
+        """
+        for id_ in ids if self.collection.aggregation is not None else ():
+            if split_id(str(id_))[0] != str(id_):
+                raise InputError(f"{id_!r} is a passage; documents are removed with all of theirs: give the document.")
+        rows = self._rows_of(ids)
         self.removed = self.removed.copy()
         self.removed[rows] = True
         self.ids = self.ids.without(rows)
@@ -77,6 +93,9 @@ class VectorIndex(Index):
         allowed = ~self.removed
         if only is not None:
             is_chosen = np.zeros_like(allowed)
-            is_chosen[self.ids.rows_of_known(only, "documents of the index")] = True
+            is_chosen[self._rows_of(only)] = True
             allowed &= is_chosen
         return None if allowed.all() else allowed
+
+    def _rows_of(self, ids: Sequence[Id]) -> np.ndarray:
+        return rows_of_passages(self.ids, self.collection.aggregation, ids, "documents of the index")

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import InputError
+from ..data.passages import passages_of, to_documents
+from ..errors import InputError, UnknownIdError
 from . import schemas
 from .errors import RefusedError
 from .model import ServedModel, StoredRows
@@ -196,16 +198,24 @@ async def _score_stored(
         raise RefusedError(
             422, "Documents are given by id, and this server has no index; send texts, or serve --index."
         )
-    rows = model.store.rows_of(ids)
-    unknown = [ids[place] for place in np.flatnonzero(rows < 0)]
-    if unknown:
-        names = ", ".join(repr(name[:60]) for name in unknown[:3])
-        problem = f"{len(unknown)} of {len(ids)} ids are not among the {len(model.store):,} documents of the index"
-        raise RefusedError(422, f"{problem}: {names}.")
+    aggregation, found = model.store.collection.aggregation, {doc_id: [doc_id] for doc_id in ids}
+    try:
+        if aggregation is not None:
+            found = passages_of(model.store, ids, "documents of the index")
+        names = list(chain.from_iterable(found.values()))
+        rows = model.store.rows_of_known(names, "documents of the index")
+    except UnknownIdError as error:
+        raise RefusedError(422, str(error).split("; do the files")[0] + ".") from None
     # A stored document is not encoded, which saves most of the work of its tokens.
-    tokens = len(ids) * model.config.max_document_length // 4
+    tokens = len(rows) * model.config.max_document_length // 4
     [scores] = await service.run(request, model.score_stored, [StoredRows(body.query, rows)], [tokens])
-    return scores
+    by_name = dict(zip(names, scores.tolist(), strict=True))
+    totals = []
+    for doc_id in ids:
+        ranking = sorted([(name, by_name[name]) for name in found[doc_id]], key=lambda scored: -scored[1])
+        [(_, score)] = to_documents(ranking, aggregation or "max") or ranking  # a passage by its own id has its score
+        totals.append(score)
+    return np.array(totals, dtype=np.float32)
 
 
 async def _embed(service: Service, request: Request, body: schemas.EmbedRequest) -> JSONResponse:

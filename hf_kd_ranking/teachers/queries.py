@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import compute_blocks, refuse_existing, work_folder, write_json, writing
+from ..data.passages import split_id
 from ..data.rankings import Run
 from ..data.runs import check_run_ids, write_qrels
 from ..data.texts import TextStore, normalized, scripts
@@ -48,11 +49,11 @@ def generate_queries(
 
     Args:
         generator: see `load_generator`.
-        documents: doc_id -> text.
+        documents: doc_id -> text. Of a split document each passage is one text; the judgments name the document.
         output: TSV file of query_id and text, a query_id being `DOC_ID-qN`. Beside it are `STEM.qrels.txt`, which
             judges each query's document as relevant, and `STEM.json`: generator, whether it is weak, and counts.
         titles: doc_id -> title, with which a text begins; the fallback "title" needs them.
-        most_documents: documents that queries are generated for, evenly spread; None takes all.
+        most_documents: documents, or passages, that queries are generated for, evenly spread; None takes all.
         search: function of query_id -> text and k that returns a run, such as that of a `BM25Index`; None keeps
             queries without a round trip.
         round_trip: rank within which the document must be found.
@@ -79,7 +80,7 @@ def generate_queries(
     made_from = {"generator": generator.fingerprint, "documents": documents.fingerprint(), "count": len(rows)}
 
     def generate_block(block: slice) -> dict[str, np.ndarray]:
-        texts, doc_ids = documents.take(rows[block]), documents.ids_of(rows[block])
+        texts, doc_ids = documents.take(rows[block]), _document_ids(documents, rows[block])
         made = generator.generate(texts, [titles.get(doc_id, "") for doc_id in doc_ids], block.start)
         return {"queries": np.frombuffer(json.dumps(made).encode(), np.uint8)}
 
@@ -88,11 +89,12 @@ def generate_queries(
         description = f"Generating with {generator.name}"
         parts, _ = compute_blocks(folder, len(rows), DOCUMENTS_PER_BLOCK, generate_block, description, "document")
         if processes().is_main_process:
-            counts = {"documents": len(rows), "generated": 0, **dict.fromkeys(LEFT_OUT, 0)}
+            count = len(set(_document_ids(documents, rows)))
+            counts = {"documents": count, "generated": 0, **dict.fromkeys(LEFT_OUT, 0)}
             kept = _distinct(_good(_read_parts(parts), documents, rows, counts), counts)
             if search is not None:
                 kept = _found_again(kept, search, round_trip, counts)
-            counts |= {"queries": len(kept), "documents_without_query": len(rows) - len({doc for doc, _ in kept})}
+            counts |= {"queries": len(kept), "documents_without_query": count - len({doc for doc, _ in kept})}
             if not kept:
                 raise InputError(f"No query is left of {generator.name}'s: {_counts_text(counts)}.")
             origin = {"generator": generator.name, "is_weak": generator.is_weak, "made_from": made_from}
@@ -101,9 +103,15 @@ def generate_queries(
 
 
 def choose_rows(documents: TextStore, most: int | None) -> np.ndarray:
-    """Return the rows of the documents that queries are generated for: all, or `most`, evenly spread."""
+    """Return the rows of the texts that queries are generated for: all, or `most`, evenly spread."""
     count = len(documents) if most is None else min(most, len(documents))
     return np.linspace(0, len(documents) - 1, count).astype(np.int64)
+
+
+def _document_ids(documents: TextStore, rows: np.ndarray) -> list[str]:
+    """Return the ids of the documents in some rows; those of the whole documents if the rows are passages."""
+    ids = documents.ids_of(rows)
+    return ids if documents.aggregation is None else [split_id(passage_id)[0] for passage_id in ids]
 
 
 def plan_queries(generator: QueryGenerator, documents: TextStore, most_documents: int | None) -> dict[str, int]:
@@ -117,7 +125,7 @@ def plan_queries(generator: QueryGenerator, documents: TextStore, most_documents
     rows, tokens = choose_rows(documents, most_documents), 0
     for start in range(0, len(rows), DOCUMENTS_PER_BLOCK):
         tokens += sum(map(generator.plan, documents.take(rows[start : start + DOCUMENTS_PER_BLOCK])))
-    return {"documents": len(rows), "requests": len(rows), "tokens": tokens}
+    return {"documents": len(set(_document_ids(documents, rows))), "requests": len(rows), "tokens": tokens}
 
 
 def files_beside(output: Path) -> tuple[Path, Path]:
@@ -140,7 +148,7 @@ def _good(
 ) -> Iterator[tuple[str, str]]:
     """Yield document and query, without the queries that are bad by themselves."""
     for row, queries in zip(rows, made, strict=True):
-        (doc_id,), (text,) = documents.ids_of([row]), documents.take([row])
+        (doc_id,), (text,) = _document_ids(documents, [row]), documents.take([row])
         for query in queries:
             counts["generated"] += 1
             problem = _problem(query, text)

@@ -125,8 +125,12 @@ def _listed(targets: Mapping[str, Any], accelerator: Accelerator) -> Tensor | No
 
 
 def _known_positives(rows: dict[str, Tensor], accelerator: Accelerator) -> Tensor:
-    """Return where a document of the batch is a positive of the query in one of its rows, (B, N) as `_score_all`."""
-    queries, documents = gather_rows(rows["query"], accelerator), gather_rows(rows["document"], accelerator)
+    """Return where a document of the batch is a positive of the query in one of its rows, (B, N) as `_score_all`.
+
+    Every passage of a positive document is one.
+    """
+    queries = gather_rows(rows["query"], accelerator)
+    documents = gather_rows(rows.get("whole", rows["document"]), accelerator)
     is_same_query = rows["query"].unsqueeze(1) == queries  # (B, M)
     is_positive = documents[:, :1] == documents.flatten()  # (M, N)
     known = (is_same_query.float() @ is_positive.float()) > 0

@@ -12,6 +12,7 @@ from hf_kd_ranking.data.passages import (
     to_passages,
 )
 from hf_kd_ranking.data.texts import check_same_collection
+from hf_kd_ranking.errors import UnknownIdError
 
 
 @pytest.fixture
@@ -166,6 +167,9 @@ def test_best_passage_is_judged_as_its_document(split):
     chosen, judged = choose_passages(run, passages, {"q": {"a": 2, "b": 1}}, store)
     assert chosen == {"q": [("c", 4.0), ("a#1", 5.0), ("b#0", 1.0)]}  # of b no passage was scored
     assert judged == {"q": {"a#1": 2, "b#0": 1}}
+    for run, qrels in (({"q": [("x", 1.0)]}, {}), ({"q": []}, {"q": {"a": 1, "x": 1}})):
+        with pytest.raises(UnknownIdError, match="'x'"):
+            choose_passages(kd.Run(run), passages, qrels, store)
 
 
 def test_texts_of_documents_are_those_of_all_their_passages(split, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
+from hf_kd_ranking.data.passages import split_documents
 from hf_kd_ranking.distillation.context import Context
 from hf_kd_ranking.distillation.generation import with_queries
 from hf_kd_ranking.distillation.pipeline import make_plan
@@ -149,3 +150,30 @@ def test_figures_on_real_queries_are_not_synthetic(real):
     judged = kd.read_qrels(Path(real.output) / "judgments" / "test" / "qrels.txt")
     assert judged == {f"q{i}": {f"d{i}": 1} for i in range(0, 60, 3)}
     assert json.loads(Path(with_queries(real).qrels).with_name("queries.json").read_text())["is_weak"]
+
+
+def test_queries_of_passages_are_judged_by_document(job, tokenizer, tmp_path):
+    lines = []
+    for line in Path(job.collection).read_text().splitlines():
+        doc_id, text = line.replace(".", "").split("\t")
+        words = text.split()
+        parts = [f"{' '.join(part).capitalize()}. Moon water." for part in (words[:6], words[4:])]
+        lines.append(f"{doc_id}\t{' '.join(parts)}\n")
+    Path(job.collection).write_text("".join(lines))
+    split = split_documents(kd.TextStore.from_tsv(job.collection), tokenizer, "10/10", tmp_path / "split")
+    assert len(split) == 120
+    job = replace(job, collection=str(split.folder), architectures=["bert_dot"])
+    made = with_queries(job)
+    counts = json.loads(Path(made.queries).with_suffix(".json").read_text())
+    assert (counts["documents"], counts["documents_without_query"] < 5) == (60, True)  # by near-duplicates
+    assert (counts["generated"], counts["queries"] > 60) == (120, True)  # of both passages
+    for query_id, grades in kd.read_qrels(made.qrels).items():
+        assert grades == {query_id.partition("-")[0]: 1}
+    outcome = kd.distill(job)
+    assert outcome["overlaps"]["positives of train and test"] == 0
+    rows = kd.load_teacher_scores(Path(job.output, "lists/teacher/rows.jsonl")).rows
+    trained = set(Context(made).splits["train"])
+    assert len(rows) > 20
+    for row in rows:
+        assert row["query_id"] in trained
+        assert row["doc_ids"][0].partition("#")[0] == row["query_id"].partition("-")[0]

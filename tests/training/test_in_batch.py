@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.passages import split_documents
 from hf_kd_ranking.losses import LOSSES
 from hf_kd_ranking.training.in_batch import can_be_live
 
@@ -64,6 +65,23 @@ def test_in_batch_info_nce_leaves_out_other_positives(model, make_trainer, token
     trainer = make_trainer(model, {"train_dataset": rows}, loss="in_batch_info_nce")
     ranker, texts, losses = kd.Ranker(model, tokenizer), trainer.data_collator, []
     documents = texts.documents[[1, 8, 2, 9, 3, 1]]
+    for row, chosen in zip(rows, columns, strict=True):
+        scores = torch.from_numpy(ranker.score(texts.queries[row["query_id"]], [documents[i] for i in chosen]))
+        losses.append(-scores.log_softmax(0)[0])
+    assert loss_of(trainer, [0, 1, 2]).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
+@BERT_DOT
+def test_in_batch_info_nce_leaves_out_other_passages_of_positives(model, make_trainer, tokenizer, tmp_path):
+    # Columns are a#0, c, a#1, d, c, b: the positives of rows 0 and 1 are passages of one document.
+    (tmp_path / "whole.tsv").write_text("a\tapple bread cat dog\nb\tmoon\nc\tking\nd\triver\n")
+    whole = kd.TextStore.from_tsv(tmp_path / "whole.tsv")
+    split = split_documents(whole, tokenizer, "2/2", tmp_path / "split")
+    (tmp_path / "rows.tsv").write_text("1\t0\t100\ta#0\tc\n1\t0\t101\ta#1\td\n1\t0\t102\tc\tb\n")
+    rows, columns = kd.load_teacher_scores(tmp_path / "rows.tsv"), [[0, 1, 3, 4, 5], [2, 3, 4, 5, 1], [4, 5, 0, 2, 3]]
+    trainer = make_trainer(model, {"train_dataset": rows, "documents": split}, loss="in_batch_info_nce")
+    ranker, texts, losses = kd.Ranker(model, tokenizer), trainer.data_collator, []
+    documents = split[["a#0", "c", "a#1", "d", "c", "b"]]
     for row, chosen in zip(rows, columns, strict=True):
         scores = torch.from_numpy(ranker.score(texts.queries[row["query_id"]], [documents[i] for i in chosen]))
         losses.append(-scores.log_softmax(0)[0])
