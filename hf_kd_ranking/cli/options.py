@@ -153,7 +153,9 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
 def default_precision() -> str:
     """Return the name of the precision in which rankers are loaded where `--dtype` is not given."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return "bf16" if default_dtype(device) == torch.bfloat16 else "fp32"
+    if default_dtype(device) == torch.bfloat16:
+        return "bf16"
+    return "fp32"
 
 
 def run_tag(model: str) -> str:

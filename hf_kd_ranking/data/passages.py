@@ -137,7 +137,9 @@ def _border(borders: np.ndarray, token: int, size: int) -> int:
 def split_id(passage_id: str) -> tuple[str, int]:
     """Return the id of a passage's document, and the number of the passage in it."""
     match = PASSAGE_ID.fullmatch(passage_id)
-    return (passage_id, 0) if match is None else (match[1], int(match[2]))
+    if match is None:
+        return passage_id, 0
+    return match[1], int(match[2])
 
 
 def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, list[str]]:
@@ -202,7 +204,9 @@ def to_documents(passages: Pairs, aggregation: str = "max") -> list[tuple[str, f
         doc_id, number = split_id(passage_id)
         if aggregation != "first" or number == 0:
             scores.setdefault(doc_id, []).append(score)
-    counted = 3 if aggregation == "mean_top3" else 1
+    counted = 1
+    if aggregation == "mean_top3":
+        counted = 3
     ranking = []
     for doc_id, values in scores.items():
         best = values[:counted]

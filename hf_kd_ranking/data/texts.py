@@ -257,7 +257,9 @@ class TextStore(IdIndex):
 @lru_cache(maxsize=1 << 16)
 def _script(character: str) -> str:
     name = unicodedata.name(character, "").partition(" ")[0].removesuffix("-HIRAGANA")
-    return "CJK" if name in ("HIRAGANA", "KATAKANA") else name
+    if name in ("HIRAGANA", "KATAKANA"):
+        return "CJK"
+    return name
 
 
 def scripts(text: str) -> Counter[str]:

@@ -24,7 +24,9 @@ AGREED = 3  # the teachers' best candidates that count as relevant where there a
 def ranking(artifact: Artifact) -> Run:
     """Read the run of a step; it has no query where a system ranked training queries only."""
     path = artifact.path / "run.trec"
-    return read_run(path) if path.stat().st_size else Run()
+    if path.stat().st_size == 0:
+        return Run()
+    return read_run(path)
 
 
 def passage_scores(artifact: Artifact) -> Run | None:
@@ -32,7 +34,9 @@ def passage_scores(artifact: Artifact) -> Run | None:
     path = artifact.path / PASSAGES
     if not path.is_file():
         return None
-    return read_run(path) if path.stat().st_size else Run()
+    if path.stat().st_size == 0:
+        return Run()
+    return read_run(path)
 
 
 def write_passages(folder: Path, passages: Run, aggregation: str, tag: str, k: int | None = None) -> None:

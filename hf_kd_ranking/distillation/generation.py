@@ -49,7 +49,9 @@ def describe(job: DistillJob) -> str:
     """Return in words what wrote the queries of a job, given its judgments as `with_queries` returns them."""
     path = Path(job.qrels).with_name(Path(job.qrels).name.replace(".qrels.txt", ".json"))
     description = read_json(path, what="description of generated queries")
-    return f"{description['generator']}, weak" if description["is_weak"] else description["generator"]
+    if description["is_weak"]:
+        return f"{description['generator']}, weak"
+    return description["generator"]
 
 
 def _generate(job: DistillJob, is_plan: bool) -> Path:

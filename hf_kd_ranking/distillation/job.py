@@ -212,7 +212,9 @@ class DistillJob:
     def data_of(self, split: str) -> str:
         """Return the name of the data of a split, for cards."""
         name = self.data_name or Path(self.collection).name
-        return f"{name} (synthetic queries)" if split in self.synthetic_splits else name
+        if split in self.synthetic_splits:
+            return f"{name} (synthetic queries)"
+        return name
 
     @property
     def shares(self) -> dict[str, float]:

@@ -114,7 +114,9 @@ def choose_loss(job: DistillJob, architecture: str, condition: str, has_live_tea
     similarity = model_class.config_class.similarity
     # A PreTTR compares vectors by the encoder's layers: all pairs of a batch take ten times as long as its lists.
     is_costly = similarity is None or (similarity == "layers" and bool(model_class.base_model_prefix))
-    return LIVE_LOSS if has_live_teacher and not is_costly else LOSS
+    if has_live_teacher and not is_costly:
+        return LIVE_LOSS
+    return LOSS
 
 
 def kept_layers(job: DistillJob, architecture: str) -> dict[str, list[int] | None]:

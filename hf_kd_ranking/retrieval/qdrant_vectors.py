@@ -41,7 +41,9 @@ def kind_of(source: Source) -> str:
         return BM25
     if source.words is not None:
         return SPARSE
-    return TOKENS if source.has_token_vectors else DENSE
+    if source.has_token_vectors:
+        return TOKENS
+    return DENSE
 
 
 def vector_parameters(
@@ -67,7 +69,9 @@ def vector_parameters(
 
 def texts_or_store(source: VectorStore | BM25Vectors) -> VectorStore | TextStore:
     """Return what has the ids of a source's rows, and knows its collection."""
-    return source.documents if isinstance(source, BM25Vectors) else source
+    if isinstance(source, BM25Vectors):
+        return source.documents
+    return source
 
 
 def points_of(vectors: np.ndarray | csr_array | Sequence[np.ndarray] | Sequence[Mapping[int, float]]) -> list[Point]:

@@ -104,14 +104,18 @@ def generate_queries(
 
 def choose_rows(documents: TextStore, most: int | None) -> np.ndarray:
     """Return the rows of the texts that queries are generated for: all, or `most`, evenly spread."""
-    count = len(documents) if most is None else min(most, len(documents))
+    count = len(documents)
+    if most is not None:
+        count = min(most, count)
     return np.linspace(0, len(documents) - 1, count).astype(np.int64)
 
 
 def _document_ids(documents: TextStore, rows: np.ndarray) -> list[str]:
     """Return the ids of the documents in some rows; those of the whole documents if the rows are passages."""
     ids = documents.ids_of(rows)
-    return ids if documents.aggregation is None else [split_id(passage_id)[0] for passage_id in ids]
+    if documents.aggregation is None:
+        return ids
+    return [split_id(passage_id)[0] for passage_id in ids]
 
 
 def plan_queries(generator: QueryGenerator, documents: TextStore, most_documents: int | None) -> dict[str, int]:
