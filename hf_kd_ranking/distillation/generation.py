@@ -28,6 +28,8 @@ def with_queries(job: DistillJob, is_plan: bool = False) -> DistillJob:
     """
     if job.queries is not None and job.query_generator is None:
         return job
+    if job.query_generator is None and (job.qrels is not None or job.scores):
+        raise InputError("Give --queries: --qrels and --scores name queries whose texts are needed.")
     job = replace(job, query_generator=job.query_generator or FIRST_SENTENCE)
     job.check()
     if job.qrels is not None or job.scores:

@@ -200,7 +200,8 @@ class DistillJob:
         """Splits whose queries are generated."""
         if self.query_generator is None:
             return []
-        return [split for split in SPLITS if getattr(self, f"{split}_qrels", None) is None]
+        given = {"dev": self.dev_qrels, "test": self.test_qrels}  # training queries are always generated
+        return [split for split in SPLITS if given.get(split) is None]
 
     @property
     def agreement_splits(self) -> list[str]:

@@ -80,7 +80,8 @@ def test_real_queries_are_only_measured_on(real):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qrels": "qrels.txt"}, "leave out --qrels and --scores"),
+        ({"qrels": "qrels.txt", "query_generator": "first_sentence"}, "leave out --qrels and --scores"),
+        ({"qrels": "qrels.txt"}, "Give --queries: --qrels and --scores name queries"),
         ({"query_generator": "nothing.tsv"}, "The generated queries file nothing.tsv does not exist"),
         (
             {"query_generator": "queries.tsv"},
