@@ -205,7 +205,7 @@ async def _score_stored(
         names = list(chain.from_iterable(found.values()))
         rows = model.store.rows_of_known(names, "documents of the index")
     except UnknownIdError as error:
-        raise RefusedError(422, str(error).split("; do the files")[0] + ".") from None
+        raise RefusedError(422, str(error)) from None
     # A stored document is not encoded, which saves most of the work of its tokens.
     tokens = len(rows) * model.config.max_document_length // 4
     [scores] = await service.run(request, model.score_stored, [StoredRows(body.query, rows)], [tokens])
