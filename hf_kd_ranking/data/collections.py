@@ -64,14 +64,16 @@ class RankingCollection:
 
     @cached_property
     def language(self) -> str | None:
-        """The language that the collection's card names, ISO 639-1; None if there is no card, or not one language."""
+        """The language that the collection's card names, ISO 639-1; None without a card or with several languages."""
         try:
             languages = self._parts["card"]().data.language
-        except (KeyError, OSError, ValueError, yaml.YAMLError):  # no card, or one that cannot be read
+        except (KeyError, OSError, ValueError, yaml.YAMLError):  # without a card that can be read
             return None
-        if isinstance(languages, list):
-            return languages[0] if len(languages) == 1 else None
-        return languages
+        if not isinstance(languages, list):
+            return languages
+        if len(languages) == 1:
+            return languages[0]
+        return None
 
     def judged_queries(self) -> dict[str, str]:
         """Return the queries that have judgments, or all queries of a collection without judgments."""

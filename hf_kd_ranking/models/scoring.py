@@ -108,7 +108,7 @@ def max_sims(
 def max_sim_without_padding(query: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:
     """Score documents whose token vectors lie one after the other with one query, as `max_sim` does from padded ones.
 
-    There is no gradient.
+    It cannot be differentiated.
 
     Args:
         query: (Lq, D).

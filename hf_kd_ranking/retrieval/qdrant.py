@@ -53,12 +53,13 @@ class QdrantIndex(Index):
     """A collection in Qdrant; make one with `build` or `open`.
 
     Options of `search`:
-        using: the name of the vectors to search by, or several names, whose rankings are fused by reciprocal ranks;
-            None for all whose ranker is given, but token vectors only if there are no others. In a collection of
-            passages there is a request for each name, and the rankings that are fused here are of documents.
-        rerank: the name of vectors that re-rank what was found, of split documents the passages that were found; None
-            keeps its order.
-        depth: documents, or passages to re-rank, that each of several vectors finds before fusion or re-ranking.
+        using: the name of the vectors to search by, or a list of names, whose rankings are fused by reciprocal ranks.
+            None searches by all vectors whose ranker is given; token vectors are left out if other vectors can be
+            searched. In a collection of passages, each name is a request of its own, and the rankings of documents are
+            fused.
+        rerank: the name of the vectors that re-rank the documents that were found (in a collection of passages, the
+            passages that were found). None keeps the order of the search.
+        depth: number of documents (or passages) that each search finds before the rankings are fused or re-ranked.
         only: the ids of the documents that may be returned, None for all; it needs the `ids` of the index.
         exact: True makes a server compare every document, None leaves it to the server. An embedded collection always
             compares every document in one process: it is for tests and small collections.

@@ -36,7 +36,7 @@ def named_sources(sources: Source | Mapping[str, Source]) -> dict[str, VectorSto
 
 
 def kind_of(source: Source) -> str:
-    """Return the kind of a source's vectors, which is also their name if there are no others."""
+    """Return the kind of a source's vectors, which is also their name where it is the only source."""
     if not isinstance(source, VectorStore):
         return BM25
     if source.words is not None:
