@@ -27,8 +27,10 @@ quality: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# An installation that was interrupted has no marker, and begins anew: pip cannot repair a half-installed environment.
 $(INSTALLED): setup.cfg setup.py constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) .venv
+	rm -f $@
 	.venv/bin/python -m pip install -e ".[demo,test,dev]" -c constraints.txt
 	touch $@
 
