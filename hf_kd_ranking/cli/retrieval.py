@@ -22,14 +22,15 @@ from . import options
 def passages(
     model: Annotated[str, typer.Option(help="Ranker, or encoder, whose tokenizer counts the tokens.")],
     output: options.Output,
-    passages: Annotated[str, typer.Option(help="LENGTH/STRIDE: tokens of a passage, and from one to the next.")],
+    passages: Annotated[str, typer.Option(help="LENGTH/STRIDE in tokens, such as 180/120.")],
     collection: options.Collection = None,
     dataset: options.Dataset = None,
     aggregation: options.Aggregation = "max",
 ) -> options.Result:
-    """Split the long documents of a collection into passages, for --collection of all other verbs.
+    """Split the long documents of a collection into passages.
 
-    These score passages, and answer with documents.
+    LENGTH is the length of a passage, STRIDE the distance between the beginnings of two passages. The output is a
+    collection for all other verbs, which score the passages and return documents.
     """
     documents = options.open_collection(dataset, "test", documents=collection).documents
     store = split_documents(documents, load_tokenizer(model), passages, output, aggregation)

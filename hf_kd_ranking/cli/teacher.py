@@ -17,7 +17,7 @@ from ..hub.dataset_card import FILE, write_dataset_card
 from ..hub.publish import check_name, files_to_publish, upload
 from ..processes import processes
 from ..ranker import check_model_paths
-from ..retrieval.bm25 import BM25Index, check_language
+from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import mix_runs
 from ..teachers.diagnose import diagnose_teachers
 from ..teachers.diagnosis import diagnosis_text
@@ -166,7 +166,7 @@ def queries(
     round_trip: Annotated[
         int, typer.Option(min=0, help="Rank within which BM25 must find the document; 0 keeps all queries.")
     ] = 20,
-    language: Annotated[str | None, typer.Option(help="Language of BM25's stems, one of Snowball's.")] = None,
+    language: options.Language = None,
     batch_size: options.BatchSize = 8,
     dtype: options.Dtype = None,
     concurrency: Concurrency = None,
@@ -177,16 +177,16 @@ def queries(
     plan_only: PlanOnly = False,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Generate queries for documents, with the judgments that each is answered by its document.
+    """Generate queries for documents, and judgments that name the document of each query.
 
-    The same command resumes where it was stopped. It also writes STEM.qrels.txt, and STEM.json with the counts.
+    Beside the output it writes STEM.qrels.txt (the judgments) and STEM.json (the counts). The same command resumes an
+    interrupted run.
     """
     if (model is None) == (fallback is None):
         raise InputError("Give either --model or --fallback.")
     if fallback not in (None, *FALLBACKS):
         raise InputError(f"--fallback is one of {', '.join(FALLBACKS)}, got {fallback!r}.")
     check_model_paths([model or ""])
-    check_language(language)
     settings = _endpoint_settings([model or fallback], concurrency, requests_per_minute, plan_only)
     prompt = template and QueryPrompt(existing_file(template, "template").read_text(encoding="utf-8"))
     state = processes()
