@@ -222,22 +222,21 @@ def test_sequence_to_sequence_model_samples_by_a_seed(seq2seq):
 
 def test_causal_model_reads_its_chat_template_and_is_cut(causal):
     """By hand: the likeliest words after the prompt of one document; a longer document is cut to what fits."""
-    generator = load_generator(causal, 1, QueryPrompt("of {document} and"), batch_size=2)
+    prompt = QueryPrompt("of {document} and")
+    alone, padded = (load_generator(causal, 1, prompt, batch_size=size) for size in (1, 2))
     room = 256 - 64 - 4  # positions, new tokens, and "what of ... and a"
     texts = ["cat", "moon river " * 300]
-    found = generator.generate(texts, ["", ""], 0)
     model, words = GPT2LMHeadModel.from_pretrained(causal).eval(), kd.ranker.load_tokenizer(causal)
-    for text, queries in zip(texts, found, strict=True):
+    assert len(words("a")["input_ids"]) == len(words("a", add_special_tokens=False)["input_ids"]) + 1
+    found = [generator.generate(texts, ["", ""], 0) for generator in (alone, padded)]
+    for text, [query], [of_padded] in zip(texts, *found, strict=True):
         kept = " ".join(text.split()[:room])
-        assert words("a")["input_ids"] == [
-            words.convert_tokens_to_ids("[CLS]"),
-            *words("a", add_special_tokens=False)["input_ids"],
-        ]
         ids = words(f"what of {kept} and a", return_tensors="pt", add_special_tokens=False)
         answer = model.generate(**ids, do_sample=False, max_new_tokens=64)[0, ids["input_ids"].shape[1] :]
         (wanted,) = read_lines(words.decode(answer, skip_special_tokens=True), 1)
-        # A random model has near ties, which padding may turn after some words.
-        assert len(wanted) > 20 and queries[0].split()[:20] == wanted.split()[:20]
+        assert query == wanted and len(wanted.split()) > 3
+        # Padding changes the rounding, which may turn a near tie of a random model: later words may differ.
+        assert of_padded.split()[:3] == wanted.split()[:3]
 
 
 def test_prompt_without_room_is_refused(causal):
