@@ -1,11 +1,13 @@
 """Compare recipes of distillation at equal compute: which documents a list has, and by which loss a student learns.
 
     python examples/benchmarks/recipes_data.py FOLDER --scifact DIR
-    python examples/benchmarks/recipes.py FOLDER [--table]
+    python examples/benchmarks/recipes.py FOLDER [--part losses|pydocs|scifact|orders] [--table]
 
 Every training has 75 steps of 64 documents, unless its name says otherwise. A run appends a line to
 FOLDER/results.jsonl, and is skipped if its line is there; `--table` makes the table from it, with paired t-tests
 against `margin_mse` on random lists. Choose by the validation queries (split dev). Two hours on one CPU core.
+`--part pydocs` and `--part scifact` train the best recipes of that comparison with three seeds, and measure them on
+the test queries; `--part orders` compares losses that read only the order of the teacher's documents with Margin-MSE.
 """
 
 import argparse
@@ -43,8 +45,26 @@ STUDENTS = {
     "bert_dot": {"layers": [0, 1, 5], "pooling": "mean"},
     "colbert": {"layers": [0, 1, 5], "compression_dim": 128},
     "bert_cat": {},
+    "prettr": {"layers": [0, 1, 5], "join_layer_idx": 1},
 }
 DUAL = "margin_mse:1,in_batch_margin_mse:1"
+MIXED = "margin_mse:0.1,in_batch_kl_div:1"
+# The best recipes on validation queries, and their control. A joint ranker does not learn from all pairs of a batch:
+# it would read each of them.
+BEST = (
+    ("margin_mse", "random"),
+    ("in_batch_kl_div", "random"),
+    ("in_batch_kl_div", "stratified"),
+    (MIXED, "random"),
+    (DUAL, "random"),
+)
+BEST_OF_JOINT = (
+    ("margin_mse", "random"),
+    ("margin_mse", "stratified"),
+    ("margin_mse", "top"),
+    ("kl_div", "stratified"),
+)
+ORDERS = ("margin_mse", "order_ranknet", "list_mle", "adr_mse")
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ def plan() -> Iterator[Recipe]:
     # 1. Losses and samplings, with the bi-encoder
     yield Recipe("teacher")
     for student in (dot, colbert):
-        for loss in ("none", "ranknet", "mse_level", "margin_mse:0.1,in_batch_kl_div:1"):
+        for loss in ("none", "ranknet", "mse_level", MIXED):
             yield replace(student, loss=loss)
         for loss in ("margin_mse", "kl_div", DUAL, "in_batch_kl_div"):
             for sampling in ("random", "stratified", "top"):
@@ -102,6 +122,20 @@ def plan() -> Iterator[Recipe]:
         for seed, split in product(range(3), ("dev", "test")):
             for loss in ("margin_mse", "ranknet", "in_batch_kl_div"):
                 yield replace(student, loss=loss, seed=seed, split=split)
+
+
+def plan_orders() -> Iterator[Recipe]:
+    """Yield losses that read only the order of the teacher's documents, and Margin-MSE, with three seeds."""
+    for seed, architecture, loss in product(range(3), ("bert_dot", "colbert"), ORDERS):
+        yield Recipe(architecture, "stratified", loss, seed=seed, split="test")
+
+
+def plan_seeds(data: str) -> Iterator[Recipe]:
+    """Yield the best recipes of one collection with three seeds, on its test queries."""
+    for seed in range(3):
+        for architecture, recipes in (("bert_dot", BEST), ("colbert", BEST), ("prettr", BEST_OF_JOINT)):
+            for loss, sampling in recipes:
+                yield Recipe(architecture, sampling, loss, data=data, seed=seed, split="test")
 
 
 class Data:
@@ -163,7 +197,7 @@ def train(recipe: Recipe, rows: list[dict], data: Data) -> kd.Ranker:
     scale = "match"
     if recipe.loss == "mse_level":
         move_to_level(rows, ranker, data)
-    if recipe.loss in ("mse_level", "ranknet"):
+    if recipe.loss in ("mse_level", "ranknet", *ORDERS[1:]):
         scale = "1"
     elif recipe.architecture == "bert_cat":
         scale = str(LAYERS_MARGIN / margin_size(np.array([row["teacher_scores"] for row in rows])))
@@ -256,11 +290,17 @@ def main() -> None:
     """Run what is not done, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--part", choices=("losses", "pydocs", "scifact", "orders"), default="losses")
     parser.add_argument("--table", action="store_true", help="only print the table of what is done")
     args = parser.parse_args()
     torch.set_num_threads(1)
     path, loaded = args.folder / "results.jsonl", {}
-    for recipe in () if args.table else plan():
+    recipes = plan()
+    if args.part == "orders":
+        recipes = plan_orders()
+    elif args.part != "losses":
+        recipes = plan_seeds(args.part)
+    for recipe in () if args.table else recipes:
         if recipe not in read_results(path):
             if recipe.data not in loaded:
                 loaded[recipe.data] = Data(args.folder / recipe.data)

@@ -1,10 +1,10 @@
 """Prepare the data of `recipes.py`: two collections, BM25's candidates, and the scores of two teachers.
 
-    python examples/benchmarks/recipes_data.py FOLDER --scifact DIR
+    python examples/benchmarks/recipes_data.py FOLDER --scifact DIR [--without-cross-encoders]
 
 DIR is SciFact in BEIR's layout; PyDocs is that of the demo. The teachers are all-MiniLM-L6-v2 as it is, and the mean
-of two BERT_CATs that are trained here on the labels of PyDocs. What is in FOLDER is not made again. About 20 minutes
-on one CPU core with bfloat16.
+of two BERT_CATs that are trained here on the labels of PyDocs, which only `recipes.py --part losses` needs. What is in
+FOLDER is not made again. About 20 minutes on one CPU core with bfloat16.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scifact", type=Path, required=True, help="folder of SciFact in BEIR's layout")
+    parser.add_argument("--without-cross-encoders", action="store_true", help="skip the teachers of --part losses")
     args = parser.parse_args()
     torch.set_num_threads(1)
     build_pydocs(args.folder / "pydocs" / "collection")
@@ -62,8 +63,9 @@ def main() -> None:
     for name in LENGTHS:
         for split in SPLITS:
             score_by_vectors(args.folder / name, split)
-    for split in SPLITS:
-        score_by_cross_encoders(args.folder / "pydocs", split)
+    if not args.without_cross_encoders:
+        for split in SPLITS:
+            score_by_cross_encoders(args.folder / "pydocs", split)
 
 
 def copy_scifact(source: Path, folder: Path) -> None:
