@@ -8,6 +8,6 @@ import lazy_loader as _lazy_loader
 
 from . import models as _models  # noqa: F401, registers the models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)

@@ -22,9 +22,9 @@ from ..errors import InputError
 from ..losses import IN_BATCH, get_losses, get_regularizers
 from ..models import ARCHITECTURES
 from ..processes import processes
-from ..ranker import Ranker, load_tokenizer
+from ..ranker import Ranker
 from ..training.arguments import MATCH, RankingTrainingArguments
-from ..training.job import TrainingJob, train_ranker
+from ..training.job import TrainingJob, load_student, train_ranker
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
 from .teaching import rows_file
@@ -211,7 +211,9 @@ def untrained_ranker(recipe: Recipe, context: Context) -> Ranker:
     """Return a student before its training: what the encoder gives by itself."""
     set_seed(SEED)
     job = training_job(recipe, context)
-    return Ranker(job.load_model().to(context.device), load_tokenizer(job.model_name))
+    ranker = load_student(job, context.documents)
+    ranker.model.to(context.device)
+    return ranker
 
 
 # ---- One training ---------------------------------------------------------------------------------------------------

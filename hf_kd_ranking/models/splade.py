@@ -158,6 +158,21 @@ class Splade(EncoderRanker):
             weights = self._prune(weights, side)
         return weights.view(*inputs["input_ids"].shape[:-1], -1), None
 
+    @torch.no_grad()
+    def start_from_idf(self, document_frequencies: Tensor, documents: int) -> None:
+        """Set the weights of static queries to the words' inverse document frequencies, as Geng et al. 2024 do.
+
+        They are log(1 + (N - df + 0.5) / (df + 0.5)), BM25's, divided by their mean over the words that occur.
+
+        Args:
+            document_frequencies: the number of documents with each word, (V,).
+            documents: N, the number of documents that were counted.
+        """
+        frequencies = document_frequencies.float()
+        weights = torch.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
+        weights = weights / weights[frequencies > 0].mean()
+        self._query_weights.weight.copy_(weights.unsqueeze(1))
+
     def score_vectors(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
@@ -20,13 +21,14 @@ from ..evaluation.metrics import DEFAULT_MEASURES, evaluate_queries
 from ..evaluation.rerank import RerankingEvaluator
 from ..evaluation.significance import compare_with_first_stage
 from ..hub.manifest import select_measures
-from ..models import ARCHITECTURES, RankerModel, RankingProcessor, load_ranker
+from ..models import ARCHITECTURES, RankerModel, RankingProcessor, Splade, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
 from .topics import saved_clusters
 from .trainer import RankingTrainer
 
 CUT_SAMPLE = 1_000  # documents on which it is counted how much of them is cut
+FREQUENCY_SAMPLE = 50_000  # documents in which words are counted
 
 
 @dataclass
@@ -194,9 +196,23 @@ def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool
     if job.cluster_model is not None:
         encoder = Ranker.from_pretrained(job.cluster_model, "bert_dot", args.device, args.per_device_eval_batch_size)
         data["query_clusters"] = saved_clusters(encoder, queries, rows, job.query_clusters, args, is_new)
-    model = job.load_model()
+    student = load_student(job, documents)
     data["in_batch_teacher"] = job.load_in_batch_teacher(args)
-    return RankingTrainer(model, args, processing_class=load_tokenizer(job.model_name), **data)
+    return RankingTrainer(student.model, args, processing_class=student.tokenizer, **data)
+
+
+def load_student(job: TrainingJob, documents: TextStore) -> Ranker:
+    """Load the student as it starts; a fresh SPLADE's static queries start from the collection's word frequencies."""
+    model, tokenizer = job.load_model(), load_tokenizer(job.model_name)
+    if isinstance(model, Splade) and model.is_fresh and model.config.query_encoding == "static":
+        sample = np.random.default_rng(0).permutation(len(documents))[:FREQUENCY_SAMPLE]
+        frequencies = np.zeros(model.config.encoder_config.vocab_size)
+        for start in range(0, len(sample), 1_000):
+            texts = documents.take(np.sort(sample[start : start + 1_000]))
+            for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+                frequencies[np.unique(ids)] += 1
+        model.start_from_idf(torch.from_numpy(frequencies), len(sample))
+    return Ranker(model, tokenizer)
 
 
 def sample_cuts(trainer: RankingTrainer) -> dict[str, float]:

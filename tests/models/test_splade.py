@@ -1,5 +1,7 @@
 """SPLADE: weights by hand, equal to masked language models of transformers, pruning, and what is refused."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,19 @@ def test_static_queries_are_a_weight_per_word(encoder, tokenizer):
         for word in tokenizer.convert_tokens_to_ids(words):
             wanted[row, word] = np.linspace(-2, 2, 39)[word]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_static_queries_start_from_idf(encoder):
+    model = kd.load_ranker(encoder, "splade", query_encoding="static", **LENGTHS)
+    frequencies = torch.zeros(39)
+    frequencies[7], frequencies[9] = 1, 9
+    model.start_from_idf(frequencies, documents=9)
+    weights = model._query_weights.weight.squeeze(1).tolist()
+    rare, common = math.log(1 + 8.5 / 1.5), math.log(1 + 0.5 / 9.5)
+    mean = (rare + common) / 2
+    assert weights[7] == pytest.approx(rare / mean)
+    assert weights[9] == pytest.approx(common / mean)
+    assert weights[8] == pytest.approx(math.log(1 + 9.5 / 0.5) / mean)  # in no document
 
 
 def test_pruning_keeps_the_largest_weights_in_evaluation_only(tokenizer, tmp_path):

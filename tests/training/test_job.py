@@ -1,13 +1,14 @@
 """`train_ranker`: what it evaluates and writes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.rerank import rerank_run
-from hf_kd_ranking.training.job import json_option
+from hf_kd_ranking.training.job import json_option, load_student
 
 
 @pytest.fixture
@@ -66,3 +67,20 @@ def test_json_option_takes_objects_only():
         json_option("x", "{a")
     with pytest.raises(ValueError, match=r"--x must be a JSON object, got '\[1\]'"):
         json_option("x", "[1]")
+
+
+def test_static_queries_start_from_the_frequencies_of_the_collection(job, tmp_path):
+    texts = ["moon moon cat", "moon river", "moon"]
+    (tmp_path / "texts.tsv").write_text("".join(f"{row}\t{text}\n" for row, text in enumerate(texts)))
+    job.architecture, job.config_overrides = "splade", {"query_encoding": "static"}
+    documents = kd.TextStore.from_tsv(tmp_path / "texts.tsv")
+    student = load_student(job, documents)
+    vectors = student.encode_queries(["moon", "cat", "river"])
+    moon, cat, river = (vectors[row].max() for row in range(3))
+    assert cat / moon == pytest.approx(math.log(1 + 2.5 / 1.5) / math.log(1 + 0.5 / 3.5))
+    assert cat == river
+    student.save_pretrained(tmp_path / "trained")
+    job.model_name, job.architecture = str(tmp_path / "trained"), None
+    (tmp_path / "texts.tsv").write_text("0\tcat\n")
+    again = load_student(job, kd.TextStore.from_tsv(tmp_path / "texts.tsv"))  # a ranker that is trained further
+    assert again.encode_queries(["moon"]).max() == moon
