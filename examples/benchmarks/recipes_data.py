@@ -106,11 +106,12 @@ def needed(teacher: str, folder: Path, split: str) -> kd.Run:
     run = kd.read_run(folder / f"candidates.{split}.trec")
     if split == "train":
         queries, candidates = SCORED[teacher]
-        run = kd.Run(list(run.top(candidates).items())[:queries])
         qrels = kd.load_collection(str(folder / "collection"), split).qrels
-        for query_id, ranking in run.items():
-            missing = qrels[query_id].keys() - dict(ranking).keys()
-            ranking += [(doc_id, 0.0) for doc_id in sorted(missing)]
+        with_positives = kd.Run()
+        for query_id, ranking in list(run.top(candidates).items())[:queries]:
+            missing = sorted(qrels[query_id].keys() - dict(ranking).keys())
+            with_positives[query_id] = [*ranking, *((doc_id, 0.0) for doc_id in missing)]
+        return with_positives
     return run
 
 
