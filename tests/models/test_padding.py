@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention import varlen
 from transformers import AutoModel, BertConfig, DistilBertConfig, RobertaConfig
 
 import hf_kd_ranking as kd
@@ -131,6 +130,7 @@ def packed(monkeypatch) -> list[int]:
         mask = row_of.unsqueeze(0) == row_of.unsqueeze(1)
         return torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(0, 1)
 
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this version of torch lacks it")
     monkeypatch.setattr(varlen, "varlen_attn", attend)
     monkeypatch.setattr("hf_kd_ranking.models.encoder.can_run_varlen", lambda device, dtype: True)
     return calls
