@@ -30,25 +30,15 @@ IN_BATCH = "in_batch_"
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what it reads.
-
-    Args:
-        function: see the module.
-        needs_teacher: False for losses on the labels only.
-        needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
-        needs_lists: True if it is meant for three documents or more; a pair has better losses.
-        needs_grades: True if it reads grades, which may all lie between 0 and 1.
-        needs_order: True if it reads the order of the teacher's scores only, which may have any scale.
-        settings: names of the function's own parameters, positive numbers.
-    """
+    """A loss, and what it reads."""
 
     function: Callable[..., Tensor]
-    needs_teacher: bool = True
-    needs_single_scores: bool = False
-    needs_lists: bool = False
-    needs_grades: bool = False
-    needs_order: bool = False
-    settings: tuple[str, ...] = ()
+    needs_teacher: bool = True  # False for losses on the labels only
+    needs_single_scores: bool = False  # the teacher's score of each document, which a file of margins lacks
+    needs_lists: bool = False  # it is meant for three documents or more; a pair has better losses
+    needs_grades: bool = False  # which may all lie between 0 and 1
+    needs_order: bool = False  # only the order of the teacher's scores, which may have any scale
+    settings: tuple[str, ...] = ()  # names of the function's own parameters, positive numbers
 
 
 LOSSES = {
@@ -68,18 +58,12 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Regularizer:
-    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`.
+    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`."""
 
-    Args:
-        name: one of `REGULARIZERS`.
-        query, document: weights of the penalty on either side.
-        warmup: share of all steps, up to 1, over which the weights rise as the square of the steps.
-    """
-
-    name: str
-    query: float = 0.0
+    name: str  # one of `REGULARIZERS`
+    query: float = 0.0  # weight of the penalty on queries
     document: float = 0.0
-    warmup: float = 0.0
+    warmup: float = 0.0  # share of all steps, up to 1, over which the weights rise as the square of the steps
 
     def warmup_factor(self, progress: float) -> float:
         """Return the factor on the weights after a share of all steps, 0 to 1."""
@@ -190,12 +174,7 @@ def _positive(text: str, what: str) -> float:
 def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) -> None:
     """Refuse losses by name that need what teacher rows lack; those over the batch read no teacher row.
 
-    Args:
-        documents: length of the longest list.
-        has_only_margins: True if the rows hold differences of scores.
-
-    Raises:
-        InputError: with the reason.
+    `documents` is the length of the longest list; rows that have only margins hold differences of scores.
     """
     for name in losses:
         if name.startswith(IN_BATCH):

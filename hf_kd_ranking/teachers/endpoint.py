@@ -37,15 +37,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How an endpoint is asked.
+    """How an endpoint is asked."""
 
-    Args:
-        concurrency: requests at the same time.
-        requests_per_minute: the most that are sent; None sets no limit.
-    """
-
-    concurrency: int = 8
-    requests_per_minute: float | None = None
+    concurrency: int = 8  # requests at the same time
+    requests_per_minute: float | None = None  # the most that are sent; None sets no limit
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
