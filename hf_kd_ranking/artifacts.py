@@ -84,9 +84,7 @@ def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
 def read_json(path: str | os.PathLike, kind: type = dict, what: str = "JSON") -> Any:
     """Read a JSON file that holds an object, or a list if `kind` is list; messages call the file `what`.
 
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        InputError: if it is empty, damaged, or holds something else.
+    A file that is empty, damaged, or holds something else is an InputError.
     """
     path = existing_file(path, what)
     try:
@@ -178,12 +176,7 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read what a folder was made from.
-
-    Raises:
-        FileNotFoundError: if the folder has no description.
-        InputError: if the description is damaged.
-    """
+    """Read what a folder was made from; a damaged description is an InputError."""
     path = folder / DESCRIPTION
     description = read_json(path, what="description")
     if description.get("checksum") != _checksum(description):
@@ -213,13 +206,8 @@ def _checksum(description: Mapping[str, Any]) -> str:
 def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     """Give an empty folder for the next version of an index; it becomes the index when the block ends.
 
-    The description is replaced in one step when the version is complete. Until then, and wherever a process dies, a
-    reader opens the old version.
-
-    `description` is what it was built with, including its `kind`.
-
-    Raises:
-        InputError: if another process writes the index now.
+    The description (what it was built with, including its `kind`) is replaced in one step when the version is
+    complete. Until then, and wherever a process dies, a reader opens the old version.
     """
     with locked(folder):
         number = read_description(folder)["version"] + 1 if has_description(folder) else 1
@@ -241,11 +229,8 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
 def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dict[str, Any], Path]:
     """Return the description of an index and the folder of its files, after their sizes were checked.
 
-    `is_verified` reads every file and compares checksums.
-
-    Raises:
-        FileNotFoundError: if the index, or one of its files, is missing.
-        InputError: if it is of another kind, or a file is truncated or damaged.
+    `is_verified` reads every file and compares checksums. An index of another kind, or a file that is truncated or
+    damaged, is an InputError.
     """
     description = read_description(folder)
     if description.get("kind") != kind:
@@ -374,10 +359,9 @@ def read_blocks(parts: Sequence[Path], name: str) -> list[np.ndarray]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder; the system releases the lock of a process that dies.
+    """Let one process at a time work on a folder, else raise an InputError that names the process.
 
-    Raises:
-        InputError: naming the process that works on the folder.
+    The system releases the lock of a process that dies.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()  # "." has no name

@@ -63,8 +63,7 @@ def load_generator(
         dtype, device, endpoint: as of `load_teacher`.
 
     Raises:
-        InputError: if the model generates no text, or a fallback is given a prompt.
-        FileNotFoundError: if the model does not exist.
+        InputError, FileNotFoundError: if the model generates no text, or a fallback is given a prompt.
     """
     if name_or_path in FALLBACKS:
         if prompt is not None:

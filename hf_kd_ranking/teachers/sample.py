@@ -40,10 +40,7 @@ class SamplingSettings:
         relative_margin: the same for negatives above this share of their positive's score, both measured from the
             query's lowest-scored candidate. None is 0.95 with a teacher; 1 leaves it to `teacher_margin`.
         takes_unjudged: True takes the teacher's best candidate as the positive of a query that has no judgments.
-        seed: seed of the sampling.
-
-    Raises:
-        InputError: if a value is invalid.
+        seed: of the sampling.
     """
 
     minimum_grade: int = 1

@@ -65,14 +65,10 @@ class PublishingTrainer(EvaluatingTrainer):
 
         Args:
             commit_message: None names the architecture.
-            blocking: must be True.
+            blocking, revision: must be True and None: rankers are published at once, on the main branch.
             token: access token of the Hub; None takes `hub_token`, or the one that is logged in.
-            revision: must be None, for the main branch.
             private: True makes a new repository private; None is `hub_private_repo`.
             **kwargs: arguments of `create_model_card`.
-
-        Raises:
-            InputError: for a revision, or to publish in the background.
         """
         if revision is not None or not blocking:
             raise InputError("Rankers are published on the main branch, in the foreground; leave the options out.")
