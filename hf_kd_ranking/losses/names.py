@@ -10,19 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import InputError
-from .functions import (
-    adr_mse,
-    all_margins_mse,
-    info_nce,
-    kl_div,
-    lambda_loss,
-    list_mle,
-    margin_mse,
-    mse,
-    order_ranknet,
-    ranknet,
-    weighted_ranknet,
-)
+from . import functions
 
 # Before a loss's name: over every document of the batch, (B, N), and not only over the row's own.
 IN_BATCH = "in_batch_"
@@ -42,17 +30,17 @@ class Loss:
 
 
 LOSSES = {
-    "margin_mse": Loss(margin_mse),
-    "all_margins_mse": Loss(all_margins_mse, needs_lists=True),
-    "mse": Loss(mse, needs_single_scores=True),
-    "ranknet": Loss(ranknet, needs_teacher=False),
-    "weighted_ranknet": Loss(weighted_ranknet),
-    "kl_div": Loss(kl_div, needs_lists=True, settings=("temperature",)),
-    "info_nce": Loss(info_nce, needs_teacher=False, settings=("temperature",)),
-    "lambda_loss": Loss(lambda_loss, needs_lists=True, needs_grades=True),
-    "order_ranknet": Loss(order_ranknet, needs_order=True),
-    "list_mle": Loss(list_mle, needs_lists=True, needs_order=True),
-    "adr_mse": Loss(adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
+    "margin_mse": Loss(functions.margin_mse),
+    "all_margins_mse": Loss(functions.all_margins_mse, needs_lists=True),
+    "mse": Loss(functions.mse, needs_single_scores=True),
+    "ranknet": Loss(functions.ranknet, needs_teacher=False),
+    "weighted_ranknet": Loss(functions.weighted_ranknet),
+    "kl_div": Loss(functions.kl_div, needs_lists=True, settings=("temperature",)),
+    "info_nce": Loss(functions.info_nce, needs_teacher=False, settings=("temperature",)),
+    "lambda_loss": Loss(functions.lambda_loss, needs_lists=True, needs_grades=True),
+    "order_ranknet": Loss(functions.order_ranknet, needs_order=True),
+    "list_mle": Loss(functions.list_mle, needs_lists=True, needs_order=True),
+    "adr_mse": Loss(functions.adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
 }
 
 
