@@ -45,7 +45,8 @@ def diagnose_teachers(
     Args:
         files: files that `load_teacher_scores` reads; 36 bytes per row are written to the cache of `datasets` for the
             time of the call.
-        queries, documents: the texts of the ids, to show them.
+        queries: query_id -> text, to show texts.
+        documents: doc_id -> text, to show texts.
         examples: number of rows to show, and of queries for each two files.
 
     Returns:
@@ -58,6 +59,7 @@ def diagnose_teachers(
         lists have the mean `kendall_tau` and share of `inversions` of a query's lists, others None.
 
     Raises:
+        FileNotFoundError: if a file is missing.
         InputError: if no file is given; for rows without scores; for what `load_teacher_scores` refuses.
     """
     if isinstance(files, (str, os.PathLike)):

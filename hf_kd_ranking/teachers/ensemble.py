@@ -55,7 +55,8 @@ def ensemble_teachers(
         Counts: `rows` written, `dropped`, and `incomplete` scores averaged over some of the files.
 
     Raises:
-        FileNotFoundError, FileExistsError: for the files and the output.
+        FileNotFoundError: if a file does not exist.
+        FileExistsError: if the output exists and `overwrite` is False.
         InputError: with file and line for a malformed row; for an invalid setting.
         UnknownIdError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
     """

@@ -44,7 +44,8 @@ def expand_ids(
 
     Args:
         scores: five-column TSV, plain or compressed.
-        collection, queries: the texts of the ids.
+        collection: doc_id -> text.
+        queries: query_id -> text.
         output: TSV file, which appears when it is complete.
         on_missing: "skip" leaves out rows with an id that the stores lack, and counts them.
         overwrite: True replaces an existing output.
@@ -53,9 +54,10 @@ def expand_ids(
         Counts: `rows` written, `skipped`, and if rows were skipped how many ids each column lacked.
 
     Raises:
-        FileNotFoundError, FileExistsError: for the score file and the output.
-        InputError, UnknownIdError: with file and line, for a malformed row, a text that contains a tab or a line
-            break, an id that a store lacks.
+        FileNotFoundError: if the score file does not exist.
+        FileExistsError: if the output exists and `overwrite` is False.
+        InputError: with file and line, for a malformed row, or a text that contains a tab or a line break.
+        UnknownIdError: with file, line, id and counts, for an id that a store lacks.
     """
     if on_missing not in ("error", "skip"):
         raise InputError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")

@@ -103,8 +103,9 @@ def load_teacher(
         endpoint: how an endpoint is asked.
 
     Raises:
-        InputError, FileNotFoundError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if
-            weights are missing, if the label is missing or unknown, or if the kind does not read a setting.
+        InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
+            the label is missing or unknown, or if the kind does not read a setting.
+        FileNotFoundError: if the model does not exist.
     """
     if is_endpoint(name_or_path):
         asked = Endpoint(name_or_path, kind, batch_size, prompt, endpoint or EndpointSettings())

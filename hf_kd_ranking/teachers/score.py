@@ -100,7 +100,8 @@ def score_teacher(
         teacher: see `load_teacher`; a string is loaded.
         source: rows that `load_teacher_scores` accepts, whose scores are ignored: triples or pairs in TSV, lists in
             JSON lines, a data set; see `sample_triples`. Or candidates: a `.trec` or `.run` file, or a `Run`.
-        queries, documents: the texts of the ids.
+        queries: query_id -> text.
+        documents: doc_id -> text.
         output: for rows the same rows with scores: five-column TSV for rows of two documents, `.jsonl` or `.parquet`
             for lists. For a run a TREC run. Appears when it is complete.
         overwrite: True replaces an existing output.
@@ -110,7 +111,8 @@ def score_teacher(
         the teacher counts them, and the `usage` of an endpoint.
 
     Raises:
-        FileNotFoundError, FileExistsError: for the source and the output.
+        FileNotFoundError: if the source does not exist.
+        FileExistsError: if the output exists and `overwrite` is False.
         UnknownIdError: naming file, line and id, if an id has no text.
         InputError: if there is a work folder of other inputs, a score is not finite, or the output cannot hold the
             rows.

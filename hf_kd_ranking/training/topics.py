@@ -20,11 +20,15 @@ def cluster_queries(
 
     Args:
         ranker: gives one vector per text (a BERT_DOT).
-        clusters: number of clusters, at most that of the queries; 2,000 in the paper, of 400,000 queries.
-        seed: of the first centres.
+        clusters: number of clusters; 2,000 in the paper, of 400,000 queries.
+        seed: seed of the first centres.
 
     Returns:
         (len(queries),) int32, the cluster of each text of the store; -1 for those without rows.
+
+    Raises:
+        InputError: if there are fewer queries than clusters.
+        ImportError: if faiss is not installed.
     """
     import faiss  # an extra
 
