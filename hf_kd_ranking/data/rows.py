@@ -27,12 +27,12 @@ from ..artifacts import building, existing_file, writing
 from ..errors import InputError
 from .caches import cache_folder
 from .tables import (
+    first_line,
     is_plain_integer,
     json_id,
     nth_line,
     plain_integers,
     read_jsonl,
-    read_lines,
     read_tsv,
     tsv_lines,
     write_arrow,
@@ -248,9 +248,8 @@ def _read_text(path: Path) -> Iterator[pa.RecordBatch]:
     if {".jsonl", ".json"} & set(path.suffixes):
         yield from _read_lists(path)
         return
-    first_line = next((text for _, text in read_lines(path) if text.strip()), "")
     types = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
-    if first_line.count("\t") + 1 != len(TRIPLE_COLUMNS):
+    if first_line(path).count("\t") + 1 != len(TRIPLE_COLUMNS):
         types = dict.fromkeys(PAIR_COLUMNS[:2], pa.float32()) | types
     are_integers = True
     for batch in read_tsv(path, types):

@@ -37,6 +37,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield line, _decode(path, line, text)
 
 
+def first_line(path: Path) -> str:
+    """Return the first line that is not blank; "" if there is none."""
+    return next((text for _, text in read_lines(path) if text.strip()), "")
+
+
 def _decode(path: Path, line: int, raw: bytes) -> str:
     try:
         return raw.decode("utf-8").removeprefix(BYTE_ORDER_MARK)

@@ -8,7 +8,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from ..artifacts import existing_file
-from ..data.tables import read_lines
+from ..data.tables import first_line
 from ..errors import InputError
 from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
@@ -362,5 +362,4 @@ def is_run(path: str | Path) -> bool:
     """Return whether a file of scores is a TREC run, which has six columns; a row of a triple has five."""
     if Path(path).suffix == ".parquet":
         return False
-    widths = (len(text.split()) for _, text in read_lines(existing_file(path, "scores")))
-    return next(filter(None, widths), 0) == 6
+    return len(first_line(existing_file(path, "scores")).split()) == 6

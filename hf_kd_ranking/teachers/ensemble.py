@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
 from ..data.rows import MARGIN_COLUMNS, PAIR_COLUMNS, TRIPLE_COLUMNS
-from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
+from ..data.tables import first_line, nth_line, read_tsv, tsv_lines
 from ..errors import InputError, UnknownIdError
 from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets
 
@@ -143,8 +143,7 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    first_line = next((text for _, text in read_lines(path) if text.strip()), "")
-    types = SCORE_TYPES if first_line.count("\t") == 2 else ROW_TYPES
+    types = SCORE_TYPES if first_line(path).count("\t") == 2 else ROW_TYPES
     yield from read_tsv(path, types, 1 << 22)
 
 
