@@ -1,14 +1,5 @@
 """Everything that is written: complete or absent, described by what it was made from, resumable, and locked.
 
-| need | function |
-| --- | --- |
-| a file that is complete or absent | `writing` |
-| a folder that is complete or absent | `building` |
-| a folder whose next version replaces the last one in one step, with checksums | `new_version`, `open_version` |
-| long work that resumes after a kill and is shared among processes | `work_folder`, `compute_blocks` |
-| one job at a time in a folder | `locked` |
-| the identity of content | `file_digest`, `content_digest` |
-
 A folder that was made from known inputs says so in `artifact.json`, see `read_description`.
 """
 
@@ -262,13 +253,8 @@ def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> I
 
     Where the block ends with an error or a kill the folder stays, so that the same call resumes.
 
-    Args:
-        output: what the work makes.
-        prepare: called by the main process with the folder, before the others enter; writes what they read and
-            returns the inputs of the work.
-
-    Raises:
-        InputError: if the folder holds work with other inputs, naming them, or another process works in it now.
+    `prepare` is called by the main process with the folder, before the others enter; it writes what they read and
+    returns the inputs of the work. A folder with work of other inputs is an InputError that names them.
     """
     state = processes()
     folder = output.with_name(f"{output.name}.parts")
@@ -312,13 +298,8 @@ def compute_blocks(
 ) -> tuple[list[Path], int]:
     """Compute the blocks that are missing in a work folder; the processes of a job share them.
 
-    Args:
-        folder: the work folder.
-        rows: number of rows of all blocks.
-        per_block: rows between two saves, and so the most that a kill loses per process.
-        compute: rows of a block -> its arrays by name; must not depend on when or by which process it is called.
-        description: title of the progress bar.
-        unit: name of a row in the progress bar.
+    A kill loses at most a block of each process. `compute` returns the arrays of a block by name, and must not depend
+    on when or by which process it is called.
 
     Returns:
         The .npz files of all blocks in order, and the number of rows that had been computed before.

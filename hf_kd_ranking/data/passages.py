@@ -57,11 +57,6 @@ def split_documents(
         folder: the folder of the store.
         aggregation: how the scores of its passages make that of a document: the largest ("max"), that of the first
             passage ("first"), or the mean of the three largest ("mean_top3").
-
-    Raises:
-        FileExistsError: if the folder contains other texts, or something else.
-        InputError: if a setting is invalid, the tokenizer is not a fast one, the collection consists of passages
-            already, or the id of a document looks like that of a passage.
     """
     length, stride = read_settings(passages)
     check_aggregation(aggregation)

@@ -62,11 +62,7 @@ REGULARIZERS = ("flops", "l1")
 
 
 def get_regularizers(text: str) -> dict[str, Regularizer]:
-    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`.
-
-    Raises:
-        InputError: for a penalty given twice, without a weight of a side, or with another weight or setting.
-    """
+    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`."""
     regularizers = {}
     for part in _parts(text):
         name, _, rest = part.partition("(")
@@ -92,12 +88,7 @@ def get_losses(text: str) -> dict[str, float]:
 
     A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
     `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
-    Penalties are left out, see `get_regularizers`.
-
-    Raises:
-        InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
-            that it does not have, and a weight or a setting that is not a positive number; if the text has only
-            penalties.
+    Penalties are left out, see `get_regularizers`. All others are an InputError.
     """
     losses = {}
     for part in _parts(text):
@@ -124,11 +115,7 @@ def get_losses(text: str) -> dict[str, float]:
 
 
 def get_loss(name: str) -> Loss:
-    """Return the loss of a name from `get_losses`; its function has the settings that the name gives.
-
-    Raises:
-        InputError: if a setting is unknown or not a positive number.
-    """
+    """Return the loss of a name from `get_losses`; its function has the settings that the name gives."""
     plain, parenthesis, rest = name.partition("(")
     loss = LOSSES[plain.removeprefix(IN_BATCH)]
     if not parenthesis:

@@ -153,14 +153,8 @@ def _combine(orders: Sequence[tuple[Sequence[str], float]], method: Callable) ->
 def reciprocal_rank(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Score documents by the weighted mean of 1 / (60 + rank); an order that lacks a document adds 0.
 
-    Source: Cormack et al. 2009, https://dl.acm.org/doi/10.1145/1571941.1572114.
-
-    Args:
-        ranks: (orders, documents), from 1; NaN where an order lacks a document.
-        weights: (orders,).
-
-    Returns:
-        (documents,).
+    Source: Cormack et al. 2009, https://dl.acm.org/doi/10.1145/1571941.1572114. Ranks are (orders, documents), from 1,
+    NaN where an order lacks a document; weights (orders,), scores (documents,).
     """
     return weights @ np.nan_to_num(1 / (RECIPROCAL_RANK_CONSTANT + ranks)) / weights.sum()
 
