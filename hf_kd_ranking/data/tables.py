@@ -213,7 +213,7 @@ def tsv_lines(columns: Sequence[pa.Array]) -> tuple[memoryview, bytes]:
 
 
 def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
-    """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps; none is an InputError."""
+    """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps; no row is an InputError."""
     batches = (batch for batch in batches if len(batch))
     first = next(batches, None)
     if first is None:
