@@ -15,8 +15,6 @@ def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None = No
 
     It depends on the file's path, size, first and last block, and on the times of the last change: tools that copy
     files set that of the content (mtime) to an earlier one, but not that of the file (ctime).
-
-    `kind` is what is built from it; `cache_dir` the folder of all of them, None for the cache of `datasets`.
     """
     status = path.stat()
     with path.open("rb") as file:
@@ -30,7 +28,7 @@ def cache_folder(path: Path, kind: str, cache_dir: str | os.PathLike | None = No
 
 
 def cache_root() -> Path:
-    """Return the folder of all that is built from files unless a caller names another, in the cache of `datasets`."""
+    """Return our folder in the cache of `datasets`."""
     import datasets  # only here: batches are collated without it
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "hf_kd_ranking"

@@ -32,10 +32,9 @@ READERS: dict[str, Callable[[str | os.PathLike], Any]] = {
 
 
 class RankingCollection:
-    """Queries, documents and judgments that belong together; each is read at its first use.
+    """Queries, documents and judgments that belong together; each is read at its first use, by a function of `parts`.
 
-    `parts` are `queries`, `documents`, `qrels`, `candidates` and `card` (of the data set) -> function that reads it;
-    not all need to be there.
+    Parts are `queries`, `documents`, `qrels`, `candidates` and `card` (of the data set).
     """
 
     def __init__(self, name: str, parts: Mapping[str, Callable[[], Any]]) -> None:

@@ -57,11 +57,6 @@ def split_documents(
         folder: the folder of the store.
         aggregation: how the scores of its passages make that of a document: the largest ("max"), that of the first
             passage ("first"), or the mean of the three largest ("mean_top3").
-
-    Raises:
-        FileExistsError: if the folder contains other texts, or something else.
-        InputError: if a setting is invalid, the tokenizer is not a fast one, the collection consists of passages
-            already, or the id of a document looks like that of a passage.
     """
     length, stride = read_settings(passages)
     check_aggregation(aggregation)
@@ -145,8 +140,7 @@ def split_id(passage_id: str) -> tuple[str, int]:
 def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, list[str]]:
     """Return the passages of each document, or passage, among the ids of a collection of passages, which is `what`.
 
-    Raises:
-        UnknownIdError: naming the first documents that have no passage.
+    Documents without a passage are an UnknownIdError.
     """
     found: dict[str, list[str]] = {str(doc_id): [] for doc_id in doc_ids}
     distinct = list(found)
@@ -175,8 +169,7 @@ def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, lis
 def rows_of_passages(ids: IdIndex, aggregation: str | None, doc_ids: Sequence[Id], what: str) -> np.ndarray:
     """Return the rows of documents in `what`: of all passages of each, where an aggregation says that they are split.
 
-    Raises:
-        UnknownIdError: naming the first documents that are not there.
+    Unknown documents are an UnknownIdError.
     """
     if aggregation is not None:
         doc_ids = list(chain.from_iterable(passages_of(ids, doc_ids, what).values()))
@@ -238,16 +231,10 @@ def without_document(ranking: Pairs, doc_id: str) -> Pairs:
 def choose_passages(
     run: Run, passages: Run, qrels: Mapping[str, Mapping[str, int]], documents: TextStore
 ) -> tuple[Run, dict[str, dict[str, int]]]:
-    """Return a run and its judgments with the best passage of each document in its place.
+    """Return a run of documents and its judgments with the best passage of each document in its place.
 
-    Args:
-        run: of documents.
-        passages: a run of passages, whose scores say which is best; of a document that it lacks, the first one is.
-        qrels: judgments of documents.
-        documents: the store of the passages, which has all documents.
-
-    Raises:
-        UnknownIdError: naming documents of the run or the judgments that the store lacks.
+    The scores of the run `passages` say which is best; of a document that it lacks, the first one is. A document that
+    the store of the passages lacks is an UnknownIdError.
     """
     chosen, judged = Run(), {}
     for query_id, ranking in run.items():

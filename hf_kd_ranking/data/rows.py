@@ -27,12 +27,12 @@ from ..artifacts import building, existing_file, writing
 from ..errors import InputError
 from .caches import cache_folder
 from .tables import (
+    first_line,
     is_plain_integer,
     json_id,
     nth_line,
     plain_integers,
     read_jsonl,
-    read_lines,
     read_tsv,
     tsv_lines,
     write_arrow,
@@ -42,6 +42,7 @@ PAIR_COLUMNS = ("pos_score", "neg_score", "query_id", "pos_id", "neg_id")
 TRIPLE_COLUMNS = PAIR_COLUMNS[2:]
 MARGIN_COLUMNS = ("query_id", "positive_id", "negative_id", "score")
 LIST_COLUMNS = ("query_id", "doc_ids", "teacher_scores")
+LAYOUTS = (LIST_COLUMNS, PAIR_COLUMNS, MARGIN_COLUMNS, TRIPLE_COLUMNS, LIST_COLUMNS[:2])
 LIST_RULE = "needed one score per document, and at least two documents."
 ROWS_AT_ONCE = 1 << 19
 
@@ -122,31 +123,36 @@ def load_teacher_scores(
     if isinstance(path_or_dataset, datasets.Dataset):
         return _from_dataset(path_or_dataset, "the data set")
     path = existing_file(path_or_dataset, "teacher scores")
-    is_parquet = path.suffix == ".parquet"
     folder = cache_folder(path, "rows", cache_dir)
     if not folder.is_dir():
-        batches = _read_parquet(path) if is_parquet else _read_text(path)
+        batches = _read_parquet_rows(path) if path.suffix == ".parquet" else _read_text(path)
         with building(folder) as temporary:
             write_arrow(temporary / "rows.arrow", batches, str(path))
     table = datasets.Dataset.from_file(str(folder / "rows.arrow"))
-    has_only_margins = is_parquet and _layout(pa.parquet.read_schema(path).names, str(path)) == MARGIN_COLUMNS
-    return TeacherRows(table, str(path), has_only_margins)
+    return TeacherRows(table, str(path), holds_margins(path))
 
 
 # ---- Data sets and Parquet ------------------------------------------------------------------------------------------
 
 
-def _layout(names: Sequence[str], source: str) -> tuple[str, ...]:
-    """Return the columns of the layout that a table has."""
-    for layout in (LIST_COLUMNS, PAIR_COLUMNS, MARGIN_COLUMNS, TRIPLE_COLUMNS, LIST_COLUMNS[:2]):
+def holds_margins(path: Path, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> bool:
+    """Return whether a file is one of the Hub's margins."""
+    if path.suffix != ".parquet":
+        return False
+    return find_layout(pa.parquet.read_schema(path).names, str(path), layouts) == MARGIN_COLUMNS
+
+
+def find_layout(names: Sequence[str], source: str, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> tuple[str, ...]:
+    """Return the first layout whose columns a table has; none is an InputError."""
+    for layout in layouts:
         if set(layout) <= set(names):
             return layout
-    layouts = f"{', '.join(PAIR_COLUMNS)}, {', '.join(LIST_COLUMNS)}, or margins ({', '.join(MARGIN_COLUMNS)})"
-    raise InputError(f"{source} has the columns {', '.join(names)}; teacher rows need {layouts}.")
+    known = "; ".join(map(", ".join, layouts))
+    raise InputError(f"{source} has the columns {', '.join(names)}; needed {known}.")
 
 
 def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
-    layout = _layout(dataset.column_names, source)
+    layout = find_layout(dataset.column_names, source)
     if len(dataset) == 0:
         raise InputError(f"{source} holds no teacher rows; at least one is needed.")
     table = dataset.select_columns(list(layout)).with_format("arrow")
@@ -159,22 +165,24 @@ def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
     return TeacherRows(table.with_format(None), source, layout == MARGIN_COLUMNS)
 
 
-def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+def read_parquet(path: Path, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> Iterator[pa.Table]:
+    """Yield the columns of the layout that a Parquet file has, in which nothing is missing and scores are finite."""
+    start = 0
     try:
-        yield from _read_parquet_batches(path)
+        file = pa.parquet.ParquetFile(path)
+        layout = find_layout(file.schema_arrow.names, str(path), layouts)
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(layout)):
+            table = pa.Table.from_batches([batch]).select(list(layout))
+            _check_table(table, start, str(path))
+            start += len(batch)
+            yield table
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a Parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _read_parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    file = pa.parquet.ParquetFile(path)
-    layout = _layout(file.schema_arrow.names, str(path))
-    start = 0
-    for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(layout)):
-        table = pa.Table.from_batches([batch]).select(list(layout))
-        _check_table(table, start, str(path))
-        start += len(batch)
-        if "doc_ids" not in layout:
+def _read_parquet_rows(path: Path) -> Iterator[pa.RecordBatch]:
+    for table in read_parquet(path):
+        if "doc_ids" not in table.column_names:
             table = _as_lists(table)
         yield from table.combine_chunks().to_batches()
 
@@ -248,9 +256,8 @@ def _read_text(path: Path) -> Iterator[pa.RecordBatch]:
     if {".jsonl", ".json"} & set(path.suffixes):
         yield from _read_lists(path)
         return
-    first_line = next((text for _, text in read_lines(path) if text.strip()), "")
     types = dict.fromkeys(TRIPLE_COLUMNS, pa.string())
-    if first_line.count("\t") + 1 != len(TRIPLE_COLUMNS):
+    if first_line(path).count("\t") + 1 != len(TRIPLE_COLUMNS):
         types = dict.fromkeys(PAIR_COLUMNS[:2], pa.float32()) | types
     are_integers = True
     for batch in read_tsv(path, types):

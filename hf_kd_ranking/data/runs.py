@@ -15,7 +15,7 @@ from ..artifacts import existing_file, writing
 from ..errors import InputError
 from .ids import IdIndex
 from .rankings import Pairs, Run, checked_rankings, mapping_items
-from .tables import BYTE_ORDER_MARK, nth_line, number, open_binary, plain_integers, read_lines
+from .tables import BYTE_ORDER_MARK, first_line, nth_line, number, open_binary, plain_integers, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _read_by_line(path: Path) -> _Columns:
     queries, documents, ranks, scores = [], [], [], []
     seen: set[tuple[str, str]] = set()
     columns = RUN_COLUMNS
-    if _count_columns(path) == len(MS_MARCO_RUN_COLUMNS):
+    if len(first_line(path).split()) == len(MS_MARCO_RUN_COLUMNS):
         columns = MS_MARCO_RUN_COLUMNS
     for line, fields in _trec_lines(path, columns):
         if columns is RUN_COLUMNS:
@@ -221,10 +221,11 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
             grades for one pair; for an empty file.
     """
     path = existing_file(path, "qrels")
-    if _first_line(path).split() == list(BEIR_COLUMNS):
+    fields = first_line(path).split()
+    if fields == list(BEIR_COLUMNS):
         lines = _trec_lines(path, BEIR_COLUMNS, "\t")
         next(lines)  # the header
-    elif _count_columns(path) == 3:
+    elif len(fields) == 3:
         lines = _trec_lines(path, ("query_id", "doc_id", "grade"))
     else:
         lines = _trec_lines(path, QRELS_COLUMNS)
@@ -248,15 +249,6 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | os.PathLike)
             for doc_id, grade in grades.items():
                 _check_no_space(query_id, doc_id)
                 file.write(f"{query_id} 0 {doc_id} {grade}\n")
-
-
-def _first_line(path: Path) -> str:
-    """Return the first line that is not blank; "" if there is none."""
-    return next((text for _, text in read_lines(path) if text.strip()), "")
-
-
-def _count_columns(path: Path) -> int:
-    return len(_first_line(path).split())
 
 
 def _trec_lines(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:

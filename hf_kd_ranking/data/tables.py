@@ -1,4 +1,7 @@
-"""Read lines, JSON lines and TSV columns, with file and line in every error; write TSV lines and Arrow files."""
+"""Read lines, JSON lines and TSV columns; write TSV lines and Arrow files.
+
+What cannot be read is an InputError with file and line.
+"""
 
 import io
 import json
@@ -24,11 +27,7 @@ def open_binary(path: Path) -> io.BufferedIOBase:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file with their numbers, from 1, each without a byte order mark.
-
-    Raises:
-        InputError: with file and line, for bytes that are not UTF-8.
-    """
+    """Yield the lines of a UTF-8 file with their numbers, from 1, each without a byte order mark."""
     line = 0
     with open_binary(path) as file:
         for raw in file:
@@ -36,6 +35,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for text in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
                 line += 1
                 yield line, _decode(path, line, text)
+
+
+def first_line(path: Path) -> str:
+    """Return the first line that is not blank; "" if there is none."""
+    return next((text for _, text in read_lines(path) if text.strip()), "")
 
 
 def _decode(path: Path, line: int, raw: bytes) -> str:
@@ -47,11 +51,7 @@ def _decode(path: Path, line: int, raw: bytes) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped.
-
-    Raises:
-        InputError: with file and line, for a line that is not a JSON object, or has a string that is not Unicode text.
-    """
+    """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped."""
     for line, text in read_lines(path):
         if not text.strip():
             continue
@@ -87,11 +87,7 @@ def json_id(path: Path, line: int, name: str, value: Any) -> str:
 
 
 def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 << 23) -> Iterator[pa.RecordBatch]:
-    """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
-
-    Raises:
-        InputError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
-    """
+    """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes."""
     first, first_type = next(iter(types.items()))
     read_types = {**types, first: pa.string()}  # a byte order mark can only be removed from a string
     try:
@@ -139,10 +135,9 @@ def _raise_with_line(path: Path, types: Mapping[str, pa.DataType]) -> None:
 
 
 def number(path: Path, line: int, name: str, text: str, kind: Callable) -> float:
-    """Return the finite number in a field of a line, by `kind`: int (of 32 bits), float, or a function of the text.
+    """Return the number in a field of a line, finite and in plain ASCII digits.
 
-    Raises:
-        InputError: with file, line and the field's name, if it is not a finite number in plain ASCII digits.
+    `kind` is int (of 32 bits), float, or a function of the text.
     """
     value = parse_number(text, kind)
     if np.isnan(value):
@@ -218,11 +213,7 @@ def tsv_lines(columns: Sequence[pa.Array]) -> tuple[memoryview, bytes]:
 
 
 def write_arrow(path: Path, batches: Iterator[pa.RecordBatch], source: str) -> None:
-    """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps.
-
-    Raises:
-        InputError: if the batches have no row.
-    """
+    """Stream record batches into an Arrow file that `datasets.Dataset.from_file` maps; no row is an InputError."""
     batches = (batch for batch in batches if len(batch))
     first = next(batches, None)
     if first is None:

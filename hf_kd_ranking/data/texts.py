@@ -85,12 +85,7 @@ class TextStore(IdIndex):
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "TextStore":
-        """Open a store that was built before.
-
-        Raises:
-            FileNotFoundError: if there is none.
-            InputError: if its description is damaged, or of an earlier release.
-        """
+        """Open a store that was built before."""
         return cls(folder)
 
     @classmethod
@@ -181,10 +176,8 @@ class TextStore(IdIndex):
     ) -> "TextStore":
         """Build a store of batches of `id` and `text`, unless the folder contains the one of this content.
 
-        Args:
-            source: name of the source, for messages.
-            made_from: digest of the content.
-            settings: how documents were split if the texts are passages, see `passages.split_documents`.
+        `source` names it in messages, `made_from` is the digest of the content, and `settings` say how documents were
+        split if the texts are passages, see `passages.split_documents`.
         """
         if (folder / "store.json").is_file():
             store = cls(folder)
@@ -206,11 +199,7 @@ class TextStore(IdIndex):
         write_json(Path(folder, "store.json"), {**self.description, "source": Path(self.source).name})
 
     def __getitem__(self, ids: Id | Sequence[Id]) -> str | list[str]:
-        """Return the texts of ids, or the text of one id.
-
-        Raises:
-            UnknownIdError: naming the first missing ids and their count.
-        """
+        """Return the texts of ids, or the text of one id; missing ids are an UnknownIdError."""
         if isinstance(ids, (int, str, np.integer)):
             return self[[ids]][0]
         return self.take(self.rows_of_texts(ids))

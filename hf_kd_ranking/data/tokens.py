@@ -46,11 +46,7 @@ class TokenStore:
 
     @classmethod
     def build(cls, texts: TextStore, tokenizer: PreTrainedTokenizerBase, prefix: str = "") -> "TokenStore":
-        """Tokenise all texts, each after the prefix, or open what was stored before; a kill leaves nothing behind.
-
-        Raises:
-            InputError: if the tokenizer is not a fast one.
-        """
+        """Tokenise all texts, each after the prefix, or open what was stored before; a kill leaves nothing behind."""
         if not tokenizer.is_fast:
             raise InputError(f"Token ids are stored for fast tokenizers, got {type(tokenizer).__name__}.")
         backend = without_limits(tokenizer.backend_tokenizer)
@@ -81,15 +77,10 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The special tokens of a sequence of one or two texts.
+    """The special tokens of a sequence of one or two texts."""
 
-    Args:
-        parts: in order, the ids of special tokens that have one type, or None for a text.
-        types: the `token_type_ids` of each part.
-    """
-
-    parts: tuple[np.ndarray | None, ...]
-    types: tuple[int, ...]
+    parts: tuple[np.ndarray | None, ...]  # in order, the ids of special tokens that have one type, or None for a text
+    types: tuple[int, ...]  # the `token_type_ids` of each part
 
     @classmethod
     def read(cls, encoding: Encoding) -> "_Frame":
@@ -109,26 +100,16 @@ class _Frame:
 
 @dataclass(frozen=True)
 class StoredInputs:
-    """Joins the inputs of a ranker from stored token ids; they are equal to those that its processor makes of texts.
+    """Join the inputs of a ranker from stored token ids, equal to those that its processor makes of texts."""
 
-    Args:
-        processor: a `models.RankingProcessor`, for its settings.
-        queries, documents: the ids of the texts.
-        frame: the special tokens of a text, or of a pair where the processor joins texts.
-    """
-
-    processor: Any
+    processor: Any  # a `models.RankingProcessor`, for its settings
     queries: TokenStore
     documents: TokenStore
-    frame: _Frame
+    frame: _Frame  # of a text, or of a pair where the processor joins texts
 
     @classmethod
     def build(cls, processor: Any, queries: TextStore, documents: TextStore) -> "StoredInputs":
-        """Tokenise both stores, or open what was stored, and compare the inputs of a sample with the processor's.
-
-        Raises:
-            InputError: if the inputs cannot be joined from the ids of the texts.
-        """
+        """Tokenise both stores, or open what was stored; refuse inputs that are not the processor's."""
         tokenizer = processor.tokenizer
         query_ids = TokenStore.build(queries, tokenizer, processor.query_prefix)
         document_ids = TokenStore.build(documents, tokenizer, processor.document_prefix)

@@ -11,16 +11,12 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import multiprocessing
-import os
 import platform
 import re
-import sys
 import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,12 +108,8 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
     0.54: so 0.5 finds the template filled in twice, where a model could repeat what it saw in training; by inspection
     most pairs below it differ in content. Twins within one split stay. The same sources give the same bytes.
 
-    Args:
-        output: folder to write; replaced as a whole once everything is ready.
-        roots: name -> source folder. None: the standard library and those of `PACKAGES` that are installed.
-
-    Raises:
-        InputError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
+    `output` is replaced as a whole once everything is ready; `roots` are name -> source folder, by default the
+    standard library and those of `PACKAGES` that are installed.
     """
     output = Path(output)
     if roots is None:
@@ -180,7 +172,9 @@ def _collect(files: list[Path]) -> tuple[list[Pair], dict[str, Any]]:
     counts, dropped = dict.fromkeys(("files_parsed", "files_unreadable", "docstrings"), 0), dict.fromkeys(RULES, 0)
     passages: dict[str, str] = {}  # query -> passage
     seen: set[str] = set()  # passages
-    for candidates in tqdm(_parse_all(files), total=len(files), desc="PyDocs", unit="file"):
+    gc.freeze()  # without what the process has loaded before (torch), which would double the time
+    for path in tqdm(files, desc="PyDocs", unit="file"):
+        candidates = _parse(path)
         counts["files_unreadable" if candidates is None else "files_parsed"] += 1
         for pair in candidates or ():
             counts["docstrings"] += 1
@@ -190,25 +184,9 @@ def _collect(files: list[Path]) -> tuple[list[Pair], dict[str, Any]]:
                 continue
             passages[pair.query] = pair.passage
             seen.add(pair.passage)
+    gc.unfreeze()
     logger.info("PyDocs: %d of %d files could not be parsed", counts["files_unreadable"], len(files))
     return [Pair(*item) for item in passages.items()], {**counts, "dropped": dropped}
-
-
-def _parse_all(files: list[Path]) -> Iterator[list[Pair] | None]:
-    # Processes halve the half minute that a full collection takes on 2 cores. Only forked ones are safe in a script
-    # without a __main__ guard, and forking is sound on Linux only.
-    workers = min(os.cpu_count() or 1, len(files) // 100)
-    if workers < 2 or sys.platform != "linux":
-        yield from map(_parse, files)
-        return
-    # No collection: syntax trees have no cycles, and walking all that the parent has loaded (torch) doubles the time.
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=fork, initializer=gc.disable) as pool:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking beside threads (torch's, tqdm's): the children use neither.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            results = pool.map(_parse, files, chunksize=32)
-        yield from results
 
 
 def _parse(path: Path) -> list[Pair] | None:

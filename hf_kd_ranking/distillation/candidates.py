@@ -23,10 +23,7 @@ AGREED = 3  # the teachers' best candidates that count as relevant where there a
 
 def ranking(artifact: Artifact) -> Run:
     """Read the run of a step; it has no query where a system ranked training queries only."""
-    path = artifact.path / "run.trec"
-    if path.stat().st_size == 0:
-        return Run()
-    return read_run(path)
+    return _read(artifact.path / "run.trec")
 
 
 def passage_scores(artifact: Artifact) -> Run | None:
@@ -34,6 +31,10 @@ def passage_scores(artifact: Artifact) -> Run | None:
     path = artifact.path / PASSAGES
     if not path.is_file():
         return None
+    return _read(path)
+
+
+def _read(path: Path) -> Run:
     if path.stat().st_size == 0:
         return Run()
     return read_run(path)

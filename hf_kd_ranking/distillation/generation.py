@@ -21,10 +21,7 @@ def with_queries(job: DistillJob, is_plan: bool = False) -> DistillJob:
     """Return a job with its generated queries and their judgments, which are made unless they are there.
 
     A job that brings its training queries is returned as it is. Queries that the dev and test judgments name stay; all
-    others of the job's file are not read.
-
-    Raises:
-        InputError, FileNotFoundError: if an option or the generator cannot work, or a plan would need a model's work.
+    others of the job's file are not read. A plan that would need a model's work is an InputError.
     """
     if job.queries is not None and job.query_generator is None:
         return job

@@ -1,6 +1,6 @@
 """The options of `distill`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from transformers.hf_argparser import HfArg
 
 from ..artifacts import existing_file
-from ..data.tables import read_lines
+from ..data.tables import first_line
 from ..errors import InputError
 from ..evaluation.metrics import parse_measures
 from ..losses import IN_BATCH, get_losses
@@ -333,30 +333,11 @@ class DistillJob:
             raise InputError("The teacher bm25 needs judgments: without them BM25 would be measured against itself.")
 
     def _check_numbers(self) -> None:
-        names = [
-            "k",
-            "candidate_depth",
-            "candidates_per_query",
-            "lists_per_query",
-            "rounds",
-            "epochs",
-            "evaluations",
-            "seeds",
-            "parallel",
-        ]
-        names += [
-            "queries_per_document",
-            "query_documents",
-            "batch_size",
-            "teacher_batch_size",
-            "max_query_length",
-            "max_document_length",
-            "minimum_grade",
-        ]
-        low = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) <= 0]
-        for name in ("train_queries", "patience", "budget_ms"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                low.append(f"{name} {getattr(self, name)}")
+        low = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) in (int, float) and value <= 0:
+                low.append(f"{field.name} {value}")
         if low:
             raise InputError(f"Options must be above 0, got {', '.join(low)}.")
         if self.patience is not None and max(self.evaluations, self.epochs) <= 1:
@@ -381,5 +362,4 @@ def is_run(path: str | Path) -> bool:
     """Return whether a file of scores is a TREC run, which has six columns; a row of a triple has five."""
     if Path(path).suffix == ".parquet":
         return False
-    widths = (len(text.split()) for _, text in read_lines(existing_file(path, "scores")))
-    return next(filter(None, widths), 0) == 6
+    return len(first_line(existing_file(path, "scores")).split()) == 6

@@ -18,24 +18,14 @@ Rows = dict[str, Path | Artifact]  # condition -> what its students learn from
 
 @dataclass
 class Material:
-    """The data that students learn from and are measured on, filled step by step.
+    """The data that students learn from and are measured on, filled step by step."""
 
-    Args:
-        index: BM25's.
-        bm25: split -> BM25's ranking.
-        candidates: split -> what the teachers score, and what is re-ranked.
-        judgments: by split.
-        teachers: name -> teacher.
-        scores: split -> teacher, and "mean" -> its scores of the candidates.
-        rows: condition -> what its students learn from.
-    """
-
-    index: Artifact
-    bm25: dict[str, Artifact] = field(default_factory=dict)
-    candidates: dict[str, Artifact] = field(default_factory=dict)
-    judgments: dict[str, Artifact] = field(default_factory=dict)
-    teachers: dict[str, Teacher] = field(default_factory=dict)
-    scores: dict[str, dict[str, Artifact]] = field(default_factory=dict)
+    index: Artifact  # BM25's
+    bm25: dict[str, Artifact] = field(default_factory=dict)  # split -> BM25's ranking
+    candidates: dict[str, Artifact] = field(default_factory=dict)  # split -> what is scored and re-ranked
+    judgments: dict[str, Artifact] = field(default_factory=dict)  # by split
+    teachers: dict[str, Teacher] = field(default_factory=dict)  # by name
+    scores: dict[str, dict[str, Artifact]] = field(default_factory=dict)  # split -> teacher, and "mean" -> its scores
     rows: Rows = field(default_factory=dict)
 
 

@@ -41,23 +41,14 @@ WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the first stage's 
 
 @dataclass(frozen=True)
 class System:
-    """A ranker that can be chosen: trained once per seed, or not trained.
+    """A ranker that can be chosen: trained once per seed, or not trained."""
 
-    Args:
-        name: "colbert teacher", "bert_dot untrained".
-        students: the folders of its checkpoints, one per seed.
-        label: the architecture, with its number of layers if several are tried.
-        precision: "float32" or "int8".
-        is_trained: False for a student before its training.
-        control: name of the ranker that it is tested against, such as the same student without a teacher.
-    """
-
-    name: str
-    students: tuple[Student, ...]
-    label: str
+    name: str  # "colbert teacher", "bert_dot untrained"
+    students: tuple[Student, ...]  # one per seed
+    label: str  # the architecture, with its number of layers if several are tried
     precision: str = FLOAT32
     is_trained: bool = True
-    control: str | None = None
+    control: str | None = None  # the ranker that it is tested against, such as the same student without a teacher
 
     @property
     def can_store(self) -> bool:
@@ -68,27 +59,16 @@ class System:
 
 @dataclass(frozen=True)
 class Point:
-    """One pipeline: a first stage, and a ranker with its depth and the weight of the first stage's scores.
+    """One pipeline: a first stage, and a ranker with its depth and the weight of the first stage's scores."""
 
-    Args:
-        first_stage: name of what finds the candidates, "BM25" or "candidates".
-        system: name of the ranker; None for the first stage by itself.
-        seed: number of the training that is delivered, the best on dev.
-        depth: candidates that are re-ranked, or documents that are found.
-        weight: of the first stage's scores in the sum, 0 to 1.
-        precision: of the ranker.
-        dev: measure on the validation queries.
-        latency_ms: median per query, with BM25 if that is the first stage; the user's engine is not timed.
-    """
-
-    first_stage: str
-    system: str | None
-    seed: int
-    depth: int
-    weight: float
-    precision: str
-    dev: float
-    latency_ms: float
+    first_stage: str  # "BM25" or "candidates"
+    system: str | None  # name of the ranker; None for the first stage by itself
+    seed: int  # number of the training that is delivered, the best on dev
+    depth: int  # candidates that are re-ranked, or documents that are found
+    weight: float  # of the first stage's scores in the sum, 0 to 1
+    precision: str  # of the ranker
+    dev: float  # measure on the validation queries
+    latency_ms: float  # median per query, with BM25 if that is the first stage; the user's engine is not timed
 
     def name(self, k: int) -> str:
         """Return the name of the pipeline in tables; a depth of k is not named."""
@@ -175,18 +155,10 @@ def time_rankers(
     device: str,
     context: Context,
 ) -> None:
-    """Measure latency, memory and storage with the candidates of the timed queries, which are validation queries.
+    """Measure latency, memory and storage of all rankers, of teachers that are models, and of the first stages.
 
-    Args:
-        folder: folder of the step.
-        systems: rankers, which re-rank the candidates.
-        teachers: by name; those that are models are timed as well.
-        candidates: of the validation queries.
-        index: BM25's, which is timed with the largest depth.
-        searches: ranker -> its search of the collection, if that is what is chosen.
-        depths: numbers of candidates.
-        device: where the rankers run.
-        context: the job and its texts.
+    The candidates are those of some validation queries; first stages search with the largest depth. `searches` are
+    ranker -> its search of the collection, if that is what is chosen.
     """
     rankers: dict[str, Callable[[], Any]] = {}
     for system in systems:
@@ -244,15 +216,8 @@ def find_points(
     """Measure every pipeline on the validation queries, into `points.json`.
 
     For each ranker the weight of the first stage is fitted at the full depth; every depth is tried with and without.
-
-    Args:
-        folder: folder of the step.
-        systems: the rankers.
-        rankings: ranker -> its rankings of the validation queries, one per seed.
-        first_stages: name -> its ranking; the first one gives the candidates.
-        judgments: of the validation queries.
-        timing: latencies of the rankers.
-        settings: `measure`, `depths`, `fusion` and `purpose` of the job.
+    `rankings` are ranker -> one per seed; the first of `first_stages` gives the candidates; `settings` are `measure`,
+    `depths`, `fusion` and `purpose` of the job.
     """
     measure, depths, qrels = settings["measure"], settings["depths"], grades(judgments)
     timed = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))

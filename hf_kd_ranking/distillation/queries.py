@@ -52,9 +52,7 @@ def split_queries(job: DistillJob, judgments: dict[str, Grades], queries: TextSt
 
     Rows of scores bring their own training queries: all other judged queries are held out. Dev and test queries have a
     relevant document; without any judgments they, and the training queries, are those that all runs of scores have.
-
-    Raises:
-        InputError: if a split has too few queries.
+    Too few queries of a split are an InputError.
     """
     trained = _queries_of_rows(job)
     runs = [] if job.brings_rows else [read_run(path) for path in job.scores]

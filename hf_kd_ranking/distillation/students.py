@@ -73,12 +73,8 @@ class Recipe:
     ) -> "Recipe":
         """Read the recipe of a training from a job.
 
-        Args:
-            job: the job.
-            architecture, condition: of the training.
-            live_teacher: the teacher, if it can score all pairs of a batch; None if it cannot, or there are several.
-            layers: the encoder's layers that are kept; None leaves that to the job's overrides.
-            is_teacher: True for a teacher that is trained here.
+        `live_teacher` is the teacher if it can score all pairs of a batch; `layers` are the encoder's layers that are
+        kept, None leaves that to the job's overrides; `is_teacher` is True for a teacher that is trained here.
         """
         options, config = job.training_options(architecture, is_teacher)
         if layers is not None:

@@ -44,15 +44,10 @@ LONGEST_INPUT = 500  # characters of an input that a description shows; of a lon
 
 @dataclass(frozen=True)
 class Artifact:
-    """The folder that a step of a job makes.
+    """The folder that a step of a job makes."""
 
-    Args:
-        path: the folder; it does not exist yet where a job is only planned.
-        digest: digest of everything that the folder is made from.
-    """
-
-    path: Path
-    digest: str
+    path: Path  # does not exist yet where a job is only planned
+    digest: str  # of everything that the folder is made from
 
 
 def shared(function: Callable[..., object]) -> Callable[..., object]:
@@ -97,10 +92,8 @@ class Workspace:
         A step that was interrupted is called again with what it left in its folder. An artifact of other inputs is
         removed first.
 
-        Args:
-            name: path of the artifact below the workspace.
-            function: called with the folder and the inputs; its name is part of the artifact's identity.
-            *inputs: what the result depends on, see `comparable`.
+        `name` is the path of the artifact below the workspace; the function is called with the folder and the inputs,
+        and its name is part of the artifact's identity; inputs are all that the result depends on, see `comparable`.
 
         Raises:
             FileExistsError: if the folder contains files that no step wrote.
@@ -127,14 +120,10 @@ class Workspace:
         return artifact
 
     def steps(self, wanted: Mapping[str, tuple], parallel: int = 1) -> dict[str, Artifact]:
-        """Run steps that do not depend on one another, and return name -> artifact.
+        """Run steps that do not depend on one another (name -> function and inputs), and return name -> artifact.
 
-        Args:
-            wanted: name -> function and inputs, see `step`.
-            parallel: number of processes of this machine that run them side by side; their inputs are pickled.
-
-        Raises:
-            The error of a step, after the steps that run beside it have ended.
+        `parallel` processes of this machine run them side by side, with pickled inputs; an error of one is raised
+        after the steps that run beside it have ended.
         """
         missing = {}
         for name, (function, *inputs) in wanted.items():
@@ -268,10 +257,8 @@ def inputs_digest(inputs: Any) -> str:
 def comparable(value: Any) -> Any:
     """Return a value as JSON that is equal only for equal content.
 
-    Args:
-        value: JSON; a `Path`, which stands for the content of its file, of the model in its folder, or for a name on
-            the Hub where it does not exist (see `path_identity`); an `Artifact`; a dataclass; a named tuple; an object
-            with a method `fingerprint`; or lists and dictionaries of these.
+    It is JSON, a `Path` (see `path_identity`), an `Artifact`, a dataclass, a named tuple, an object with a method
+    `fingerprint`, or lists and dictionaries of these.
     """
     if isinstance(value, Artifact):
         return value.digest

@@ -1,55 +1,25 @@
 """Losses: functions of scores, and the names by which they are chosen."""
 
-from .functions import (
-    adr_mse,
-    all_margins_mse,
-    info_nce,
-    kl_div,
-    lambda_loss,
-    list_mle,
-    listed_margins,
-    margin_mse,
-    margins,
-    mse,
-    order_ranknet,
-    ranknet,
-    spread,
-    weighted_ranknet,
-)
-from .names import (
-    IN_BATCH,
-    LOSSES,
-    REGULARIZERS,
-    Loss,
-    Regularizer,
-    check_data,
-    get_loss,
-    get_losses,
-    get_regularizers,
-)
-
-__all__ = [
-    "IN_BATCH",
-    "LOSSES",
-    "Loss",
-    "REGULARIZERS",
-    "Regularizer",
-    "adr_mse",
-    "all_margins_mse",
-    "check_data",
-    "get_loss",
-    "get_losses",
-    "get_regularizers",
-    "info_nce",
-    "kl_div",
-    "lambda_loss",
-    "list_mle",
-    "listed_margins",
-    "margin_mse",
-    "margins",
-    "mse",
-    "order_ranknet",
-    "ranknet",
-    "spread",
-    "weighted_ranknet",
-]
+from .functions import adr_mse as adr_mse
+from .functions import all_margins_mse as all_margins_mse
+from .functions import info_nce as info_nce
+from .functions import kl_div as kl_div
+from .functions import lambda_loss as lambda_loss
+from .functions import list_mle as list_mle
+from .functions import listed_margins as listed_margins
+from .functions import margin_mse as margin_mse
+from .functions import margins as margins
+from .functions import mse as mse
+from .functions import order_ranknet as order_ranknet
+from .functions import ranknet as ranknet
+from .functions import spread as spread
+from .functions import weighted_ranknet as weighted_ranknet
+from .names import IN_BATCH as IN_BATCH
+from .names import LOSSES as LOSSES
+from .names import REGULARIZERS as REGULARIZERS
+from .names import Loss as Loss
+from .names import Regularizer as Regularizer
+from .names import check_data as check_data
+from .names import get_loss as get_loss
+from .names import get_losses as get_losses
+from .names import get_regularizers as get_regularizers

@@ -10,19 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import InputError
-from .functions import (
-    adr_mse,
-    all_margins_mse,
-    info_nce,
-    kl_div,
-    lambda_loss,
-    list_mle,
-    margin_mse,
-    mse,
-    order_ranknet,
-    ranknet,
-    weighted_ranknet,
-)
+from . import functions
 
 # Before a loss's name: over every document of the batch, (B, N), and not only over the row's own.
 IN_BATCH = "in_batch_"
@@ -30,56 +18,40 @@ IN_BATCH = "in_batch_"
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what it reads.
-
-    Args:
-        function: see the module.
-        needs_teacher: False for losses on the labels only.
-        needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
-        needs_lists: True if it is meant for three documents or more; a pair has better losses.
-        needs_grades: True if it reads grades, which may all lie between 0 and 1.
-        needs_order: True if it reads the order of the teacher's scores only, which may have any scale.
-        settings: names of the function's own parameters, positive numbers.
-    """
+    """A loss, and what it reads."""
 
     function: Callable[..., Tensor]
-    needs_teacher: bool = True
-    needs_single_scores: bool = False
-    needs_lists: bool = False
-    needs_grades: bool = False
-    needs_order: bool = False
-    settings: tuple[str, ...] = ()
+    needs_teacher: bool = True  # False for losses on the labels only
+    needs_single_scores: bool = False  # the teacher's score of each document, which a file of margins lacks
+    needs_lists: bool = False  # it is meant for three documents or more; a pair has better losses
+    needs_grades: bool = False  # which may all lie between 0 and 1
+    needs_order: bool = False  # only the order of the teacher's scores, which may have any scale
+    settings: tuple[str, ...] = ()  # names of the function's own parameters, positive numbers
 
 
 LOSSES = {
-    "margin_mse": Loss(margin_mse),
-    "all_margins_mse": Loss(all_margins_mse, needs_lists=True),
-    "mse": Loss(mse, needs_single_scores=True),
-    "ranknet": Loss(ranknet, needs_teacher=False),
-    "weighted_ranknet": Loss(weighted_ranknet),
-    "kl_div": Loss(kl_div, needs_lists=True, settings=("temperature",)),
-    "info_nce": Loss(info_nce, needs_teacher=False, settings=("temperature",)),
-    "lambda_loss": Loss(lambda_loss, needs_lists=True, needs_grades=True),
-    "order_ranknet": Loss(order_ranknet, needs_order=True),
-    "list_mle": Loss(list_mle, needs_lists=True, needs_order=True),
-    "adr_mse": Loss(adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
+    "margin_mse": Loss(functions.margin_mse),
+    "all_margins_mse": Loss(functions.all_margins_mse, needs_lists=True),
+    "mse": Loss(functions.mse, needs_single_scores=True),
+    "ranknet": Loss(functions.ranknet, needs_teacher=False),
+    "weighted_ranknet": Loss(functions.weighted_ranknet),
+    "kl_div": Loss(functions.kl_div, needs_lists=True, settings=("temperature",)),
+    "info_nce": Loss(functions.info_nce, needs_teacher=False, settings=("temperature",)),
+    "lambda_loss": Loss(functions.lambda_loss, needs_lists=True, needs_grades=True),
+    "order_ranknet": Loss(functions.order_ranknet, needs_order=True),
+    "list_mle": Loss(functions.list_mle, needs_lists=True, needs_order=True),
+    "adr_mse": Loss(functions.adr_mse, needs_lists=True, needs_order=True, settings=("temperature",)),
 }
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`.
+    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`."""
 
-    Args:
-        name: one of `REGULARIZERS`.
-        query, document: weights of the penalty on either side.
-        warmup: share of all steps, up to 1, over which the weights rise as the square of the steps.
-    """
-
-    name: str
-    query: float = 0.0
+    name: str  # one of `REGULARIZERS`
+    query: float = 0.0  # weight of the penalty on queries
     document: float = 0.0
-    warmup: float = 0.0
+    warmup: float = 0.0  # share of all steps, up to 1, over which the weights rise as the square of the steps
 
     def warmup_factor(self, progress: float) -> float:
         """Return the factor on the weights after a share of all steps, 0 to 1."""
@@ -90,11 +62,7 @@ REGULARIZERS = ("flops", "l1")
 
 
 def get_regularizers(text: str) -> dict[str, Regularizer]:
-    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`.
-
-    Raises:
-        InputError: for a penalty given twice, without a weight of a side, or with another weight or setting.
-    """
+    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`."""
     regularizers = {}
     for part in _parts(text):
         name, _, rest = part.partition("(")
@@ -120,12 +88,7 @@ def get_losses(text: str) -> dict[str, float]:
 
     A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
     `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
-    Penalties are left out, see `get_regularizers`.
-
-    Raises:
-        InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
-            that it does not have, and a weight or a setting that is not a positive number; if the text has only
-            penalties.
+    Penalties are left out, see `get_regularizers`. All others are an InputError.
     """
     losses = {}
     for part in _parts(text):
@@ -152,11 +115,7 @@ def get_losses(text: str) -> dict[str, float]:
 
 
 def get_loss(name: str) -> Loss:
-    """Return the loss of a name from `get_losses`; its function has the settings that the name gives.
-
-    Raises:
-        InputError: if a setting is unknown or not a positive number.
-    """
+    """Return the loss of a name from `get_losses`; its function has the settings that the name gives."""
     plain, parenthesis, rest = name.partition("(")
     loss = LOSSES[plain.removeprefix(IN_BATCH)]
     if not parenthesis:
@@ -190,12 +149,7 @@ def _positive(text: str, what: str) -> float:
 def check_data(losses: Iterable[str], documents: int, has_only_margins: bool) -> None:
     """Refuse losses by name that need what teacher rows lack; those over the batch read no teacher row.
 
-    Args:
-        documents: length of the longest list.
-        has_only_margins: True if the rows hold differences of scores.
-
-    Raises:
-        InputError: with the reason.
+    `documents` is the length of the longest list; rows that have only margins hold differences of scores.
     """
     for name in losses:
         if name.startswith(IN_BATCH):

@@ -16,15 +16,10 @@ INDEPENDENT = ("multi_label_classification", "regression")  # problem types of w
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a classifier that is the score.
-
-    Args:
-        index: its place.
-        is_class: True if the outputs are classes, of which a pair has one: the order is that of the probability.
-    """
+    """The output of a classifier that is the score."""
 
     index: int
-    is_class: bool
+    is_class: bool  # outputs are classes, of which a pair has one: the order is that of the probability
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return the logit of the output, or the logit of the probability of the class; (N, outputs) to (N,)."""
@@ -35,16 +30,9 @@ class Output:
 
 
 def choose_output(name: str, config: PreTrainedConfig, activation: str, label: str | None) -> Output:
-    """Find the output that is the score.
+    """Find the output that is the score, by its label; None if there is only one.
 
-    Args:
-        name: of the checkpoint, for messages.
-        config: of the classifier.
-        activation: name of the function that the checkpoint applies to its logits.
-        label: name of the output; None if there is only one.
-
-    Raises:
-        InputError: if the label is missing or unknown, or the activation changes the order of the logits.
+    A label that is missing or unknown, or an activation that changes the order of the logits, is an InputError.
     """
     labels = [config.id2label[index] for index in range(config.num_labels)]
     if label is None and len(labels) > 1:
@@ -60,11 +48,7 @@ def choose_output(name: str, config: PreTrainedConfig, activation: str, label: s
 
 
 def prepare_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Let a classifier score any batch as it scores single pairs, with its last layer in float32.
-
-    Returns:
-        The side on which pairs must be padded.
-    """
+    """Let a classifier score any batch as single pairs, its last layer in float32; return the side of the padding."""
     set_padding(tokenizer, model.config)
     last = None
     for module in model.modules():

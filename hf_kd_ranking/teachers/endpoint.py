@@ -37,15 +37,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How an endpoint is asked.
+    """How an endpoint is asked."""
 
-    Args:
-        concurrency: requests at the same time.
-        requests_per_minute: the most that are sent; None sets no limit.
-    """
-
-    concurrency: int = 8
-    requests_per_minute: float | None = None
+    concurrency: int = 8  # requests at the same time
+    requests_per_minute: float | None = None  # the most that are sent; None sets no limit
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -63,23 +58,16 @@ def is_endpoint(name: str) -> bool:
 class Endpoint:
     """A teacher that is asked over HTTP.
 
-    Args:
-        address: `http://HOST:PORT`, with the API's path if it is not the usual one, `?model=NAME` if the API wants the
-            name of a model, and optionally the kind before it, as in `tei+http://HOST:PORT`.
-        kind: "rerank" (Cohere, Jina, vLLM), "tei" (text-embeddings-inference, raw scores), "score" (vLLM), or "chat"
-            (OpenAI's chat completions with log-probabilities); None reads it from the address.
-        per_request: documents of one query per request; "chat" has one.
-        prompt: prompt and answers of a chat model, the answers compared without case and white space.
-        settings: see `EndpointSettings`.
-
-    Raises:
-        InputError: if the address is malformed or holds a password, or the kind is missing or unknown.
+    The address is `http://HOST:PORT`, with the API's path if it is not the usual one, `?model=NAME` if the API wants
+    the name of a model, and optionally the kind before it, as in `tei+http://HOST:PORT`. Kinds are "rerank" (Cohere,
+    Jina, vLLM), "tei" (text-embeddings-inference, raw scores), "score" (vLLM), and "chat" (OpenAI's chat completions
+    with log-probabilities). A malformed address, or one with a password, is an InputError.
     """
 
     address: str
-    kind: str | None = None
-    per_request: int = 32
-    prompt: Prompt | None = None
+    kind: str | None = None  # None reads it from the address
+    per_request: int = 32  # documents of one query; "chat" has one
+    prompt: Prompt | None = None  # of a chat model, whose answers are compared without case and white space
     settings: EndpointSettings = field(default_factory=EndpointSettings)
 
     def __post_init__(self) -> None:

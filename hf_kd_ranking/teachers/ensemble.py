@@ -12,19 +12,22 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from ..artifacts import existing_file, refuse_existing, writing
-from ..data.rows import MARGIN_COLUMNS, PAIR_COLUMNS, TRIPLE_COLUMNS
-from ..data.tables import nth_line, read_lines, read_tsv, tsv_lines
+from ..data.rows import MARGIN_COLUMNS, PAIR_COLUMNS, TRIPLE_COLUMNS, holds_margins, read_parquet
+from ..data.tables import first_line, nth_line, read_tsv, tsv_lines
 from ..errors import InputError, UnknownIdError
 from .buckets import BucketFile, bucket_folder, id_keys, matched_buckets
 
 METHODS = ("mean", "standardized", "median")
 ROW_TYPES = dict.fromkeys(PAIR_COLUMNS[:2], pa.float64()) | dict.fromkeys(TRIPLE_COLUMNS, pa.string())
 SCORE_TYPES = {"query_id": pa.string(), "doc_id": pa.string(), "score": pa.float64()}
+# Columns of Parquet files -> ours: rows, the Hub's margins, and its scores of pairs.
+PARQUET_LAYOUTS = {PAIR_COLUMNS: PAIR_COLUMNS, MARGIN_COLUMNS: (*TRIPLE_COLUMNS, "pos_score")}
+for _document in ("doc_id", "passage_id", "corpus_id"):
+    PARQUET_LAYOUTS["query_id", _document, "score"] = tuple(SCORE_TYPES)
 # A score of a file: keys of its ids, its place (twice the row, plus 1 for the negative), and the score.
 ENTRY = np.dtype([("query", "i8"), ("document", "i8"), ("place", "i8"), ("score", "f8")])
 
@@ -96,8 +99,7 @@ def _check_settings(count: int, method: str, weights: Sequence[float] | None, on
 
 def _check_layouts(paths: list[Path], weights: Sequence[float]) -> None:
     for path, weight in zip(paths, weights, strict=True):
-        columns = _parquet_columns(path) if path.suffix == ".parquet" else ROW_TYPES
-        if weight and "pos_score" in columns and "neg_score" not in columns:
+        if weight and holds_margins(path, tuple(PARQUET_LAYOUTS)):
             raise InputError(
                 f"{path} holds margins, which belong to a row and not to its pairs; give scores, or the weight 0."
             )
@@ -140,43 +142,16 @@ def _entries(batch: pa.RecordBatch, start: int) -> np.ndarray:
 
 def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Read a file, ids as strings and scores in double precision."""
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
+    if path.suffix != ".parquet":
+        types = SCORE_TYPES if first_line(path).count("\t") == 2 else ROW_TYPES
+        yield from read_tsv(path, types, 1 << 22)
         return
-    first_line = next((text for _, text in read_lines(path) if text.strip()), "")
-    types = SCORE_TYPES if first_line.count("\t") == 2 else ROW_TYPES
-    yield from read_tsv(path, types, 1 << 22)
-
-
-def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
-    names = _parquet_columns(path)
-    start = 0
-    for batch in pa.parquet.ParquetFile(path).iter_batches(1 << 17, columns=list(names.values())):
-        columns = {}
-        for name, stored_name in names.items():
-            column = batch[stored_name].cast((ROW_TYPES | SCORE_TYPES)[name])
-            is_good = pc.is_finite(column) if "score" in name else column.is_valid()
-            row = is_good.fill_null(False).index(False).as_py()
-            if row >= 0:
-                raise InputError(f"{path} row {start + row}: {name} must be present and finite, got {column[row]}.")
-            columns[name] = column
-        start += len(batch)
-        if "pos_score" in columns and "neg_score" not in columns:  # margins
-            columns["neg_score"] = pa.array(np.zeros(len(batch)))
-        yield pa.RecordBatch.from_pydict(columns)
-
-
-def _parquet_columns(path: Path) -> dict[str, str]:
-    """Return our columns -> those of a Parquet file: rows, the Hub's margins, or the Hub's scores of pairs."""
-    names = pa.parquet.read_schema(path).names
-    layouts = {PAIR_COLUMNS: PAIR_COLUMNS, MARGIN_COLUMNS: (*TRIPLE_COLUMNS, "pos_score")}
-    for document in ("doc_id", "passage_id", "corpus_id"):
-        layouts["query_id", document, "score"] = tuple(SCORE_TYPES)
-    for layout, own_names in layouts.items():
-        if set(layout) <= set(names):
-            return dict(zip(own_names, layout, strict=True))
-    known = "; ".join(map(", ".join, layouts))
-    raise InputError(f"{path} has the columns {', '.join(names)}; needed {known}.")
+    for table in read_parquet(path, tuple(PARQUET_LAYOUTS)):
+        table = table.rename_columns(PARQUET_LAYOUTS[tuple(table.column_names)])
+        if "pos_score" in table.column_names and "neg_score" not in table.column_names:  # margins
+            table = table.append_column("neg_score", pa.array(np.zeros(len(table))))
+        types = pa.schema([(name, (ROW_TYPES | SCORE_TYPES)[name]) for name in table.column_names])
+        yield from table.cast(types).combine_chunks().to_batches()
 
 
 def _average(

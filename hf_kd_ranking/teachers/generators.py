@@ -31,23 +31,15 @@ THOUGHTS = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 
 @dataclass(frozen=True)
 class QueryGenerator:
-    """A source of queries for documents.
-
-    Args:
-        name: short name.
-        generate: function of texts, their titles ("" for none) and a seed that returns the queries of each text.
-        fingerprint: digest of everything that determines the queries.
-        is_weak: True for a fallback, which copies a part of the document.
-        plan: function of a text that returns the tokens that its request may cost; None if it is not an endpoint.
-        usage: what an endpoint has cost up to now.
-    """
+    """A source of queries for documents."""
 
     name: str
+    # A function of texts, their titles ("" for none) and a seed that returns the queries of each text.
     generate: Callable[[Sequence[str], Sequence[str], int], list[list[str]]]
-    fingerprint: str
-    is_weak: bool = False
-    plan: Callable[[str], int] | None = None
-    usage: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str  # digest of everything that determines the queries
+    is_weak: bool = False  # True for a fallback, which copies a part of the document
+    plan: Callable[[str], int] | None = None  # of an endpoint: a text -> the tokens that its request may cost
+    usage: Mapping[str, int] = field(default_factory=dict)  # what an endpoint has cost up to now
 
 
 def load_generator(
@@ -68,13 +60,10 @@ def load_generator(
         per_document: queries per document, at most; a fallback has one.
         prompt: what the model reads; None is the document for a sequence-to-sequence model, else `QUERIES_TEMPLATE`.
         batch_size: documents per forward pass.
-        dtype: type of the weights; None is bfloat16 on a GPU that computes in it, float32 elsewhere.
-        device: device of the model; None uses a GPU if there is one.
-        endpoint: how an endpoint is asked.
+        dtype, device, endpoint: as of `load_teacher`.
 
     Raises:
-        InputError: if the model generates no text, or a fallback is given a prompt.
-        FileNotFoundError: if the model does not exist.
+        InputError, FileNotFoundError: if the model generates no text, or a fallback is given a prompt.
     """
     if name_or_path in FALLBACKS:
         if prompt is not None:

@@ -44,22 +44,16 @@ ALSO_NAMED = {
 class Teacher:
     """A model that scores pairs; if threads call it at the same time, they are served one after the other.
 
-    Args:
-        name: short name, for file names and cards.
-        score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
-        fingerprint: digest of the weights and settings; resumed work must not mix two.
-        usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
-        reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
-            each document once for all of its queries.
-        processor: counts what is cut of the documents; None if the library of the checkpoint cuts by itself.
+    `score` is a function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
     """
 
-    name: str
+    name: str  # short, for file names and cards
     score: Callable[[Sequence[str], Sequence[str]], np.ndarray]
-    fingerprint: str
-    usage: Mapping[str, int] = field(default_factory=dict)
+    fingerprint: str  # digest of the weights and settings; resumed work must not mix two
+    usage: Mapping[str, int] = field(default_factory=dict)  # what an endpoint has cost up to now
+    # An endpoint takes the documents of one query in a request; others may encode each document once for all queries.
     reads_by_query: bool = False
-    processor: RankingProcessor | None = None
+    processor: RankingProcessor | None = None  # counts what is cut; None if the checkpoint's library cuts by itself
 
     def __post_init__(self) -> None:
         lock, score = threading.Lock(), self.score

@@ -104,11 +104,10 @@ class StepStatistics:
 
 
 class FiniteLosses:
-    """Stops training at a loss that is not a number: on a GPU one batch late, so that no step waits for its loss.
+    """Stop training at a loss that is not a number: on a GPU one batch late, so that no step waits for its loss.
 
-    Args:
-        describe: returns the queries and documents of a batch, for the message.
-        is_late: False checks each loss before the weights change, which costs nothing on the CPU.
+    `describe` returns the queries and documents of a batch, for the message. Unless `is_late`, each loss is checked
+    before the weights change, which costs nothing on the CPU.
     """
 
     def __init__(self, describe: Callable[[Mapping[str, Any]], str], is_late: bool) -> None:

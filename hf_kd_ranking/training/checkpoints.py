@@ -34,8 +34,7 @@ def last_complete(folder: Path) -> str | None:
 def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
     """Run a block that writes a checkpoint, and remove it if that fails; `is_main` is True on the process that saves.
 
-    Raises:
-        OSError: if it cannot be written, for example on a full disk; names it and the last complete one.
+    A checkpoint that cannot be written is an OSError that names it and the last complete one.
     """
     if is_main:
         (checkpoint / RUN_FILE).unlink(missing_ok=True)  # it is incomplete while it is written again
@@ -51,12 +50,7 @@ def written_whole(checkpoint: Path, is_main: bool) -> Iterator[None]:
 
 
 def describe_run(config: Mapping[str, Any], rows: Any, **order: Any) -> dict[str, Any]:
-    """Return what a resumed run must share with its checkpoint, and what decides the order of its rows.
-
-    Args:
-        rows: the training data set; only the columns of an `IterableDataset` are known.
-        **order: seeds and batch sizes.
-    """
+    """Return what a resumed run must share with its checkpoint, and what decides the order of its rows."""
     data = {"columns": sorted(rows.column_names or [])}
     if isinstance(rows, datasets.Dataset):
         sample = rows[np.unique(np.linspace(0, len(rows) - 1, 1000, dtype=np.int64))]
@@ -67,11 +61,7 @@ def describe_run(config: Mapping[str, Any], rows: Any, **order: Any) -> dict[str
 
 
 def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with the `describe_run` that resumes it; warn if only the order of rows differs.
-
-    Raises:
-        InputError: naming the fields of model or data that differ, with both values.
-    """
+    """Refuse a checkpoint of another model or other data than `describe_run`; warn if only the order differs."""
     path = Path(checkpoint) / RUN_FILE
     if not path.is_file():
         warnings.warn(f"{checkpoint} does not say to which run it belongs; nothing was compared.", stacklevel=3)

@@ -35,15 +35,7 @@ class RowSummary:
 def check_options(
     args: RankingTrainingArguments, has_model: bool, query_clusters: np.ndarray | None, options: Mapping[str, Any]
 ) -> None:
-    """Refuse arguments of `RankingTrainer` that it cannot have, or not together.
-
-    Args:
-        options: arguments of `transformers.Trainer` by name.
-
-    Raises:
-        TypeError: if `args` are of another class.
-        InputError: for all others.
-    """
+    """Refuse arguments of `RankingTrainer` that it cannot have, or not together; `options` are those of `Trainer`."""
     if not isinstance(args, RankingTrainingArguments):
         raise TypeError(f"args must be RankingTrainingArguments, which has the loss; got {type(args).__name__}.")
     args.check_devices()
@@ -75,13 +67,8 @@ def check_evaluation(
 ) -> None:
     """Refuse an evaluation that measures nothing, or not what decides about the best model.
 
-    Args:
-        held_out: names of the data sets of `eval_dataset`; a single one is named "".
-        losses: names of the losses, none if the user's own function computes the loss.
-        has_own_metrics: True if there is a `compute_metrics`, whose names are known only after it ran.
-
-    Raises:
-        InputError: says what is missing.
+    `held_out` names the data sets of `eval_dataset`, a single one is ""; `losses` are none if the user's own function
+    computes the loss; `has_own_metrics` means a `compute_metrics`, whose names are known only after it ran.
     """
     is_stopping = args.early_stopping_patience is not None
     if is_stopping and (args.eval_strategy == "no" or args.metric_for_best_model is None):
@@ -112,9 +99,6 @@ def check_temperature(losses: Collection[str], config: RankerConfig) -> None:
     """Refuse InfoNCE over cosines without a temperature.
 
     Cosines differ by 2 at most: with 32 documents the loss of a perfect student would still be 1.6.
-
-    Raises:
-        InputError: says how to give one.
     """
     is_cosine = config.vectors_per_text == "one" and config.to_dict().get("normalize", False)
     for name in losses:
@@ -134,14 +118,9 @@ def check_data_sets(
     args: RankingTrainingArguments,
     losses: Collection[str],
 ) -> None:
-    """Check all rows of a run and the teacher's scores; warn if held-out queries are training queries.
+    """Check all rows of a run and what the losses read of them; warn if held-out queries are training queries.
 
-    Args:
-        held_out: the data sets of `eval_dataset` by name; a single one is named "".
-        losses: names of the losses, none if the user's own function computes the loss.
-
-    Raises:
-        InputError: as `check_rows`; if a loss needs what the rows lack.
+    `held_out` and `losses` are those of `check_evaluation`.
     """
     places = {}
     for name, rows in held_out.items():
@@ -230,11 +209,7 @@ def check_rows(
     batch_size: int = 1_000_000,
     show_progress: bool = False,
 ) -> RowSummary:
-    """Look at every row once, a batch at a time.
-
-    Args:
-        batch_size: about as many documents are read at once.
-        show_progress: True shows a progress bar if the check takes more than 3 seconds.
+    """Look at every row once, about `batch_size` documents at a time.
 
     Raises:
         UnknownIdError: for queries or documents without a text, with file and line of the first and how many rows.

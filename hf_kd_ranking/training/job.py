@@ -108,11 +108,7 @@ class TrainingJob:
 
 
 def json_option(name: str, value: dict | str | None) -> dict[str, Any]:
-    """Return an option that is JSON on the command line and a dict in Python; empty if it is not given.
-
-    Raises:
-        InputError: if it is not a JSON object.
-    """
+    """Return an option that is a JSON object on the command line and a dict in Python; empty if it is not given."""
     if not isinstance(value, str):
         return value or {}
     try:

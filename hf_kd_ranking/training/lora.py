@@ -14,10 +14,6 @@ def trainable(model: RankerModel, args: RankingTrainingArguments) -> nn.Module:
 
     A step at a usual learning rate is smaller than the distance of neighbouring numbers in half precision, so that
     most weights of such a checkpoint would not move; `bf16` computes in it under autocast.
-
-    Raises:
-        TypeError: if it is not a ranker.
-        InputError, ImportError: see `with_adapters`.
     """
     if not isinstance(model, nn.Module) or not isinstance(getattr(model, "config", None), RankerConfig):
         raise TypeError(f"RankingTrainer trains a ranker, such as load_ranker returns; got {type(model).__name__}.")
@@ -30,11 +26,7 @@ def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> nn.Modu
     """Return the ranker, if `lora_r` is set as PEFT wraps it with adapters on all linear layers of its encoder.
 
     The encoder's own weights do not change then; the layers on top of it are trained fully. The adapters start as
-    `seed` decides.
-
-    Raises:
-        InputError: if the ranker has no pretrained encoder.
-        ImportError: if peft is not installed.
+    `seed` decides. A ranker without a pretrained encoder is an InputError.
     """
     if args.lora_r is None:
         return model

@@ -82,12 +82,7 @@ class SparsityStatistics:
             self._counts[side] = self._counts.get(side, 0) + counts
 
     def pop(self, accelerator: Accelerator, loss: str) -> dict[str, float]:
-        """Return the statistics since the last call, over all processes; warn once if a side has no weights left.
-
-        Args:
-            accelerator: the trainer's.
-            loss: the loss with its penalties, for the warning.
-        """
+        """Return the statistics since the last call, over all processes; warn once if a side has no weights left."""
         if not self._counts:
             return {}
         shares = {}

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import sys
 import sysconfig
 from importlib.metadata import version
@@ -185,17 +184,6 @@ def test_sources_are_not_executed_and_bad_files_are_counted(tmp_path):
     docs = build_pydocs(tmp_path / "output", {"source": source})
     assert (docs.stats["files_parsed"], docs.stats["files_unreadable"]) == (1, 2)
     assert set(read_pairs(docs)) == {SENTENCE}
-
-
-def test_processes_give_the_same_bytes_as_none(tmp_path, monkeypatch):
-    for index in range(210):
-        docstring = f"Item {index} of group {index % 7} is number {index}. {passage(index)}"
-        write_module(tmp_path / "source" / f"m{index}.py", [docstring])
-    for workers in (1, 2):
-        monkeypatch.setattr(os, "cpu_count", lambda count=workers: count)
-        build_pydocs(tmp_path / f"output{workers}", {"source": tmp_path / "source"})
-    assert read_bytes(tmp_path / "output1") == read_bytes(tmp_path / "output2")
-    assert len(read_bytes(tmp_path / "output1")) == 8
 
 
 def test_second_run_reads_what_is_there_until_sources_or_rules_change(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"scores": ["lists.parquet"]}, r"lists\.parquet holds lists"),
         ({"scores": ["triples.tsv"]}, r"triples\.tsv has no teacher scores"),
         ({"scores": ["scores.tsv", "triples.tsv"]}, r"triples\.tsv has no teacher scores"),
-        ({"seeds": 0, "epochs": -1, "patience": 0}, "above 0, got epochs -1, seeds 0, patience 0"),
+        ({"seeds": 0, "epochs": -1, "patience": 0}, "above 0, got epochs -1, patience 0, seeds 0"),
         ({"held_out": 1.5}, "held_out is a share between 0 and 1, got 1.5"),
         ({"relative_margin": 0.0}, "relative_margin is a share between 0 and 1, got 0.0"),
         ({"held_out": 0.01}, r"Too few queries with a relevant document for .*test 0 \(needed 2\)"),

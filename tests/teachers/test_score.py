@@ -354,6 +354,6 @@ def test_missing_triples_and_columns_are_refused(stores, calls, tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'none.tsv'} does not exist")):
         kd.score_teacher(calls.teacher(), tmp_path / "none.tsv", *stores, tmp_path / "out.tsv")
     dataset = datasets.Dataset.from_dict({"query_id": ["q0"], "pos_id": ["d1"]})
-    with pytest.raises(ValueError, match="has the columns query_id, pos_id; teacher rows need"):
+    with pytest.raises(ValueError, match="has the columns query_id, pos_id; needed"):
         kd.score_teacher(calls.teacher(), dataset, *stores, tmp_path / "out.tsv")
     assert not (tmp_path / "out.tsv.parts").exists()
