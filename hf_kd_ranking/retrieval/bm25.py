@@ -22,7 +22,7 @@ import Stemmer
 import xxhash
 from bm25s.tokenization import Tokenized
 
-from ..artifacts import has_description, open_version, read_description
+from ..artifacts import open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.languages import SNOWBALL, detect_languages
 from ..data.rankings import Ranking
@@ -31,7 +31,6 @@ from ..errors import InputError
 from .base import Index, best_of
 
 logger = logging.getLogger(__name__)
-TOKENIZATIONS = ("plain", "english")
 LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
 # Languages of Snowball whose stop words bm25s has.
 STOP_WORDS = "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
@@ -70,7 +69,6 @@ class BM25Index(Index):
         k1: float = 0.9,
         b: float = 0.4,
         language: str | None = None,
-        tokenization: str = "plain",
     ) -> "BM25Index":
         """Index the texts of a store, see `Index`.
 
@@ -80,17 +78,12 @@ class BM25Index(Index):
             language: language of `LANGUAGES`, by whose rules words are stemmed (Snowball); its stop words are dropped
                 where bm25s has a list of them, see `STOP_WORDS`. "auto" is the language that a sample of the texts is
                 in, if that is one of these and all are in it. None keeps all words as they are.
-            tokenization: "plain", or "english" for the language English.
 
         Raises:
             FileExistsError: if the folder contains something.
-            InputError: if the language or the tokenization is another one, or k1 or b is out of range.
+            InputError: if the language is another one, or k1 or b is out of range.
         """
         check_parameters(k1, b)
-        if tokenization not in TOKENIZATIONS:
-            raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
-        if tokenization == "english" and language is None:
-            language = "english"
         check_language(language)
         if language == "auto":
             language = snowball_language(documents)
@@ -112,16 +105,12 @@ class BM25Index(Index):
 
     @classmethod
     def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
-        """Open a saved index, see `Index`; those of earlier releases are refused by an InputError."""
-        folder = Path(folder)
+        """Open a saved index, see `Index`."""
         if ranker is not None:
             raise InputError("BM25 searches without a ranker; open it with the folder only.")
-        is_old = (folder / "tokenization.json").is_file()
-        if has_description(folder):
-            is_old = "tokenization" in read_description(folder)
-        if is_old:
+        description, data = open_version(Path(folder), "bm25", is_verified)
+        if "language" not in description:
             raise InputError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
-        description, data = open_version(folder, "bm25", is_verified)
         retriever = bm25s.BM25.load(str(data), mmap=True, show_progress=False)
         return cls(retriever, IdIndex(description["documents"], *open_ids(data)), description)
 
