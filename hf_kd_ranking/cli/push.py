@@ -8,7 +8,7 @@ import typer
 from ..artifacts import read_json
 from ..errors import InputError
 from ..hub.model_card import select_efficiency
-from ..hub.publish import PIPELINE, publish_pipeline, publish_ranker
+from ..hub.publish import publish
 from . import options
 
 
@@ -28,16 +28,13 @@ def push(
             figures = select_efficiency(read_json(efficiency, what="efficiency"), name or model.name)
         except InputError as error:
             raise InputError(f"{efficiency}: {error}") from None
-    if (model / PIPELINE).is_file():
-        plan = publish_pipeline(model, repository, private, overwrite, dry_run, figures)
-    else:
-        plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
+    plan = publish(model, repository, private, overwrite, dry_run, figures)
     lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
     verb = "would go to" if dry_run else "went to"
-    target = f"repository {repository}"
+    kind = "repository"
     if private:
-        target = f"private {target}"
-    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {target}")
+        kind = "private repository"
+    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {kind} {repository}")
     if plan["address"] is not None:
         lines.append(plan["address"])
     return plan, "\n".join(lines)
