@@ -247,4 +247,4 @@ async def _search(service: Service, request: Request, body: schemas.SearchReques
     query = " ".join(body.query.split())
     _check_texts(service, body, "query", [query])
     [results] = await service.run(request, model.run_searches, [(query, body.k)], [0])
-    return JSONResponse(asdict(results))
+    return JSONResponse(results.model_dump())

@@ -12,7 +12,8 @@ from ..retrieval.stored_reranker import score_stored
 if TYPE_CHECKING:  # the API alone needs no libraries of the extra `retrieval`
     from ..retrieval.vector_store import VectorStore
     from ..searcher import OnnxRanker
-    from .search import Results, SearchEngine
+    from .schemas import SearchAnswer
+    from .search import SearchEngine
 
 PIECE_TOKENS = 16_384  # estimated; longer requests are split, so that others and a cancellation come in between
 CHARACTERS_PER_TOKEN = 3
@@ -130,7 +131,7 @@ class ServedModel:
         """Return the vectors of each request's documents, (N, D) float32 each."""
         return _encode(self.ranker.encode_documents, batch)
 
-    def run_searches(self, batch: list[tuple[str, int]]) -> "list[Results]":
+    def run_searches(self, batch: list[tuple[str, int]]) -> "list[SearchAnswer]":
         """Search for each query and number of passages, one after the other: every stage is timed."""
         return [self.search.search(query, k) for query, k in batch]
 
