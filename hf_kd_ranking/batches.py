@@ -38,12 +38,7 @@ class Batcher:
     tokens_per_batch: int | None = None
 
     def batches(self, rows: np.ndarray, tokenize: Tokenize) -> Iterator[Batch]:
-        """Yield batches of texts of similar length.
-
-        Args:
-            rows: numbers of the texts, (N,), in descending order of length.
-            tokenize: returns their tokens; called in a thread.
-        """
+        """Yield batches of the texts in `rows`, in descending order of length; `tokenize` is called in a thread."""
         batches = self._prepare(rows, tokenize)
         return _ahead(batches) if len(rows) > self.batch_size else batches
 

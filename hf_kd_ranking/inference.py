@@ -44,18 +44,15 @@ def score_pairs(
     description: str | None = "Scoring",
     tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Score query i with document i; a ranker that encodes the sides separately encodes each distinct text once.
+    """Score query i with document i, (N,) float32; a ranker that encodes both sides separately does so once per text.
 
     Args:
         batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
             arguments, all get all scores.
         description: title of the progress bar, which long work shows; None shows no progress bar.
-        tokens_per_batch: tokens per forward pass, padding included, at least those of one text; it replaces
-            `batch_size`. None reads `batch_size`.
-
-    Returns:
-        (N,) float32.
+        tokens_per_batch: tokens per forward pass, padding included, at least those of one text, in place of
+            `batch_size`.
 
     Raises:
         InputError: if the numbers of queries and documents differ, or a score is not a finite number.

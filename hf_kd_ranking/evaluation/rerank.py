@@ -41,7 +41,6 @@ def depth_curve(
     Args:
         run: all candidates in the order of a ranker; other documents in it are ignored.
         candidates: the first stage's run, in its order.
-        qrels, measures: as `evaluate_run`.
         depths: numbers of candidates; only the smallest of those that cover the longest list is used.
 
     Returns:

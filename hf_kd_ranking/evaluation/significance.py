@@ -182,8 +182,7 @@ def compare_seeds(
 
     Args:
         treatment, control: query_id -> value of a measure, one per training seed; all of the same queries.
-        resamples: number of resamples.
-        seed: seed of the resampling.
+        resamples, seed: number of resamples, and their seed.
 
     Returns:
         `difference` (mean of treatment minus control), `interval` (95 %), `p_value` (two-sided, from the share of

@@ -163,9 +163,8 @@ def evaluate_suite(
         Set -> message, for the sets whose data are broken.
 
     Raises:
-        InputError: if the folder has results of other settings, of other data or of another ranker with the name, a
-            name cannot be that of a file, a ranker cannot search, or no set can be read.
-        OSError: if results cannot be written.
+        InputError: if the folder has results of other settings, data or rankers of the same name, a name cannot be
+            that of a file, a ranker cannot search, or no set can be read.
     """
     results = _begin(suite, models, folder, {**suite.settings(), "dtype": dtype})
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,10 +252,8 @@ def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str,
 def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Return name -> content of the results files in a folder, the first stage first.
 
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        InputError: if a file is damaged, of another kind, of other settings than the ones given, else the first's, or
-            on other data of a set than the first's.
+    An InputError names a file that is damaged or of another kind, of other settings than the ones given (else the
+    first's), or on other data of a set than the first's.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")

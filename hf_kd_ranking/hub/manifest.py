@@ -48,9 +48,6 @@ def write_manifest(
     Local paths are cut to their last part, because the manifest is published.
 
     Args:
-        folder: folder of the checkpoint.
-        arguments: the training arguments.
-        training_rows: number of teacher rows.
         results: `after`, and if known `first_stage`, `before` (each measure -> mean) and `tests` (measure -> a paired
             t-test of `after` against `first_stage`).
         files: the training's input files by name; None, folders and names on the Hub have no digest.
@@ -107,9 +104,7 @@ def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> Non
 def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
     """Return the measures among the metrics that `Trainer.evaluate` returned or logged: `eval_AP` becomes `AP`.
 
-    Args:
-        metrics: the metrics, among them losses and times.
-        measures: names of the measures; None takes every name that ir_measures knows.
+    `measures` are the names to take; None takes every name that ir_measures knows.
     """
     values = {}
     for key, value in metrics.items():

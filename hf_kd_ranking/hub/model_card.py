@@ -88,7 +88,6 @@ def write_model_card(
     """Write the card of a checkpoint from its manifest, see `write_card`, and return the path of `README.md`.
 
     Args:
-        folder: folder of the checkpoint.
         repository: name on the Hub, owner/name; None takes the folder's name.
         efficiency: see `select_efficiency`. It is saved in the manifest, so that the next card has it as well.
         output: folder for the card, and for the manifest if it changes; None takes the checkpoint's.
@@ -150,8 +149,7 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
 def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
     """Write `README.md`, and `.eval_results/ranking.yaml` if the card has a `dataset_id`; return the path of the card.
 
-    Raises:
-        UnknownIdError: if no architecture has the card's model_type.
+    An UnknownIdError says if no architecture has the card's model_type.
     """
     folder, name = Path(folder), card.repository.rpartition("/")[2]
     model_index, entries = [], []
@@ -200,12 +198,7 @@ def write_pipeline_card(
 ) -> Path:
     """Write the card of a pipeline, that of its ranker with a section on how to load the pipeline; return its path.
 
-    Args:
-        folder: folder of the pipeline.
-        pipeline: content of its `pipeline.json`.
-        repository: name on the Hub, owner/name.
-        output: folder for the card.
-        efficiency: see `write_model_card`.
+    `pipeline` is the content of its `pipeline.json`, `output` the folder for the card; else see `write_model_card`.
     """
     ranker, path = folder / "ranker", output / "README.md"
     if (ranker / MANIFEST).is_file():
@@ -227,9 +220,7 @@ def write_pipeline_card(
 def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one ranker's figures from the result of `measure_efficiency`: `environment`, `protocol` and `costs`.
 
-    Raises:
-        InputError: if it is not such a result.
-        UnknownIdError: if the ranker was not measured; lists those that were.
+    An InputError says if it is not such a result, an UnknownIdError if the ranker was not measured.
     """
     if not all(isinstance(measured.get(key), dict) for key in ("rankers", "environment", "protocol")):
         raise InputError("The efficiency is not what `benchmark` writes: it needs rankers, environment and protocol.")

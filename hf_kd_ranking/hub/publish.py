@@ -64,12 +64,11 @@ def publish(
         message: of the commit; None names the architecture.
 
     Returns:
-        `repository`, `private`, `files` (path in the repository -> bytes), `bytes` (their sum), and `address` of the
-        commit, None for a dry run.
+        `repository`, `private`, `files` (path in the repository -> bytes), `bytes`, `address` of the commit or None.
 
     Raises:
-        FileNotFoundError, InputError: if the folder is neither, its card is missing or not valid, its results belong
-            to other weights, a part is missing, a file contains an access token, or the name is not valid.
+        FileNotFoundError, InputError: if the folder or its card is incomplete or not valid, its results belong to
+            other weights, a file contains an access token, or the name is not valid.
         FileExistsError, OSError: see `upload`.
     """
     folder = Path(folder)

@@ -50,7 +50,6 @@ class Index:
 
         Raises:
             FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
-            OSError: if the disk is full; the old version stays.
             NotImplementedError: if the index is of another kind.
         """
         if self.description is None:
@@ -65,14 +64,10 @@ class Index:
         return Collection.of(self.description)
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
-        """Return the best k documents of every query; tied documents are in the order of the collection.
+        """Return the best k documents of every query (query_id -> text); tied documents keep the collection's order.
 
-        In a collection of passages, the score of a document is that of its best passage.
-
-        Args:
-            queries: query_id -> text.
-            k: documents per query; all if the index has fewer.
-            **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
+        In a collection of passages, the score of a document is that of its best passage. Other options are those of
+        `QdrantIndex`, and of `search_vectors` of the other indexes.
 
         Raises:
             TypeError: if the queries are not a dictionary of strings.
@@ -153,8 +148,7 @@ def open_index(
     """Open what a folder contains so that it searches the whole collection.
 
     Args:
-        folder: a BM25 index, a faiss or sparse index, or a vector store, which may contain a faiss index (`dense`),
-            centroids or a sparse index (`sparse`).
+        folder: a BM25, faiss or sparse index, or a vector store, which may contain an index or centroids.
         ranker: the ranker that made the vectors; None for BM25.
         exact: True compares every vector, also if there is a faiss index.
         settings: search settings of the faiss index, see `DenseIndex.tune`.

@@ -59,9 +59,7 @@ class InvertedLists:
     ) -> list[Result]:
         """Return the scores and rows of the best k documents for every query vector, (Q, V).
 
-        Args:
-            allowed: (N,) True at rows that may be returned; None for all.
-            query_words: see `SparseIndex.search_vectors`.
+        `allowed` is (N,), True at rows that may be returned, or None for all; `query_words` see `SparseIndex`.
         """
         results = []
         for start, stop in zip(queries.indptr[:-1], queries.indptr[1:], strict=True):

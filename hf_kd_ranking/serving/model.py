@@ -69,9 +69,7 @@ class ServedModel:
     def split(self, texts: list[str], longest: int, added: int = 0) -> tuple[list[list[str]], list[int]]:
         """Return texts in pieces of at most `PIECE_TOKENS` where possible, and the estimated tokens of each.
 
-        Args:
-            longest: tokens that the model reads of a text.
-            added: tokens that are read with each text.
+        `longest` is the number of tokens that the model reads of a text, `added` that of those read with each text.
         """
         pieces: list[list[str]] = []
         tokens: list[int] = []

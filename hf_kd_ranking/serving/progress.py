@@ -10,13 +10,7 @@ from ..data.texts import TextStore
 
 @dataclass
 class Progress:
-    """The stage that the service is in until it is ready.
-
-    Args:
-        stage: in words, for people.
-        done: units of the stage that are done.
-        total: units of the stage; 0 if they cannot be counted.
-    """
+    """The stage of the start in words, and how many of its units are done; `total` is 0 if they cannot be counted."""
 
     stage: str = "Starting"
     done: int = 0

@@ -62,7 +62,6 @@ class Service:
 
     Args:
         load: returns the model; it reports what it does by the progress that it is given.
-        limits: None takes the default limits.
         raw_scores: default of the requests' `raw_scores`.
         engine_settings: see `Engine`.
     """
