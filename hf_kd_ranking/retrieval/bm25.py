@@ -83,17 +83,13 @@ class BM25Index(Index):
             FileExistsError: if the folder contains something.
             InputError: if the language is another one, or k1 or b is out of range.
         """
-        check_parameters(k1, b)
-        check_language(language)
-        if language == "auto":
-            language = snowball_language(documents)
-        tokens = _tokenize(documents.take(np.arange(len(documents))), language)
+        settings = _settings(documents, k1, b, language)
+        tokens = _tokenize(documents.take(np.arange(len(documents))), settings["language"])
         if not tokens.vocab:  # bm25s needs a word; no query has this one
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(documents) > 100_000)
-        description = {"kind": "bm25", "documents": len(documents), **documents.collection.describe()}
-        description |= {"k1": k1, "b": b, "language": language}
+        description = {"kind": "bm25", "documents": len(documents), **documents.collection.describe(), **settings}
         index = cls(retriever, IdIndex.build(documents.columns()), description)
         if folder is not None:
             index.save(folder)
@@ -136,17 +132,14 @@ class BM25Vectors:
     """
 
     def __init__(self, documents: TextStore, *, k1: float = 0.9, b: float = 0.4, language: str | None = None) -> None:
-        check_parameters(k1, b)
-        check_language(language)
-        if language == "auto":
-            language = snowball_language(documents)
+        settings = _settings(documents, k1, b, language)
         self.documents = documents
         length = 0
         for start in range(0, len(documents), TEXTS_AT_ONCE):
             texts = documents.take(np.arange(start, min(start + TEXTS_AT_ONCE, len(documents))))
-            for counts in count_words(texts, language):
+            for counts in count_words(texts, settings["language"]):
                 length += counts.total()
-        self.identity = {"k1": k1, "b": b, "language": language, "mean_length": length / max(len(documents), 1)}
+        self.identity = {**settings, "mean_length": length / max(len(documents), 1)}
 
     def take(self, rows: np.ndarray) -> list[dict[int, float]]:
         """Return the weights of the words of some rows, by dimension."""
@@ -165,26 +158,27 @@ def count_words(texts: Sequence[str], language: str | None) -> list[Counter[int]
     return [Counter(hashes[number] for number in numbers) for numbers in tokens.ids]
 
 
-def check_parameters(k1: float, b: float) -> None:
-    """Refuse, by an InputError, parameters of BM25 that are out of range."""
-    if not (0 <= k1 < math.inf and 0 <= b <= 1):
-        raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
-
-
 def check_language(language: str | None) -> None:
     """Refuse, by an InputError, a language that Snowball has no stemmer for, unless it is "auto"."""
     if language not in (None, "auto", *LANGUAGES):
         raise InputError(f"The language is one of {', '.join(LANGUAGES)}, or auto, got {language!r}.")
 
 
-def snowball_language(texts: TextStore) -> str | None:
-    """Return the language of Snowball that all texts are in, as a sample of them says; None if there is none."""
-    found = detect_languages(texts)
-    language = None
-    if len(found) == 1:
-        language = SNOWBALL.get(found[0])
-    logger.info("Language of BM25's stems: %s (the texts are in: %s)", language, ", ".join(found) or "none")
-    return language
+def _settings(documents: TextStore, k1: float, b: float, language: str | None) -> dict[str, Any]:
+    """Return the parameters of BM25; an InputError refuses those that are out of range.
+
+    "auto" becomes the language of Snowball that all texts are in, as a sample of them says, or None.
+    """
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):
+        raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
+    check_language(language)
+    if language == "auto":
+        found = detect_languages(documents)
+        language = None
+        if len(found) == 1:
+            language = SNOWBALL.get(found[0])
+        logger.info("Language of BM25's stems: %s (the texts are in: %s)", language, ", ".join(found) or "none")
+    return {"k1": k1, "b": b, "language": language}
 
 
 def words(text: str) -> list[str]:
