@@ -47,8 +47,8 @@ def benchmark(
     paths = options.named_paths(model, "rankers")
     check_model_paths(paths.values())
     for name, path in paths.items():
-        settings = (batch_size, dtype, tokens_per_batch)
-        rankers[name] = partial(options.load_any_ranker, path, architecture, *settings, device=device)
+        settings = {"tokens_per_batch": tokens_per_batch, "must_rank": False, "device": device}
+        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, **settings)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
