@@ -173,6 +173,7 @@ def open_index(
         return BM25Index.open(folder)
     from .colbert import ColBERTIndex
     from .dense import DenseIndex
+    from .sparse import SparseIndex
     from .vector_store import VectorStore
 
     description = read_description(folder)
@@ -183,32 +184,22 @@ def open_index(
         _refuse_unread(folder, settings)
         index.probes = probes
         return index
-    if ranker.model.config.vectors_per_text == "sparse":
-        _refuse_unread(folder, settings, probes)
-        return _open_sparse(folder, ranker, description)
-    faiss_folder = folder if description.get("kind") == "dense" else folder / "dense"
-    if exact or not has_description(faiss_folder):
-        _refuse_unread(folder, settings, probes)
-        return DenseIndex.build(VectorStore.open(folder, ranker))
     _refuse_unread(folder, probes=probes)
-    index = DenseIndex.open(faiss_folder, ranker)
-    if faiss_folder != folder:
-        check_vectors(index.description, description, faiss_folder)
-    if settings is not None:
-        index.tune(settings)
-    return index
-
-
-def _open_sparse(folder: Path, ranker: Ranker, description: Mapping[str, Any]) -> Index:
-    from .sparse import SparseIndex
-    from .vector_store import VectorStore
-
-    inside = folder if description.get("kind") == "sparse" else folder / "sparse"
-    if not has_description(inside):
-        return SparseIndex.build(VectorStore.open(folder, ranker))
-    index = SparseIndex.open(inside, ranker)
+    kind, index_class = "dense", DenseIndex
+    if ranker.model.config.vectors_per_text == "sparse":
+        kind, index_class, exact = "sparse", SparseIndex, False
+        _refuse_unread(folder, settings)
+    inside = folder
+    if description.get("kind") != kind:
+        inside = folder / kind
+    if exact or not has_description(inside):
+        _refuse_unread(folder, settings)
+        return index_class.build(VectorStore.open(folder, ranker))
+    index = index_class.open(inside, ranker)
     if inside != folder:
         check_vectors(index.description, description, inside)
+    if settings is not None:
+        index.tune(settings)
     return index
 
 
