@@ -16,7 +16,7 @@ from ..data.passages import passages_of, to_documents
 from ..errors import InputError, UnknownIdError
 from . import schemas
 from .errors import RefusedError
-from .model import ServedModel, StoredRows
+from .model import ServedModel
 from .service import Service
 
 ERRORS = {status: {"model": schemas.ErrorAnswer} for status in (400, 401, 404, 413, 422, 429, 500, 503)}
@@ -208,7 +208,7 @@ async def _score_stored(
         raise RefusedError(422, str(error)) from None
     # A stored document is not encoded, which saves most of the work of its tokens.
     tokens = len(rows) * model.config.max_document_length // 4
-    [scores] = await service.run(request, model.score_stored, [StoredRows(body.query, rows)], [tokens])
+    [scores] = await service.run(request, model.score_stored, [(body.query, rows)], [tokens])
     by_name = dict(zip(names, scores.tolist(), strict=True))
     totals = []
     for doc_id in ids:
