@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
+from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -21,10 +21,6 @@ from .batches import Batcher, fetched, longest_first
 from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
-from .sparse import as_sparse, is_sparse, stack_sparse
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array  # imported where vectors are sparse
 
 QUERIES_AT_ONCE = 4_096
 # Bytes of the query vectors that are held while documents are scored; each document is encoded once for all of them.
@@ -87,7 +83,7 @@ def encode_texts(
     is_distributed: bool = False,
     description: str | None = "Encoding",
     tokens_per_batch: int | None = None,
-) -> "np.ndarray | csr_array | list[np.ndarray]":
+) -> np.ndarray | csr_array | list[np.ndarray]:
     """Encode texts in the order given.
 
     Args:
@@ -183,23 +179,23 @@ def _run(
 
 def _as_arrays(
     rows: np.ndarray, values: Tensor, mask: Tensor | None, makes_sparse: bool
-) -> "tuple[np.ndarray, np.ndarray | csr_array | list]":
+) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
     """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
     if makes_sparse and arrays.ndim == 2:
-        return rows, as_sparse(arrays)
+        return rows, csr_array(arrays)
     if mask is None:
         return rows, arrays
     return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
 
 
-def _in_order(batches: list[tuple], count: int) -> "np.ndarray | csr_array | list[np.ndarray]":
+def _in_order(batches: list[tuple], count: int) -> np.ndarray | csr_array | list[np.ndarray]:
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
-    if is_sparse(batches[0][1]) and count == 1:
+    if issparse(batches[0][1]) and count == 1:
         return batches[0][1]
-    if is_sparse(batches[0][1]):
+    if issparse(batches[0][1]):
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
-        return stack_sparse([vectors for _, vectors in batches])[order]
+        return vstack([vectors for _, vectors in batches], format="csr")[order]
     is_list = isinstance(batches[0][1], list)
     result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
     while batches:  # freed one by one, so that the vectors are not in memory twice
@@ -278,7 +274,7 @@ class _Loop:
                 output = self.model(**inputs)
                 yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
 
-    def _encode_queries(self, texts: Sequence[str]) -> "list[np.ndarray] | list[csr_array]":
+    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
         """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
         vectors: list = []
         makes_sparse = self.model.config.vectors_per_text == "sparse"
@@ -292,7 +288,7 @@ class _Loop:
 
     def _score_documents(
         self,
-        query_vectors: "list[np.ndarray] | list[csr_array]",
+        query_vectors: list[np.ndarray] | list[csr_array],
         query_of_pair: np.ndarray,
         documents: Sequence[str],
         pairs: np.ndarray,
@@ -326,9 +322,9 @@ class _Loop:
 class _Queries:
     """The vectors of queries on the device of a model; sparse ones are stacked when they are taken."""
 
-    def __init__(self, vectors: "Sequence[np.ndarray] | Sequence[csr_array]", device: torch.device) -> None:
+    def __init__(self, vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device) -> None:
         self._device = device
-        self._sparse = stack_sparse(vectors) if is_sparse(vectors[0]) else None
+        self._sparse = vstack(vectors, format="csr") if issparse(vectors[0]) else None
         if self._sparse is None:
             self._lengths = np.array([len(vector) for vector in vectors])
             self._vectors, self._mask = stack_vectors(vectors, device)

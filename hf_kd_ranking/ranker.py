@@ -4,10 +4,11 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -15,9 +16,6 @@ from .errors import InputError
 from .inference import encode_texts, score_pairs
 from .models import RankerConfig, RankerModel, RankingProcessor, load_ranker, read_word_vectors
 from .models.sparse_encoder import encoder_folder
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array  # imported where vectors are sparse
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +113,11 @@ class Ranker:
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    def encode_queries(self, texts: Sequence[str]) -> "np.ndarray | csr_array | list[np.ndarray]":
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode queries, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "query", texts, **self._settings())
 
-    def encode_documents(self, texts: Sequence[str]) -> "np.ndarray | csr_array | list[np.ndarray]":
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, **self._settings())
 
