@@ -75,7 +75,7 @@ def write_manifest(
         "files": digests,
         "weights": _weight_digests(folder),
     }
-    save_manifest(folder, manifest)
+    write_json(Path(folder) / FILE, manifest)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -94,11 +94,6 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             "or evaluate again, or remove the manifest and write the card by hand."
         )
     return manifest
-
-
-def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest as it is."""
-    write_json(Path(folder) / FILE, manifest)
 
 
 def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:

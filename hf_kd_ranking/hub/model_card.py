@@ -13,10 +13,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from jinja2 import UndefinedError
 from transformers import CONFIG_MAPPING
 
-from ..artifacts import existing_file, read_json, writing
+from ..artifacts import existing_file, read_json, write_json, writing
 from ..errors import InputError, UnknownIdError
 from .manifest import FILE as MANIFEST
-from .manifest import read_manifest, save_manifest
+from .manifest import read_manifest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PIPELINE_USE = """## Use
@@ -101,7 +101,7 @@ def write_model_card(
     config = read_json(Path(folder, "config.json"), what="config")
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
-        save_manifest(output, manifest)
+        write_json(output / MANIFEST, manifest)
     name = repository or Path(folder).name
     try:
         return write_card(output, _describe(name, manifest, config))

@@ -105,7 +105,7 @@ class ColBERTIndex(Index):
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
         probed = np.unique(chosen)
-        lists = [self._documents_of(centroid) for centroid in probed]
+        lists = [self.lists[self.starts[centroid] : self.starts[centroid + 1]] for centroid in probed]
         documents = np.concatenate(lists)  # (M,), a document once per probed centroid
         order = np.argsort(documents)
         starts = np.flatnonzero(np.diff(documents[order], prepend=-1))
@@ -119,9 +119,6 @@ class ColBERTIndex(Index):
             rows = rows[np.sort(np.argpartition(-approximate, candidates)[:candidates])]
         ((scores, places),) = search_tokens([query], [(0, *self.store.take_tokens(rows))], k)
         return scores, rows[places]
-
-    def _documents_of(self, centroid: int) -> np.ndarray:
-        return self.lists[self.starts[centroid] : self.starts[centroid + 1]]
 
     def _cluster(self, count: int, seed: int) -> None:
         """Find the centroids and the documents of each, and save them with the store."""
@@ -141,8 +138,8 @@ class ColBERTIndex(Index):
         self.centroids = kmeans.centroids
         self.lists = documents[np.argsort(nearest, kind="stable")]
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))])
-        description = {"kind": "centroids", "count": count, "seed": seed}
-        description["vectors"] = self.store.description["checksum"]
+        vectors = self.store.description["checksum"]
+        description = {"kind": "centroids", "count": count, "seed": seed, "vectors": vectors}
         with new_version(self.store.folder / "centroids", description) as data:
             for name in ("centroids", "starts", "lists"):
                 np.save(data / f"{name}.npy", vars(self)[name])
