@@ -45,12 +45,10 @@ class RankerCard:
         rows: number of teacher rows.
         settings: training arguments by name.
         results: dictionaries of `dataset`, `measure`, `value`, and if known `first_stage` and `p_value`.
-        max_query_length, max_document_length: in tokens.
         efficiency: figures of this ranker, see `select_efficiency`; None if it was not measured.
         costs: latency and memory in words, used if `efficiency` is None.
         base_model, dataset_id: names of the encoder and the collection on the Hub.
-        license: licence in the Hub's spelling.
-        languages: languages of the documents, ISO 639-1.
+        license, languages: in the Hub's spelling; ISO 639-1.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
         command: the command line that started the training.

@@ -96,10 +96,9 @@ def export_ranker(
         `output`, `format`, `architecture` (the model_type) and `largest_difference` of the scores of a few texts.
 
     Raises:
-        InputError: if the format is unknown, cannot express the ranker (with the fields and reasons), or the scores
-            differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score); or a library is missing.
-        FileExistsError: if the output exists.
-        FileNotFoundError: if the ranker or its tokenizer does not exist.
+        InputError: if the format is unknown, cannot express the ranker (with the fields and reasons), a library is
+            missing, or the scores differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score).
+        FileExistsError, FileNotFoundError: if the output exists, or the ranker or its tokenizer does not.
     """
     if format not in FORMATS:
         raise InputError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
