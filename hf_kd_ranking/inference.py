@@ -104,9 +104,7 @@ def encode_texts(
     rows = _share(longest_first([len(text) for text in texts]), is_distributed)
     loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
     results = loop.encode(side, texts, rows)
-    makes_sparse = model.config.vectors_per_text == "sparse"
-    encoded = _run(model, fetched(results), len(rows), is_distributed, description, makes_sparse)
-    return _in_order(encoded, len(texts))
+    return _in_order(_run(model, fetched(results), len(rows), is_distributed, description), len(texts))
 
 
 def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
@@ -161,7 +159,6 @@ def _run(
     total: int,
     is_distributed: bool,
     description: str | None,
-    makes_sparse: bool = False,
 ) -> list[tuple]:
     """Compute the results of this process, rows and values, and return those of all processes."""
     rank, world = 0, 1
@@ -172,17 +169,17 @@ def _run(
     batches = []
     with _evaluating(model), torch.inference_mode(), progress, closing(results):
         for rows, values, mask in results:
-            batches.append(_as_arrays(rows, values, mask, makes_sparse))
+            batches.append(_as_arrays(model, rows, values, mask))
             progress.update(len(rows))
     return gather_object(batches) if world > 1 else batches
 
 
 def _as_arrays(
-    rows: np.ndarray, values: Tensor, mask: Tensor | None, makes_sparse: bool
+    model: RankerModel, rows: np.ndarray, values: Tensor, mask: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
     """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
-    if makes_sparse and arrays.ndim == 2:
+    if arrays.ndim == 2 and model.config.vectors_per_text == "sparse":
         return rows, csr_array(arrays)
     if mask is None:
         return rows, arrays
@@ -277,12 +274,11 @@ class _Loop:
     def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
         """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
         vectors: list = []
-        makes_sparse = self.model.config.vectors_per_text == "sparse"
         for start in range(0, len(texts), QUERIES_AT_ONCE):
             block = texts[start : start + QUERIES_AT_ONCE]
             results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
-            vectors += list(_in_order([_as_arrays(*result, makes_sparse) for result in results], len(block)))
-            if not makes_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
+            vectors += list(_in_order([_as_arrays(self.model, *result) for result in results], len(block)))
+            if not issparse(vectors[0]) and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
                 break
         return vectors
 

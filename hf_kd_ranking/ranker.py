@@ -94,11 +94,8 @@ class Ranker:
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Score pairs, (N,) float32, as `score_pairs`; a single query is scored with every document."""
-        if (
-            isinstance(queries, str)
-            and isinstance(documents, Sequence | np.ndarray)
-            and not isinstance(documents, str)
-        ):
+        is_list = isinstance(documents, Sequence | np.ndarray) and not isinstance(documents, str)
+        if isinstance(queries, str) and is_list:
             queries = [queries] * len(documents)
         return score_pairs(self.model, self.processor, queries, documents, **self._settings())
 
@@ -120,11 +117,8 @@ class Ranker:
         return encode_texts(self.model, self.processor, "document", texts, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "is_distributed": self.is_distributed,
-            "tokens_per_batch": self.tokens_per_batch,
-        }
+        names = ("batch_size", "is_distributed", "tokens_per_batch")
+        return {name: getattr(self, name) for name in names}
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:
