@@ -101,12 +101,11 @@ def _index_words(
     documents: TextStore, output: Path, given: dict[str, Any], language: str | None, overwrite: bool
 ) -> dict[str, Any]:
     """Index a collection for BM25; `given` are options that only rankers read, which must not be given."""
-    from ..retrieval.bm25 import BM25Index, check_language
+    from ..retrieval.bm25 import BM25Index
 
     unread = [option for option, value in given.items() if value is not None]
     if unread:
         raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
-    check_language(language)
     refuse_replacing(output, "bm25", overwrite)  # before the work
     BM25Index.build(documents, language=language).save(output, overwrite)
     return {"output": str(output), "documents": len(documents)}
