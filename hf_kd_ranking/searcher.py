@@ -278,11 +278,7 @@ def open_vectors(
     settings: str | None = None,
     probes: int | None = None,
 ) -> tuple[VectorStore, Index | None]:
-    """Open stored vectors for re-ranking, and, if `is_searched`, their index, whose options are those of `open_index`.
-
-    Raises:
-        FileNotFoundError, InputError: see `VectorStore` and `open_index`.
-    """
+    """Open stored vectors, and, if `is_searched`, their index; options and errors are those of `open_index`."""
     folder, index = Path(folder), None
     if is_searched:
         index = open_index(folder, ranker, settings=settings, probes=probes)

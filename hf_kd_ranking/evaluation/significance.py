@@ -285,10 +285,7 @@ def _are_constant(differences: np.ndarray) -> bool:
 
 
 def _p_of_constant(differences: np.ndarray) -> float:
-    """Return the p-value of the randomisation test for equal differences.
-
-    Of all combinations of signs, only all positive and all negative give so large a mean.
-    """
+    """Return the p-value for equal differences: only all signs positive or all negative give so large a mean."""
     return 2.0 ** (1 - len(differences)) if differences.round(DECIMALS).any() else 1.0
 
 

@@ -123,11 +123,7 @@ class Suite:
 
 @dataclass(eq=False, repr=False)
 class SuiteEvaluator:
-    """Measure a ranker on several sets; for use in training and elsewhere.
-
-    Args:
-        sets: set -> its `RerankingEvaluator` or `RetrievalEvaluator`, of the same measures.
-    """
+    """Measure a ranker on several sets, by one evaluator per set; for use in training and elsewhere."""
 
     sets: Mapping[str, Callable[[Ranker], dict[str, float]]]
 

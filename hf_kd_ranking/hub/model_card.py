@@ -115,11 +115,8 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
     data = manifest["data"] or "a collection whose name was not given"
     measured, results = manifest["results"], []
     for measure, value in measured["after"].items():
-        result = {
-            "dataset": f"held-out queries of {manifest.get('test_data', data)}",
-            "measure": measure,
-            "value": value,
-        }
+        result = {"dataset": f"held-out queries of {manifest.get('test_data', data)}"}
+        result |= {"measure": measure, "value": value}
         result["first_stage"] = measured.get("first_stage", {}).get(measure)
         result["p_value"] = measured.get("tests", {}).get(measure, {}).get("p_value")
         results.append(result)

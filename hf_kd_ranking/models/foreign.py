@@ -299,11 +299,7 @@ def _read_classifier(
 
 
 def load_complete(model_class: type, name: str, **settings: Any) -> PreTrainedModel:
-    """Load a model of transformers whose weights are all in the checkpoint, except the pooler of an encoder.
-
-    Raises:
-        InputError: naming weights that are missing, of another shape or not finite: the scores would be random.
-    """
+    """Load a model of transformers, but for its pooler; an InputError names weights that are missing or not finite."""
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
     with clear_errors(name):
         model, info = model_class.from_pretrained(name, **settings)
