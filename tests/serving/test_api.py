@@ -101,7 +101,7 @@ def test_long_requests_are_split_and_joined_in_order(serve, ranker, monkeypatch)
     model = ServedModel("tiny", ranker)
     pieces, tokens = model.split_pairs(QUERY, TEXTS * 4)
     assert len(pieces) > 3 and max(tokens) <= 40
-    assert [text for piece in pieces for text in piece.texts] == TEXTS * 4
+    assert [text for _, texts in pieces for text in texts] == TEXTS * 4
     body = {"query": QUERY, "texts": TEXTS * 4, "raw_scores": True}
     found = np.empty(20)
     for result in serve(model).post("/rerank", json=body).json():
