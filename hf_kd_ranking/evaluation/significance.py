@@ -91,14 +91,11 @@ def compare_values(
             FEW_QUERIES,
         )
     for measure in first:
-        tests, p_values = [], []
+        tests = []
         for control, treatment in tqdm(list(combinations(values, 2)), desc=f"Comparing {measure}", delay=3):
             names = {"control": control, "treatment": treatment, "measure": measure}
-            test = names | _compare(values[treatment][measure], values[control][measure], moved, seed)
-            tests.append(test)
-            p_values.append(test["p_value"])
-        for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
-            test["p_corrected"] = p_value
+            tests.append(names | _compare(values[treatment][measure], values[control][measure], moved, seed))
+        correct(tests, correction)
         pairs.extend(tests)
     return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
 
@@ -304,3 +301,10 @@ def bonferroni(p_values: Sequence[float]) -> list[float]:
 
 
 CORRECTIONS = {"holm": holm, "bonferroni": bonferroni}
+
+
+def correct(tests: Sequence[dict[str, Any]], correction: str = "holm") -> None:
+    """Give each of a family of tests `p_corrected`, the correction of its `p_value`."""
+    p_values = [test["p_value"] for test in tests]
+    for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
+        test["p_corrected"] = p_value

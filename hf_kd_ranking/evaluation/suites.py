@@ -23,7 +23,7 @@ from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
 from .rerank import RerankingEvaluator
 from .retrieve import RetrievalEvaluator
-from .significance import holm, paired_t_test
+from .significance import correct, paired_t_test
 
 logger = logging.getLogger(__name__)
 NANOBEIR = "ArguAna ClimateFEVER DBPedia FEVER FiQA2018 HotpotQA MSMARCO NFCorpus NQ QuoraRetrieval SCIDOCS SciFact"
@@ -299,14 +299,12 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _compare(name: str, treatment: Mapping, control: Mapping, measure: str) -> list[dict[str, Any]]:
     """Return the tests of one ranker and measure on the sets that both sides have."""
-    tests, p_values = [], []
+    tests = []
     for set_name in treatment:
         if set_name in control:
             sides = treatment[set_name]["queries"][measure], control[set_name]["queries"][measure]
             tests.append({"ranker": name, "measure": measure, "set": set_name, **paired_t_test(*sides)})
-            p_values.append(tests[-1]["p_value"])
-    for test, p_value in zip(tests, holm(p_values), strict=True):
-        test["p_corrected"] = p_value
+    correct(tests)
     return tests
 
 
