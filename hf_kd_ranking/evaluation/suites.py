@@ -71,12 +71,7 @@ class Suite:
     exclude_same_id: bool = False
 
     def sets(self) -> dict[str, str]:
-        """Return set -> name of its collection.
-
-        Raises:
-            FileNotFoundError: if the suite is unknown.
-            InputError: if its folder has no folder inside.
-        """
+        """Return set -> name of its collection; a suite that is unknown or empty is refused."""
         if self.name in SUITES:
             start, ends = SUITES[self.name]
             return {end: start + end for end in ends}
