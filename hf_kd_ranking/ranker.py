@@ -21,11 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class Ranker:
-    """A ranker ready to use; lengths and prefixes come from the model's config.
+    """A model with the tokenizer of its encoder, ready to use; lengths and prefixes come from the model's config.
 
     Args:
-        model: any of the architectures.
-        tokenizer: the tokenizer of its encoder.
         batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
         truncation: True cuts texts beyond the lengths; False makes them an error.

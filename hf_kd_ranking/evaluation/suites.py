@@ -52,7 +52,6 @@ class Suite:
 
     Args:
         name: a folder of collections, see `load_collection`, or a name in `SUITES`.
-        split: split of every set.
         measures: as `evaluate_run`.
         retrieve: True searches every collection with the ranker; False re-ranks the first stage, the candidates of the
             set if it has a run of them, else BM25's.

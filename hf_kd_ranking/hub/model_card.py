@@ -42,8 +42,7 @@ class RankerCard:
         repository: name on the Hub, owner/name, or the name of a folder.
         model_type: architecture, as the config names it.
         teacher, loss, data: names of the teacher, the loss and the collection.
-        rows: number of teacher rows.
-        settings: training arguments by name.
+        rows, settings, command: number of teacher rows, arguments and command line of the training.
         results: dictionaries of `dataset`, `measure`, `value`, and if known `first_stage` and `p_value`.
         efficiency: figures of this ranker, see `select_efficiency`; None if it was not measured.
         costs: latency and memory in words, used if `efficiency` is None.
@@ -51,7 +50,6 @@ class RankerCard:
         license, languages: in the Hub's spelling; ISO 639-1.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
-        command: the command line that started the training.
         cuts: shares of the documents, `cut_texts`, and of their tokens, `cut_tokens`, beyond the length.
     """
 

@@ -41,8 +41,7 @@ class Format:
     """A layout that rankers are exported to.
 
     Args:
-        write: writes a model and its tokenizer into a folder.
-        score: scores pairs of texts with the written folder, (N,).
+        write, score: write a model and its tokenizer into a folder; score pairs of texts with such a folder, (N,).
         model_class: the architecture that the layout belongs to; None for every ranker.
         find_obstacles: returns what the layout cannot express: "field=value: reason" of config fields.
         is_exact: False if the scores may differ from the ranker's.

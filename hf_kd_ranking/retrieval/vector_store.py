@@ -77,7 +77,6 @@ class VectorStore(IdIndex):
         Args:
             ranker: a ranker whose documents can be encoded without the query.
             documents: the collection; an id that appears twice is encoded once.
-            folder: the folder of the store.
             storage: "float32", "float16", or "int8" (with a factor per vector).
             overwrite: True replaces an existing store; its readers keep the old one.
 

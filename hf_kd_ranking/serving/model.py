@@ -23,7 +23,6 @@ class ServedModel:
     """A ranker under the name that requests may give, with what it can search and score from.
 
     Args:
-        name: the name in requests, answers and `/v1/models`.
         ranker: None for a pipeline of BM25 alone, which only searches.
         store: vectors of documents that requests name by id; None if there are none.
         search: the pipeline of `/search` and the page; None serves the API alone.
