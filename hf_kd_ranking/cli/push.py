@@ -1,4 +1,4 @@
-"""`hf-kd-ranking push`: a trained ranker, or a pipeline, to the Hub."""
+"""`hf-kd-ranking push | export`: a ranker or a pipeline to the Hub, a ranker in the layout of another library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from ..artifacts import read_json
 from ..errors import InputError
 from ..hub.model_card import select_efficiency
 from ..hub.publish import publish
+from ..interop.export import FORMATS, export_ranker
 from . import options
 
 
@@ -38,3 +39,14 @@ def push(
     if plan["address"] is not None:
         lines.append(plan["address"])
     return plan, "\n".join(lines)
+
+
+def export(
+    model: options.Model,
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
+    output: options.Output,
+    architecture: options.Architecture = None,
+    overwrite: options.Overwrite = False,
+) -> options.Result:
+    """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
+    return export_ranker(model, to, output, architecture, overwrite)

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from .. import __version__
@@ -25,8 +26,7 @@ if TYPE_CHECKING:  # its libraries are those of the extras
 
     from ..searcher import Pipeline
     from ..serving.model import ServedModel
-    from ..serving.progress import Progress
-    from ..serving.service import Service
+    from ..serving.service import Progress, Service
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1"]
@@ -36,6 +36,29 @@ SERVER = {"limit_concurrency": 1_000, "timeout_keep_alive": 75, "timeout_gracefu
 SERVER |= {"access_log": False, "log_level": "warning", "server_header": False}
 DEPTH = 100
 FUSED = 0.5  # weight of BM25's scores
+
+
+class CountedTexts(TextStore):
+    """The texts of a store, which report to a stage of the progress as they are read."""
+
+    def __init__(self, documents: TextStore, progress: "Progress") -> None:
+        vars(self).update(vars(documents))
+        self.progress = progress
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """Return the texts of some rows."""
+        return _CountedList(super().take(rows), self.progress)
+
+
+class _CountedList(list):
+    def __init__(self, texts: list[str], progress: "Progress") -> None:
+        super().__init__(texts)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator[str]:
+        for text in super().__iter__():
+            self.progress.done = min(self.progress.done + 1, self.progress.total)
+            yield text
 
 
 @dataclass
@@ -120,7 +143,6 @@ class Source:
     def _open_pipeline(self, progress: "Progress") -> "Pipeline":
         from ..retrieval.bm25 import BM25Index
         from ..searcher import Pipeline, load_pipeline, open_vectors
-        from ..serving.progress import CountedTexts
 
         if self.pipeline is not None:
             progress.begin("verifying and loading the pipeline")
@@ -187,8 +209,7 @@ def serve(
     with _explain_extras(source.has_collection):
         from ..serving.app import make_app
         from ..serving.docker import write_image
-        from ..serving.progress import Progress
-        from ..serving.service import Service
+        from ..serving.service import Progress, Service
     about = None
     if source.has_collection:
         about = {"title": title, "examples": _examples(queries)}
