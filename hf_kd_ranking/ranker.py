@@ -115,8 +115,8 @@ class Ranker:
         return encode_texts(self.model, self.processor, "document", texts, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        names = ("batch_size", "is_distributed", "tokens_per_batch")
-        return {name: getattr(self, name) for name in names}
+        settings = {"batch_size": self.batch_size, "is_distributed": self.is_distributed}
+        return settings | {"tokens_per_batch": self.tokens_per_batch}
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

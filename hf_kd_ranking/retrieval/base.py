@@ -187,7 +187,8 @@ def open_index(
     _refuse_unread(folder, probes=probes)
     kind, index_class = "dense", DenseIndex
     if ranker.model.config.vectors_per_text == "sparse":
-        kind, index_class, exact = "sparse", SparseIndex, False
+        kind, index_class = "sparse", SparseIndex
+        exact = False  # a saved index is exact as well
         _refuse_unread(folder, settings)
     inside = folder
     if description.get("kind") != kind:
