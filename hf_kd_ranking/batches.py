@@ -22,14 +22,9 @@ Tokenize = Callable[[np.ndarray], dict[str, TokenLists]]  # rows of texts -> the
 
 @dataclass(frozen=True)
 class Batcher:
-    """Makes the batches of a model's inputs.
+    """Makes the batches of a model's inputs on its device, of `batch_size` texts or `tokens_per_batch` tokens.
 
-    Args:
-        processor: pads them.
-        device: the model's.
-        batch_size: texts (or pairs) per batch.
-        tokens_per_batch: tokens per batch, padding included, in place of `batch_size`; None reads `batch_size`. A
-            text that has more is a batch of its own.
+    Tokens include the padding, and a text that has more is a batch of its own; None reads `batch_size`.
     """
 
     processor: RankingProcessor
@@ -38,12 +33,7 @@ class Batcher:
     tokens_per_batch: int | None = None
 
     def batches(self, rows: np.ndarray, tokenize: Tokenize) -> Iterator[Batch]:
-        """Yield batches of texts of similar length.
-
-        Args:
-            rows: numbers of the texts, (N,), in descending order of length.
-            tokenize: returns their tokens; called in a thread.
-        """
+        """Yield batches of the texts in `rows`, in descending order of length; `tokenize` is called in a thread."""
         batches = self._prepare(rows, tokenize)
         return _ahead(batches) if len(rows) > self.batch_size else batches
 

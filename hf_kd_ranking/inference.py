@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 from accelerate.utils import gather_object
+from scipy.sparse import csr_array, issparse, vstack
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -21,10 +21,6 @@ from .batches import Batcher, fetched, longest_first
 from .errors import InputError
 from .models import RankerModel, RankingProcessor, TokenLists
 from .processes import processes
-from .sparse import as_sparse, is_sparse, stack_sparse
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array  # imported where vectors are sparse
 
 QUERIES_AT_ONCE = 4_096
 # Bytes of the query vectors that are held while documents are scored; each document is encoded once for all of them.
@@ -44,18 +40,11 @@ def score_pairs(
     description: str | None = "Scoring",
     tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Score query i with document i; a ranker that encodes the sides separately encodes each distinct text once.
+    """Score query i with document i, (N,) float32; a ranker that encodes both sides separately does so once per text.
 
     Args:
-        batch_size: texts (or pairs) per forward pass.
-        is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
-            arguments, all get all scores.
+        batch_size, is_distributed, tokens_per_batch: see `Ranker`; in a job, all processes get all scores.
         description: title of the progress bar, which long work shows; None shows no progress bar.
-        tokens_per_batch: tokens per forward pass, padding included, at least those of one text; it replaces
-            `batch_size`. None reads `batch_size`.
-
-    Returns:
-        (N,) float32.
 
     Raises:
         InputError: if the numbers of queries and documents differ, or a score is not a finite number.
@@ -90,12 +79,8 @@ def encode_texts(
     is_distributed: bool = False,
     description: str | None = "Encoding",
     tokens_per_batch: int | None = None,
-) -> "np.ndarray | csr_array | list[np.ndarray]":
-    """Encode texts in the order given.
-
-    Args:
-        side: "query" or "document".
-        batch_size, is_distributed, description, tokens_per_batch: as in `score_pairs`.
+) -> np.ndarray | csr_array | list[np.ndarray]:
+    """Encode the texts of one side, "query" or "document"; the other arguments are those of `score_pairs`.
 
     Returns:
         (N, D) float32, sparse if the ranker's vectors are; with one vector per token, a list of one (L, D) per text
@@ -111,9 +96,7 @@ def encode_texts(
     rows = _share(longest_first([len(text) for text in texts]), is_distributed)
     loop = _Loop(model, Batcher(processor, model.device, batch_size, tokens_per_batch))
     results = loop.encode(side, texts, rows)
-    makes_sparse = model.config.vectors_per_text == "sparse"
-    encoded = _run(model, fetched(results), len(rows), is_distributed, description, makes_sparse)
-    return _in_order(encoded, len(texts))
+    return _in_order(_run(model, fetched(results), len(rows), is_distributed, description), len(texts))
 
 
 def check_pairs(queries: Sequence[str], documents: Sequence[str]) -> None:
@@ -168,7 +151,6 @@ def _run(
     total: int,
     is_distributed: bool,
     description: str | None,
-    makes_sparse: bool = False,
 ) -> list[tuple]:
     """Compute the results of this process, rows and values, and return those of all processes."""
     rank, world = 0, 1
@@ -179,30 +161,30 @@ def _run(
     batches = []
     with _evaluating(model), torch.inference_mode(), progress, closing(results):
         for rows, values, mask in results:
-            batches.append(_as_arrays(rows, values, mask, makes_sparse))
+            batches.append(_as_arrays(model, rows, values, mask))
             progress.update(len(rows))
     return gather_object(batches) if world > 1 else batches
 
 
 def _as_arrays(
-    rows: np.ndarray, values: Tensor, mask: Tensor | None, makes_sparse: bool
-) -> "tuple[np.ndarray, np.ndarray | csr_array | list]":
+    model: RankerModel, rows: np.ndarray, values: Tensor, mask: Tensor | None
+) -> tuple[np.ndarray, np.ndarray | csr_array | list]:
     """Return rows with their scores or vectors in float32; of token vectors one (L, D) per row, without padding."""
     arrays = values.float().numpy()
-    if makes_sparse and arrays.ndim == 2:
-        return rows, as_sparse(arrays)
+    if arrays.ndim == 2 and model.config.vectors_per_text == "sparse":
+        return rows, csr_array(arrays)
     if mask is None:
         return rows, arrays
     return rows, np.split(arrays[mask.numpy()], mask.sum(1).cumsum(0)[:-1].numpy())
 
 
-def _in_order(batches: list[tuple], count: int) -> "np.ndarray | csr_array | list[np.ndarray]":
+def _in_order(batches: list[tuple], count: int) -> np.ndarray | csr_array | list[np.ndarray]:
     """Return the vectors of all rows, (count, D) or `count` of (L, D)."""
-    if is_sparse(batches[0][1]) and count == 1:
+    if issparse(batches[0][1]) and count == 1:
         return batches[0][1]
-    if is_sparse(batches[0][1]):
+    if issparse(batches[0][1]):
         order = np.argsort(np.concatenate([rows for rows, _ in batches]))
-        return stack_sparse([vectors for _, vectors in batches])[order]
+        return vstack([vectors for _, vectors in batches], format="csr")[order]
     is_list = isinstance(batches[0][1], list)
     result = [None] * count if is_list else np.empty((count, batches[0][1].shape[1]), dtype=np.float32)
     while batches:  # freed one by one, so that the vectors are not in memory twice
@@ -281,21 +263,20 @@ class _Loop:
                 output = self.model(**inputs)
                 yield chosen, output[f"{side}_vectors"], output.get(f"{side}_mask")
 
-    def _encode_queries(self, texts: Sequence[str]) -> "list[np.ndarray] | list[csr_array]":
+    def _encode_queries(self, texts: Sequence[str]) -> list[np.ndarray] | list[csr_array]:
         """Return the vectors of the first texts, until they have `QUERY_BYTES`; sparse vectors are small."""
         vectors: list = []
-        makes_sparse = self.model.config.vectors_per_text == "sparse"
         for start in range(0, len(texts), QUERIES_AT_ONCE):
             block = texts[start : start + QUERIES_AT_ONCE]
             results = fetched(self.encode("query", block, longest_first([len(text) for text in block])))
-            vectors += list(_in_order([_as_arrays(*result, makes_sparse) for result in results], len(block)))
-            if not makes_sparse and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
+            vectors += list(_in_order([_as_arrays(self.model, *result) for result in results], len(block)))
+            if not issparse(vectors[0]) and sum(vector.nbytes for vector in vectors) >= QUERY_BYTES:
                 break
         return vectors
 
     def _score_documents(
         self,
-        query_vectors: "list[np.ndarray] | list[csr_array]",
+        query_vectors: list[np.ndarray] | list[csr_array],
         query_of_pair: np.ndarray,
         documents: Sequence[str],
         pairs: np.ndarray,
@@ -329,9 +310,9 @@ class _Loop:
 class _Queries:
     """The vectors of queries on the device of a model; sparse ones are stacked when they are taken."""
 
-    def __init__(self, vectors: "Sequence[np.ndarray] | Sequence[csr_array]", device: torch.device) -> None:
+    def __init__(self, vectors: Sequence[np.ndarray] | Sequence[csr_array], device: torch.device) -> None:
         self._device = device
-        self._sparse = stack_sparse(vectors) if is_sparse(vectors[0]) else None
+        self._sparse = vstack(vectors, format="csr") if issparse(vectors[0]) else None
         if self._sparse is None:
             self._lengths = np.array([len(vector) for vector in vectors])
             self._vectors, self._mask = stack_vectors(vectors, device)

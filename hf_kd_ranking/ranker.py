@@ -4,10 +4,11 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -16,18 +17,13 @@ from .inference import encode_texts, score_pairs
 from .models import RankerConfig, RankerModel, RankingProcessor, load_ranker, read_word_vectors
 from .models.sparse_encoder import encoder_folder
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array  # imported where vectors are sparse
-
 logger = logging.getLogger(__name__)
 
 
 class Ranker:
-    """A ranker ready to use; lengths and prefixes come from the model's config.
+    """A model with the tokenizer of its encoder, ready to use; lengths and prefixes come from the model's config.
 
     Args:
-        model: any of the architectures.
-        tokenizer: the tokenizer of its encoder.
         batch_size: texts (or pairs) per forward pass.
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
         truncation: True cuts texts beyond the lengths; False makes them an error.
@@ -69,12 +65,10 @@ class Ranker:
         dtype: torch.dtype | str | None = None,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint.
+        """Load a checkpoint; arguments that are not listed are those of `Ranker` and `load_ranker`.
 
         Args:
-            name_or_path, architecture, **overrides: see `load_ranker`.
             device: device of the model; None uses a GPU if there is one.
-            batch_size, is_distributed, truncation, tokens_per_batch: see `Ranker`.
             dtype: precision of the weights; None is that of `default_dtype`. For training take `load_ranker`.
         """
         if device is None:
@@ -98,11 +92,8 @@ class Ranker:
 
     def score(self, queries: str | Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Score pairs, (N,) float32, as `score_pairs`; a single query is scored with every document."""
-        if (
-            isinstance(queries, str)
-            and isinstance(documents, Sequence | np.ndarray)
-            and not isinstance(documents, str)
-        ):
+        is_list = isinstance(documents, Sequence | np.ndarray) and not isinstance(documents, str)
+        if isinstance(queries, str) and is_list:
             queries = [queries] * len(documents)
         return score_pairs(self.model, self.processor, queries, documents, **self._settings())
 
@@ -115,20 +106,17 @@ class Ranker:
         scores = self.score(query, documents)
         return [(int(i), float(scores[i])) for i in np.argsort(-scores, kind="stable")[:top_k]]
 
-    def encode_queries(self, texts: Sequence[str]) -> "np.ndarray | csr_array | list[np.ndarray]":
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode queries, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "query", texts, **self._settings())
 
-    def encode_documents(self, texts: Sequence[str]) -> "np.ndarray | csr_array | list[np.ndarray]":
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray | csr_array | list[np.ndarray]:
         """Encode documents, see `encode_texts`."""
         return encode_texts(self.model, self.processor, "document", texts, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "is_distributed": self.is_distributed,
-            "tokens_per_batch": self.tokens_per_batch,
-        }
+        settings = {"batch_size": self.batch_size, "is_distributed": self.is_distributed}
+        return settings | {"tokens_per_batch": self.tokens_per_batch}
 
 
 def default_dtype(device: str | torch.device) -> torch.dtype:

@@ -109,11 +109,7 @@ class Pipeline:
         return self.search_run({"query": query}, k)["query"]
 
     def search_run(self, queries: Mapping[str, str], k: int = 10) -> Run:
-        """Return the best k documents of every query, fewer if there are fewer.
-
-        Args:
-            queries: query_id -> text. BM25 finds nothing if it does not know a word of the text.
-            k: documents per query.
+        """Return the best k documents of every query (query_id -> text), fewer if there are fewer.
 
         Raises:
             TypeError: if a query is not a string.
@@ -128,14 +124,9 @@ class Pipeline:
         return self.rerank(candidates, queries).top(k)
 
     def rerank(self, candidates: Run, queries: Mapping[str, str] | TextStore) -> Run:
-        """Re-rank candidates of any first stage, see `combine`.
+        """Re-rank candidates of any first stage, the first `depth` documents of every query, see `combine`.
 
-        Args:
-            candidates: a run; the first `depth` documents of every query are re-ranked.
-            queries: query_id -> text.
-
-        Raises:
-            UnknownIdError: if a query has no text, or a document has neither a text nor a stored vector.
+        An UnknownIdError says if a query has no text, or a document has neither a text nor a stored vector.
         """
         candidates = as_run(candidates)
         if self.ranker is None:
@@ -175,16 +166,12 @@ def combine(candidates: Pairs, scores: Mapping[str, float], depth: int, weight: 
     Args:
         candidates: doc_ids and scores of the first stage, best first.
         scores: the ranker's score of each of the first `depth` documents.
-        depth: number of candidates that are re-ranked.
         weight: 0 gives the ranker's scores as they are; otherwise (1 - weight) * the ranker's score + weight * the
             first stage's, each scaled to 0..1 over these candidates (equal scores give 1).
 
     Returns:
         All candidates, scores descending. Ties keep the order of the first stage, as do the candidates beyond the
         depth, which follow with scores below all others.
-
-    Raises:
-        UnknownIdError: if a candidate within the depth has no score.
     """
     top = candidates[:depth]
     sums = [float(scores[doc_id]) for doc_id, _ in top]
@@ -212,7 +199,6 @@ def save_pipeline(
     """Write a pipeline with copies of all its parts into a folder that is complete or absent.
 
     Args:
-        folder: a new folder.
         pipeline: its first stage, if there is one, is a `BM25Index`.
         checkpoint: folder that training wrote, whose files are those of the ranker, with its card and manifest (of the
             training of an int8 export only the card is saved); None saves what the ranker consists of.
@@ -292,11 +278,7 @@ def open_vectors(
     settings: str | None = None,
     probes: int | None = None,
 ) -> tuple[VectorStore, Index | None]:
-    """Open stored vectors for re-ranking, and, if `is_searched`, their index, whose options are those of `open_index`.
-
-    Raises:
-        FileNotFoundError, InputError: see `VectorStore` and `open_index`.
-    """
+    """Open stored vectors, and, if `is_searched`, their index; options and errors are those of `open_index`."""
     folder, index = Path(folder), None
     if is_searched:
         index = open_index(folder, ranker, settings=settings, probes=probes)

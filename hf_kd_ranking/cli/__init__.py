@@ -2,14 +2,14 @@
 
 import sys
 
-from . import benchmark, distill, evaluate, export, push, report, retrieval, serve, teacher, train
+from . import benchmark, distill, evaluate, push, retrieval, serve, teacher, train
 from .parser import add_verb, exit_on_bad_input, make_app, run_app
 
 __all__ = ["app", "exit_on_bad_input", "main"]
 
 VERBS = [distill.distill, distill.demo, retrieval.passages, retrieval.index, retrieval.search, retrieval.fuse]
-VERBS += [evaluate.rerank, evaluate.evaluate, evaluate.compare, benchmark.benchmark, report.report]
-VERBS += [serve.serve, export.export, push.push, train.train]
+VERBS += [evaluate.rerank, evaluate.evaluate, evaluate.compare, benchmark.benchmark, benchmark.report]
+VERBS += [serve.serve, push.export, push.push, train.train]
 
 app = make_app("Distil fast passage rankers from slow ones.")
 app.add_typer(teacher.app, name="teacher")

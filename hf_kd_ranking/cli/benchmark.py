@@ -1,4 +1,4 @@
-"""`hf-kd-ranking benchmark`: latency, throughput, memory and storage of rankers, as a table and JSON."""
+"""`hf-kd-ranking benchmark | report`: latency, memory and storage of rankers; all results as one HTML file."""
 
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ from ..data.passages import texts_of
 from ..data.runs import read_run
 from ..data.texts import TextStore
 from ..errors import InputError
+from ..evaluation.metrics import DEFAULT_MEASURES
 from ..ranker import check_model_paths
 from ..reporting.efficiency import efficiency_text, measure_efficiency
+from ..reporting.report import write_report
 from . import options
 
 
@@ -47,8 +49,8 @@ def benchmark(
     paths = options.named_paths(model, "rankers")
     check_model_paths(paths.values())
     for name, path in paths.items():
-        settings = (batch_size, dtype, tokens_per_batch)
-        rankers[name] = partial(options.load_any_ranker, path, architecture, *settings, device=device)
+        settings = {"tokens_per_batch": tokens_per_batch, "must_rank": False, "device": device}
+        rankers[name] = partial(options.load_ranker, path, architecture, batch_size, dtype, **settings)
     if depth and max(depth) > k:
         raise InputError(f"--depth is at most --k, {k}, got {max(depth)}.")
     data = options.open_collection(dataset, split, queries=queries, documents=collection)
@@ -75,3 +77,35 @@ def _drawn(store: TextStore, count: int) -> list[str]:
 
 def _rows(total: int, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(42).permutation(total)[:count])
+
+
+def report(
+    results: Annotated[Path, typer.Option(help="Folder with runs/NAME.trec, qrels.txt and, optionally, more.")],
+    output: options.Output,
+    measure: options.Measures = DEFAULT_MEASURES,
+    arrow: Annotated[list[str], typer.Option(help="Names of two runs, CONTROL=TREATMENT.")] = (),
+    plot: Annotated[Path | None, typer.Option(help="File of the plot against latency, .png or .svg.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Rankers compared",
+    qrels: options.Qrels = None,
+    queries: options.Queries = None,
+    collection: options.Collection = None,
+    candidates: options.Candidates = None,
+    intersect: Annotated[bool, typer.Option(help="Leave out queries that a run does not have.")] = False,
+    overwrite: options.Overwrite = False,
+) -> options.Result:
+    """Write tables, tests, plots and single queries of rankers as one HTML file that loads nothing.
+
+    Judgments, texts and candidates that are not given are those in the folder of results.
+    """
+    refuse_existing(output, overwrite)
+    if plot is not None:
+        refuse_existing(plot, overwrite)
+    arrows = []
+    for pair in arrow:
+        control, equals, treatment = pair.partition("=")
+        if not equals:
+            raise InputError(f"--arrow is CONTROL=TREATMENT, got {pair!r}.")
+        arrows.append((control, treatment))
+    files = {"qrels": qrels, "queries": queries, "collection": collection, "candidates": candidates}
+    given = {kind: path for kind, path in files.items() if path is not None}
+    return write_report(results, output, measure, arrows, plot, title, intersect, given)

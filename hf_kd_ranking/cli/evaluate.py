@@ -124,8 +124,8 @@ def evaluate(
     if suite is not None:
         settings = Suite(suite, split, measure, retrieve, k, language, exclude_same_id)
         dtype = dtype or options.default_precision()
-        load = partial(options.load_ranker, architecture=None, batch_size=batch_size, dtype=dtype)
-        load = partial(load, tokens_per_batch=tokens_per_batch)
+        loading = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "dtype": dtype}
+        load = partial(options.load_ranker, architecture=None, **loading)
         failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results, dtype)
     summary = summarize(read_results(results))
     options.print_result(({**summary, "failed": failed}, suite_text(summary)), as_json)

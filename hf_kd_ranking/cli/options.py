@@ -87,39 +87,32 @@ def open_collection(
     return RankingCollection("files", readers)
 
 
-def load_ranker(model: str, architecture: str | None, *options: Any, **settings: Any) -> Ranker:
-    """Load the ranker that `--model` and the options beside it name, in the order of `load_any_ranker`.
-
-    Raises:
-        InputError: if the ranker has untrained layers.
-    """
-    ranker = load_any_ranker(model, architecture, *options, **settings)
-    if ranker.model.is_fresh:
-        raise InputError(
-            f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
-            "leave the architecture out if the checkpoint is another library's ranker."
-        )
-    return ranker
-
-
-def load_any_ranker(
+def load_ranker(
     model: str,
     architecture: str | None,
     batch_size: int,
     dtype: str | None,
     tokens_per_batch: int | None = None,
     index: Path | None = None,
+    must_rank: bool = True,
     **settings: Any,
 ) -> Ranker:
-    """Load a ranker, also an untrained one, which is as fast as a trained one.
+    """Load the ranker that `--model` and the options beside it name; an InputError refuses untrained layers.
 
-    Without a dtype it has the precision of the vectors in `index`, if they are given: a GPU may have made them.
+    `must_rank=False` accepts them: such a ranker is as fast as a trained one. Without a dtype it has the precision of
+    the vectors in `index`, if they are given: a GPU may have made them.
     """
     precision = torch_dtype(dtype)
     if precision is None and index is not None and has_description(index):
         precision = read_description(index).get("model_dtype")
     settings |= {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "dtype": precision}
-    return Ranker.from_pretrained(model, architecture, **settings)
+    ranker = Ranker.from_pretrained(model, architecture, **settings)
+    if must_rank and ranker.model.is_fresh:
+        raise InputError(
+            f"{model} is not a {architecture} ranker, and a new one on its encoder must be trained before it ranks; "
+            "leave the architecture out if the checkpoint is another library's ranker."
+        )
+    return ranker
 
 
 def named_paths(values: Sequence[str], description: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`hf-kd-ranking push`: a trained ranker, or a pipeline, to the Hub."""
+"""`hf-kd-ranking push | export`: a ranker or a pipeline to the Hub, a ranker in the layout of another library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,8 @@ import typer
 from ..artifacts import read_json
 from ..errors import InputError
 from ..hub.model_card import select_efficiency
-from ..hub.publish import PIPELINE, publish_pipeline, publish_ranker
+from ..hub.publish import publish
+from ..interop.export import FORMATS, export_ranker
 from . import options
 
 
@@ -28,16 +29,24 @@ def push(
             figures = select_efficiency(read_json(efficiency, what="efficiency"), name or model.name)
         except InputError as error:
             raise InputError(f"{efficiency}: {error}") from None
-    if (model / PIPELINE).is_file():
-        plan = publish_pipeline(model, repository, private, overwrite, dry_run, figures)
-    else:
-        plan = publish_ranker(model, repository, private, overwrite, dry_run, figures)
+    plan = publish(model, repository, private, overwrite, dry_run, figures)
     lines = [f"{size:>13,}  {file}" for file, size in plan["files"].items()]
     verb = "would go to" if dry_run else "went to"
-    target = f"repository {repository}"
+    kind = "repository"
     if private:
-        target = f"private {target}"
-    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {target}")
+        kind = "private repository"
+    lines.append(f"{plan['bytes']:>13,}  bytes {verb} {kind} {repository}")
     if plan["address"] is not None:
         lines.append(plan["address"])
     return plan, "\n".join(lines)
+
+
+def export(
+    model: options.Model,
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(FORMATS)}.")],
+    output: options.Output,
+    architecture: options.Architecture = None,
+    overwrite: options.Overwrite = False,
+) -> options.Result:
+    """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
+    return export_ranker(model, to, output, architecture, overwrite)

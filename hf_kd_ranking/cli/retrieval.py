@@ -47,7 +47,6 @@ def index(
     factory: Annotated[str | None, typer.Option(help="faiss index for a BERT_DOT: HNSW32, IVF4096,PQ64, ...")] = None,
     centroids: Annotated[int | None, typer.Option(min=0, help="Number of centroids of a ColBERT; 0: auto.")] = None,
     language: options.Language = None,
-    tokenization: Annotated[str, typer.Option(help="BM25: plain, or english (as --language english).")] = "plain",
     batch_size: options.BatchSize = 64,
     tokens_per_batch: options.TokensPerBatch = None,
     dtype: options.Dtype = None,
@@ -57,12 +56,12 @@ def index(
     data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
         given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
-        return _index_words(data.documents, output, given, language, tokenization, overwrite)
+        return _index_words(data.documents, output, given, language, overwrite)
 
     from ..retrieval.vector_store import TRAINING_VECTORS, VectorStore, check_factory, vector_dimension
 
-    if language is not None or tokenization != "plain":
-        raise InputError("--language and --tokenization are for BM25; the ranker (--model) has its own tokenizer.")
+    if language is not None:
+        raise InputError("--language is for BM25; the ranker (--model) has its own tokenizer.")
     state = processes()
     with state.main_process_first():  # one process builds the store, the others open it
         documents = data.documents
@@ -99,22 +98,16 @@ def index(
 
 
 def _index_words(
-    documents: TextStore,
-    output: Path,
-    given: dict[str, Any],
-    language: str | None,
-    tokenization: str,
-    overwrite: bool,
+    documents: TextStore, output: Path, given: dict[str, Any], language: str | None, overwrite: bool
 ) -> dict[str, Any]:
     """Index a collection for BM25; `given` are options that only rankers read, which must not be given."""
-    from ..retrieval.bm25 import BM25Index, check_language
+    from ..retrieval.bm25 import BM25Index
 
     unread = [option for option, value in given.items() if value is not None]
     if unread:
         raise InputError(f"{', '.join(unread)} need --model: BM25 does not use them.")
-    check_language(language)
     refuse_replacing(output, "bm25", overwrite)  # before the work
-    BM25Index.build(documents, language=language, tokenization=tokenization).save(output, overwrite)
+    BM25Index.build(documents, language=language).save(output, overwrite)
     return {"output": str(output), "documents": len(documents)}
 
 

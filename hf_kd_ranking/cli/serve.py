@@ -6,12 +6,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from .. import __version__
@@ -26,8 +26,7 @@ if TYPE_CHECKING:  # its libraries are those of the extras
 
     from ..searcher import Pipeline
     from ..serving.model import ServedModel
-    from ..serving.progress import Progress
-    from ..serving.service import Service
+    from ..serving.service import Progress, Service
 
 EXAMPLES, LONGEST_EXAMPLE = 4, 70  # queries that the page offers; characters
 LOCAL_HOSTS = ["localhost", "127.0.0.1"]
@@ -39,29 +38,32 @@ DEPTH = 100
 FUSED = 0.5  # weight of BM25's scores
 
 
-@dataclass
-class SearchSettings:
-    """How a collection is searched with `--model`, see the options of `serve`."""
+class CountedTexts(TextStore):
+    """The texts of a store, which report to a stage of the progress as they are read."""
 
-    candidates: Path | None
-    language: str | None
-    rerank: bool
-    fuse: bool
-    k: int
-    settings: str | None
-    probes: int | None
+    def __init__(self, documents: TextStore, progress: "Progress") -> None:
+        vars(self).update(vars(documents))
+        self.progress = progress
 
-    def given(self) -> dict[str, bool]:
-        """Return for each option whether it is given."""
-        values = {"--candidates": self.candidates, "--rerank": self.rerank, "--fuse": self.fuse}
-        values |= {"--k": self.k != DEPTH, "--settings": self.settings, "--probes": self.probes}
-        values |= {"--language": self.language}
-        return {name: bool(value) for name, value in values.items()}
+    def take(self, rows: np.ndarray) -> list[str]:
+        """Return the texts of some rows."""
+        return _CountedList(super().take(rows), self.progress)
+
+
+class _CountedList(list):
+    def __init__(self, texts: list[str], progress: "Progress") -> None:
+        super().__init__(texts)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator[str]:
+        for text in super().__iter__():
+            self.progress.done = min(self.progress.done + 1, self.progress.total)
+            yield text
 
 
 @dataclass
 class Source:
-    """The model, index and collection to serve, see the options of `serve`."""
+    """The model, index and collection to serve and how the collection is searched, see the options of `serve`."""
 
     pipeline: Path | None
     model: str | None
@@ -71,6 +73,13 @@ class Source:
     architecture: str | None
     batch_size: int
     dtype: str | None
+    candidates: Path | None
+    language: str | None
+    rerank: bool
+    fuse: bool
+    k: int
+    settings: str | None
+    probes: int | None
 
     @property
     def has_collection(self) -> bool:
@@ -84,32 +93,35 @@ class Source:
             return self.pipeline.resolve().name
         return next(iter(self._paths()))
 
-    def check(self, search: SearchSettings) -> None:
+    def check(self) -> None:
         """Refuse options that do not go together, before anything is loaded."""
-        values = {"--model": self.model, "--collection": self.collection, "--dataset": self.dataset}
-        values |= {"--index": self.index, "--architecture": self.architecture, "--dtype": self.dtype}
-        of_search = [name for name, is_given in search.given().items() if is_given]
-        of_model = [name for name, value in values.items() if value] + of_search
-        if self.pipeline is not None and of_model:
-            raise InputError(f"--pipeline has all its parts and settings; leave out {', '.join(of_model)}.")
+        of_model = {"--model": self.model, "--collection": self.collection, "--dataset": self.dataset}
+        of_model |= {"--index": self.index, "--architecture": self.architecture, "--dtype": self.dtype}
+        of_search = {"--candidates": self.candidates, "--rerank": self.rerank, "--fuse": self.fuse}
+        of_search |= {"--k": self.k != DEPTH, "--settings": self.settings, "--probes": self.probes}
+        of_search["--language"] = self.language
+        given = ", ".join(name for name, value in (of_model | of_search).items() if value)
+        if self.pipeline is not None and given:
+            raise InputError(f"--pipeline has all its parts and settings; leave out {given}.")
         if self.pipeline is None and not self.model:
             raise InputError("Give --model, or --pipeline.")
-        if not self.has_collection and of_search:
-            raise InputError(f"Give --collection, or --dataset, which {', '.join(of_search)} would search.")
+        given = ", ".join(name for name, value in of_search.items() if value)
+        if not self.has_collection and given:
+            raise InputError(f"Give --collection, or --dataset, which {given} would search.")
         if self.model:
             check_model_paths(self._paths().values())
 
     def _paths(self) -> dict[str, str]:
         return options.named_paths([self.model], "models")
 
-    def load(self, search: SearchSettings, progress: "Progress") -> "ServedModel":
+    def load(self, progress: "Progress") -> "ServedModel":
         """Load everything, and search once; the engine's thread runs it."""
         from ..serving.model import ServedModel
 
         if self.has_collection:
             from ..serving.search import SearchEngine
 
-            pipeline = self._open_pipeline(search, progress)
+            pipeline = self._open_pipeline(progress)
             engine = SearchEngine(pipeline)
             progress.begin("searching once")
             engine.warm_up()
@@ -128,10 +140,9 @@ class Source:
         [path] = self._paths().values()
         return options.load_ranker(path, self.architecture, self.batch_size, self.dtype, index=self.index)
 
-    def _open_pipeline(self, search: SearchSettings, progress: "Progress") -> "Pipeline":
+    def _open_pipeline(self, progress: "Progress") -> "Pipeline":
         from ..retrieval.bm25 import BM25Index
         from ..searcher import Pipeline, load_pipeline, open_vectors
-        from ..serving.progress import CountedTexts
 
         if self.pipeline is not None:
             progress.begin("verifying and loading the pipeline")
@@ -139,25 +150,25 @@ class Source:
         progress.begin("opening the collection")
         documents = options.open_collection(self.dataset, "test", documents=self.collection).documents
         ranker = self._load_ranker(progress)
-        is_searched = self.index is not None and ranker.model.config.is_searchable and not search.rerank
-        if not is_searched and (search.settings is not None or search.probes is not None):
+        is_searched = self.index is not None and ranker.model.config.is_searchable and not self.rerank
+        if not is_searched and (self.settings is not None or self.probes is not None):
             raise InputError("--settings and --probes are for an --index that the ranker searches.")
-        if search.language is not None and (search.candidates is not None or (is_searched and not search.fuse)):
+        if self.language is not None and (self.candidates is not None or (is_searched and not self.fuse)):
             raise InputError("--language is for a BM25 index that serve builds; --candidates has its own.")
         store = vectors_index = first_stage = None
         if self.index is not None:
             progress.begin("verifying the index")
-            store, vectors_index = open_vectors(self.index, ranker, is_searched, search.settings, search.probes)
+            store, vectors_index = open_vectors(self.index, ranker, is_searched, self.settings, self.probes)
             check_same_collection({"documents": documents.collection, str(self.index): store.collection})
-        if search.candidates is not None:
-            first_stage = BM25Index.open(search.candidates)
-        elif search.fuse or not is_searched:
+        if self.candidates is not None:
+            first_stage = BM25Index.open(self.candidates)
+        elif self.fuse or not is_searched:
             count = len(documents)
             typer.echo(f"building a BM25 index of {count:,} documents (--candidates takes a saved one)", err=True)
             progress.begin("building the BM25 index", count)
-            first_stage = BM25Index.build(CountedTexts(documents, progress), language=search.language)
-        weight = FUSED if search.fuse else 0.0
-        return Pipeline(documents, first_stage, ranker, search.k, weight, store, vectors_index)
+            first_stage = BM25Index.build(CountedTexts(documents, progress), language=self.language)
+        weight = FUSED if self.fuse else 0.0
+        return Pipeline(documents, first_stage, ranker, self.k, weight, store, vectors_index)
 
 
 def serve(
@@ -192,25 +203,23 @@ def serve(
 
     The environment variable HF_KD_RANKING_API_KEY sets a key that requests must have.
     """
-    source = Source(pipeline, model, collection, dataset, index, architecture, batch_size, dtype)
-    search = SearchSettings(candidates, language, rerank, fuse, k, settings, probes)
-    source.check(search)
+    how = (candidates, language, rerank, fuse, k, settings, probes)
+    source = Source(pipeline, model, collection, dataset, index, architecture, batch_size, dtype, *how)
+    source.check()
     with _explain_extras(source.has_collection):
         from ..serving.app import make_app
         from ..serving.docker import write_image
-        from ..serving.progress import Progress
-        from ..serving.service import Service
+        from ..serving.service import Progress, Service
     about = None
     if source.has_collection:
         about = {"title": title, "examples": _examples(queries)}
-    load = partial(source.load, search)
     if docker is not None:
         refuse_existing(docker, overwrite=False)
-        write_image(docker, load(Progress()), about, batch_size, __version__)
+        write_image(docker, source.load(Progress()), about, batch_size, __version__)
         return options.print_result({"docker": str(docker)}, as_json)
     listener = _listen(host, port)  # before models are loaded, so that a port in use is reported at once
     engine = {"window_ms": batch_window, "batch_tokens": batch_tokens, "max_waiting": max_waiting}
-    service = Service(load, raw_scores=raw_scores, **engine)
+    service = Service(source.load, raw_scores=raw_scores, **engine)
     hosts = LOCAL_HOSTS if host in LOCAL_HOSTS else ["*"]
     app = make_app(service, about, os.environ.get(KEY), hosts, cors or [])
     address = f"http://{host}:{listener.getsockname()[1]}"

@@ -64,9 +64,7 @@ def with_settings(*classes: type) -> Callable[[Callable], Callable]:
 def parse_settings(classes: Sequence[type], arguments: Sequence[str]) -> tuple[list[Any], bool]:
     """Return an object of each dataclass, see `with_settings`, and whether `--json` was given.
 
-    Raises:
-        InputError, FileNotFoundError: if `--config` or an object refuses a value, or the file does not exist.
-        UsageError: of click (a base class of `typer.BadParameter`), if an option or a value is wrong.
+    An InputError, FileNotFoundError or UsageError (of click) says which option or value is wrong.
     """
 
     @with_settings(*classes)

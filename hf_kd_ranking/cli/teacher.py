@@ -78,15 +78,17 @@ def score(
     options.torch_dtype(dtype)
     endpoint = _endpoint_settings(model, concurrency, requests_per_minute, plan_only)
     prompt = _prompt(any(map(is_endpoint, model)), template, yes, no)
-    outputs = _outputs(model, kind, output, "tsv" if candidates is None else "trec")
+    source, suffix = triples, "tsv"
+    if candidates is not None:
+        source, suffix = read_run(candidates), "trec"
+    outputs, folder = _outputs(model, kind, output, suffix)
     state = processes()
     with state.main_process_first():  # one process builds the stores, the others open them
         stores = TextStore.from_file(queries), TextStore.from_file(collection)
-    source = triples if candidates is None else read_run(candidates)
     if plan_only:
         asked = {name: Endpoint(name, kind, batch_size, prompt, endpoint) for name in model}
         plans = [{"teacher": name, **plan_requests(asked[name], source, *stores)} for name in model]
-        _print_results(plans, None if len(model) == 1 else output, as_json)
+        _print_results(plans, folder, as_json)
         return
     settings = {"label": label, "instruction": instruction, "max_length": max_length, "batch_size": batch_size}
     settings |= {"tokens_per_batch": tokens_per_batch, "endpoint": endpoint, "prompt": prompt}
@@ -100,13 +102,13 @@ def score(
         results.append({"output": str(path), "teacher": teacher.name, **counts})
         del teacher  # two would not fit a GPU that one fills
     if state.is_main_process:
-        _print_results(results, None if len(model) == 1 else output, as_json)
+        _print_results(results, folder, as_json)
 
 
-def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> dict[str, Path]:
-    """Return teacher -> its file; if several are given, their files are in a folder, which is made."""
+def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> tuple[dict[str, Path], Path | None]:
+    """Return teacher -> its file, and, if several are given, the folder of their files, which is made."""
     if len(models) == 1:
-        return {models[0]: output}
+        return {models[0]: output}, None
     outputs = {}
     for name in models:
         short = Endpoint(name, kind).name if is_endpoint(name) else Path(name).name
@@ -114,7 +116,7 @@ def _outputs(models: list[str], kind: str | None, output: Path, suffix: str) -> 
     if len(set(outputs.values())) < len(models):
         raise InputError(f"Two models would write the same file, as their last names are equal: {', '.join(models)}.")
     output.mkdir(exist_ok=True)
-    return outputs
+    return outputs, output
 
 
 def _print_results(results: list[dict[str, Any]], folder: Path | None, as_json: bool) -> None:

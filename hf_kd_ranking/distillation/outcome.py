@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from ..artifacts import read_json, write_json
 from ..data.runs import Run, write_run
 from ..evaluation.metrics import evaluate_queries
-from ..evaluation.significance import compare_seeds, compare_with_first_stage, holm, mean_interval
-from ..hub.manifest import read_manifest, save_manifest
+from ..evaluation.significance import compare_seeds, compare_with_first_stage, correct, mean_interval
+from ..hub.manifest import FILE as MANIFEST
+from ..hub.manifest import read_manifest
 from ..hub.model_card import select_efficiency, write_model_card
 from ..reporting.report import write_report
 from .candidates import grades, ranking
@@ -182,8 +183,7 @@ def _tests(values: Values, chosen: str, rivals: Sequence[str], measured: Measure
         if control in values:  # students without a teacher may not be trained
             test = compare_seeds(values[treatment], values[control])
             tests.append({"treatment": treatment, "control": control, **test})
-    for test, p_value in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
-        test["p_corrected"] = p_value
+    correct(tests)
     return tests
 
 
@@ -235,7 +235,7 @@ def _write_cards(measured: Measured, values: Values, costs: Mapping) -> None:
             cuts = manifest["results"].get("cuts", {})
             manifest["results"] = {**compare_with_first_stage(of_seed, {measure: first_stage}), "cuts": cuts}
             manifest |= {"data": measured.settings["train_data"], "test_data": measured.settings["data_name"]}
-            save_manifest(student.checkpoint, manifest)
+            write_json(student.checkpoint / MANIFEST, manifest)
             name = system.name.replace(" ", "-")
             write_model_card(student.checkpoint, name, select_efficiency(costs, system.name))
 

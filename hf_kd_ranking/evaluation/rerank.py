@@ -41,7 +41,6 @@ def depth_curve(
     Args:
         run: all candidates in the order of a ranker; other documents in it are ignored.
         candidates: the first stage's run, in its order.
-        qrels, measures: as `evaluate_run`.
         depths: numbers of candidates; only the smallest of those that cover the longest list is used.
 
     Returns:
@@ -109,14 +108,6 @@ class RerankingEvaluator:
         """Return the candidates in the order of the ranker, see `rerank_run`."""
         return rerank_run(ranker, self.candidates, self.queries, self.documents)
 
-    def measure(self, run: Run) -> dict[str, float]:
-        """Measure a run: measure -> mean over the queries of the qrels."""
-        return evaluate_run(run, self.qrels, self.measures)
-
     def __call__(self, ranker: Ranker) -> dict[str, float]:
-        """Re-rank with the ranker and measure the result."""
-        return self.measure(self.rerank(ranker))
-
-    def first_stage(self) -> dict[str, float]:
-        """Measure the candidates in the order of the first stage."""
-        return self.measure(self.candidates)
+        """Re-rank with the ranker and measure the result: measure -> mean over the queries of the qrels."""
+        return evaluate_run(self.rerank(ranker), self.qrels, self.measures)

@@ -30,8 +30,7 @@ class RetrievalEvaluator:
 
     Args:
         qrels, measures: as `evaluate_run`; the queries of the qrels are searched for.
-        queries: their texts.
-        documents: the collection.
+        queries, documents: their texts, and the collection.
         k: number of documents per query.
         exclude_same_id: leave out the document with the id of its query, see `without_id`.
 

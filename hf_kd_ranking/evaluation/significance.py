@@ -91,14 +91,11 @@ def compare_values(
             FEW_QUERIES,
         )
     for measure in first:
-        tests, p_values = [], []
+        tests = []
         for control, treatment in tqdm(list(combinations(values, 2)), desc=f"Comparing {measure}", delay=3):
             names = {"control": control, "treatment": treatment, "measure": measure}
-            test = names | _compare(values[treatment][measure], values[control][measure], moved, seed)
-            tests.append(test)
-            p_values.append(test["p_value"])
-        for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
-            test["p_corrected"] = p_value
+            tests.append(names | _compare(values[treatment][measure], values[control][measure], moved, seed))
+        correct(tests, correction)
         pairs.extend(tests)
     return {"queries": queries, "correction": correction, "means": means, "pairs": pairs}
 
@@ -152,8 +149,7 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
     """Run a paired two-sided t-test over at least two queries (scipy), both query_id -> value of a measure.
 
     Returns `difference` (mean of treatment minus control), `p_value` and `queries`. Where all queries differ by the
-    same there is no variance to compare with, and the p-value is that of the randomisation test; it is 1.0 where no
-    query differs. Different or too few queries raise an InputError.
+    same there is no variance to compare with, and the p-value is that of the randomisation test.
     """
     from scipy.stats import ttest_1samp  # takes 0.6 s
 
@@ -182,8 +178,7 @@ def compare_seeds(
 
     Args:
         treatment, control: query_id -> value of a measure, one per training seed; all of the same queries.
-        resamples: number of resamples.
-        seed: seed of the resampling.
+        resamples, seed: number of resamples, and their seed.
 
     Returns:
         `difference` (mean of treatment minus control), `interval` (95 %), `p_value` (two-sided, from the share of
@@ -287,10 +282,7 @@ def _are_constant(differences: np.ndarray) -> bool:
 
 
 def _p_of_constant(differences: np.ndarray) -> float:
-    """Return the p-value of the randomisation test for equal differences.
-
-    Of all combinations of signs, only all positive and all negative give so large a mean.
-    """
+    """Return the p-value for equal differences: only all signs positive or all negative give so large a mean."""
     return 2.0 ** (1 - len(differences)) if differences.round(DECIMALS).any() else 1.0
 
 
@@ -309,3 +301,10 @@ def bonferroni(p_values: Sequence[float]) -> list[float]:
 
 
 CORRECTIONS = {"holm": holm, "bonferroni": bonferroni}
+
+
+def correct(tests: Sequence[dict[str, Any]], correction: str = "holm") -> None:
+    """Give each of a family of tests `p_corrected`, the correction of its `p_value`."""
+    p_values = [test["p_value"] for test in tests]
+    for test, p_value in zip(tests, CORRECTIONS[correction](p_values), strict=True):
+        test["p_corrected"] = p_value

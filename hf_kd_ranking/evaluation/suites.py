@@ -23,7 +23,7 @@ from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
 from .rerank import RerankingEvaluator
 from .retrieve import RetrievalEvaluator
-from .significance import holm, paired_t_test
+from .significance import correct, paired_t_test
 
 logger = logging.getLogger(__name__)
 NANOBEIR = "ArguAna ClimateFEVER DBPedia FEVER FiQA2018 HotpotQA MSMARCO NFCorpus NQ QuoraRetrieval SCIDOCS SciFact"
@@ -52,7 +52,6 @@ class Suite:
 
     Args:
         name: a folder of collections, see `load_collection`, or a name in `SUITES`.
-        split: split of every set.
         measures: as `evaluate_run`.
         retrieve: True searches every collection with the ranker; False re-ranks the first stage, the candidates of the
             set if it has a run of them, else BM25's.
@@ -71,12 +70,7 @@ class Suite:
     exclude_same_id: bool = False
 
     def sets(self) -> dict[str, str]:
-        """Return set -> name of its collection.
-
-        Raises:
-            FileNotFoundError: if the suite is unknown.
-            InputError: if its folder has no folder inside.
-        """
+        """Return set -> name of its collection; a suite that is unknown or empty is refused."""
         if self.name in SUITES:
             start, ends = SUITES[self.name]
             return {end: start + end for end in ends}
@@ -123,11 +117,7 @@ class Suite:
 
 @dataclass(eq=False, repr=False)
 class SuiteEvaluator:
-    """Measure a ranker on several sets; for use in training and elsewhere.
-
-    Args:
-        sets: set -> its `RerankingEvaluator` or `RetrievalEvaluator`, of the same measures.
-    """
+    """Measure a ranker on several sets, by one evaluator per set; for use in training and elsewhere."""
 
     sets: Mapping[str, Callable[[Ranker], dict[str, float]]]
 
@@ -163,9 +153,8 @@ def evaluate_suite(
         Set -> message, for the sets whose data are broken.
 
     Raises:
-        InputError: if the folder has results of other settings, of other data or of another ranker with the name, a
-            name cannot be that of a file, a ranker cannot search, or no set can be read.
-        OSError: if results cannot be written.
+        InputError: if the folder has results of other settings, data or rankers of the same name, a name cannot be
+            that of a file, a ranker cannot search, or no set can be read.
     """
     results = _begin(suite, models, folder, {**suite.settings(), "dtype": dtype})
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,10 +242,8 @@ def _measure(suite: Suite, opened: SuiteSet, ranker: Ranker | None) -> dict[str,
 def read_results(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Return name -> content of the results files in a folder, the first stage first.
 
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        InputError: if a file is damaged, of another kind, of other settings than the ones given, else the first's, or
-            on other data of a set than the first's.
+    An InputError names a file that is damaged or of another kind, of other settings than the ones given (else the
+    first's), or on other data of a set than the first's.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}, the folder of results, does not exist; --suite and --model fill it.")
@@ -306,14 +293,12 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _compare(name: str, treatment: Mapping, control: Mapping, measure: str) -> list[dict[str, Any]]:
     """Return the tests of one ranker and measure on the sets that both sides have."""
-    tests, p_values = [], []
+    tests = []
     for set_name in treatment:
         if set_name in control:
             sides = treatment[set_name]["queries"][measure], control[set_name]["queries"][measure]
             tests.append({"ranker": name, "measure": measure, "set": set_name, **paired_t_test(*sides)})
-            p_values.append(tests[-1]["p_value"])
-    for test, p_value in zip(tests, holm(p_values), strict=True):
-        test["p_corrected"] = p_value
+    correct(tests)
     return tests
 
 

@@ -48,9 +48,6 @@ def write_manifest(
     Local paths are cut to their last part, because the manifest is published.
 
     Args:
-        folder: folder of the checkpoint.
-        arguments: the training arguments.
-        training_rows: number of teacher rows.
         results: `after`, and if known `first_stage`, `before` (each measure -> mean) and `tests` (measure -> a paired
             t-test of `after` against `first_stage`).
         files: the training's input files by name; None, folders and names on the Hub have no digest.
@@ -78,7 +75,7 @@ def write_manifest(
         "files": digests,
         "weights": _weight_digests(folder),
     }
-    save_manifest(folder, manifest)
+    write_json(Path(folder) / FILE, manifest)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -99,17 +96,10 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def save_manifest(folder: str | os.PathLike, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest as it is."""
-    write_json(Path(folder) / FILE, manifest)
-
-
 def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
     """Return the measures among the metrics that `Trainer.evaluate` returned or logged: `eval_AP` becomes `AP`.
 
-    Args:
-        metrics: the metrics, among them losses and times.
-        measures: names of the measures; None takes every name that ir_measures knows.
+    `measures` are the names to take; None takes every name that ir_measures knows.
     """
     values = {}
     for key, value in metrics.items():

@@ -13,10 +13,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from jinja2 import UndefinedError
 from transformers import CONFIG_MAPPING
 
-from ..artifacts import existing_file, read_json, writing
+from ..artifacts import existing_file, read_json, write_json, writing
 from ..errors import InputError, UnknownIdError
 from .manifest import FILE as MANIFEST
-from .manifest import read_manifest, save_manifest
+from .manifest import read_manifest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PIPELINE_USE = """## Use
@@ -42,18 +42,14 @@ class RankerCard:
         repository: name on the Hub, owner/name, or the name of a folder.
         model_type: architecture, as the config names it.
         teacher, loss, data: names of the teacher, the loss and the collection.
-        rows: number of teacher rows.
-        settings: training arguments by name.
+        rows, settings, command: number of teacher rows, arguments and command line of the training.
         results: dictionaries of `dataset`, `measure`, `value`, and if known `first_stage` and `p_value`.
-        max_query_length, max_document_length: in tokens.
         efficiency: figures of this ranker, see `select_efficiency`; None if it was not measured.
         costs: latency and memory in words, used if `efficiency` is None.
         base_model, dataset_id: names of the encoder and the collection on the Hub.
-        license: licence in the Hub's spelling.
-        languages: languages of the documents, ISO 639-1.
+        license, languages: in the Hub's spelling; ISO 639-1.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
-        command: the command line that started the training.
         cuts: shares of the documents, `cut_texts`, and of their tokens, `cut_tokens`, beyond the length.
     """
 
@@ -88,7 +84,6 @@ def write_model_card(
     """Write the card of a checkpoint from its manifest, see `write_card`, and return the path of `README.md`.
 
     Args:
-        folder: folder of the checkpoint.
         repository: name on the Hub, owner/name; None takes the folder's name.
         efficiency: see `select_efficiency`. It is saved in the manifest, so that the next card has it as well.
         output: folder for the card, and for the manifest if it changes; None takes the checkpoint's.
@@ -102,7 +97,7 @@ def write_model_card(
     config = read_json(Path(folder, "config.json"), what="config")
     if efficiency is not None:
         manifest["efficiency"] = dict(efficiency)
-        save_manifest(output, manifest)
+        write_json(output / MANIFEST, manifest)
     name = repository or Path(folder).name
     try:
         return write_card(output, _describe(name, manifest, config))
@@ -118,11 +113,8 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
     data = manifest["data"] or "a collection whose name was not given"
     measured, results = manifest["results"], []
     for measure, value in measured["after"].items():
-        result = {
-            "dataset": f"held-out queries of {manifest.get('test_data', data)}",
-            "measure": measure,
-            "value": value,
-        }
+        result = {"dataset": f"held-out queries of {manifest.get('test_data', data)}"}
+        result |= {"measure": measure, "value": value}
         result["first_stage"] = measured.get("first_stage", {}).get(measure)
         result["p_value"] = measured.get("tests", {}).get(measure, {}).get("p_value")
         results.append(result)
@@ -150,8 +142,7 @@ def _describe(repository: str, manifest: Mapping[str, Any], config: Mapping[str,
 def write_card(folder: str | os.PathLike, card: RankerCard) -> Path:
     """Write `README.md`, and `.eval_results/ranking.yaml` if the card has a `dataset_id`; return the path of the card.
 
-    Raises:
-        UnknownIdError: if no architecture has the card's model_type.
+    An UnknownIdError says if no architecture has the card's model_type.
     """
     folder, name = Path(folder), card.repository.rpartition("/")[2]
     model_index, entries = [], []
@@ -200,12 +191,7 @@ def write_pipeline_card(
 ) -> Path:
     """Write the card of a pipeline, that of its ranker with a section on how to load the pipeline; return its path.
 
-    Args:
-        folder: folder of the pipeline.
-        pipeline: content of its `pipeline.json`.
-        repository: name on the Hub, owner/name.
-        output: folder for the card.
-        efficiency: see `write_model_card`.
+    `pipeline` is the content of its `pipeline.json`, `output` the folder for the card; else see `write_model_card`.
     """
     ranker, path = folder / "ranker", output / "README.md"
     if (ranker / MANIFEST).is_file():
@@ -227,9 +213,7 @@ def write_pipeline_card(
 def select_efficiency(measured: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one ranker's figures from the result of `measure_efficiency`: `environment`, `protocol` and `costs`.
 
-    Raises:
-        InputError: if it is not such a result.
-        UnknownIdError: if the ranker was not measured; lists those that were.
+    An InputError says if it is not such a result, an UnknownIdError if the ranker was not measured.
     """
     if not all(isinstance(measured.get(key), dict) for key in ("rankers", "environment", "protocol")):
         raise InputError("The efficiency is not what `benchmark` writes: it needs rankers, environment and protocol.")

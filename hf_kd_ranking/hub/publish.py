@@ -38,7 +38,7 @@ REFUSALS = {
 }
 
 
-def publish_ranker(
+def publish(
     folder: str | os.PathLike,
     repo_id: str,
     private: bool = False,
@@ -48,12 +48,13 @@ def publish_ranker(
     token: str | None = None,
     message: str | None = None,
 ) -> dict[str, Any]:
-    """Publish a trained checkpoint with its card, results, manifest and runs.
+    """Publish a trained checkpoint with its card, results, manifest and runs, or a pipeline with all its parts.
 
-    If the folder has a manifest, its card is written again with the repository's name.
+    If a checkpoint has a manifest, its card is written again with the repository's name. In the folder of a pipeline
+    nothing is changed; its card is that of its ranker.
 
     Args:
-        folder: folder that training, or `save_pretrained`, wrote.
+        folder: folder that training, `save_pretrained` or `save_pipeline` wrote.
         repo_id: owner/name.
         private: True makes a new repository private.
         overwrite: True commits to a repository that exists.
@@ -63,85 +64,58 @@ def publish_ranker(
         message: of the commit; None names the architecture.
 
     Returns:
-        `repository`, `private`, `files` (path in the repository -> bytes), `bytes` (their sum), and `address` of the
-        commit, None for a dry run.
+        `repository`, `private`, `files` (path in the repository -> bytes), `bytes`, `address` of the commit or None.
 
     Raises:
-        FileNotFoundError, InputError: if the folder is not a ranker's checkpoint, its card is missing or not valid,
-            its results belong to other weights, a file contains an access token, or the name is not valid.
+        FileNotFoundError, InputError: if the folder or its card is incomplete or not valid, its results belong to
+            other weights, a file contains an access token, or the name is not valid.
         FileExistsError, OSError: see `upload`.
     """
     folder = Path(folder)
+    check_name(repo_id)
+    with TemporaryDirectory() as scratch:
+        if (folder / PIPELINE).is_file():
+            kind, files = "pipeline", _pipeline_files(folder, repo_id, Path(scratch), efficiency)
+        else:
+            kind, files = _ranker_files(folder, repo_id, Path(scratch) if is_dry_run else folder, efficiency)
+        check_card(files.get("README.md", folder / "README.md"))
+        _check_no_token(files)
+        sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
+        address = None
+        if not is_dry_run:
+            message = message or f"Upload {kind} by hf_kd_ranking"
+            address = upload(files, repo_id, "model", message, private, overwrite, token)
+    size = sum(sizes.values())
+    return {"repository": repo_id, "private": private, "files": sizes, "bytes": size, "address": address}
+
+
+def _ranker_files(
+    folder: Path, repo_id: str, output: Path, efficiency: dict[str, Any] | None
+) -> tuple[str, dict[str, Path]]:
+    """Return what a checkpoint is, and its files, whose card is written into another folder."""
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} is not a checkpoint: it needs config.json and *.safetensors.")
     config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, RankerConfig):
         raise InputError(f"{folder} contains a {config.model_type}, not a ranker; upload it with `hf upload`.")
-    check_name(repo_id)
-    with TemporaryDirectory() as scratch:
-        files = files_to_publish(folder)
-        if (folder / MANIFEST).is_file():
-            rendered = Path(scratch) if is_dry_run else folder
-            write_model_card(folder, repo_id, efficiency, rendered)
-            files.update(files_to_publish(rendered))
-        check_card(files.get("README.md", folder / "README.md"))
-        message = message or f"Upload {config.model_type} ranker by hf_kd_ranking"
-        return _publish(files, repo_id, message, private, overwrite, is_dry_run, token)
+    files = files_to_publish(folder)
+    if (folder / MANIFEST).is_file():
+        write_model_card(folder, repo_id, efficiency, output)
+        files.update(files_to_publish(output))
+    return f"{config.model_type} ranker", files
 
 
-def publish_pipeline(
-    folder: str | os.PathLike,
-    repo_id: str,
-    private: bool = False,
-    overwrite: bool = False,
-    is_dry_run: bool = False,
-    efficiency: dict[str, Any] | None = None,
-    token: str | None = None,
-) -> dict[str, Any]:
-    """Publish a pipeline with all its parts, the texts among them; the card is that of its ranker.
-
-    Args:
-        folder: folder that `save_pipeline` wrote, in which nothing is changed.
-        repo_id, private, overwrite, is_dry_run, efficiency, token: see `publish_ranker`, also for result and errors.
-    """
-    folder = Path(folder)
-    check_name(repo_id)
+def _pipeline_files(folder: Path, repo_id: str, output: Path, efficiency: dict[str, Any] | None) -> dict[str, Path]:
     pipeline = read_json(folder / PIPELINE, what="pipeline's")
     missing = [name for name in ("parts", "purpose", "depth", "weight") if name not in pipeline]
     if missing:
         raise InputError(f"{folder / PIPELINE} is damaged: it lacks {', '.join(missing)}; copy the pipeline again.")
-    with TemporaryDirectory() as scratch:
-        files = files_to_publish(folder, SUFFIXES | PART_SUFFIXES)
-        missing = [name for name in pipeline["parts"] if not any(path.startswith(f"{name}/") for path in files)]
-        if missing:
-            raise FileNotFoundError(f"{folder} lacks parts of its pipeline: {', '.join(missing)}.")
-        check_card(write_pipeline_card(folder, pipeline, repo_id, Path(scratch), efficiency))
-        files.update(files_to_publish(Path(scratch)))
-        return _publish(files, repo_id, "Upload pipeline by hf_kd_ranking", private, overwrite, is_dry_run, token)
-
-
-def _publish(
-    files: dict[str, Path],
-    repo_id: str,
-    message: str,
-    private: bool,
-    overwrite: bool,
-    is_dry_run: bool,
-    token: str | None,
-) -> dict[str, Any]:
-    """Send files, unless it is a dry run, and return what `publish_ranker` returns."""
-    _check_no_token(files)
-    sizes = {name: path.stat().st_size for name, path in sorted(files.items())}
-    address = None
-    if not is_dry_run:
-        address = upload(files, repo_id, "model", message, private, overwrite, token)
-    return {
-        "repository": repo_id,
-        "private": private,
-        "files": sizes,
-        "bytes": sum(sizes.values()),
-        "address": address,
-    }
+    files = files_to_publish(folder, SUFFIXES | PART_SUFFIXES)
+    missing = [name for name in pipeline["parts"] if not any(path.startswith(f"{name}/") for path in files)]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks parts of its pipeline: {', '.join(missing)}.")
+    write_pipeline_card(folder, pipeline, repo_id, output, efficiency)
+    return files | files_to_publish(output)
 
 
 def check_name(repo_id: str) -> None:

@@ -8,9 +8,9 @@ from ..ranker import Ranker
 
 
 class RankerPostprocessor(BaseNodePostprocessor):
-    """Re-rank nodes by a ranker's scores, which replace those of the retriever.
+    """Re-rank nodes, whose scores are replaced; `top_n` of None keeps all nodes.
 
-    The ranker reads a node's text with the metadata that are meant for embeddings. `top_n` of None keeps all nodes.
+    The ranker reads a node's text with the metadata that are meant for embeddings.
     """
 
     ranker: Ranker

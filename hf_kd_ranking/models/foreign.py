@@ -68,14 +68,9 @@ CLASSIFIER_HEADS = {
 def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     """Load another library's ranking checkpoint; None if the checkpoint is a plain encoder.
 
-    Args:
-        name_or_path: a folder or a Hub name. A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT (normalised if
-            the checkpoint compares by cosine), a multi-vector encoder (PyLate's too) a ColBERT, a classifier with one
-            label a BERT_CAT whose scores are the logits.
-        **overrides: fields of the architecture's config, and `dtype`.
-
-    Raises:
-        InputError: naming what the ranker cannot express.
+    A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT (normalised if the checkpoint compares by cosine), a
+    multi-vector encoder (PyLate's too) a ColBERT, a classifier with one label a BERT_CAT whose scores are the logits.
+    Overrides are fields of the architecture's config, and `dtype`. An InputError names what the ranker cannot express.
     """
     config = AutoConfig.from_pretrained(name_or_path)
     settings = read_json(name_or_path, "config_sentence_transformers.json") or {}
@@ -129,11 +124,7 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:
-    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist.
-
-    Raises:
-        InputError: if it is damaged, or neither an object nor a list of objects.
-    """
+    """Read a JSON file of a checkpoint, local or on the Hub; None if there is none, an InputError if it is damaged."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
     if path is None:
@@ -304,11 +295,7 @@ def _read_classifier(
 
 
 def load_complete(model_class: type, name: str, **settings: Any) -> PreTrainedModel:
-    """Load a model of transformers whose weights are all in the checkpoint, except the pooler of an encoder.
-
-    Raises:
-        InputError: naming weights that are missing, of another shape or not finite: the scores would be random.
-    """
+    """Load a model of transformers, but for its pooler; an InputError names weights that are missing or not finite."""
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # collected here, raised below
     with clear_errors(name):
         model, info = model_class.from_pretrained(name, **settings)

@@ -54,11 +54,7 @@ class Cuts(Counter[str]):
     def shares(self, longest: int) -> dict[str, float]:
         """Return `cut_texts` and `cut_tokens` as shares of all, and warn where more than a tenth of the texts is cut.
 
-        Args:
-            longest: the limit in tokens, for the message.
-
-        Returns:
-            An empty dictionary if nothing was counted, as with a slow tokenizer.
+        `longest` is the limit in tokens, for the message. A slow tokenizer counts nothing, and the result is empty.
         """
         if not self["texts"]:
             return {}
@@ -124,10 +120,9 @@ class RankingProcessor:
         return cls(tokenizer, truncation=truncation, **{name: getattr(config, name) for name in names})
 
     def __call__(self, queries: Sequence[str], documents: Sequence[str]) -> dict[str, Any]:
-        """Make the ranker's inputs for B queries and B * n documents, those of the first query first.
+        """Make the inputs for B queries and B * n documents, those of the first query first.
 
-        Returns:
-            `query` (B, Lq) and `document` (B, n, Ld); for a ranker that joins texts (B, n, L).
+        They are `query` (B, Lq) and `document` (B, n, Ld); for a ranker that joins texts (B, n, L).
         """
         shape = (len(queries), len(documents) // len(queries))
         if not self.joins_texts:
@@ -173,11 +168,7 @@ class RankingProcessor:
         return padded
 
     def encode(self, *texts: str | Sequence[str], **settings: Any) -> BatchEncoding:
-        """Call the tokenizer, in one thread at a time.
-
-        Raises:
-            InputError: if a text has half of a surrogate pair, which no tokenizer takes.
-        """
+        """Call the tokenizer, in one thread at a time; an InputError names a text with half of a surrogate pair."""
         with TOKENIZER_LOCK:
             try:
                 return self.tokenizer(*texts, **settings)

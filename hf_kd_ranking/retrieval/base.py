@@ -50,7 +50,6 @@ class Index:
 
         Raises:
             FileExistsError: if the folder contains something else, or an index and `overwrite` is False.
-            OSError: if the disk is full; the old version stays.
             NotImplementedError: if the index is of another kind.
         """
         if self.description is None:
@@ -65,14 +64,10 @@ class Index:
         return Collection.of(self.description)
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
-        """Return the best k documents of every query; tied documents are in the order of the collection.
+        """Return the best k documents of every query (query_id -> text); tied documents keep the collection's order.
 
-        In a collection of passages, the score of a document is that of its best passage.
-
-        Args:
-            queries: query_id -> text.
-            k: documents per query; all if the index has fewer.
-            **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
+        In a collection of passages, the score of a document is that of its best passage. Other options are those of
+        `QdrantIndex`, and of `search_vectors` of the other indexes.
 
         Raises:
             TypeError: if the queries are not a dictionary of strings.
@@ -153,8 +148,7 @@ def open_index(
     """Open what a folder contains so that it searches the whole collection.
 
     Args:
-        folder: a BM25 index, a faiss or sparse index, or a vector store, which may contain a faiss index (`dense`),
-            centroids or a sparse index (`sparse`).
+        folder: a BM25, faiss or sparse index, or a vector store, which may contain an index or centroids.
         ranker: the ranker that made the vectors; None for BM25.
         exact: True compares every vector, also if there is a faiss index.
         settings: search settings of the faiss index, see `DenseIndex.tune`.
@@ -179,6 +173,7 @@ def open_index(
         return BM25Index.open(folder)
     from .colbert import ColBERTIndex
     from .dense import DenseIndex
+    from .sparse import SparseIndex
     from .vector_store import VectorStore
 
     description = read_description(folder)
@@ -189,32 +184,23 @@ def open_index(
         _refuse_unread(folder, settings)
         index.probes = probes
         return index
-    if ranker.model.config.vectors_per_text == "sparse":
-        _refuse_unread(folder, settings, probes)
-        return _open_sparse(folder, ranker, description)
-    faiss_folder = folder if description.get("kind") == "dense" else folder / "dense"
-    if exact or not has_description(faiss_folder):
-        _refuse_unread(folder, settings, probes)
-        return DenseIndex.build(VectorStore.open(folder, ranker))
     _refuse_unread(folder, probes=probes)
-    index = DenseIndex.open(faiss_folder, ranker)
-    if faiss_folder != folder:
-        check_vectors(index.description, description, faiss_folder)
-    if settings is not None:
-        index.tune(settings)
-    return index
-
-
-def _open_sparse(folder: Path, ranker: Ranker, description: Mapping[str, Any]) -> Index:
-    from .sparse import SparseIndex
-    from .vector_store import VectorStore
-
-    inside = folder if description.get("kind") == "sparse" else folder / "sparse"
-    if not has_description(inside):
-        return SparseIndex.build(VectorStore.open(folder, ranker))
-    index = SparseIndex.open(inside, ranker)
+    kind, index_class = "dense", DenseIndex
+    if ranker.model.config.vectors_per_text == "sparse":
+        kind, index_class = "sparse", SparseIndex
+        exact = False  # a saved index is exact as well
+        _refuse_unread(folder, settings)
+    inside = folder
+    if description.get("kind") != kind:
+        inside = folder / kind
+    if exact or not has_description(inside):
+        _refuse_unread(folder, settings)
+        return index_class.build(VectorStore.open(folder, ranker))
+    index = index_class.open(inside, ranker)
     if inside != folder:
         check_vectors(index.description, description, inside)
+    if settings is not None:
+        index.tune(settings)
     return index
 
 

@@ -22,7 +22,7 @@ import Stemmer
 import xxhash
 from bm25s.tokenization import Tokenized
 
-from ..artifacts import has_description, open_version, read_description
+from ..artifacts import open_version
 from ..data.ids import IdIndex, open_ids
 from ..data.languages import SNOWBALL, detect_languages
 from ..data.rankings import Ranking
@@ -31,7 +31,6 @@ from ..errors import InputError
 from .base import Index, best_of
 
 logger = logging.getLogger(__name__)
-TOKENIZATIONS = ("plain", "english")
 LANGUAGES = tuple(Stemmer.algorithms())  # of Snowball
 # Languages of Snowball whose stop words bm25s has.
 STOP_WORDS = "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
@@ -70,7 +69,6 @@ class BM25Index(Index):
         k1: float = 0.9,
         b: float = 0.4,
         language: str | None = None,
-        tokenization: str = "plain",
     ) -> "BM25Index":
         """Index the texts of a store, see `Index`.
 
@@ -80,27 +78,18 @@ class BM25Index(Index):
             language: language of `LANGUAGES`, by whose rules words are stemmed (Snowball); its stop words are dropped
                 where bm25s has a list of them, see `STOP_WORDS`. "auto" is the language that a sample of the texts is
                 in, if that is one of these and all are in it. None keeps all words as they are.
-            tokenization: "plain", or "english" for the language English.
 
         Raises:
             FileExistsError: if the folder contains something.
-            InputError: if the language or the tokenization is another one, or k1 or b is out of range.
+            InputError: if the language is another one, or k1 or b is out of range.
         """
-        check_parameters(k1, b)
-        if tokenization not in TOKENIZATIONS:
-            raise InputError(f"tokenization is one of {', '.join(TOKENIZATIONS)}, got {tokenization!r}.")
-        if tokenization == "english" and language is None:
-            language = "english"
-        check_language(language)
-        if language == "auto":
-            language = snowball_language(documents)
-        tokens = _tokenize(documents.take(np.arange(len(documents))), language)
+        settings = _settings(documents, k1, b, language)
+        tokens = _tokenize(documents.take(np.arange(len(documents))), settings["language"])
         if not tokens.vocab:  # bm25s needs a word; no query has this one
             tokens = Tokenized(ids=[[0]] * len(documents), vocab={"": 0})
         retriever = bm25s.BM25(k1=k1, b=b)
         retriever.index(tokens, show_progress=len(documents) > 100_000)
-        description = {"kind": "bm25", "documents": len(documents), **documents.collection.describe()}
-        description |= {"k1": k1, "b": b, "language": language}
+        description = {"kind": "bm25", "documents": len(documents), **documents.collection.describe(), **settings}
         index = cls(retriever, IdIndex.build(documents.columns()), description)
         if folder is not None:
             index.save(folder)
@@ -112,16 +101,12 @@ class BM25Index(Index):
 
     @classmethod
     def open(cls, folder: str | Path, ranker: None = None, is_verified: bool = True) -> "BM25Index":
-        """Open a saved index, see `Index`; those of earlier releases are refused by an InputError."""
-        folder = Path(folder)
+        """Open a saved index, see `Index`."""
         if ranker is not None:
             raise InputError("BM25 searches without a ranker; open it with the folder only.")
-        is_old = (folder / "tokenization.json").is_file()
-        if has_description(folder):
-            is_old = "tokenization" in read_description(folder)
-        if is_old:
+        description, data = open_version(Path(folder), "bm25", is_verified)
+        if "language" not in description:
             raise InputError(f"{folder} is a BM25 index of an earlier release; remove it and build it again.")
-        description, data = open_version(folder, "bm25", is_verified)
         retriever = bm25s.BM25.load(str(data), mmap=True, show_progress=False)
         return cls(retriever, IdIndex(description["documents"], *open_ids(data)), description)
 
@@ -147,17 +132,14 @@ class BM25Vectors:
     """
 
     def __init__(self, documents: TextStore, *, k1: float = 0.9, b: float = 0.4, language: str | None = None) -> None:
-        check_parameters(k1, b)
-        check_language(language)
-        if language == "auto":
-            language = snowball_language(documents)
+        settings = _settings(documents, k1, b, language)
         self.documents = documents
         length = 0
         for start in range(0, len(documents), TEXTS_AT_ONCE):
             texts = documents.take(np.arange(start, min(start + TEXTS_AT_ONCE, len(documents))))
-            for counts in count_words(texts, language):
+            for counts in count_words(texts, settings["language"]):
                 length += counts.total()
-        self.identity = {"k1": k1, "b": b, "language": language, "mean_length": length / max(len(documents), 1)}
+        self.identity = {**settings, "mean_length": length / max(len(documents), 1)}
 
     def take(self, rows: np.ndarray) -> list[dict[int, float]]:
         """Return the weights of the words of some rows, by dimension."""
@@ -176,26 +158,27 @@ def count_words(texts: Sequence[str], language: str | None) -> list[Counter[int]
     return [Counter(hashes[number] for number in numbers) for numbers in tokens.ids]
 
 
-def check_parameters(k1: float, b: float) -> None:
-    """Refuse, by an InputError, parameters of BM25 that are out of range."""
-    if not (0 <= k1 < math.inf and 0 <= b <= 1):
-        raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
-
-
 def check_language(language: str | None) -> None:
     """Refuse, by an InputError, a language that Snowball has no stemmer for, unless it is "auto"."""
     if language not in (None, "auto", *LANGUAGES):
         raise InputError(f"The language is one of {', '.join(LANGUAGES)}, or auto, got {language!r}.")
 
 
-def snowball_language(texts: TextStore) -> str | None:
-    """Return the language of Snowball that all texts are in, as a sample of them says; None if there is none."""
-    found = detect_languages(texts)
-    language = None
-    if len(found) == 1:
-        language = SNOWBALL.get(found[0])
-    logger.info("Language of BM25's stems: %s (the texts are in: %s)", language, ", ".join(found) or "none")
-    return language
+def _settings(documents: TextStore, k1: float, b: float, language: str | None) -> dict[str, Any]:
+    """Return the parameters of BM25; an InputError refuses those that are out of range.
+
+    "auto" becomes the language of Snowball that all texts are in, as a sample of them says, or None.
+    """
+    if not (0 <= k1 < math.inf and 0 <= b <= 1):
+        raise InputError(f"k1 is a number of 0 or more and b one from 0 to 1, got {k1} and {b}.")
+    check_language(language)
+    if language == "auto":
+        found = detect_languages(documents)
+        language = None
+        if len(found) == 1:
+            language = SNOWBALL.get(found[0])
+        logger.info("Language of BM25's stems: %s (the texts are in: %s)", language, ", ".join(found) or "none")
+    return {"k1": k1, "b": b, "language": language}
 
 
 def words(text: str) -> list[str]:

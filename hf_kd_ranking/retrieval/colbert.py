@@ -81,11 +81,9 @@ class ColBERTIndex(Index):
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
     ) -> list[Result]:
-        """Return the scores and rows of the best k documents for the token vectors of every query.
+        """Return the scores and rows of the best k documents for the token vectors, (Lq, D) float32, of every query.
 
         Args:
-            queries: (Lq, D) float32 each.
-            k: rows per query; all if the index has fewer.
             probes: centroids per query token; None takes the attribute `probes`, whose None compares every document.
             candidates: documents that exact MaxSim ranks after the centroids; None takes 4 * k and at least 256.
 
@@ -105,7 +103,7 @@ class ColBERTIndex(Index):
         probes = min(probes, products.shape[1])
         chosen = np.argpartition(-products, probes - 1, axis=1)[:, :probes]  # (Lq, probes)
         probed = np.unique(chosen)
-        lists = [self._documents_of(centroid) for centroid in probed]
+        lists = [self.lists[self.starts[centroid] : self.starts[centroid + 1]] for centroid in probed]
         documents = np.concatenate(lists)  # (M,), a document once per probed centroid
         order = np.argsort(documents)
         starts = np.flatnonzero(np.diff(documents[order], prepend=-1))
@@ -119,9 +117,6 @@ class ColBERTIndex(Index):
             rows = rows[np.sort(np.argpartition(-approximate, candidates)[:candidates])]
         ((scores, places),) = search_tokens([query], [(0, *self.store.take_tokens(rows))], k)
         return scores, rows[places]
-
-    def _documents_of(self, centroid: int) -> np.ndarray:
-        return self.lists[self.starts[centroid] : self.starts[centroid + 1]]
 
     def _cluster(self, count: int, seed: int) -> None:
         """Find the centroids and the documents of each, and save them with the store."""
@@ -141,22 +136,17 @@ class ColBERTIndex(Index):
         self.centroids = kmeans.centroids
         self.lists = documents[np.argsort(nearest, kind="stable")]
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(nearest, minlength=count))])
-        description = {"kind": "centroids", "count": count, "seed": seed}
-        description["vectors"] = self.store.description["checksum"]
+        vectors = self.store.description["checksum"]
+        description = {"kind": "centroids", "count": count, "seed": seed, "vectors": vectors}
         with new_version(self.store.folder / "centroids", description) as data:
             for name in ("centroids", "starts", "lists"):
                 np.save(data / f"{name}.npy", vars(self)[name])
 
 
 def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> list[Result]:
-    """Return the scores and rows of the best k documents for every query, by exact MaxSim.
+    """Return the scores and rows of the best k documents for every query, (Lq, D) token vectors, by exact MaxSim.
 
-    The products of one query with one chunk are in memory at once.
-
-    Args:
-        queries: the token vectors of each, (Lq, D).
-        chunks: the token vectors of the documents, see `VectorStore.chunks`.
-        k: documents per query; all if there are fewer.
+    `chunks` are those of `VectorStore.chunks`. The products of one query with one chunk are in memory at once.
     """
     best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, lengths, vectors in chunks:

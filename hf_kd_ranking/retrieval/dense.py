@@ -93,16 +93,9 @@ class DenseIndex(VectorIndex):
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
 
     def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> list[Result]:
-        """Return the scores and rows of the best k documents for every query vector.
+        """Return the scores and rows of the best k documents for every query vector, (Q, D) float32.
 
-        Args:
-            queries: (Q, D) float32.
-            k: rows per query; all if the index has fewer.
-            only: ids of the documents that may be returned; None for all.
-
-        Raises:
-            InputError: if the vectors have another dimension, or k is not positive.
-            UnknownIdError: naming ids of `only` that are not in the index.
+        `only` are the ids of the documents that may be returned, None for all; an UnknownIdError names unknown ones.
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
             raise InputError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")
@@ -111,13 +104,9 @@ class DenseIndex(VectorIndex):
 
 
 def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[Result]:
-    """Return the scores and rows of the best k of N vectors for every query; exact for flat indexes.
+    """Return the scores and rows of the best k of N vectors for every query, (Q, D); exact for flat indexes.
 
-    Args:
-        index: for inner products.
-        queries: (Q, D).
-        k: rows per query; all if there are fewer.
-        allowed: (N,) True at rows that may be returned; None for all.
+    `allowed` is (N,), True at rows that may be returned, or None for all.
     """
     available, parameters = index.ntotal, None
     if allowed is not None:

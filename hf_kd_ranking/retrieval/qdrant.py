@@ -212,7 +212,7 @@ class QdrantIndex(Index):
         depth: int = 100,
         **options: Any,
     ) -> list[Pairs]:
-        names = [using] if isinstance(using, str) else list(using or self._searched())
+        names = self._searched(using)
         if self.collection.aggregation is None or rerank is not None or len(names) < 2:
             return super()._rank_documents(texts, k, using=using, rerank=rerank, depth=depth, **options)
         runs = []
@@ -231,7 +231,7 @@ class QdrantIndex(Index):
         rerank: str | None = None,
         depth: int = 100,
     ) -> list[Ranking]:
-        names = [using] if isinstance(using, str) else list(using or self._searched())
+        names = self._searched(using)
         if not names or min(k, depth) < 1:
             raise InputError(f"Searching needs a ranker for token vectors, or other vectors, and {depth=} at least 1.")
         encoded = {key: self._encode(key, texts) for key in {*names, rerank} - {None}}
@@ -251,8 +251,12 @@ class QdrantIndex(Index):
             rankings[place] = Ranking([ids[row] for row in rows.tolist()], scores)
         return rankings
 
-    def _searched(self) -> list[str]:
-        """Return the names of the vectors that are searched unless others are given."""
+    def _searched(self, using: str | Sequence[str] | None) -> list[str]:
+        """Return the names of the vectors to search by, those of `using` if there are any."""
+        if isinstance(using, str):
+            return [using]
+        if using:
+            return list(using)
         kinds = {key: kind["kind"] for key, kind in self._built["vectors"].items()}
         ready = [key for key, kind in kinds.items() if kind == BM25 or key in self.rankers]
         return [key for key in ready if kinds[key] != TOKENS] or ready

@@ -59,9 +59,7 @@ class InvertedLists:
     ) -> list[Result]:
         """Return the scores and rows of the best k documents for every query vector, (Q, V).
 
-        Args:
-            allowed: (N,) True at rows that may be returned; None for all.
-            query_words: see `SparseIndex.search_vectors`.
+        `allowed` is (N,), True at rows that may be returned, or None for all; `query_words` see `SparseIndex`.
         """
         results = []
         for start, stop in zip(queries.indptr[:-1], queries.indptr[1:], strict=True):
@@ -142,18 +140,12 @@ class SparseIndex(VectorIndex):
     def search_vectors(
         self, queries: csr_array, k: int = 100, only: Sequence[Id] | None = None, query_words: int | None = None
     ) -> list[Result]:
-        """Return the scores and rows of the best k documents for every query vector.
+        """Return the scores and rows of the best k documents with a score above zero for every query vector, (Q, V).
 
         Args:
-            queries: (Q, V).
-            k: rows per query; fewer if fewer documents have a score above zero.
-            only: ids of the documents that may be returned; None for all.
+            only: ids of the documents that may be returned; None for all. An UnknownIdError names unknown ones.
             query_words: number of a query's words to read, those of the largest weights, which is faster and not
                 exact; None for all.
-
-        Raises:
-            InputError: if the vectors have another dimension, or k or `query_words` is not positive.
-            UnknownIdError: naming ids of `only` that are not in the index.
         """
         size = len(self.lists.starts) - 1
         if queries.ndim != 2 or queries.shape[1] != size:

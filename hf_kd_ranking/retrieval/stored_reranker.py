@@ -6,10 +6,10 @@ their products.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 from torch import Tensor
 
 from ..data.ids import Id
@@ -21,11 +21,7 @@ from ..inference import stack_vectors
 from ..models import RankerModel
 from ..models.scoring import max_sim_without_padding
 from ..ranker import Ranker
-from ..sparse import is_sparse
 from .vector_store import VectorStore
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 QUERIES_AT_ONCE = 256
 
@@ -88,18 +84,15 @@ class StoredReranker:
 
 def score_stored(
     model: RankerModel,
-    query: "np.ndarray | csr_array",
-    documents: "np.ndarray | csr_array | Sequence[np.ndarray]",
+    query: np.ndarray | csr_array,
+    documents: np.ndarray | csr_array | Sequence[np.ndarray],
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
+    """Score one query, (D,) or (Lq, D), with documents that `encode_texts` encoded in advance; (N,) float32.
 
-    Args:
-        query: (D,), or (Lq, D) with one vector per token.
-        documents: (N, D), which are scored at once, or N of (Ld, D).
-        batch_size: documents per forward pass; those of similar length share one.
+    `documents` are (N, D), which are scored at once, or N of (Ld, D); those of similar length share a forward pass.
     """
-    if is_sparse(documents):  # their similarity is the dot product
+    if issparse(documents):  # their similarity is the dot product
         return (documents @ query).toarray()
     query_vectors, query_mask = stack_vectors([query], model.device)
     with torch.inference_mode():

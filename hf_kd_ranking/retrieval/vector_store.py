@@ -77,7 +77,6 @@ class VectorStore(IdIndex):
         Args:
             ranker: a ranker whose documents can be encoded without the query.
             documents: the collection; an id that appears twice is encoded once.
-            folder: the folder of the store.
             storage: "float32", "float16", or "int8" (with a factor per vector).
             overwrite: True replaces an existing store; its readers keep the old one.
 
@@ -104,18 +103,13 @@ class VectorStore(IdIndex):
         return cls(folder, ranker, is_verified)
 
     def compress(self, folder: str | Path, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
-        """Write the same vectors as codes of a faiss codec, which every look-up decodes.
+        """Write the same vectors as codes of a faiss codec, which every look-up decodes; errors as of `build`.
 
         Args:
-            folder: the folder of the new store.
             factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits per value for the
                 residual (as in ColBERTv2), "PQ64" 64 bytes per vector.
             seed: seed of the choice of vectors that the codec is trained on.
             overwrite: True replaces an existing store.
-
-        Raises:
-            FileExistsError: as of `build`.
-            InputError: if faiss cannot build the codec, or the vectors are sparse.
         """
         if self.words is not None:
             raise InputError(f"The vectors in {self.folder} are sparse, which faiss cannot compress.")
@@ -297,11 +291,7 @@ def vector_dimension(ranker: Ranker) -> int:
 
 
 def check_factory(factory: str, dimension: int, count: int) -> None:
-    """Refuse, before any vectors are made, a factory that cannot index so many of them.
-
-    Raises:
-        InputError: if faiss does not know the factory, or its quantisers need more vectors.
-    """
+    """Refuse, by an InputError, a factory that faiss does not know or that needs more vectors, before any are made."""
     problem = f"faiss cannot build {factory!r} over {count:,} vectors"
     with faiss_errors(problem):
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)

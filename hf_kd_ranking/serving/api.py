@@ -1,7 +1,7 @@
 """The endpoints: requests in the formats of existing clients to the model's scores and back."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -16,7 +16,7 @@ from ..data.passages import passages_of, to_documents
 from ..errors import InputError, UnknownIdError
 from . import schemas
 from .errors import RefusedError
-from .model import ServedModel, StoredRows
+from .model import ServedModel
 from .service import Service
 
 ERRORS = {status: {"model": schemas.ErrorAnswer} for status in (400, 401, 404, 413, 422, 429, 500, 503)}
@@ -175,6 +175,16 @@ def _check_tokens_per_document(model: ServedModel, max_tokens: int | None) -> No
         raise RefusedError(422, f"{problem}; leave it out, or shorten the documents.")
 
 
+async def _check_lengths(body: schemas.RequestBody, check: Callable[..., None], *texts: Any) -> None:
+    """Refuse texts that the model would read only in part, unless they are truncated."""
+    if body.truncate:
+        return
+    try:
+        await run_in_threadpool(check, *texts)
+    except InputError as error:
+        raise RefusedError(body.limit_status, str(error), "Tokenizer") from None
+
+
 async def _score_texts(
     service: Service,
     request: Request,
@@ -182,11 +192,7 @@ async def _score_texts(
     body: schemas.RerankRequest | schemas.TextsRequest,
     texts: list[str],
 ) -> np.ndarray:
-    if not body.truncate:
-        try:
-            await run_in_threadpool(model.check_pair_lengths, body.query, texts)
-        except InputError as error:
-            raise RefusedError(body.limit_status, str(error), "Tokenizer") from None
+    await _check_lengths(body, model.check_pair_lengths, body.query, texts)
     pieces, tokens = model.split_pairs(body.query, texts)
     return np.concatenate(await service.run(request, model.score_texts, pieces, tokens))
 
@@ -208,7 +214,7 @@ async def _score_stored(
         raise RefusedError(422, str(error)) from None
     # A stored document is not encoded, which saves most of the work of its tokens.
     tokens = len(rows) * model.config.max_document_length // 4
-    [scores] = await service.run(request, model.score_stored, [StoredRows(body.query, rows)], [tokens])
+    [scores] = await service.run(request, model.score_stored, [(body.query, rows)], [tokens])
     by_name = dict(zip(names, scores.tolist(), strict=True))
     totals = []
     for doc_id in ids:
@@ -228,11 +234,7 @@ async def _embed(service: Service, request: Request, body: schemas.EmbedRequest)
     encode, longest = model.encode_documents, model.config.max_document_length
     if body.prompt_name == "query":
         encode, longest = model.encode_queries, model.config.max_query_length
-    if not body.truncate:
-        try:
-            await run_in_threadpool(model.check_lengths, body.prompt_name, texts)
-        except InputError as error:
-            raise RefusedError(body.limit_status, str(error), "Tokenizer") from None
+    await _check_lengths(body, model.check_lengths, body.prompt_name, texts)
     pieces, tokens = model.split(texts, longest)
     vectors = np.concatenate(await service.run(request, encode, pieces, tokens))
     if body.normalize:
@@ -247,4 +249,4 @@ async def _search(service: Service, request: Request, body: schemas.SearchReques
     query = " ".join(body.query.split())
     _check_texts(service, body, "query", [query])
     [results] = await service.run(request, model.run_searches, [(query, body.k)], [0])
-    return JSONResponse(asdict(results))
+    return JSONResponse(results.model_dump())

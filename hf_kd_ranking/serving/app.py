@@ -50,7 +50,6 @@ def make_app(
     """Make the application of a service, which it starts and closes.
 
     Args:
-        service: answers.
         about: `title` and `examples` (queries) of the page; None serves the API without the page.
         key: needed as `Authorization: Bearer KEY` by all endpoints but `/health`; None needs none.
         allowed_hosts: a request must name one of them, "*" for any. Otherwise a foreign page could reach a server on

@@ -42,8 +42,6 @@ def write_image(folder: Path, model: ServedModel, about: dict[str, Any] | None, 
     """Write a folder that serves a model, its index and its collection; it is complete or absent.
 
     Args:
-        folder: a new folder.
-        model: saved in the folder.
         about: `title` and `examples` of the page; None for the API alone.
         batch_size: texts or pairs per forward pass.
         version: version of the package to install if this is not a checkout that can be copied.

@@ -21,12 +21,9 @@ class OverloadedError(Exception):
 
 @dataclass
 class Job:
-    """A piece of work; a job whose future is cancelled before its batch begins is left out.
+    """A piece of work, and the estimate of its tokens; jobs with equal functions may share a batch.
 
-    Args:
-        run: function of the batch; jobs with equal functions may share a batch.
-        input: input of the job.
-        tokens: estimate of its size.
+    A job whose future is cancelled before its batch begins is left out.
     """
 
     run: Run
@@ -72,15 +69,9 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, run: Run, inputs: Sequence[Any], tokens: Sequence[int]) -> list[Future]:
-        """Queue the parts of one request, all of them or none.
+        """Queue the parts of one request, all of them or none, with the estimated tokens of each; see `Job`.
 
-        Args:
-            run: see `Job`.
-            inputs: input of each part.
-            tokens: estimated tokens of each part.
-
-        Raises:
-            OverloadedError: if they do not fit into the queue, or the engine is closed.
+        An OverloadedError says if they do not fit into the queue, or the engine is closed.
         """
         jobs = [Job(run, part, count) for part, count in zip(inputs, tokens, strict=True)]
         with self._changed:

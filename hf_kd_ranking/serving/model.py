@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -12,31 +12,17 @@ from ..retrieval.stored_reranker import score_stored
 if TYPE_CHECKING:  # the API alone needs no libraries of the extra `retrieval`
     from ..retrieval.vector_store import VectorStore
     from ..searcher import OnnxRanker
-    from .search import Results, SearchEngine
+    from .schemas import SearchAnswer
+    from .search import SearchEngine
 
 PIECE_TOKENS = 16_384  # estimated; longer requests are split, so that others and a cancellation come in between
 CHARACTERS_PER_TOKEN = 3
-
-
-class Texts(NamedTuple):
-    """A query with the texts to score."""
-
-    query: str
-    texts: list[str]
-
-
-class StoredRows(NamedTuple):
-    """A query with the rows of the stored documents to score."""
-
-    query: str
-    rows: np.ndarray
 
 
 class ServedModel:
     """A ranker under the name that requests may give, with what it can search and score from.
 
     Args:
-        name: the name in requests, answers and `/v1/models`.
         ranker: None for a pipeline of BM25 alone, which only searches.
         store: vectors of documents that requests name by id; None if there are none.
         search: the pipeline of `/search` and the page; None serves the API alone.
@@ -59,18 +45,16 @@ class ServedModel:
         if ranker is not None:
             self.config = ranker.model.config if self.is_batched else ranker.config
 
-    def split_pairs(self, query: str, texts: list[str]) -> tuple[list[Texts], list[int]]:
+    def split_pairs(self, query: str, texts: list[str]) -> tuple[list[tuple[str, list[str]]], list[int]]:
         """Return a query and its texts in pieces, and the estimated tokens of each, see `split`."""
         query_tokens = _estimate_tokens(query, self.config.max_query_length)
         pieces, tokens = self.split(texts, self.config.max_document_length, query_tokens)
-        return [Texts(query, piece) for piece in pieces], tokens
+        return [(query, piece) for piece in pieces], tokens
 
     def split(self, texts: list[str], longest: int, added: int = 0) -> tuple[list[list[str]], list[int]]:
         """Return texts in pieces of at most `PIECE_TOKENS` where possible, and the estimated tokens of each.
 
-        Args:
-            longest: tokens that the model reads of a text.
-            added: tokens that are read with each text.
+        `longest` is the number of tokens that the model reads of a text, `added` that of those read with each text.
         """
         pieces: list[list[str]] = []
         tokens: list[int] = []
@@ -100,8 +84,8 @@ class ServedModel:
         else:
             processor.documents(texts)
 
-    def score_texts(self, batch: list[Texts]) -> list[np.ndarray]:
-        """Return the raw scores of each request's texts, (N,) float32 each, as `Ranker.score`."""
+    def score_texts(self, batch: list[tuple[str, list[str]]]) -> list[np.ndarray]:
+        """Return the raw scores of each query with its texts, (N,) float32 each, as `Ranker.score`."""
         if not self.is_batched:
             return [self.ranker.score(query, texts) for query, texts in batch]
         queries: list[str] = []
@@ -113,8 +97,8 @@ class ServedModel:
         ends = np.cumsum([len(texts) for _, texts in batch])
         return np.split(scores, ends[:-1])
 
-    def score_stored(self, batch: list[StoredRows]) -> list[np.ndarray]:
-        """Return the raw scores of each request's stored documents, (N,) float32 each, as `StoredReranker.score`."""
+    def score_stored(self, batch: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+        """Return the raw scores of each query with its rows of the store, (N,) float32 each."""
         queries = self.ranker.encode_queries([query for query, _ in batch])
         results = []
         for vectors, (_, rows) in zip(queries, batch, strict=True):
@@ -130,7 +114,7 @@ class ServedModel:
         """Return the vectors of each request's documents, (N, D) float32 each."""
         return _encode(self.ranker.encode_documents, batch)
 
-    def run_searches(self, batch: list[tuple[str, int]]) -> "list[Results]":
+    def run_searches(self, batch: list[tuple[str, int]]) -> "list[SearchAnswer]":
         """Search for each query and number of passages, one after the other: every stage is timed."""
         return [self.search.search(query, k) for query, k in batch]
 

@@ -143,17 +143,14 @@ class TermWeight(BaseModel):
 
 
 class Passage(BaseModel):
-    """A document that was found.
-
-    Its rank in the first stage, null if it is not there; the text and id of its best passage; for a SPLADE its words.
-    """
+    """A document that was found."""
 
     doc_id: str
     score: float
-    first_rank: int | None
-    text: str
-    passage_id: str
-    terms: list[TermWeight] | None
+    first_rank: int | None = Field(description="Its rank in the first stage; null if it is not there.")
+    text: str = Field(description="Its text, or that of its best passage in a collection of passages.")
+    passage_id: str = Field(description="Id of that passage, otherwise its own.")
+    terms: list[TermWeight] | None = Field(description="Its heaviest words, for a SPLADE.")
 
 
 class SearchAnswer(BaseModel):

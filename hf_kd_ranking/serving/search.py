@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -15,54 +14,9 @@ from ..ranker import Ranker
 from ..retrieval.fusion import fuse_runs
 from ..retrieval.stored_reranker import score_stored
 from ..searcher import Pipeline, combine
+from .schemas import Passage, SearchAnswer, TermWeight
 
 TERMS = 12  # that are shown of a sparse vector
-
-
-@dataclass(frozen=True)
-class Term:
-    """A word of a sparse vector and its weight; the text of an expansion does not have the word."""
-
-    word: str
-    weight: float
-    is_expansion: bool
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A document of a ranking.
-
-    Args:
-        first_rank: its rank in the first stage; None if it is not there.
-        text: its text, or that of its best passage in a collection of passages.
-        passage_id: id of that passage, otherwise its own.
-        terms: see `Results`.
-    """
-
-    doc_id: str
-    score: float
-    first_rank: int | None
-    text: str
-    passage_id: str
-    terms: list[Term] | None = None
-
-
-@dataclass(frozen=True)
-class Results:
-    """The passages for a query, best first.
-
-    Args:
-        candidates: number of the first stage's candidates; None without a first stage.
-        stages_ms: milliseconds of each stage, in order.
-        terms: the words of the largest weights in the query's vector, largest first; None for a ranker without sparse
-            vectors.
-    """
-
-    query: str
-    candidates: int | None
-    stages_ms: dict[str, float]
-    hits: list[Hit]
-    terms: list[Term] | None = None
 
 
 class StageTimes(dict[str, float]):
@@ -79,11 +33,7 @@ class StageTimes(dict[str, float]):
 
 
 class SearchEngine:
-    """A pipeline that is searched for the page; the results are those of `Pipeline.search`.
-
-    Raises:
-        InputError: if the pipeline has no texts to show, or nothing that finds documents.
-    """
+    """A pipeline with texts, which is searched for the page; the results are those of `Pipeline.search`."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         if pipeline.documents is None:
@@ -116,12 +66,8 @@ class SearchEngine:
         _, text = next(self.pipeline.documents.items())
         self.search(" ".join(text.split()[:8]))
 
-    def search(self, query: str, k: int = 10) -> Results:
-        """Return the best k passages; the stages run one after the other, so that no time includes another stage.
-
-        Raises:
-            UnknownIdError: if a document has no text, or no stored vector.
-        """
+    def search(self, query: str, k: int = 10) -> SearchAnswer:
+        """Return the best k passages; the stages run one after the other, so that no time includes another stage."""
         pipeline, times = self.pipeline, StageTimes()
         candidates, count = [], None
         shown: dict[str, str] = {}  # document -> its best passage, by the last stage that scored it
@@ -146,10 +92,11 @@ class SearchEngine:
             times.end("words")
         hits = []
         for (doc_id, score), passage_id, text, of_hit in zip(ranking, passage_ids, texts, terms, strict=False):
-            hits.append(Hit(doc_id, score, first_ranks.get(doc_id), text, passage_id, of_hit))
-        return Results(query, count, dict(times), hits, query_terms)
+            ranks = {"first_rank": first_ranks.get(doc_id), "passage_id": passage_id}
+            hits.append(Passage(doc_id=doc_id, score=score, text=text, terms=of_hit, **ranks))
+        return SearchAnswer(query=query, candidates=count, stages_ms=dict(times), hits=hits, terms=query_terms)
 
-    def _terms(self, vectors: csr_array, texts: Sequence[str]) -> list[list[Term]]:
+    def _terms(self, vectors: csr_array, texts: Sequence[str]) -> list[list[TermWeight]]:
         """Return the words of the largest weights in the vector of each text."""
         tokenizer = self.pipeline.ranker.tokenizer
         tokens = self.pipeline.ranker.processor.encode(texts)["input_ids"]  # by itself in a thread
@@ -162,7 +109,7 @@ class SearchEngine:
             words = tokenizer.convert_ids_to_tokens(numbers[largest].tolist())
             terms = []
             for word, number, weight in zip(words, numbers[largest].tolist(), weights[largest].tolist(), strict=True):
-                terms.append(Term(word, weight, number not in own))
+                terms.append(TermWeight(word=word, weight=weight, is_expansion=number not in own))
             found.append(terms)
         return found
 

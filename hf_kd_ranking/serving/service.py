@@ -13,7 +13,6 @@ from ..errors import InputError
 from .engine import Engine, Job, OverloadedError, Run
 from .errors import RefusedError
 from .model import ServedModel
-from .progress import Progress
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -21,17 +20,24 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request.
-
-    Args:
-        body_bytes: of the body.
-        documents: documents or texts.
-        characters: of one text; the model reads its beginning only, see `truncate`.
-    """
+    """Limits of a request: bytes of its body, texts, and characters of a text; the model reads its beginning only."""
 
     body_bytes: int = 10_000_000
     documents: int = 1_000
     characters: int = 100_000
+
+
+@dataclass
+class Progress:
+    """The stage of the start in words, and how many of its units are done; `total` is 0 if they cannot be counted."""
+
+    stage: str = "Starting"
+    done: int = 0
+    total: int = 0
+
+    def begin(self, stage: str, total: int = 0) -> None:
+        """Begin a stage."""
+        self.stage, self.done, self.total = stage, 0, total
 
 
 class ClientGoneError(Exception):
@@ -62,7 +68,6 @@ class Service:
 
     Args:
         load: returns the model; it reports what it does by the progress that it is given.
-        limits: None takes the default limits.
         raw_scores: default of the requests' `raw_scores`.
         engine_settings: see `Engine`.
     """

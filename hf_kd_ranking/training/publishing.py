@@ -9,7 +9,7 @@ from ..data.languages import detect_languages
 from ..errors import InputError
 from ..hub.manifest import select_measures, write_manifest
 from ..hub.model_card import write_model_card
-from ..hub.publish import publish_ranker
+from ..hub.publish import publish
 from .evaluation import EvaluatingTrainer
 
 CARD_FIELDS = ("results", "files", "command")  # that `push_to_hub` passes on
@@ -73,9 +73,7 @@ class PublishingTrainer(EvaluatingTrainer):
         if not self.is_world_process_zero():
             return None
         token = token or self.args.hub_token
-        result = publish_ranker(
-            self.args.output_dir, self.hub_model_id, overwrite=True, token=token, message=commit_message
-        )
+        result = publish(self.args.output_dir, self.hub_model_id, overwrite=True, token=token, message=commit_message)
         return result["address"]
 
     def _training_rows(self) -> int:

@@ -95,7 +95,7 @@ def test_bad_input_of_index_and_search_is_one_line(call, paths, toy, tmp_path):
         (f"{index} --overwrite --factory Flat", "--factory is for a ranker with one vector per text"),
         (f"{index} --overwrite --centroids 0", "--centroids is for a ranker that compares by MaxSim"),
         (f"{index} --storage int4 --overwrite", "stored as one of float32, float16, int8, got 'int4'"),
-        (f"{index} --overwrite --language german", "--language and --tokenization are for BM25"),
+        (f"{index} --overwrite --language german", "--language is for BM25"),
     ]:
         status, _, err = call(command)
         assert (status, message in err, err.count("error: "), "Traceback" in err) == (2, True, 1, False), err

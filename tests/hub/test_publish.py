@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import file_digest as digest
 from hf_kd_ranking.hub.manifest import _public_command, read_manifest
-from hf_kd_ranking.hub.publish import PART_SUFFIXES, SUFFIXES, publish_pipeline, publish_ranker
+from hf_kd_ranking.hub.publish import PART_SUFFIXES, SUFFIXES, publish
 from hf_kd_ranking.searcher import CHECKPOINT_FILES, Pipeline, save_pipeline
 
 TOKEN = "hf_" + "a1B2" * 8  # the stand-in's
@@ -45,7 +45,7 @@ def folder(trained, tmp_path) -> Path:
 
 
 def test_publish_sends_what_others_need_in_one_commit(hub, folder, tmp_path):
-    plan = publish_ranker(folder, "me/ranker", private=True)
+    plan = publish(folder, "me/ranker", private=True)
     files = hub.files("me/ranker")
     assert hub.repositories["me/ranker"]["private"] is True
     assert plan["address"] == f"{hub.address}/me/ranker/commit/{'2' * 40}"
@@ -72,11 +72,11 @@ def test_dry_run_lists_files_and_changes_nothing(hub, folder, monkeypatch):
     }
     with monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        plan = publish_ranker(folder, "me/ranker", is_dry_run=True, efficiency=efficiency)
+        plan = publish(folder, "me/ranker", is_dry_run=True, efficiency=efficiency)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert plan["address"] is None and hub.repositories == {}
     assert plan["bytes"] == sum(plan["files"].values()) > plan["files"]["model.safetensors"]
-    published = publish_ranker(folder, "me/ranker", efficiency=efficiency)
+    published = publish(folder, "me/ranker", efficiency=efficiency)
     assert published["files"] == plan["files"]
     assert plan["files"] == {name: len(content) for name, content in hub.files("me/ranker").items()}
 
@@ -84,18 +84,18 @@ def test_dry_run_lists_files_and_changes_nothing(hub, folder, monkeypatch):
 def test_publish_sends_large_files_once_after_an_interruption(hub, folder):
     hub.status["/commit/"] = 400
     with pytest.raises(OSError, match="the Hub answered 400"):
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
     del hub.status["/commit/"]
-    publish_ranker(folder, "me/ranker", overwrite=True)
+    publish(folder, "me/ranker", overwrite=True)
     assert len(hub.uploads) == 1
     assert hub.files("me/ranker")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 def test_publish_keeps_a_repository_that_exists(hub, folder):
-    publish_ranker(folder, "me/ranker")
+    publish(folder, "me/ranker")
     with pytest.raises(FileExistsError, match=r"me/ranker exists on the Hub.*--overwrite"):
-        publish_ranker(folder, "me/ranker")
-    publish_ranker(folder, "me/ranker", overwrite=True)
+        publish(folder, "me/ranker")
+    publish(folder, "me/ranker", overwrite=True)
     assert len(hub.repositories["me/ranker"]["commits"]) == 2
 
 
@@ -106,7 +106,7 @@ def test_publish_keeps_a_repository_that_exists(hub, folder):
 def test_refusal_is_one_line_without_the_token(hub, folder, status, words):
     hub.status["/api/repos/create"] = status
     with pytest.raises(OSError, match=f"^Publishing me/ranker: .*{words}") as caught:
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
     assert TOKEN not in "".join(traceback.format_exception(caught.value, limit=None))
     assert "\n" not in str(caught.value)
 
@@ -115,14 +115,14 @@ def test_missing_token_network_and_offline_have_own_messages(hub, folder, monkey
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(OSError, match="hf auth login"):
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nobody listens
     with pytest.raises(OSError, match="no connection to the Hub"):
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="HF_HUB_OFFLINE switches off"):
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
 
 
 def plain_encoder(folder: Path, encoder: Path) -> None:
@@ -151,7 +151,7 @@ WRONG = {
 def test_publish_refuses_bad_folders_before_contacting_the_hub(hub, folder, encoder, damage, words):
     damage(folder, encoder)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        publish_ranker(folder, "me/ranker")
+        publish(folder, "me/ranker")
     assert hub.repositories == {}
 
 
@@ -159,7 +159,7 @@ def test_publish_refuses_the_own_token_in_any_form(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret-9")
     (folder / "notes.txt").write_text("x secret-9 y")
     with pytest.raises(ValueError, match=r"notes\.txt contains an access token"):
-        publish_ranker(folder, "me/ranker", is_dry_run=True)
+        publish(folder, "me/ranker", is_dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_publish_refuses_an_incomplete_card(folder, card, words):
     if card is not None:
         (folder / "README.md").write_text(card)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        publish_ranker(folder, "me/ranker", is_dry_run=True)
+        publish(folder, "me/ranker", is_dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["ranker", "a/b/c", "me/ran ker", "me/../x"])
 def test_publish_refuses_an_invalid_name(folder, name):
     with pytest.raises(ValueError, match="name"):
-        publish_ranker(folder, name)
+        publish(folder, name)
 
 
 def test_manifest_ties_results_to_data_and_weights(folder, toy):
@@ -255,9 +255,9 @@ def pipeline(trained, toy, tmp_path) -> Path:
 
 def test_published_pipeline_loads_from_a_copy_of_the_repository(hub, pipeline, tmp_path):
     before = {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
-    plan = publish_pipeline(pipeline, "me/best", is_dry_run=True)
+    plan = publish(pipeline, "me/best", is_dry_run=True)
     assert (plan["address"], hub.repositories) == (None, {})
-    published = publish_pipeline(pipeline, "me/best", private=True)
+    published = publish(pipeline, "me/best", private=True)
     assert {path: path.read_bytes() for path in pipeline.rglob("*") if path.is_file()} == before
     files = hub.files("me/best")
     assert plan["files"] == published["files"] == {name: len(content) for name, content in files.items()}
@@ -273,14 +273,14 @@ def test_published_pipeline_loads_from_a_copy_of_the_repository(hub, pipeline, t
 
 
 def test_card_of_a_pipeline_is_the_rankers_with_how_to_load_all(hub, pipeline):
-    publish_pipeline(pipeline, "me/best")
+    publish(pipeline, "me/best")
     card = hub.files("me/best")["README.md"].decode()
     assert 'kd.load_pipeline(snapshot_download("me/best"))' in card and "Ranker.from_pretrained" not in card
     assert "(search, depth 5, weight of BM25's scores 0.3)" in card
     assert [line for line in card.splitlines() if line.startswith("## ")][:2] == ["## Use", "## Results"]
     (pipeline / "ranker" / "manifest.json").unlink()
     (pipeline / "ranker" / "README.md").write_text("---\nlicense: mit\n---\n\n# Ours\n")
-    publish_pipeline(pipeline, "me/other")
+    publish(pipeline, "me/other")
     card = hub.files("me/other")["README.md"].decode()
     assert card.startswith("---\nlicense: mit\n---\n\n# Ours\n\n## Use\n") and 'snapshot_download("me/other")' in card
 
@@ -288,7 +288,7 @@ def test_card_of_a_pipeline_is_the_rankers_with_how_to_load_all(hub, pipeline):
 def test_pipeline_of_bm25_alone_has_a_card(hub, toy, tmp_path):
     bm25 = kd.BM25Index.build(kd.TextStore.from_tsv(toy / "collection.tsv"))
     save_pipeline(tmp_path / "best", Pipeline(first_stage=bm25))
-    publish_pipeline(tmp_path / "best", "me/best")
+    publish(tmp_path / "best", "me/best")
     assert "with the parts\n`first_stage/`." in hub.files("me/best")["README.md"].decode()
 
 
@@ -296,10 +296,10 @@ def test_incomplete_pipeline_is_not_published(hub, pipeline):
     (pipeline / "ranker" / "manifest.json").unlink()
     (pipeline / "ranker" / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match=r"README\.md does not exist"):
-        publish_pipeline(pipeline, "me/best")
+        publish(pipeline, "me/best")
     shutil.rmtree(pipeline / "documents")
     with pytest.raises(FileNotFoundError, match="lacks parts of its pipeline: documents"):
-        publish_pipeline(pipeline, "me/best")
+        publish(pipeline, "me/best")
     assert hub.repositories == {}
 
 

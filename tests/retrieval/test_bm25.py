@@ -106,14 +106,13 @@ def test_bm25_saved_and_opened_gives_the_same_results(make_texts, tmp_path, patt
 
 def test_bm25_english_drops_stop_words_and_stems(make_texts, tmp_path):
     texts = make_texts(("a", "The running of the dogs"), ("b", "It is the of"), ("c", "a dog runs"))
-    index = kd.BM25Index.build(texts, tmp_path / "mine", tokenization="english")
+    index = kd.BM25Index.build(texts, tmp_path / "mine", language="english")
     for opened in (index, kd.BM25Index.open(tmp_path / "mine")):
         run = opened.search({"stem": "Dog", "verb": "run", "stop": "of the"})
         assert [set(ids(run, query_id)) for query_id in run] == [{"a", "c"}, {"a", "c"}, set()]
     assert set(ids(kd.BM25Index.build(texts).search({"q": "of the"}))) == {"a", "b"}
-    for setting in ({"tokenization": "klingon"}, {"language": "klingon"}):
-        with pytest.raises(ValueError, match=r"one of .*english.*, got 'klingon'"):
-            kd.BM25Index.build(texts, **setting)
+    with pytest.raises(ValueError, match=r"one of .*english.*, got 'klingon'"):
+        kd.BM25Index.build(texts, language="klingon")
 
 
 @pytest.mark.parametrize(
@@ -228,13 +227,10 @@ def test_bm25_replaces_an_index_only_if_asked(texts, tmp_path):
 def test_bm25_opening_says_what_is_wrong(texts, tmp_path, damage):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "artifact.json"))):
         kd.BM25Index.open(tmp_path)
-    (tmp_path / "tokenization.json").write_text('"plain"')
-    with pytest.raises(ValueError, match="is a BM25 index of an earlier release; remove it and build it again"):
-        kd.BM25Index.open(tmp_path)
     kd.BM25Index.build(texts, tmp_path / "index")
     description = read_description(tmp_path / "index")
     del description["language"]
-    write_description(tmp_path / "index", description | {"tokenization": "plain"})
+    write_description(tmp_path / "index", description)
     with pytest.raises(ValueError, match="is a BM25 index of an earlier release; remove it and build it again"):
         kd.BM25Index.open(tmp_path / "index")
     write_description(tmp_path / "index", description | {"language": None})

@@ -1,7 +1,5 @@
 """The endpoints: equal to the ranker and the pipeline, in the formats of existing clients."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -103,7 +101,7 @@ def test_long_requests_are_split_and_joined_in_order(serve, ranker, monkeypatch)
     model = ServedModel("tiny", ranker)
     pieces, tokens = model.split_pairs(QUERY, TEXTS * 4)
     assert len(pieces) > 3 and max(tokens) <= 40
-    assert [text for piece in pieces for text in piece.texts] == TEXTS * 4
+    assert [text for _, texts in pieces for text in texts] == TEXTS * 4
     body = {"query": QUERY, "texts": TEXTS * 4, "raw_scores": True}
     found = np.empty(20)
     for result in serve(model).post("/rerank", json=body).json():
@@ -148,7 +146,7 @@ def test_search_equals_the_pipeline(serve, ranker, documents, bm25, tmp_path):
     assert (answer["query"], list(answer["stages_ms"])) == ("apple bread", ["BM25", "query encoding", "search"])
     wanted = pipeline.search("apple bread", 4)
     assert [hit["doc_id"] for hit in answer["hits"]] == [doc_id for doc_id, _ in wanted]
-    assert answer["hits"] == [asdict(hit) for hit in search.search("apple bread", 4).hits]
+    assert answer["hits"] == [hit.model_dump() for hit in search.search("apple bread", 4).hits]
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)

@@ -115,7 +115,7 @@ def test_request_of_a_client_that_leaves_is_not_computed(ranker, caplog):
             scored.extend(texts.query for texts in batch)
             began.set()
             assert go.wait(20)
-            return [np.zeros(len(texts.texts), np.float32) for texts in batch]
+            return [np.zeros(len(texts), np.float32) for _, texts in batch]
 
     async def leave():
         service = Service(lambda progress: Slow("tiny", ranker))

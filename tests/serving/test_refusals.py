@@ -127,11 +127,11 @@ def test_full_queue_is_status_429_with_the_time_to_wait(serve, ranker):
 def test_failing_model_is_an_error_of_its_own_request(serve, ranker):
     class Failing(ServedModel):
         def score_texts(self, batch):
-            if any("nan" in texts.texts for texts in batch):
+            if any("nan" in texts for _, texts in batch):
                 raise kd.InputError("The score of pair 0 is nan")
-            if any("bug" in texts.texts for texts in batch):
+            if any("bug" in texts for _, texts in batch):
                 raise RuntimeError("a secret of the server")
-            return [np.zeros(len(texts.texts), np.float32) for texts in batch]
+            return [np.zeros(len(texts), np.float32) for _, texts in batch]
 
     client = serve(Failing("tiny", ranker))
     assert_refused(client.post("/rerank", json=TEXTS | {"texts": ["nan"]}), 500, "Backend", "The score of pair 0 is")

@@ -7,7 +7,7 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.interop.onnx import OnnxRanker
 from hf_kd_ranking.retrieval.base import open_index
 from hf_kd_ranking.searcher import Pipeline
-from hf_kd_ranking.serving.model import ServedModel, Texts
+from hf_kd_ranking.serving.model import ServedModel
 from hf_kd_ranking.serving.search import SearchEngine
 
 QUERY = "the apple and bread"
@@ -112,7 +112,7 @@ def test_int8_ranker_is_searched_with_and_served_without_mixing_requests(serve, 
     assert list(assert_equal_results(engine).stages_ms) == ["BM25", "scoring"]
     assert engine.describe() == "BERT_Dot, re-ranks BM25’s best 20 from their texts"
     model = ServedModel("tiny", int8, search=engine)
-    batch = [Texts(QUERY, ["apple", "king of the house"]), Texts("cat", ["dog"])]
+    batch = [(QUERY, ["apple", "king of the house"]), ("cat", ["dog"])]
     for found, (query, texts) in zip(model.score_texts(batch), batch, strict=True):
         assert found.tolist() == int8.score(query, texts).tolist()
     answer = serve(model).post("/rerank", json={"query": "cat", "texts": ["dog"], "raw_scores": True}).json()
