@@ -17,6 +17,7 @@ from toy_architecture import Toy, ToyConfig
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.models import ARCHITECTURES as REGISTERED
 from hf_kd_ranking.models import RankerModel, register_ranker, tokenization
 
@@ -137,7 +138,7 @@ def toy(tmp_path_factory) -> Path:
         {query: [(str(doc), 10.0 - rank) for rank, doc in enumerate(docs)] for query, docs in candidates.items()},
         folder / "candidates.trec",
     )
-    kd.write_qrels(
+    write_qrels(
         {query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt"
     )
     return folder
