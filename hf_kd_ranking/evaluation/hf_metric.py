@@ -22,6 +22,10 @@ class RankingMetric(evaluate.Metric):
     Args:
         measures: in ir_measures' notation; the `measures` of a `compute` call take precedence.
         **options: passed to `evaluate.Metric`.
+
+    Example:
+        >>> kd.RankingMetric(["RR@10"]).compute(predictions=[[2.0, 1.0]], references=[[0, 1]])
+        {'RR@10': 0.5}
     """
 
     def __init__(self, measures: Sequence[str] = DEFAULT_MEASURES, **options: Any) -> None:

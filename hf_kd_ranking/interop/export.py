@@ -100,6 +100,11 @@ def export_ranker(
             differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score); or a library is missing.
         FileExistsError: if the output exists.
         FileNotFoundError: if the ranker or its tokenizer does not exist.
+
+    Example:
+        >>> result = kd.export_ranker("bert_dot", "sentence-transformer", "exported")
+        >>> result["largest_difference"] < 1e-4
+        True
     """
     if format not in FORMATS:
         raise InputError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")
