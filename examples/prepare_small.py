@@ -13,6 +13,7 @@ from pathlib import Path
 from scipy.stats import zscore
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.demo.experiment import demo_job
 
 TEACHER = "SPLADE_P_P_ENSEMBLE_DISTIL"
@@ -49,7 +50,7 @@ def prepare_msmarco(data: Path, output: Path) -> None:
     splits["train"] = scored["dl20"][1::2] + scored["dl21"][DEV_QUERIES:]
     qrels = judged["dl20"] | judged["dl21"]
     for split, query_ids in splits.items():
-        kd.write_qrels({query_id: qrels[query_id] for query_id in query_ids}, output / f"qrels.{split}.txt")
+        write_qrels({query_id: qrels[query_id] for query_id in query_ids}, output / f"qrels.{split}.txt")
         print(f"{len(query_ids)} {split} queries of MS MARCO")
 
 

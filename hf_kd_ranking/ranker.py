@@ -28,6 +28,12 @@ class Ranker:
         is_distributed: True shares long work among the processes of an `accelerate` job; all must make the same calls.
         truncation: True cuts texts beyond the lengths; False makes them an error.
         tokens_per_batch: tokens per forward pass, padding included, in place of `batch_size`; None reads that.
+
+    Example:
+        >>> ranker = kd.Ranker.from_pretrained("bert_dot")
+        >>> ranker.score(["what is bread", "where is the king"], ["Bread is baked.", "By the river."]).shape
+        (2,)
+        >>> (index, score), *others = ranker.rerank("what is bread", ["Bread is baked.", "By the river."])
     """
 
     def __init__(

@@ -241,6 +241,10 @@ def load_pipeline(folder: str | os.PathLike, device: str | None = None, batch_si
     Raises:
         FileNotFoundError: if the folder is not a pipeline, or a part is missing.
         InputError: if `pipeline.json` is damaged or of another version, or a part is damaged or another one.
+
+    Example:
+        >>> pipeline = kd.load_pipeline("best")
+        >>> hits = pipeline.search("what is bread", k=10)  # [(doc_id, score)]
     """
     folder = Path(folder)
     saved = _read_saved(folder)

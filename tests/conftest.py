@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from scipy.sparse import issparse
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from toy_architecture import Toy, ToyConfig
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, BertConfig, BertModel, PreTrainedTokenizerFast
+from workplace import make_workplace
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.models import ARCHITECTURES as REGISTERED
 from hf_kd_ranking.models import RankerModel, register_ranker, tokenization
 
@@ -137,7 +140,7 @@ def toy(tmp_path_factory) -> Path:
         {query: [(str(doc), 10.0 - rank) for rank, doc in enumerate(docs)] for query, docs in candidates.items()},
         folder / "candidates.trec",
     )
-    kd.write_qrels(
+    write_qrels(
         {query: {str(docs[4]): 2, str(docs[7]): 1} for query, docs in candidates.items()}, folder / "qrels.txt"
     )
     return folder
@@ -258,3 +261,22 @@ def check_threads() -> Iterator[Callable]:
     yield check
     sys.setswitchinterval(interval)
     torch.set_num_threads(torch_threads)
+
+
+@pytest.fixture(scope="session")
+def finished_workplace(tmp_path_factory, tokenizer) -> Path:
+    """The folder of workplace.py; a test works in a copy of it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder.parent / "cache")
+        make_workplace(folder, tokenizer, WORDS)
+    return folder
+
+
+@pytest.fixture
+def workplace(finished_workplace, tmp_path, monkeypatch) -> Path:
+    """The current folder: a copy of the folder of workplace.py."""
+    folder = tmp_path / "workplace"
+    shutil.copytree(finished_workplace, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.passages import split_documents, to_documents
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.errors import UnknownIdError
 from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.models import tokenization
@@ -236,7 +237,7 @@ def test_workflow_from_split_to_measures(call, ranker, toy, tmp_path):
 def test_runs_of_passages_are_measured_by_documents(call, toy, tmp_path):
     passages = {"112": [("7#3", 9.0), ("5#0", 8.0), ("7#1", 7.0), ("5#1", 7.5), ("7#0", 1.0)]}
     kd.write_run(passages, tmp_path / "passages.trec")
-    kd.write_qrels({"112": {"5": 1}}, tmp_path / "qrels.txt")
+    write_qrels({"112": {"5": 1}}, tmp_path / "qrels.txt")
     values = {}
     for aggregation in ("max", "first", "mean_top3"):
         options = f"--run {tmp_path}/passages.trec --qrels {tmp_path}/qrels.txt --measure RR@1 --json"

@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +43,12 @@ def main() -> None:
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     ranker = kd.Ranker.from_pretrained(args.model, device="cpu", dtype=dtype)
-    queries = ranker.encode_queries([text for _, text in kd.TextStore.from_file(args.queries).items()])
+    queries = ranker.encode_queries(list(dict(kd.TextStore.from_file(args.queries).items()).values()))
     # 1. Exact search
     stores = [kd.VectorStore.open(folder, ranker) for folder in args.index]
     exact = kd.ColBERTIndex(stores[0])
     start = time.process_time()
-    truth = [rows for _, rows in exact.search_vectors(queries, args.k)]
+    truth = only_rows(exact.search_vectors(queries, args.k))
     exact_rate = len(queries) / (time.process_time() - start)
     print(f"exact: {len(stores[0]):,} passages, {exact_rate:.2f} queries per CPU second", flush=True)
     # 2. Build the indexes
@@ -110,16 +110,24 @@ def search_ours(index: kd.ColBERTIndex, queries: list, k: int, probes: int, cand
     """Return a search that returns the rows found for every query."""
 
     def search() -> list[np.ndarray]:
-        return [rows for _, rows in index.search_vectors(queries, k, probes, candidates)]
+        return only_rows(index.search_vectors(queries, k, probes, candidates))
 
     return search
+
+
+def only_rows(results: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Return the rows of results, which also have the scores."""
+    found = []
+    for _, rows in results:
+        found.append(rows)
+    return found
 
 
 def build_fast_plaid(store: kd.VectorStore, folder: Path, bits: int) -> tuple[object, dict[str, float]]:
     """Return an index of fast-plaid over the vectors of a store, the CPU time of it, and bytes per passage."""
     from fast_plaid.search import FastPlaid
 
-    vectors = [torch.from_numpy(tokens) for tokens in store.take(np.arange(len(store)))]
+    vectors = list(map(torch.from_numpy, store.take(np.arange(len(store)))))
     start = time.process_time()
     index = FastPlaid(str(folder), device="cpu")
     index.create(vectors, nbits=bits)
@@ -129,19 +137,27 @@ def build_fast_plaid(store: kd.VectorStore, folder: Path, bits: int) -> tuple[ob
 
 def search_fast_plaid(index: object, queries: list, k: int, probes: int, scores: int) -> Search:
     """Return a search by fast-plaid; `scores` is the number of documents whose centroids it scores."""
-    tensors = [torch.from_numpy(np.ascontiguousarray(query)) for query in queries]
+    tensors = []
+    for query in queries:
+        tensors.append(torch.from_numpy(np.ascontiguousarray(query)))
 
     def search() -> list[np.ndarray]:
         options = {"n_ivf_probe": probes, "n_full_scores": scores, "show_progress": False}
-        found = index.search(tensors, top_k=k, **options)
-        return [np.array([row for row, _ in ranking]) for ranking in found]
+        found = []
+        for ranking in index.search(tensors, top_k=k, **options):
+            found.append(np.array(list(dict(ranking))))  # (row, score) pairs
+        return found
 
     return search
 
 
 def size_of(folder: Path) -> int:
     """Return the bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        if path.is_file():
+            size += path.stat().st_size
+    return size
 
 
 if __name__ == "__main__":

@@ -59,38 +59,44 @@ def main() -> None:
     for passages in (args.passages // 4, args.passages):
         folder = Path(tempfile.mkdtemp(dir=args.folder))
         make_files(folder, passages)
-        results[passages] = {name: measure(code, folder) for name, code in (("plain", PLAIN), ("ours", OURS))}
+        results[passages] = {"plain": measure(PLAIN, folder), "ours": measure(OURS, folder)}
         same = subprocess.run(["cmp", folder / "plain.tsv", folder / "ours.tsv"], check=False).returncode == 0
         shutil.rmtree(folder)
         for name, (seconds, memory) in results[passages].items():
             print(f"{passages:,} passages, {4 * passages:,} triples: {name:5} {seconds:6.1f} s  {memory:7.0f} MiB")
         print("the outputs are identical" if same else "THE OUTPUTS DIFFER")
     small, large = results.values()
-    growth = {name: (large[name][0] - small[name][0]) / (3 * args.passages) for name in large}  # seconds a triple
-    print(json.dumps({  # growth: without what does not depend on the size
-        "time_ratio": large["plain"][0] / large["ours"][0],
-        "memory_mib": {name: large[name][1] for name in large},
-        "memory_growth": {name: large[name][1] / small[name][1] for name in large},
-        "minutes_at_40M_triples": {name: 40e6 * seconds / 60 for name, seconds in growth.items()},
-    }))  # fmt: skip
+    summary = {"time_ratio": large["plain"][0] / large["ours"][0]}
+    summary |= {"memory_mib": {}, "memory_growth": {}, "minutes_at_40M_triples": {}}
+    for name in large:
+        seconds_per_triple = (large[name][0] - small[name][0]) / (3 * args.passages)  # without the constant part
+        summary["memory_mib"][name] = large[name][1]
+        summary["memory_growth"][name] = large[name][1] / small[name][1]
+        summary["minutes_at_40M_triples"][name] = 40e6 * seconds_per_triple / 60
+    print(json.dumps(summary))
 
 
 def make_files(folder: Path, passages: int) -> None:
     """Write a collection, queries and rows of teacher scores, of random words."""
     rng = np.random.default_rng(0)
-    words = np.array(["".join(rng.choice(list("etaoinshrdlu"), n)) for n in rng.integers(2, 10, 5000)])
-    pool = [" ".join(rng.choice(words, n)) for n in rng.integers(20, 90, 20_000)]
+    words, pool = [], []
+    for length in rng.integers(2, 10, 5000):
+        words.append("".join(rng.choice(list("etaoinshrdlu"), length)))
+    for length in rng.integers(20, 90, 20_000):
+        pool.append(" ".join(rng.choice(words, length)))
     with (folder / "collection.tsv").open("w") as file:
-        for start in range(0, passages, 100_000):
-            file.writelines(f"{i}\t{i} {pool[i % len(pool)]}\n" for i in range(start, min(start + 100_000, passages)))
+        for number in range(passages):
+            file.write(f"{number}\t{number} {pool[number % len(pool)]}\n")
     queries = rng.choice(10 * passages, passages // 10, replace=False)
-    (folder / "queries.tsv").write_text("".join(f"{i}\twhat is {pool[i % len(pool)][:30]}\n" for i in queries))
+    with (folder / "queries.tsv").open("w") as file:
+        for number in queries:
+            file.write(f"{number}\twhat is {pool[number % len(pool)][:30]}\n")
     with (folder / "scores.tsv").open("w") as file:
         for _ in range(4):
             scores, ids = rng.normal(5, 5, (passages, 2)).round(6), rng.integers(0, passages, (passages, 2))
             chosen = rng.choice(queries, passages)
-            rows = zip(scores.tolist(), chosen.tolist(), ids.tolist(), strict=True)
-            file.writelines(f"{p}\t{n}\t{q}\t{a}\t{b}\n" for (p, n), q, (a, b) in rows)
+            for pair, query, documents in zip(scores.tolist(), chosen.tolist(), ids.tolist(), strict=True):
+                file.write(f"{pair[0]}\t{pair[1]}\t{query}\t{documents[0]}\t{documents[1]}\n")
 
 
 def measure(code: str, folder: Path) -> tuple[float, float]:
@@ -98,8 +104,9 @@ def measure(code: str, folder: Path) -> tuple[float, float]:
     peak = 0
     process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = max([peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))])
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]))
         time.sleep(0.05)
     if process.returncode:
         sys.exit(f"a run failed with {process.returncode}")

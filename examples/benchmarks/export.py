@@ -40,8 +40,8 @@ def main() -> None:
     # 1. The ranker, and 100 pairs of texts
     ranker = kd.Ranker.from_pretrained(args.model, args.architecture, device="cpu")
     queries, collection = kd.TextStore.from_file(args.queries), kd.TextStore.from_file(args.collection)
-    documents = [text for _, text in islice(collection.items(), 100)]
-    texts = list(islice(cycle([text for _, text in queries.items()]), len(documents)))
+    documents = list(dict(islice(collection.items(), 100)).values())
+    texts = list(islice(cycle(dict(queries.items()).values()), len(documents)))
     results = {"model": type(ranker.model).__name__, "formats": {}}
     scorers = {"torch": ranker.score}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def main() -> None:
         results["ms"] = milliseconds(scorers, texts, documents)
         if args.qrels:
             qrels = kd.read_qrels(args.qrels)
-            judged = {query_id: queries[query_id] for query_id in qrels}
+            judged = dict(zip(qrels, queries[list(qrels)], strict=True))
             candidates = kd.BM25Index.build(collection).search(judged, args.k)
             results["RR@10"] = {}
             for name, score in scorers.items():
@@ -73,8 +73,8 @@ def by_length(ranker: OnnxRanker) -> Callable:
     """Return a function that scores in batches of similar length, as `Ranker.score` does."""
 
     def score(queries: list[str], documents: list[str]) -> np.ndarray:
-        order, scores = np.argsort([-len(text) for text in documents]), np.empty(len(documents), dtype=np.float32)
-        scores[order] = ranker.score([queries[i] for i in order], [documents[i] for i in order])
+        order, scores = np.argsort(list(map(len, documents)))[::-1], np.empty(len(documents), dtype=np.float32)
+        scores[order] = ranker.score(np.array(queries)[order].tolist(), np.array(documents)[order].tolist())
         return scores
 
     return score

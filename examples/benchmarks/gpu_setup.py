@@ -4,6 +4,7 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,10 +114,15 @@ def build_bench(folder: Path, is_smoke: bool, model: str | None) -> Bench:
     for name, count in (("queries", sizes.queries), ("passages", sizes.passages)):
         texts[name] = synthetic_texts(tokenizer, count, *LENGTHS[name])
         path = folder / f"{name}.tsv"
-        path.write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(texts[name])), encoding="utf-8")
+        with path.open("w", encoding="utf-8") as file:
+            for number, text in enumerate(texts[name]):
+                file.write(f"{number}\t{text}\n")
         stores[name] = kd.TextStore.from_tsv(path, folder / name)
     rng, rows = random.Random(0), []
-    for _ in range(max(pairs * sizes.batch_count(pairs) for pairs in sizes.pairs)):
+    count = 0
+    for pairs in sizes.pairs:
+        count = max(count, pairs * sizes.batch_count(pairs))
+    for _ in range(count):
         scores = [rng.gauss(2, 3), rng.gauss(-2, 3)]
         documents = rng.sample(range(sizes.passages), 2)
         rows.append({"query_id": rng.randrange(sizes.queries), "doc_ids": documents, "teacher_scores": scores})
@@ -139,12 +145,17 @@ def write_encoder(folder: Path, config: PreTrainedConfig) -> None:
     """Write an encoder with random weights, and a WordPiece tokenizer of as many synthetic words as it embeds."""
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
-    letters = [chr(ord("a") + number) for number in range(26)]
-    tokens = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)]
+    tokens = [*SPECIAL_TOKENS, *ascii_lowercase]
+    for letter in ascii_lowercase:
+        tokens.append(f"##{letter}")
     rng, words = random.Random(0), set()
     while len(words) < config.vocab_size - len(tokens):
-        words.add("".join(rng.choice("bcdfghklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 3, 4)))))
-    vocabulary = {token: number for number, token in enumerate([*tokens, *sorted(words)])}
+        word = ""
+        for _ in range(rng.choice((2, 3, 4))):
+            word += rng.choice("bcdfghklmnprstvz") + rng.choice("aeiou")
+        words.add(word)
+    tokens += sorted(words)
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -160,12 +171,15 @@ def write_encoder(folder: Path, config: PreTrainedConfig) -> None:
 
 def synthetic_texts(tokenizer: PreTrainedTokenizerBase, count: int, mean: float, spread: float) -> list[str]:
     """Return texts of random whole words of a vocabulary, whose numbers of tokens are lognormal."""
-    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and len(word) > 2)
+    words = []
+    for word in sorted(tokenizer.get_vocab()):
+        if word.isascii() and word.isalpha() and len(word) > 2:
+            words.append(word)
     rng = np.random.default_rng(count)
     tokens = rng.lognormal(np.log(mean) - spread**2 / 2, spread, count)
     texts = []
     for length in np.maximum(1, tokens.round().astype(int) - 2):  # without [CLS] and [SEP]
-        texts.append(" ".join(words[place] for place in rng.integers(len(words), size=length)))
+        texts.append(" ".join(rng.choice(words, size=length)))
     return texts
 
 
@@ -184,8 +198,9 @@ def peak_flops(device: torch.device) -> float | None:
 
 def batch_tokens(features: dict[str, Any]) -> int:
     """Return the number of tokens that the student reads, without padding."""
-    sides = [features[side] for side in ("query", "document") if side in features] or [features]
-    return sum(int(side["attention_mask"].sum()) for side in sides)
+    if "query" not in features:  # both texts in one sequence
+        return int(features["attention_mask"].sum())
+    return int(features["query"]["attention_mask"].sum() + features["document"]["attention_mask"].sum())
 
 
 def forward_flops(model: PreTrainedModel, features: dict[str, Any]) -> float:
@@ -201,20 +216,24 @@ def forward_flops(model: PreTrainedModel, features: dict[str, Any]) -> float:
     queries, documents = _lengths(features["query"]), _lengths(features["document"])  # (B,), (B, n)
     if architecture == "TK":
         per_layer = _layer_flops(config.hidden_size, config.intermediate_size)
-        encoding = config.num_hidden_layers * sum(per_layer(side).sum() for side in (queries, documents))
+        encoding = config.num_hidden_layers * (per_layer(queries).sum() + per_layer(documents).sum())
         per_pair = 2 * (config.hidden_size + model.kernel_bin_weights.in_features)  # a cosine, and sums of kernels
         return encoding + per_pair * (queries[:, None] * documents).sum()
     encoder = config.encoder_config
     if architecture == "BERT_Dot":
-        return sum(_encoder_flops(encoder, side, reads_first=True) for side in (queries, documents))
+        return _encoder_flops(encoder, queries, reads_first=True) + _encoder_flops(
+            encoder, documents, reads_first=True
+        )
     if architecture == "ColBERT":
-        encoding = sum(_encoder_flops(encoder, side, reads_first=False) for side in (queries, documents))
+        encoding = _encoder_flops(encoder, queries, reads_first=False)
+        encoding += _encoder_flops(encoder, documents, reads_first=False)
         compression = 2 * (queries.sum() + documents.sum()) * _width(config) * config.compression_dim
         return encoding + compression + 2 * (queries[:, None] * documents).sum() * config.compression_dim
     lower = config.join_layer_idx
     upper = encoder.num_hidden_layers - lower
     documents = documents - 1  # without [CLS]
-    separate = sum(_encoder_flops(encoder, side, lower, reads_first=False) for side in (queries, documents))
+    separate = _encoder_flops(encoder, queries, lower, reads_first=False)
+    separate += _encoder_flops(encoder, documents, lower, reads_first=False)
     joint = _encoder_flops(encoder, queries[:, None] + documents, upper, reads_first=True)
     return separate + joint + 2 * documents.size * _width(config)
 

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MarginMSELoss
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.rows import TeacherRows
 from hf_kd_ranking.demo.backbone import find_backbone
 from hf_kd_ranking.evaluation.metrics import evaluate_queries
 from hf_kd_ranking.evaluation.rerank import RerankingEvaluator
@@ -96,7 +97,7 @@ def main() -> None:
         print(f"| {architecture} | {means[0]:.4f} | {means[1]:.4f} | {p_value:.2g} | {times} |", flush=True)
 
 
-def first_pairs(rows: kd.TeacherRows) -> datasets.Dataset:
+def first_pairs(rows: TeacherRows) -> datasets.Dataset:
     """Return the positive and the first negative of every list."""
     pairs = []
     for row in rows.rows:

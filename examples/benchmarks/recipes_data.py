@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from transformers import set_seed
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.demo.backbone import find_backbone
 from hf_kd_ranking.demo.pydocs import build_pydocs
 from hf_kd_ranking.evaluation.rerank import rerank_run
@@ -79,9 +80,9 @@ def copy_scifact(source: Path, folder: Path) -> None:
                 file.write(f"{text_id}\t{' '.join(text.split())}\n")
     train = kd.read_qrels(source / "qrels" / "train.tsv")
     by_hash = sorted(train, key=lambda query_id: zlib.crc32(query_id.encode()))
-    kd.write_qrels({query_id: train[query_id] for query_id in by_hash[100:]}, folder / "qrels.train.txt")
-    kd.write_qrels({query_id: train[query_id] for query_id in by_hash[:100]}, folder / "qrels.dev.txt")
-    kd.write_qrels(kd.read_qrels(source / "qrels" / "test.tsv"), folder / "qrels.test.txt")
+    write_qrels({query_id: train[query_id] for query_id in by_hash[100:]}, folder / "qrels.train.txt")
+    write_qrels({query_id: train[query_id] for query_id in by_hash[:100]}, folder / "qrels.dev.txt")
+    write_qrels(kd.read_qrels(source / "qrels" / "test.tsv"), folder / "qrels.test.txt")
 
 
 def search(folder: Path, split: str) -> None:

@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--architectures", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     args = parser.parse_args()
-    distinct = [text for _, text in kd.TextStore.from_file(args.queries).items()]
-    documents = [text for _, text in islice(kd.TextStore.from_file(args.collection).items(), args.pairs)]
-    queries = [distinct[row % len(distinct)] for row in range(len(documents))]
+    distinct = list(dict(kd.TextStore.from_file(args.queries).items()).values())
+    documents = list(dict(islice(kd.TextStore.from_file(args.collection).items(), args.pairs)).values())
+    queries = list(islice(cycle(distinct), len(documents)))
     results = {}
     for architecture in args.architectures:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,16 +85,16 @@ def their_score(architecture: str, folder: str) -> Score:
 
 def compare(scorers: tuple[Score, Score], queries: list[str], documents: list[str], repetitions: int) -> dict:
     """Return pairs per second of both, the ratios and the largest difference of the scores."""
-    ours, theirs = (score(queries[:64], documents[:64]) for score in scorers)  # warms up
+    ours, theirs = scorers[0](queries[:64], documents[:64]), scorers[1](queries[:64], documents[:64])  # warms up
     speeds, ratios = {"ours": [], "theirs": []}, []
     for _ in range(repetitions):
         for name, score in zip(speeds, scorers, strict=True):
             start = time.perf_counter()
             score(queries, documents)
-            speeds[name].append(len(documents) / (time.perf_counter() - start))
+            speeds[name].append(round(len(documents) / (time.perf_counter() - start), 1))
         ratios.append(speeds["ours"][-1] / speeds["theirs"][-1])
     return {
-        "pairs_per_second": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
+        "pairs_per_second": speeds,
         "ratio": {"median": float(np.median(ratios)), "least": min(ratios), "most": max(ratios)},
         "largest_difference": float(np.abs(ours - theirs).max()),
     }

@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.rows import TeacherRows
 from hf_kd_ranking.models import RankingProcessor
 
 BATCH = 16
@@ -101,7 +102,7 @@ def settings() -> dict:
 
 
 def train_ours(
-    model: str, architecture: str, rows: kd.TeacherRows, queries: kd.TextStore, documents: kd.TextStore
+    model: str, architecture: str, rows: TeacherRows, queries: kd.TextStore, documents: kd.TextStore
 ) -> float:
     """Return triples per second of `RankingTrainer`."""
     clock = Clock()

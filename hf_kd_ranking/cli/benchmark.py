@@ -41,6 +41,9 @@ def benchmark(
     """Measure latency, throughput, memory and storage of rankers in turn.
 
     Without --candidates, every query is timed with the same documents, drawn from the collection.
+
+    Example: hf-kd-ranking benchmark --model bert_cat bert_dot --queries queries.tsv --collection collection.tsv
+    --output efficiency.json
     """
     if output is not None:
         refuse_existing(output, overwrite)

@@ -17,7 +17,11 @@ PlanOnly = Annotated[bool, typer.Option(help="Print time, disk space and memory 
 
 @with_settings(DistillJob)
 def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
-    """Distil a slow ranker into fast ones, and deliver the best pipeline within a latency budget."""
+    """Distil a slow ranker into fast ones, and deliver the best pipeline within a latency budget.
+
+    Example: hf-kd-ranking distill --collection collection.tsv --queries queries.tsv --qrels qrels.txt --teacher
+    bert_cat --output distilled
+    """
     from ..distillation import pipeline  # here, so that other verbs do not load it
     from ..distillation.costs import plan_text
     from ..distillation.outcome import outcome_text
@@ -45,7 +49,10 @@ def demo(
     is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all five architectures.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Distil BERT_DOT and ColBERT from a BERT_CAT and a bi-encoder, on the docstrings of the installed packages."""
+    """Distil BERT_DOT and ColBERT from a BERT_CAT and a bi-encoder, on the docstrings of the installed packages.
+
+    Example: hf-kd-ranking demo --output demo_output
+    """
     from ..demo.experiment import run_demo
 
     with redirect_stdout(sys.stderr if as_json else sys.stdout):  # it prints its plan and its outcome

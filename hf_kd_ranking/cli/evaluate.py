@@ -45,7 +45,11 @@ def rerank(
     dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result | None:
-    """Re-rank candidates, or those of BM25; `accelerate launch -m hf_kd_ranking rerank` shares the work."""
+    """Re-rank candidates, or those of BM25; `accelerate launch -m hf_kd_ranking rerank` shares the work.
+
+    Example: hf-kd-ranking rerank --model bert_dot --queries queries.tsv --collection collection.tsv --candidates
+    bm25.trec --output reranked.trec
+    """
     refuse_existing(output, overwrite)
     data = options.open_collection(dataset, split, queries=queries, documents=collection, candidates=candidates)
     state = processes()
@@ -105,6 +109,8 @@ def evaluate(
 
     Options that are not read are refused: --qrels, --dataset, --aggregation and --per-query are for --run; --model,
     --retrieve, --k, --language, --batch-size, --tokens-per-batch and --dtype for --suite.
+
+    Example: hf-kd-ranking evaluate --run bm25.trec dense.trec --qrels qrels.txt --measure nDCG@10 RR@10
     """
     if suite is not None:
         _refuse_unread(context, "--suite")
@@ -182,7 +188,10 @@ def compare(
     exclude_same_id: options.ExcludeSameId = False,
     aggregation: options.OfPassages = None,
 ) -> options.Result:
-    """Test all pairs of runs: paired t-test, randomisation, bootstrap interval."""
+    """Test all pairs of runs: paired t-test, randomisation, bootstrap interval.
+
+    Example: hf-kd-ranking compare --run bm25.trec dense.trec --qrels qrels.txt --measure nDCG@10
+    """
     judgments = options.open_collection(dataset, split, qrels=qrels).qrels
     result = compare_runs(
         _RunFiles(run, measure, exclude_same_id, aggregation), judgments, measure, correction, intersect

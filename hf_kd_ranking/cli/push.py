@@ -22,7 +22,10 @@ def push(
     overwrite: Annotated[bool, typer.Option(help="Commit onto a repository that exists.")] = False,
     dry_run: Annotated[bool, typer.Option(help="List the files; publish nothing and change nothing.")] = False,
 ) -> options.Result:
-    """Publish a ranker (weights, tokenizer, code, card, results, manifest, runs) or a pipeline in one commit."""
+    """Publish a ranker (weights, tokenizer, code, card, results, manifest, runs) or a pipeline in one commit.
+
+    Example: hf-kd-ranking push bert_dot me/bert_dot --private --dry-run
+    """
     figures = None
     if efficiency is not None:
         try:

@@ -31,6 +31,8 @@ def passages(
 
     LENGTH is the length of a passage, STRIDE the distance between the beginnings of two passages. The output is a
     collection for all other verbs, which score the passages and return documents.
+
+    Example: hf-kd-ranking passages --collection corpus.jsonl --model ranker --passages 180/120 --output passages
     """
     documents = options.open_collection(dataset, "test", documents=collection).documents
     store = split_documents(documents, load_tokenizer(model), passages, output, aggregation)
@@ -52,7 +54,10 @@ def index(
     dtype: options.Dtype = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result | None:
-    """Encode a collection, or index it for BM25; the same command resumes where it was stopped."""
+    """Encode a collection, or index it for BM25; the same command resumes where it was stopped.
+
+    Example: hf-kd-ranking index --model bert_dot --collection collection.tsv --output vectors
+    """
     data = options.open_collection(dataset, "test", documents=collection)
     if model is None:
         given = {"--architecture": architecture, "--factory": factory, "--centroids": centroids}
@@ -133,6 +138,8 @@ def search(
     """Search a collection, or re-rank candidates from stored vectors, and write a run.
 
     The collection of the data set, or that of --collection, must be the one that was indexed.
+
+    Example: hf-kd-ranking search --model bert_dot --index vectors --queries queries.tsv --output run.trec
     """
     refuse_existing(output, overwrite)
     if candidates is not None and (model is None or exact or settings or probes):
@@ -176,7 +183,10 @@ def fuse(
     k: options.K = 1_000,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Fuse runs of the same queries (hybrid search)."""
+    """Fuse runs of the same queries (hybrid search).
+
+    Example: hf-kd-ranking fuse --run bm25.trec dense.trec --output hybrid.trec
+    """
     refuse_existing(output, overwrite)
     fused = fuse_runs([read_run(path) for path in run], method, weights).top(k)
     write_run(fused, output, tag=method)

@@ -202,6 +202,8 @@ def serve(
     """Serve a rerank API that clients of Cohere, Jina and text-embeddings-inference speak, and a search page.
 
     The environment variable HF_KD_RANKING_API_KEY sets a key that requests must have.
+
+    Example: hf-kd-ranking serve --model bert_dot --port 8000
     """
     how = (candidates, language, rerank, fuse, k, settings, probes)
     source = Source(pipeline, model, collection, dataset, index, architecture, batch_size, dtype, *how)

@@ -71,6 +71,9 @@ def score(
     """Score triples or candidates; the same command resumes where it was stopped. Works under accelerate launch.
 
     A teacher may be an address, http://HOST:PORT, whose key is in the environment variable HF_KD_RANKING_ENDPOINT_KEY.
+
+    Example: hf-kd-ranking teacher score --model BAAI/bge-reranker-base --triples triples.tsv --queries queries.tsv
+    --collection collection.tsv --output scored.tsv
     """
     if (triples is None) == (candidates is None):
         raise InputError("Give either --triples or --candidates.")
@@ -183,6 +186,8 @@ def queries(
 
     Beside the output it writes STEM.qrels.txt (the judgments) and STEM.json (the counts). The same command resumes an
     interrupted run.
+
+    Example: hf-kd-ranking teacher queries --collection corpus.jsonl --fallback title --output generated.tsv
     """
     if (model is None) == (fallback is None):
         raise InputError("Give either --model or --fallback.")
@@ -224,6 +229,8 @@ def ensemble(
     """Average the scores of teachers (the paper's T2); rows and their order are those of the first file.
 
     Orders, such as the results of RankLLM and runs without meaningful scores, become scores: a run, or whole lists.
+
+    Example: hf-kd-ranking teacher ensemble --scores scores.tsv other.tsv --method standardized --output t2.tsv
     """
     if method in ORDER_METHODS:
         if on_missing != "error":
@@ -242,7 +249,11 @@ def expand(
     on_missing: Annotated[str, typer.Option(help="Treatment of unknown ids: error, or skip the row.")] = "error",
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Replace the ids of teacher rows by their texts."""
+    """Replace the ids of teacher rows by their texts.
+
+    Example: hf-kd-ranking teacher expand --scores scores.tsv --queries queries.tsv --collection collection.tsv
+    --output texts.tsv
+    """
     stores = TextStore.from_file(collection), TextStore.from_file(queries)
     counts = expand_ids(scores, *stores, output, on_missing, overwrite)
     return {"output": str(output), **counts}
@@ -254,7 +265,11 @@ def diagnose(
     collection: options.Collection = None,
     examples: Annotated[int, typer.Option(min=0, help="Number of rows and queries to show.")] = 10,
 ) -> options.Result:
-    """Find what would spoil training: squashed or constant scores, false negatives, teachers that disagree."""
+    """Find what would spoil training: squashed or constant scores, false negatives, teachers that disagree.
+
+    Example: hf-kd-ranking teacher diagnose --scores scores.tsv other.tsv --queries queries.tsv --collection
+    collection.tsv
+    """
     stores = (path and TextStore.from_file(path) for path in (queries, collection))
     diagnosis = diagnose_teachers(scores, *stores, examples=examples)
     return diagnosis, diagnosis_text(diagnosis)
@@ -286,6 +301,8 @@ def triples(
     """Sample triples or longer lists from your own collection: a positive and negatives per row.
 
     They are to be scored by a teacher, or have the scores of `--scores`.
+
+    Example: hf-kd-ranking teacher triples --candidates bm25.trec --qrels qrels.txt --per-query 20 --output sampled.tsv
     """
     refuse_existing(output, overwrite)
     check_format(output, has_scores=scores is not None, are_pairs=documents == 2)
@@ -334,7 +351,11 @@ def push(
     private: options.Private = False,
     overwrite: Annotated[bool, typer.Option(help="Commit onto a data set that exists.")] = False,
 ) -> options.Result:
-    """Publish teacher rows as a Parquet data set with a card."""
+    """Publish teacher rows as a Parquet data set with a card.
+
+    Example: hf-kd-ranking teacher push --scores scores.tsv --push-to me/scores --teacher BAAI/bge-reranker-base
+    --texts me/collection
+    """
     check_name(push_to)
     rows = load_teacher_scores(scores)
     rows.check_scores()

@@ -12,7 +12,11 @@ from .settings import parse_settings, with_settings
 
 @with_settings(TrainingJob, RankingTrainingArguments)
 def train(job: TrainingJob, args: RankingTrainingArguments) -> Result | None:
-    """Train a ranker on teacher scores."""
+    """Train a ranker on teacher scores.
+
+    Example: hf-kd-ranking train --model distilbert/distilbert-base-uncased --architecture bert_dot --scores scores.tsv
+    --queries queries.tsv --collection collection.tsv --output student
+    """
     results = train_ranker(job, args, command=sys.argv)
     measures = {when: results[when] for when in ("first_stage", "before", "after", "cuts")}
     if args.process_index != 0:

@@ -106,6 +106,11 @@ def load_collection(
 
     Raises:
         FileNotFoundError: if there is no such collection, or a file of its folder is missing.
+
+    Example:
+        >>> data = kd.load_collection("beir_folders/scifact")
+        >>> run = kd.BM25Index.build(data.documents).search(data.judged_queries(), k=10)
+        >>> measures = kd.evaluate_run(run, data.qrels)
     """
     folders = (Path(name), Path(os.environ.get(DATA_FOLDER) or ".") / name)
     folder = next(filter(Path.is_dir, folders), None)

@@ -78,7 +78,13 @@ class Ranking(Sequence[tuple[str, float]]):
 
 
 class Run(dict[str, Pairs]):
-    """A ranking per query: query_id -> (doc_id, score) pairs, best first; a list, or a `Ranking` of less memory."""
+    """A ranking per query: query_id -> (doc_id, score) pairs, best first; a list, or a `Ranking` of less memory.
+
+    Example:
+        >>> run = kd.Run({"q1": [("d2", 3.5), ("d1", 1.0)]})
+        >>> run.top(1)
+        {'q1': [('d2', 3.5)]}
+    """
 
     def top(self, k: int) -> "Run":
         """Return the first k documents of every query."""

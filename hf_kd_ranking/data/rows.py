@@ -117,6 +117,11 @@ def load_teacher_scores(
         FileNotFoundError: if the file does not exist.
         InputError: with file and line or row, for missing columns, a wrong number of columns, a score that is not a
             finite number, bad UTF-8, lists of fewer than two documents or of unequal length; for no rows.
+
+    Example:
+        >>> rows = kd.load_teacher_scores("scores.tsv")  # pos_score neg_score query_id pos_id neg_id
+        >>> sorted(rows[0])
+        ['doc_ids', 'query_id', 'teacher_scores']
     """
     if isinstance(path_or_dataset, TeacherRows):
         return path_or_dataset

@@ -55,6 +55,10 @@ def read_run(path: str | os.PathLike, k: int | None = None) -> Run:
         FileNotFoundError: if the file does not exist.
         InputError: with file and line, for a wrong number of columns, a score that is not a finite number, a document
             listed twice for a query; for an empty file; for a k below 1.
+
+    Example:
+        >>> run = kd.read_run("bm25.trec", k=10)
+        >>> doc_id, score = run["100"][0]  # the best document of query 100
     """
     if k is not None and (not isinstance(k, int | np.integer) or k < 1):
         raise InputError(f"k is the number of documents to keep of every query, at least 1; got {k}.")
@@ -196,6 +200,12 @@ def write_run(
 
     Raises:
         InputError: if an id or the tag holds white space, which separates the columns; see also `as_run`.
+
+    Example:
+        >>> kd.write_run({"q1": {"d1": 0.5, "d2": 2.0}}, "run.trec")
+        2
+        >>> print(open("run.trec").readline(), end="")
+        q1 Q0 d2 1 2.0 hf_kd_ranking
     """
     items = run if isinstance(run, Iterator) else mapping_items(run, "A run")
     count = 0
@@ -219,6 +229,11 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
         FileNotFoundError: if the file does not exist.
         InputError: with file and line, for a wrong number of columns, a grade that is not an integer, two different
             grades for one pair; for an empty file.
+
+    Example:
+        >>> qrels = kd.read_qrels("qrels.txt")
+        >>> kd.evaluate_run(kd.read_run("bm25.trec"), qrels, ["R@20"])
+        {'R@20': ...}
     """
     path = existing_file(path, "qrels")
     fields = first_line(path).split()

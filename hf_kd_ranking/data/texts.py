@@ -73,6 +73,11 @@ class TextStore(IdIndex):
     Make one with `from_tsv`, `from_jsonl`, `from_dataset`, or `open`. Ids are integers where all of them are plain
     integers (`str(int(x)) == x`), else strings; look-ups take either spelling. An id that its source repeats with the
     same text is there once.
+
+    Example:
+        >>> documents = kd.TextStore.from_tsv("collection.tsv")  # or from_file, which also reads JSON lines
+        >>> len(documents[["3", "17"]])
+        2
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:

@@ -49,6 +49,11 @@ class DistillJob:
     Students learn from all queries; judgments serve to choose, to test, as labels and to train teachers. Rows of
     scores bring their own training queries, and all judged queries are held out. Without judgments rankers are
     measured by their agreement with the teachers.
+
+    Example:
+        >>> job = kd.DistillJob("collection.tsv", "queries.tsv", "distilled", teachers=["bert_cat"], qrels="qrels.txt")
+        >>> job.architectures, job.k
+        (['bert_dot', 'colbert'], 100)
     """
 
     collection: str = HfArg(help="Documents: id<TAB>text, JSON lines, or a text store.")

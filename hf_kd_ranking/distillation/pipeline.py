@@ -227,6 +227,13 @@ def distill(job: DistillJob) -> dict[str, Any]:
         InputError, FileNotFoundError: for bad input, as far as possible before any work; if another process works in
             the output.
         TargetNotMetError: if the teacher is no better than the first stage, or no pipeline is within the budget.
+
+    Example:
+        >>> settings = {"qrels": "qrels.txt", "architectures": ["bert_dot"], "learning_rates": [1e-4], "force": True}
+        >>> job = kd.DistillJob("collection.tsv", "queries.tsv", "distilled", teachers=["bert_cat"], **settings)
+        >>> outcome = kd.distill(job)
+        {'loss': ...}
+        >>> hits = kd.load_pipeline(outcome["folder"]).search("what is bread", k=3)
     """
     with stopping_at_signals():
         job = with_queries(job)

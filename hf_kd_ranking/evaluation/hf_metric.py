@@ -17,8 +17,15 @@ class RankingMetric(evaluate.Metric):
 
     For each query, `predictions` has the scores of its documents and `references` their grades, 0 for not relevant;
     only these documents count in ideal rankings and numbers of relevant documents. Documents with equal scores are
-    ranked worst first, so that a model with constant scores gains nothing. The `measures` of a `compute` call, in
-    ir_measures' notation, take precedence over those given here.
+    ranked worst first, so that a model with constant scores gains nothing.
+
+    Args:
+        measures: in ir_measures' notation; the `measures` of a `compute` call take precedence.
+        **options: passed to `evaluate.Metric`.
+
+    Example:
+        >>> kd.RankingMetric(["RR@10"]).compute(predictions=[[2.0, 1.0]], references=[[0, 1]])
+        {'RR@10': 0.5}
     """
 
     def __init__(self, measures: Sequence[str] = DEFAULT_MEASURES, **options: Any) -> None:

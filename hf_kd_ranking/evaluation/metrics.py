@@ -30,6 +30,10 @@ def evaluate_run(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASU
     Raises:
         InputError: if a measure is unknown, a score or grade is not a number, or run and qrels have no query or no
             document in common.
+
+    Example:
+        >>> kd.evaluate_run({"q1": [("d1", 2.0), ("d2", 1.0)]}, {"q1": {"d2": 1}}, ["RR@10", "R@1"])
+        {'RR@10': 0.5, 'R@1': 0.0}
     """
     run, qrels = as_run(run), as_qrels(qrels)
     values = evaluate_queries(run, qrels, measures)

@@ -86,6 +86,13 @@ class RerankingEvaluator:
 
     Raises:
         InputError: if candidates and qrels have no query in common, or a measure is unknown.
+
+    Example:
+        >>> queries, documents = kd.TextStore.from_tsv("queries.tsv"), kd.TextStore.from_tsv("collection.tsv")
+        >>> candidates, qrels = kd.read_run("bm25.trec"), kd.read_qrels("qrels.txt")
+        >>> evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents, ["RR@10"])
+        >>> evaluator(kd.Ranker.from_pretrained("bert_cat"))
+        {'RR@10': ...}
     """
 
     candidates: Run

@@ -37,6 +37,12 @@ class RetrievalEvaluator:
     Raises:
         UnknownIdError: if a query of the qrels has no text.
         InputError: if no judged document is in the collection, or a measure is unknown.
+
+    Example:
+        >>> queries, documents = kd.TextStore.from_tsv("queries.tsv"), kd.TextStore.from_tsv("collection.tsv")
+        >>> evaluator = kd.RetrievalEvaluator(kd.read_qrels("qrels.txt"), queries, documents, ["R@10"], k=10)
+        >>> evaluator(kd.Ranker.from_pretrained("bert_dot"))
+        {'R@10': ...}
     """
 
     qrels: Qrels

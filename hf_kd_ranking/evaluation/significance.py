@@ -59,6 +59,13 @@ def compare_runs(
     Raises:
         InputError: if there are fewer than two runs, their judged queries differ or are fewer than two, or the
             correction is unknown.
+
+    Example:
+        >>> runs = {"bm25": kd.read_run("bm25.trec"), "bert_dot": kd.read_run("bert_dot.trec")}
+        >>> result = kd.compare_runs(runs, kd.read_qrels("qrels.txt"), ["RR@10"])
+        >>> pair = result["pairs"][0]
+        >>> pair["control"], pair["treatment"]
+        ('bm25', 'bert_dot')
     """
     if len(runs) < 2 or correction not in CORRECTIONS:
         needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"

@@ -35,7 +35,13 @@ class _MtebModel:
 
 
 class MtebRanker(_MtebModel):
-    """A ranker of any architecture with MTEB's `CrossEncoderProtocol`: MTEB re-ranks what is `top_ranked` with it."""
+    """A ranker of any architecture with MTEB's `CrossEncoderProtocol`: MTEB re-ranks what is `top_ranked` with it.
+
+    Example:
+        >>> ranker = kd.MtebRanker(kd.Ranker.from_pretrained("bert_cat"), name="me/bert_cat")
+        >>> ranker.mteb_model_meta.name
+        'me/bert_cat'
+    """
 
     model_type = "cross-encoder"
 
@@ -49,6 +55,11 @@ class MtebEncoder(_MtebModel):
 
     Any architecture that can search, with exact search, runs MTEB's retrieval; BERT_DOT runs its other tasks as well.
     The vectors of a collection lie in a temporary folder on disk while it is searched.
+
+    Example:
+        >>> encoder = kd.MtebEncoder(kd.Ranker.from_pretrained("bert_dot"), name="me/bert_dot")
+        >>> encoder.mteb_model_meta.name
+        'me/bert_dot'
     """
 
     model_type = "dense"

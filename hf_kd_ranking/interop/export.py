@@ -41,7 +41,8 @@ class Format:
     """A layout that rankers are exported to.
 
     Args:
-        write, score: write a model and its tokenizer into a folder; score pairs of texts with such a folder, (N,).
+        write: writes a model and its tokenizer into a folder.
+        score: scores pairs of texts with the written folder, (N,).
         model_class: the architecture that the layout belongs to; None for every ranker.
         find_obstacles: returns what the layout cannot express: "field=value: reason" of config fields.
         is_exact: False if the scores may differ from the ranker's.
@@ -95,9 +96,15 @@ def export_ranker(
         `output`, `format`, `architecture` (the model_type) and `largest_difference` of the scores of a few texts.
 
     Raises:
-        InputError: if the format is unknown, cannot express the ranker (with the fields and reasons), a library is
-            missing, or the scores differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score).
-        FileExistsError, FileNotFoundError: if the output exists, or the ranker or its tokenizer does not.
+        InputError: if the format is unknown, cannot express the ranker (with the fields and reasons), or the scores
+            differ by more than 1e-4 (for scores above 1, by more than 1e-4 of the score); or a library is missing.
+        FileExistsError: if the output exists.
+        FileNotFoundError: if the ranker or its tokenizer does not exist.
+
+    Example:
+        >>> result = kd.export_ranker("bert_dot", "sentence-transformer", "exported")
+        >>> result["largest_difference"] < 1e-4
+        True
     """
     if format not in FORMATS:
         raise InputError(f"Unknown format {format!r}; choose one of {', '.join(FORMATS)}.")

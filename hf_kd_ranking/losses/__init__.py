@@ -1,4 +1,10 @@
-"""Losses: functions of scores, and the names by which they are chosen."""
+"""Losses: functions of scores, and the names by which they are chosen.
+
+Example:
+    >>> student, teacher = torch.tensor([[3.0, 1.0]]), torch.tensor([[9.0, 4.0]])  # margins 2 and 5
+    >>> kd.losses.margin_mse(student, teacher)
+    tensor(9.)
+"""
 
 from .functions import adr_mse as adr_mse
 from .functions import all_margins_mse as all_margins_mse

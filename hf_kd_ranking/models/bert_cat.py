@@ -23,6 +23,10 @@ class BertCatConfig(EncoderRankerConfig):
     Args:
         head_activation: activation of a dense layer before the linear one, as in the sequence classifiers of
             transformers (BERT "tanh", DistilBERT "relu", ELECTRA "gelu"); None for no dense layer, as in the paper.
+
+    Example:
+        >>> kd.BertCatConfig(max_document_length=300).sequence_lengths()
+        {'max_query_length + max_document_length': 330}
     """
 
     model_type = "BERT_Cat"
@@ -53,7 +57,14 @@ class BertCatConfig(EncoderRankerConfig):
 
 
 class BertCat(EncoderRanker):
-    """BERT_CAT ranker; also a standard one-label sequence classifier."""
+    """BERT_CAT ranker; also a standard one-label sequence classifier.
+
+    Example:
+        >>> model = kd.BertCat.from_encoder("distilbert/distilbert-base-uncased")
+        >>> tokenizer = AutoTokenizer.from_pretrained("distilbert/distilbert-base-uncased")
+        >>> model(**tokenizer("what is bread", "Bread is baked.", return_tensors="pt")).logits.shape
+        torch.Size([1, 1])
+    """
 
     config_class = BertCatConfig
     auto_classes = ("AutoModel", "AutoModelForSequenceClassification")

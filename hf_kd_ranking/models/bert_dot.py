@@ -23,6 +23,11 @@ class BertDotConfig(EncoderRankerConfig):
         pooling: "cls", as in the paper, or "mean" over attended tokens, for encoders trained with it.
         compression_dim: size of a linear compression of the pooled vector; None for no compression.
         normalize: True scales each vector to length 1, so that the score is the cosine, unlike in the paper.
+
+    Example:
+        >>> config = kd.BertDotConfig(pooling="mean", compression_dim=128)
+        >>> config.vectors_per_text, config.similarity
+        ('one', 'dot')
     """
 
     model_type = "BERT_Dot"
@@ -44,7 +49,15 @@ class BertDotConfig(EncoderRankerConfig):
 
 
 class BertDot(EncoderRanker):
-    """BERT_DOT ranker."""
+    """BERT_DOT ranker.
+
+    Example:
+        >>> model = kd.BertDot.from_encoder("distilbert/distilbert-base-uncased", pooling="mean")
+        >>> tokenizer = AutoTokenizer.from_pretrained("distilbert/distilbert-base-uncased")
+        >>> query, document = (tokenizer(text, return_tensors="pt") for text in ("what is bread", "Bread is baked."))
+        >>> model(query=query, document=document).scores.shape
+        torch.Size([1])
+    """
 
     config_class = BertDotConfig
 

@@ -22,6 +22,11 @@ class ColBERTConfig(EncoderRankerConfig):
         compression_dim: size of a token's vector after the linear compression.
         query_augmentation: [MASK] tokens added after a query's [SEP]; they are scored like any other token.
         normalize: True scales each vector to length 1, so that tokens are compared by cosine, unlike in the paper.
+
+    Example:
+        >>> config = kd.ColBERTConfig(compression_dim=128, query_augmentation=0)
+        >>> config.vectors_per_text, config.similarity
+        ('per_token', 'max_sim')
     """
 
     model_type = "ColBERT"
@@ -38,7 +43,13 @@ class ColBERTConfig(EncoderRankerConfig):
 
 
 class ColBERT(EncoderRanker):
-    """ColBERT ranker."""
+    """ColBERT ranker.
+
+    Example:
+        >>> ranker = kd.Ranker.from_pretrained("colbert")
+        >>> ranker.encode_documents(["Bread is baked."])[0].shape  # one vector per token, [CLS] and [SEP] included
+        (6, 128)
+    """
 
     config_class = ColBERTConfig
 

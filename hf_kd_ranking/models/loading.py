@@ -76,6 +76,12 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
         InputError: if the architecture is unknown, missing, or not the checkpoint's, weights are incomplete, or no
             ranker computes the scores of another library's checkpoint.
         FileNotFoundError: if the model does not exist.
+
+    Example:
+        >>> kd.load_ranker("bert_dot").config.model_type  # a trained ranker knows what it is
+        'BERT_Dot'
+        >>> kd.load_ranker("distilbert/distilbert-base-uncased", "colbert", compression_dim=64).config.compression_dim
+        64
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(f"A model is a folder or a name on the Hub, got {name_or_path!r}.")

@@ -30,6 +30,10 @@ class PreTTRConfig(EncoderRankerConfig):
             attended token: the scores of the published checkpoints, one pair at a time. "query_width" is the padded
             width of the query batch, so that a score depends on its batch: the scores of the authors' batched code.
         compression_dim: size to which document states are compressed for storage; None for no compression.
+
+    Example:
+        >>> kd.PreTTRConfig(join_layer_idx=4, document_position_offset="query_length").is_storable
+        False
     """
 
     model_type = "PreTTR"
@@ -87,7 +91,13 @@ class PreTTRConfig(EncoderRankerConfig):
 
 
 class PreTTR(EncoderRanker):
-    """PreTTR ranker."""
+    """PreTTR ranker.
+
+    Example:
+        >>> model = kd.PreTTR.from_encoder("distilbert/distilbert-base-uncased", join_layer_idx=2, compression_dim=8)
+        >>> model.config.is_storable, model.config.is_searchable  # states are stored for re-ranking
+        (True, False)
+    """
 
     config_class = PreTTRConfig
 

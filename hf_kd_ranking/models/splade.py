@@ -65,6 +65,10 @@ class SpladeConfig(EncoderRankerConfig):
         query_top_k: largest number of words in a query's vector; None for no limit.
         document_top_k: the same for a document.
         threshold: weights up to this one become zero.
+
+    Example:
+        >>> kd.SpladeConfig(query_encoding="static", document_top_k=200).vectors_per_text
+        'sparse'
     """
 
     model_type = "Splade"
@@ -94,7 +98,13 @@ class SpladeConfig(EncoderRankerConfig):
 
 
 class Splade(EncoderRanker):
-    """SPLADE ranker."""
+    """SPLADE ranker.
+
+    Example:
+        >>> ranker = kd.Ranker.from_pretrained("splade")
+        >>> ranker.encode_documents(["Bread is baked."]).shape[1] == ranker.model.config.encoder_config.vocab_size
+        True
+    """
 
     config_class = SpladeConfig
 

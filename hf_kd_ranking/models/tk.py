@@ -55,6 +55,11 @@ class TKConfig(RankerConfig):
         mixes_embeddings: True adds the plain embedding to its contextualised form, with a learned weight.
         kernel_mu: centres of the kernels, cosines.
         kernel_sigma: their widths.
+
+    Example:
+        >>> config = kd.TKConfig(vocab_size=10_000, hidden_size=300, num_attention_heads=10)
+        >>> len(config.kernel_mu) == len(config.kernel_sigma)
+        True
     """
 
     model_type = "TK"
@@ -100,7 +105,13 @@ class ContextLayer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
 
 
 class TK(RankerModel):
-    """TK ranker."""
+    """TK ranker.
+
+    Example:
+        >>> model = kd.TK.from_encoder("distilbert/distilbert-base-uncased", num_hidden_layers=1)
+        >>> len(model.config.kernel_mu)
+        11
+    """
 
     config_class = TKConfig
     _input_embed_layer = "word_embeddings"  # for `get_input_embeddings` and resizing

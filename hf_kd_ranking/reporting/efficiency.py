@@ -81,6 +81,12 @@ def measure_efficiency(
 
     Raises:
         InputError: if rankers, queries or documents are empty, or lists of documents are not one per query.
+
+    Example:
+        >>> load = lambda: kd.Ranker.from_pretrained("bert_dot")
+        >>> results = kd.measure_efficiency({"bert_dot": load}, ["what is bread"], ["Bread is baked."])
+        >>> sorted(results["rankers"]["bert_dot"]["total_ms"])
+        ['mean', 'p50', 'p95', 'p99']
     """
     if not rankers or not queries or not documents:
         counts = f"{len(rankers)}, {len(queries)} and {len(documents)}"

@@ -94,6 +94,11 @@ def write_report(
         FileNotFoundError: if the folder has no runs, or a file that is given or required does not exist.
         InputError: for malformed files, different or fewer than two judged queries, arrows between unknown names, or
             a plot without latencies or matplotlib.
+
+    Example:
+        >>> outcome = kd.write_report("results", "report.html", ["nDCG@10"])  # of runs/NAME.trec and qrels.txt
+        >>> outcome["rankers"]
+        2
     """
     refuse_existing(output, overwrite=True)
     try:

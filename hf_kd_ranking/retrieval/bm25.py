@@ -51,6 +51,10 @@ class BM25Index(Index):
 
     Documents without a word of the query are not part of a ranking. Which of the documents tied at rank k are returned
     is up to bm25s.
+
+    Example:
+        >>> index = kd.BM25Index.build(kd.TextStore.from_tsv("collection.tsv"), "bm25", language="english")
+        >>> run = index.search({"q1": "what is bread"}, k=10)
     """
 
     def __init__(self, retriever: bm25s.BM25, ids: IdIndex, description: dict[str, Any]) -> None:

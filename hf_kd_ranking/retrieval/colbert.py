@@ -22,7 +22,13 @@ from .vector_store import TRAINING_VECTORS, Chunk, VectorStore, faiss_errors
 
 
 class ColBERTIndex(Index):
-    """MaxSim search over a vector store in any storage; make one with `build` or `open`."""
+    """MaxSim search over a vector store in any storage; make one with `build` or `open`.
+
+    Example:
+        >>> ranker, documents = kd.Ranker.from_pretrained("colbert"), kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(ranker, documents, "tokens", storage="int8")
+        >>> run = kd.ColBERTIndex.build(store).search({"q1": "what is bread"}, k=10)
+    """
 
     compares = (("per_token", "max_sim"),)
     queries_at_once = 16

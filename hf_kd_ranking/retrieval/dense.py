@@ -25,7 +25,14 @@ ROUNDING = 4e-6
 
 
 class DenseIndex(VectorIndex):
-    """A faiss index of one vector per document; make one with `build` or `open`."""
+    """A faiss index of one vector per document; make one with `build` or `open`.
+
+    Example:
+        >>> ranker, documents = kd.Ranker.from_pretrained("bert_dot"), kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(ranker, documents, "vectors")
+        >>> index = kd.DenseIndex.build(store, "hnsw", factory="HNSW32")  # exact without a factory
+        >>> run = index.search({"q1": "what is bread"}, k=10)
+    """
 
     compares = (("one", "dot"),)
 

@@ -63,6 +63,12 @@ class QdrantIndex(Index):
         only: the ids of the documents that may be returned, None for all; it needs the `ids` of the index.
         exact: True makes a server compare every document, None leaves it to the server. An embedded collection always
             compares every document in one process: it is for tests and small collections.
+
+    Example:
+        >>> documents = kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(kd.Ranker.from_pretrained("bert_dot"), documents, "vectors")
+        >>> index = kd.QdrantIndex.build({"bm25": documents, "dense": store}, "qdrant")
+        >>> run = index.search({"q1": "what is bread"}, k=10, using=["bm25", "dense"])
     """
 
     compares = tuple(INDEX_NAMES)

@@ -91,7 +91,13 @@ def _best_positive(scores: np.ndarray, k: int) -> Result:
 
 
 class SparseIndex(VectorIndex):
-    """An inverted index of one sparse vector per document; make one with `build` or `open`."""
+    """An inverted index of one sparse vector per document; make one with `build` or `open`.
+
+    Example:
+        >>> ranker, documents = kd.Ranker.from_pretrained("splade"), kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(ranker, documents, "weights")
+        >>> run = kd.SparseIndex.build(store).search({"q1": "what is bread"}, k=10)
+    """
 
     compares = (("sparse", "dot"),)
 

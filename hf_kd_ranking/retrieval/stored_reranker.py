@@ -27,7 +27,14 @@ QUERIES_AT_ONCE = 256
 
 
 class StoredReranker:
-    """A ranker, of any architecture that stores vectors, with a store that knows it; it encodes the queries."""
+    """A ranker, of any architecture that stores vectors, with a store that knows it; it encodes the queries.
+
+    Example:
+        >>> ranker, documents = kd.Ranker.from_pretrained("prettr"), kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(ranker, documents, "states", storage="float16")
+        >>> queries = kd.TextStore.from_tsv("queries.tsv")
+        >>> run = kd.StoredReranker(store).rerank(kd.read_run("bm25.trec"), queries)
+    """
 
     def __init__(self, store: VectorStore) -> None:
         if store.ranker is None:

@@ -43,7 +43,14 @@ TRAINING_VECTORS = 262_144
 
 
 class VectorStore(IdIndex):
-    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`."""
+    """The vectors of documents by id, and the ranker that made them; make one with `build` or `open`.
+
+    Example:
+        >>> ranker, documents = kd.Ranker.from_pretrained("bert_dot"), kd.TextStore.from_tsv("collection.tsv")
+        >>> store = kd.VectorStore.build(ranker, documents, "vectors", storage="float16")
+        >>> len(store) == len(documents)
+        True
+    """
 
     def __init__(self, folder: str | Path, ranker: Ranker | None = None, is_verified: bool = True) -> None:
         self.folder = Path(folder)

@@ -61,6 +61,11 @@ def diagnose_teachers(
     Raises:
         FileNotFoundError: if a file is missing.
         InputError: if no file is given; for rows without scores; for what `load_teacher_scores` refuses.
+
+    Example:
+        >>> diagnosis = kd.diagnose_teachers(["scores.tsv", "other.tsv"])
+        >>> [file["rows"] for file in diagnosis["files"]]
+        [40, 40]
     """
     if isinstance(files, (str, os.PathLike)):
         files = [files]

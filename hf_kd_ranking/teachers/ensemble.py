@@ -62,6 +62,10 @@ def ensemble_teachers(
         FileExistsError: if the output exists and `overwrite` is False.
         InputError: with file and line for a malformed row; for an invalid setting.
         UnknownIdError: naming file, line and pair, for a pair that a file lacks; with "average", that all files lack.
+
+    Example:
+        >>> kd.ensemble_teachers(["scores.tsv", "other.tsv"], "t2.tsv", method="standardized")
+        {'rows': 40, 'dropped': 0, 'incomplete': 0}
     """
     paths = [existing_file(path, "teacher scores") for path in files]
     _check_settings(len(paths), method, weights, on_missing)

@@ -58,6 +58,11 @@ def expand_ids(
         FileExistsError: if the output exists and `overwrite` is False.
         InputError: with file and line, for a malformed row, or a text that contains a tab or a line break.
         UnknownIdError: with file, line, id and counts, for an id that a store lacks.
+
+    Example:
+        >>> documents, queries = kd.TextStore.from_tsv("collection.tsv"), kd.TextStore.from_tsv("queries.tsv")
+        >>> kd.expand_ids("scores.tsv", documents, queries, "texts.tsv")
+        {'rows': 40, 'skipped': 0}
     """
     if on_missing not in ("error", "skip"):
         raise InputError(f"on_missing must be 'error' or 'skip', got {on_missing!r}.")

@@ -106,6 +106,11 @@ def load_teacher(
         InputError: if the kind is unknown, cannot be recognized or is not the checkpoint's, if weights are missing, if
             the label is missing or unknown, or if the kind does not read a setting.
         FileNotFoundError: if the model does not exist.
+
+    Example:
+        >>> teacher = kd.load_teacher("cross-encoder/ms-marco-MiniLM-L6-v2")
+        >>> teacher.score(["what is bread"], ["Bread is baked."]).shape  # the raw logit
+        (1,)
     """
     if is_endpoint(name_or_path):
         asked = Endpoint(name_or_path, kind, batch_size, prompt, endpoint or EndpointSettings())

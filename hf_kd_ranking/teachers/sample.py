@@ -98,6 +98,11 @@ def sample_triples(
     Raises:
         InputError: if no query gives a row, a setting is invalid, or it needs a teacher and there is none.
         UnknownIdError: if the teacher did not score a document that is needed, or a document has no text.
+
+    Example:
+        >>> rows = kd.sample_triples(kd.read_run("bm25.trec"), kd.read_qrels("qrels.txt"), per_query=2, documents=4)
+        >>> len(rows[0]["doc_ids"])
+        4
     """
     sampling = SamplingSettings(**settings)
     if teacher is None:

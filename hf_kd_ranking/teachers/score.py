@@ -116,6 +116,12 @@ def score_teacher(
         UnknownIdError: naming file, line and id, if an id has no text.
         InputError: if there is a work folder of other inputs, a score is not finite, or the output cannot hold the
             rows.
+
+    Example:
+        >>> queries, documents = kd.TextStore.from_tsv("queries.tsv"), kd.TextStore.from_tsv("collection.tsv")
+        >>> counts = kd.score_teacher("BAAI/bge-reranker-base", "triples.tsv", queries, documents, "scored.tsv")
+        >>> counts["rows"], counts["pairs"]
+        (40, 80)
     """
     state, output = processes(), Path(output)
     refuse_existing(output, overwrite)

@@ -47,6 +47,11 @@ class RankingTrainingArguments(TrainingArguments):
 
     Raises:
         InputError: for a value that this class or transformers refuses.
+
+    Example:
+        >>> args = kd.RankingTrainingArguments("student", loss="margin_mse", max_steps=150_000)
+        >>> args.learning_rate, args.per_device_train_batch_size
+        (7e-06, 32)
     """
 
     learning_rate: float = HfArg(default=7e-6, help="Learning rate of the encoder; 7e-6 in the paper.")

@@ -33,7 +33,12 @@ FREQUENCY_SAMPLE = 50_000  # documents in which words are counted
 
 @dataclass
 class TrainingJob:
-    """The student and the files of a training. Its settings are in `RankingTrainingArguments`."""
+    """The student and the files of a training. Its settings are in `RankingTrainingArguments`.
+
+    Example:
+        >>> job = kd.TrainingJob("distilbert/distilbert-base-uncased", "bert_dot", teacher_scores="scores.tsv")
+        >>> job.collection, job.queries = "collection.tsv", "queries.tsv"
+    """
 
     model_name: str | None = HfArg(default=None, help="Encoder, or ranker to train further.")
     architecture: str | None = HfArg(default=None, help=f"Architecture on the encoder: {', '.join(ARCHITECTURES)}.")
@@ -139,6 +144,13 @@ def train_ranker(
     Raises:
         InputError, FileNotFoundError, FileExistsError: for bad input, before anything is written.
         SystemExit: after SIGTERM, with a checkpoint saved and nothing else.
+
+    Example:
+        >>> files = {"teacher_scores": "scores.tsv", "collection": "collection.tsv", "queries": "queries.tsv"}
+        >>> job = kd.TrainingJob("distilbert/distilbert-base-uncased", "bert_dot", **files)
+        >>> results = kd.train_ranker(job, kd.RankingTrainingArguments("student", max_steps=2))
+        {'loss': ...}
+        >>> ranker = kd.Ranker.from_pretrained("student")
     """
     # 1. Arguments
     job.check()

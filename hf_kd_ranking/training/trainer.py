@@ -71,6 +71,15 @@ class RankingTrainer(PublishingTrainer):
         InputError: for bad rows or scores, see `check_rows`; if an input that the settings need is missing; for
             arguments that make no sense together.
         TypeError: if model or args are of another class.
+
+    Example:
+        >>> queries, documents = kd.TextStore.from_tsv("queries.tsv"), kd.TextStore.from_tsv("collection.tsv")
+        >>> model, tokenizer = kd.load_ranker("bert_dot"), AutoTokenizer.from_pretrained("bert_dot")
+        >>> args = kd.RankingTrainingArguments("student", max_steps=2)
+        >>> rows = kd.load_teacher_scores("scores.tsv")
+        >>> trainer = kd.RankingTrainer(model, args, rows, queries, documents, processing_class=tokenizer)
+        >>> output = trainer.train()
+        {'loss': ...}
     """
 
     # The loss is scaled in compute_loss, by rows: exact also where the last accumulated batch is a smaller one.

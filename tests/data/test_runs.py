@@ -13,6 +13,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.data import runs
 from hf_kd_ranking.data.rankings import Ranking, as_run
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.errors import InputError
 
 IDS = ["7130104", "msmarco_passage_00_12", "d/ü", "文書-1", "-3", "a\u200bb"]
@@ -52,7 +53,7 @@ def test_a_run_is_written_as_trec_eval_reads_it(tmp_path):
 
 def test_qrels_read_back_with_every_grade(tmp_path):
     qrels = {"q/ü": {"文書-1": 3, "d": 0, "spam": -2}, "q1": {"d": 1}}
-    kd.write_qrels(qrels, tmp_path / "qrels.txt")
+    write_qrels(qrels, tmp_path / "qrels.txt")
     assert (tmp_path / "qrels.txt").read_text(encoding="utf-8").startswith("q/ü 0 文書-1 3\nq/ü 0 d 0\n")
     assert kd.read_qrels(tmp_path / "qrels.txt") == qrels
 
@@ -185,8 +186,8 @@ def test_names_with_white_space_are_refused_before_writing(tmp_path, name):
         lambda: kd.write_run({name: [("d", 1.0)]}, path),
         lambda: kd.write_run({"q": [("d", 2.0), (name, 1.0)]}, path),
         lambda: kd.write_run({"q": [("d", 1.0)]}, path, tag=name),
-        lambda: kd.write_qrels({name: {"d": 1}}, path),
-        lambda: kd.write_qrels({"q": {"d": 1, name: 1}}, path),
+        lambda: write_qrels({name: {"d": 1}}, path),
+        lambda: write_qrels({"q": {"d": 1, name: 1}}, path),
     ]
     for write in writers:
         with pytest.raises(ValueError, match=f"cannot hold the id {re.escape(repr(name))}; rename it first"):
@@ -202,7 +203,7 @@ class _Interrupted(dict):
 
 @pytest.mark.parametrize(
     ("write", "content"),
-    [(kd.write_run, {"q": [("d", 1.0)]}), (kd.write_qrels, {"q": {"d": 1}})],
+    [(kd.write_run, {"q": [("d", 1.0)]}), (write_qrels, {"q": {"d": 1}})],
     ids=["run", "qrels"],
 )
 def test_interrupted_writer_leaves_only_the_old_file(tmp_path, write, content):
@@ -380,7 +381,7 @@ def test_from_scores_refuses_lists_of_different_length():
 
 def test_integer_ids_of_runs_and_qrels_become_strings(tmp_path):
     assert kd.evaluate_run({1: {2: 1.0, 3: 2.0}}, {1: {2: 1}}, ["RR@10"]) == {"RR@10": 0.5}
-    kd.write_qrels({1: {2: 1}}, tmp_path / "qrels.txt")
+    write_qrels({1: {2: 1}}, tmp_path / "qrels.txt")
     kd.write_run({1: [(2, 1.0)]}, tmp_path / "run.trec")
     assert kd.read_qrels(tmp_path / "qrels.txt") == {"1": {"2": 1}}
     assert kd.read_run(tmp_path / "run.trec") == {"1": [("2", 1.0)]}
@@ -389,5 +390,5 @@ def test_integer_ids_of_runs_and_qrels_become_strings(tmp_path):
 @pytest.mark.parametrize("grades", [{"d": 1.5}, {"d": 2**31}, {"d": "1"}, ["d"]])
 def test_grades_that_are_not_integers_are_not_written(tmp_path, grades):
     with pytest.raises(InputError, match=r"^Query 'q'"):
-        kd.write_qrels({"q": grades}, tmp_path / "qrels.txt")
+        write_qrels({"q": grades}, tmp_path / "qrels.txt")
     assert not (tmp_path / "qrels.txt").exists()

@@ -15,6 +15,7 @@ from transformers import BertModel
 from warm_processes import SETTINGS, Warm, run_ranks
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.distillation import students
 from hf_kd_ranking.distillation.work import Artifact
 
@@ -171,7 +172,7 @@ def make_artifact(tmp_path) -> Callable[..., Artifact]:
         if run is not None:
             kd.write_run(run, folder / "run.trec")
         if qrels is not None:
-            kd.write_qrels(qrels, folder / "qrels.txt")
+            write_qrels(qrels, folder / "qrels.txt")
         return Artifact(folder, name)
 
     return make

@@ -10,6 +10,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.cli import main
 from hf_kd_ranking.data.passages import split_documents
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.distillation.context import Context
 from hf_kd_ranking.distillation.generation import with_queries
 from hf_kd_ranking.distillation.pipeline import make_plan
@@ -32,7 +33,7 @@ def job(make_job, tmp_path) -> kd.DistillJob:
 def real(job, tmp_path) -> kd.DistillJob:
     """The same job, with real queries to test on."""
     tested = {f"q{i}": {f"d{i}": 1} for i in range(0, 60, 3)}
-    kd.write_qrels(tested, tmp_path / "test.txt")
+    write_qrels(tested, tmp_path / "test.txt")
     files = {"queries": str(tmp_path / "queries.tsv"), "test_qrels": str(tmp_path / "test.txt")}
     return replace(job, **files, query_generator="first_sentence")
 
@@ -56,7 +57,7 @@ def test_all_queries_of_a_document_are_in_one_split(job, tmp_path):
     """Also if their texts differ; the file is one that `teacher queries` wrote."""
     queries = {f"d{i}-q{n}": f"{n} of {i}" for i in range(60) for n in (1, 2, 3)}
     (tmp_path / "own.tsv").write_text("".join(f"{query_id}\t{text}\n" for query_id, text in queries.items()))
-    kd.write_qrels({query_id: {query_id[:-3]: 1} for query_id in queries}, tmp_path / "own.qrels.txt")
+    write_qrels({query_id: {query_id[:-3]: 1} for query_id in queries}, tmp_path / "own.qrels.txt")
     made = with_queries(replace(job, query_generator=str(tmp_path / "own.tsv")))
     assert made.queries == str(tmp_path / "own.tsv")
     of_document = {}
@@ -105,10 +106,10 @@ def test_what_cannot_work_is_refused(job, tmp_path, changes, message):
 
 def test_real_and_generated_queries_have_different_ids(real, tmp_path):
     (tmp_path / "queries.tsv").write_text("d1-q1\tmoon\n")
-    kd.write_qrels({"d1-q1": {"d1": 1}}, tmp_path / "test.txt")
+    write_qrels({"d1-q1": {"d1": 1}}, tmp_path / "test.txt")
     with pytest.raises(InputError, match=r"The id 'd1-q1' is one of .* and of a generated query"):
         with_queries(real)
-    kd.write_qrels({"other": {"d1": 1}}, tmp_path / "test.txt")
+    write_qrels({"other": {"d1": 1}}, tmp_path / "test.txt")
     with pytest.raises(InputError, match="None of the queries of --dev-qrels and --test-qrels has a text"):
         with_queries(real)
 

@@ -7,9 +7,11 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_json, write_json
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.evaluation import suites
 from hf_kd_ranking.evaluation.rerank import rerank_run
 from hf_kd_ranking.evaluation.significance import holm, paired_t_test
+from hf_kd_ranking.evaluation.suites import SuiteEvaluator
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def suite(toy, tmp_path):
     (folder / "b" / "candidates.trec").unlink()
     (folder / "b" / "README.md").write_text("---\nlanguage: de\n---\n")
     (folder / "a" / "README.md").write_text("---\nlanguage: [en, fr]\n---\n")
-    kd.write_qrels({"100": {"1": 1}, "101": {"2": 2}, "102": {"3": 1}}, folder / "b" / "qrels.txt")
+    write_qrels({"100": {"1": 1}, "101": {"2": 2}, "102": {"3": 1}}, folder / "b" / "qrels.txt")
     (folder / ".hidden").mkdir()
     return folder
 
@@ -111,7 +113,7 @@ def test_suite_finishes_the_sets_beside_a_broken_one(call, suite, rankers, tmp_p
     [error] = [line for line in err.splitlines() if line.startswith("error: ")]
     assert error.startswith(f"error: a2: {suite}/a2 lacks ")
     assert (result["sets"], list(result["failed"])) == (["a", "b"], ["a2"])
-    kd.write_qrels({"100": {"77": 1}, "101": {"78": 1}}, suite / "b" / "qrels.txt")  # documents that are not there
+    write_qrels({"100": {"77": 1}, "101": {"78": 1}}, suite / "b" / "qrels.txt")  # documents that are not there
     shutil.rmtree(suite / "a2")
     shutil.rmtree(tmp_path / "out")
     status, out, _ = call(command)
@@ -210,7 +212,7 @@ def test_suite_leaves_out_documents_of_their_queries(suite, rankers, tmp_path):
     texts = "".join(f"{100 + i}\t{'apple bread'}\n" for i in range(4))
     (suite / "arguana" / "queries.tsv").write_text(texts)
     (suite / "arguana" / "collection.tsv").write_text(texts)
-    kd.write_qrels({"100": {"101": 1}, "102": {"103": 1}}, suite / "arguana" / "qrels.txt")
+    write_qrels({"100": {"101": 1}, "102": {"103": 1}}, suite / "arguana" / "qrels.txt")
     for retrieve in (False, True):
         opened = suites.Suite(str(suite), retrieve=retrieve, k=3).open(str(suite / "arguana"))
         rank = opened.evaluator.retrieve if retrieve else opened.evaluator.rerank
@@ -250,7 +252,7 @@ def test_suite_names_of_the_hub_are_complete():
 
 @pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 def test_suite_evaluator_chooses_the_best_model(suite, model, make_trainer, tokenizer):
-    evaluator = kd.SuiteEvaluator.load(str(suite), k=7)
+    evaluator = SuiteEvaluator.load(str(suite), k=7)
     values = evaluator(kd.Ranker(model, tokenizer))
     assert values["nDCG@10"] == pytest.approx((values["a_nDCG@10"] + values["b_nDCG@10"]) / 2)
     for name, run in wanted_runs(suite, kd.Ranker(model, tokenizer), False).items():
@@ -274,4 +276,4 @@ def test_suite_evaluator_chooses_the_best_model(suite, model, make_trainer, toke
     assert evaluator(trainer.ranker)["nDCG@10"] == pytest.approx(max(logged))
     with pytest.raises(FileNotFoundError, match="b lacks "):
         (suite / "b" / "qrels.txt").unlink()
-        kd.SuiteEvaluator.load(str(suite))
+        SuiteEvaluator.load(str(suite))

@@ -13,6 +13,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking import reporting
+from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.evaluation.significance import mean_interval
 
 pytest.importorskip("matplotlib")
@@ -69,7 +70,7 @@ def write_results(folder: Path, queries: int = 12, runs: int = 3, seed: int = 0)
             rankings[query] = [(doc, float(-rank)) for rank, doc in enumerate(order)]
         kd.write_run(rankings, folder / "runs" / f"{name}.trec")
     shutil.copy(folder / "runs" / "bm25.trec", folder / "candidates.trec")
-    kd.write_qrels({query: {doc: 1, "unseen": 2} for query, doc in relevant.items()}, folder / "qrels.txt")
+    write_qrels({query: {doc: 1, "unseen": 2} for query, doc in relevant.items()}, folder / "qrels.txt")
     (folder / "queries.tsv").write_text("".join(f"{query}\tfind words of {HOSTILE} {query}\n" for query in candidates))
     texts = {f"d{i}": f"Words of {HOSTILE} d{i} " + "long " * (i + 100) for i in range(200)}
     (folder / "collection.tsv").write_text("".join(f"{doc}\t{text}\n" for doc, text in texts.items()))
@@ -207,7 +208,7 @@ def test_report_plots_have_text_descriptions(page):
 
 def test_report_data_has_no_infinity(tmp_path):
     results = write_results(tmp_path / "results", runs=2)
-    kd.write_qrels({f"q{i}": {"x": 1} for i in range(12)}, results / "qrels.txt")
+    write_qrels({f"q{i}": {"x": 1} for i in range(12)}, results / "qrels.txt")
     for name, place in (("bm25", 1), (NAME, 0)):
         rankings = {
             f"q{i}": sorted([("x", 1.0 - place), ("y", 0.5)], key=lambda scored: -scored[1]) for i in range(12)

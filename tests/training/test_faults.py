@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.rows import TeacherRows
 from hf_kd_ranking.training.callbacks import StopOnTermination
 from hf_kd_ranking.training.checkpoints import RUN_FILE, last_complete
 
@@ -45,7 +46,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def infinite(tmp_path) -> kd.TeacherRows:
+def infinite(tmp_path) -> TeacherRows:
     """Rows of which one has scores beyond float32's square root, so that the square of a margin overflows."""
     rows = [f"{3e38 if i == 40 else 1}\t0\t{100 + i % 12}\t{i % 40}\t{(i + 7) % 40}\n" for i in range(64)]
     (tmp_path / "rows.tsv").write_text("".join(rows))

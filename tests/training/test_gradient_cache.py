@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.data.rows import TeacherRows
 from hf_kd_ranking.models import parts
 
 STORABLE = pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
@@ -15,7 +16,7 @@ LOSS = "margin_mse:1,in_batch_info_nce(temperature=4):0.2"
 
 
 @pytest.fixture
-def lists(tmp_path) -> kd.TeacherRows:
+def lists(tmp_path) -> TeacherRows:
     """Eight rows of two to four documents."""
     lines = []
     for place in range(8):
