@@ -23,6 +23,7 @@ from .integrations.mteb import MtebEncoder as MtebEncoder
 from .integrations.mteb import MtebRanker as MtebRanker
 from .interop.export import export_ranker as export_ranker
 from .models import TK as TK
+from .models import TKL as TKL
 from .models import BertCat as BertCat
 from .models import BertCatConfig as BertCatConfig
 from .models import BertDot as BertDot
@@ -34,6 +35,7 @@ from .models import PreTTRConfig as PreTTRConfig
 from .models import Splade as Splade
 from .models import SpladeConfig as SpladeConfig
 from .models import TKConfig as TKConfig
+from .models import TKLConfig as TKLConfig
 from .models import load_ranker as load_ranker
 from .ranker import Ranker as Ranker
 from .reporting.efficiency import measure_efficiency as measure_efficiency

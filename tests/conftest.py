@@ -37,6 +37,15 @@ ARCHITECTURES = {
     "prettr-compressed": {"join_layer_idx": 1, "compression_dim": 6},
     "splade": {},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
+    "tkl": {
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "chunk_size": 5,
+        "chunk_overlap": 2,
+        "region_size": 4,
+        "region_count": 2,
+        "region_neighbors": 1,
+    },
 }
 
 
@@ -106,7 +115,7 @@ def model(request, encoder) -> RankerModel:
     return make_model(request.param, encoder)
 
 
-@pytest.fixture(params=[name for name in ARCHITECTURES if name != "tk"])
+@pytest.fixture(params=[name for name in ARCHITECTURES if not name.startswith("tk")])
 def encoder_model(request, encoder) -> RankerModel:
     """The same, of those that have a pretrained encoder."""
     return make_model(request.param, encoder)

@@ -51,6 +51,12 @@ NOT_DEFAULT = {
     "query_top_k": 4,
     "document_top_k": 6,
     "threshold": 0.1,
+    "chunk_size": 30,
+    "chunk_overlap": 4,
+    "region_size": 12,
+    "region_step": 3,
+    "region_count": 4,
+    "region_neighbors": 1,
     "kernel_mu": [0.9, 0.1],
     "kernel_sigma": [0.2, 0.3],
 }
@@ -206,7 +212,7 @@ def test_every_config_field_survives_save_and_load(model, tmp_path):
     own = {field.name for field in dataclasses.fields(cls)} - inherited - FIXED - {"encoder_config"}
     values = {name: NOT_DEFAULT[name] for name in own}
     assert all(getattr(cls(), name) != value for name, value in values.items())
-    encoder = {} if cls is kd.TKConfig else {"encoder_config": model.config.encoder_config}
+    encoder = {} if issubclass(cls, kd.TKConfig) else {"encoder_config": model.config.encoder_config}
     cls(**encoder, **values).save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is cls
