@@ -35,6 +35,9 @@ NOT_DEFAULT = {
     "query_augmentation": 3,
     "normalize": True,
     "head_activation": "gelu",
+    "passage_length": 12,
+    "passage_stride": 5,
+    "passage_pooling": "attention",
     "join_layer_idx": 2,
     "document_position_offset": "query_width",
     "vocab_size": 50,
@@ -334,10 +337,11 @@ def test_kept_layers_are_the_named_ones_in_their_order(encoder_model, encoder, t
 
 def test_lengths_beyond_the_positions_are_refused(model, encoder, tmp_path):
     positions = model.config.max_positions  # 64, TK 16
-    longer = {"max_document_length": positions + 1, "max_query_length": 8}
+    limited = "passage_length" if reads_passages(model) else "max_document_length"
+    longer = {limited: positions + 1, "max_query_length": 8}
     if model.config.joins_texts:
-        longer["max_document_length"] -= 8
-    message = rf"max_document_length is {positions + 1} tokens, but the encoder .*has positions for {positions}"
+        longer[limited] -= 8
+    message = rf"{limited} is {positions + 1} tokens, but the encoder .*has positions for {positions}"
     if not isinstance(model, kd.TK):  # whose positions are as many as it needs
         with pytest.raises(ValueError, match=message):
             type(model).from_encoder(str(encoder), **longer, **({"join_layer_idx": 1} if is_prettr(model) else {}))
@@ -347,6 +351,9 @@ def test_lengths_beyond_the_positions_are_refused(model, encoder, tmp_path):
 
 
 def test_texts_beyond_the_positions_are_refused(model, tokenizer):
+    if reads_passages(model):
+        pytest.skip("its passages are never too long")
+
     def pad(_: str, tensor: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(tensor, (0, 65), value=1)
 
@@ -355,6 +362,10 @@ def test_texts_beyond_the_positions_are_refused(model, tokenizer):
         ValueError, match=rf"needs positions for \d+ tokens, the model has {model.config.max_positions}"
     ):
         scores_of(model, mapped(batch, pad))
+
+
+def reads_passages(model) -> bool:
+    return isinstance(model, kd.BertCat) and model.config.passage_length is not None
 
 
 def is_prettr(model) -> bool:
