@@ -28,8 +28,7 @@ WORDS = (
 # Constructor arguments of every architecture on the tiny encoder; a new architecture joins by one row.
 ARCHITECTURES = {
     "bert_cat": {},
-    "bert_cat-passages": {"passage_length": 4, "passage_stride": 2},
-    "bert_cat-attention": {"passage_length": 3, "passage_pooling": "attention"},
+    "bert_cat-passages": {"passage_length": 4, "passage_stride": 2, "passage_pooling": "attention"},
     "bert_dot": {},
     "bert_dot-mean-compressed": {"pooling": "mean", "compression_dim": 6},
     "colbert": {"compression_dim": 6, "initializer_range": 0.1},  # scores sum over terms: keep them small

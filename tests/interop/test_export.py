@@ -163,9 +163,7 @@ GRAPHS = {
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
     "tkl": {"num_hidden_layers": 1, "intermediate_size": 32, "chunk_size": 5, "region_size": 4},
 }
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cat", "bert_dot", "prettr", "splade", "tk", "tkl")
-]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS if name != "colbert"]
 
 
 @pytest.mark.parametrize("architecture", ["colbert", *SLOW])

@@ -1,4 +1,4 @@
-"""BERT_CAT over passages: the windows token by token, an implementation with one encoder call per passage, refusals."""
+"""BERT_CAT over passages: the windows token by token, an implementation with one call per passage, refusals."""
 
 import itertools
 
