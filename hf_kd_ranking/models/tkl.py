@@ -111,7 +111,7 @@ class TKL(TK):
     def score_all_pairs(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
     ) -> Tensor:
-        """See `RankerModel`; unlike TK's, the scores of several queries are not computed as those of one."""
+        """Score every query with every document in blocks of documents, see `RankerModel`."""
         return RankerModel.score_all_pairs(self, query, document, query_mask, document_mask)
 
     def _score_regions(
