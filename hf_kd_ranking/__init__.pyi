@@ -4,6 +4,7 @@
 # Rankers
 # isort: split
 from .models import TK as TK
+from .models import TKL as TKL
 from .models import BertCat as BertCat
 from .models import BertCatConfig as BertCatConfig
 from .models import BertDot as BertDot
@@ -15,6 +16,7 @@ from .models import PreTTRConfig as PreTTRConfig
 from .models import Splade as Splade
 from .models import SpladeConfig as SpladeConfig
 from .models import TKConfig as TKConfig
+from .models import TKLConfig as TKLConfig
 from .models import load_ranker as load_ranker
 from .ranker import Ranker as Ranker
 

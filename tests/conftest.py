@@ -31,6 +31,7 @@ WORDS = (
 # Constructor arguments of every architecture on the tiny encoder; a new architecture joins by one row.
 ARCHITECTURES = {
     "bert_cat": {},
+    "bert_cat-passages": {"passage_length": 4, "passage_stride": 2, "passage_pooling": "attention"},
     "bert_dot": {},
     "bert_dot-mean-compressed": {"pooling": "mean", "compression_dim": 6},
     "colbert": {"compression_dim": 6, "initializer_range": 0.1},  # scores sum over terms: keep them small
@@ -40,6 +41,15 @@ ARCHITECTURES = {
     "prettr-compressed": {"join_layer_idx": 1, "compression_dim": 6},
     "splade": {},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
+    "tkl": {
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "chunk_size": 5,
+        "chunk_overlap": 2,
+        "region_size": 4,
+        "region_count": 2,
+        "region_neighbors": 1,
+    },
 }
 
 
@@ -109,7 +119,7 @@ def model(request, encoder) -> RankerModel:
     return make_model(request.param, encoder)
 
 
-@pytest.fixture(params=[name for name in ARCHITECTURES if name != "tk"])
+@pytest.fixture(params=[name for name in ARCHITECTURES if not name.startswith("tk")])
 def encoder_model(request, encoder) -> RankerModel:
     """The same, of those that have a pretrained encoder."""
     return make_model(request.param, encoder)

@@ -46,6 +46,7 @@ OVERRIDES = {
     "bert_cat": {"learning_rates": [2e-4]},
     "prettr": {"learning_rates": [2e-4], "join_layer_idx": 1},
     "tk": {"epochs": 4},
+    "tkl": {"epochs": 4},
 }
 
 

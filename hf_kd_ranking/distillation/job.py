@@ -24,7 +24,7 @@ BM25 = "bm25"  # as a teacher, and as a source of candidates
 SOURCES = (BM25, "candidates", "dense")
 RERANK, SEARCH = PURPOSES = ("rerank", "search")
 FLOAT32, INT8 = PRECISIONS = ("float32", "int8")
-# Settings of single architectures. Fresh layers learn faster than the encoder, and TK has no others.
+# Settings of single architectures. Fresh layers learn faster than the encoder, and TK and TKL have no others.
 ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
     "bert_cat": {"head_learning_rate": 1e-3},
     "colbert": {"compression_dim": 128, "head_learning_rate": 1e-3},
@@ -35,6 +35,7 @@ ARCHITECTURE_SETTINGS: dict[str, dict[str, Any]] = {
         "regularization": "flops(query=0.01,document=0.01,warmup=0.3)",
     },
     "tk": {"learning_rates": [3e-4, 1e-3]},
+    "tkl": {"learning_rates": [3e-4, 1e-3]},
 }
 
 
@@ -141,7 +142,7 @@ class DistillJob:
     )
     learning_rates: list[float] = HfArg(
         default_factory=lambda: [5e-5, 1.5e-4],
-        help="Learning rates, tried on the validation queries under every condition; TK has 3e-4 and 1e-3.",
+        help="Learning rates, tried on the validation queries under every condition; TK and TKL have 3e-4 and 1e-3.",
     )
     epochs: float = HfArg(default=1, help="Epochs of each training; the best on the validation queries is kept.")
     evaluations: int = HfArg(default=1, help="Evaluations on dev per training; the best checkpoint is kept.")
@@ -290,6 +291,8 @@ class DistillJob:
             raise InputError(
                 "The precision int8 is for bert_cat: the others compare vectors that are stored in float32."
             )
+        if INT8 in self.precisions and self.overrides.get("bert_cat", {}).get("passage_length") is not None:
+            raise InputError("The precision int8 reads a pair as one sequence; leave out passage_length of bert_cat.")
         separate = [name for name in self.architectures if can_search(name)]
         if self.purpose == SEARCH and len(separate) < len(self.architectures):
             raise InputError("Only bert_dot, colbert and splade search a collection; leave out other architectures.")

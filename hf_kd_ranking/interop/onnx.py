@@ -7,7 +7,7 @@ A graph has dynamic batch and length axes. Its inputs are the tokenizer's output
 | reads both texts as one sequence (BERT_CAT) | a pair per row | `scores` (batch,) |
 | compares one vector per text (BERT_DOT, SPLADE) | a query or document per row | `vectors` (batch, D) |
 | compares one vector per token (ColBERT) | the same; a query with its [MASK] tokens | `vectors` (batch, length, D) |
-| others (PreTTR, TK) | `query_*` and `document_*`, a pair per row | `scores` (batch,) |
+| others (PreTTR, TK, TKL) | `query_*` and `document_*`, a pair per row | `scores` (batch,) |
 """
 
 import logging
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..models import RankerConfig, RankerModel, RankingProcessor
+from ..models import BertCatConfig, RankerConfig, RankerModel, RankingProcessor
 from ..models.scoring import dot_product, max_sim
 
 GRAPH = "model.onnx"
@@ -117,6 +117,8 @@ def _graph_inputs(config: RankerConfig, batch: Mapping[str, Tensor | Mapping[str
 def onnx_obstacles(config: RankerConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the fields of a ranker that a graph, which encodes queries as documents, cannot express; with reasons."""
     obstacles = []
+    if isinstance(config, BertCatConfig) and config.passage_length is not None:
+        obstacles.append(f"passage_length={config.passage_length}: the graph reads a pair as one sequence")
     if config.vectors_per_text == "sparse" and config.query_encoding != "model":
         obstacles.append(f"query_encoding={config.query_encoding!r}: the graph encodes queries as documents")
     if config.vectors_per_text == "sparse" and config.query_top_k != config.document_top_k:

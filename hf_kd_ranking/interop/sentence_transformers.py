@@ -215,9 +215,13 @@ def score(class_name: str, folder: Path, queries: Sequence[str], documents: Sequ
 
 def cross_encoder_obstacles(config: BertCatConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the fields of a BERT_CAT that a `CrossEncoder` cannot express, with the reasons."""
-    if not config.document_prefix:
-        return []
-    return [f"document_prefix={config.document_prefix!r}: a CrossEncoder has a prompt before the query only"]
+    obstacles = []
+    if config.document_prefix:
+        prefix = f"document_prefix={config.document_prefix!r}"
+        obstacles.append(f"{prefix}: a CrossEncoder has a prompt before the query only")
+    if config.passage_length is not None:
+        obstacles.append(f"passage_length={config.passage_length}: a CrossEncoder reads a pair as one sequence")
+    return obstacles
 
 
 def multi_vector_obstacles(config: ColBERTConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -9,6 +9,7 @@ from .pipeline import register_pipeline
 from .prettr import PreTTR, PreTTRConfig
 from .splade import Splade, SpladeConfig
 from .tk import TK, TKConfig
+from .tkl import TKL, TKLConfig
 from .tokenization import Cuts, RankingProcessor, TokenLists
 from .word_vectors import read_word_vectors
 
@@ -31,6 +32,8 @@ __all__ = [
     "SpladeConfig",
     "TK",
     "TKConfig",
+    "TKL",
+    "TKLConfig",
     "TokenLists",
     "find_architecture",
     "load_ranker",

@@ -289,7 +289,7 @@ def _read_classifier(
     model = BertCat.around(without_pooler(classifier.base_model), **fields)
     model._dense_layer.load_state_dict(dense.state_dict())
     model._classification_layer.load_state_dict(output.state_dict())
-    model.is_fresh = False
+    model.is_fresh = model.config.has_passage_attention
     model.check_weights(name)
     return model
 

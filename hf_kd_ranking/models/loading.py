@@ -16,6 +16,7 @@ from .prettr import PreTTR
 from .sparse_encoder import ROUTER_FILE, load_sparse_encoder
 from .splade import Splade
 from .tk import TK, TRAINING_CONFIG
+from .tkl import TKL
 
 ARCHITECTURES: dict[str, type[RankerModel]] = {}
 AUTO_CLASSES = {"AutoModel": AutoModel, "AutoModelForSequenceClassification": AutoModelForSequenceClassification}
@@ -48,6 +49,7 @@ register_ranker("colbert", ColBERT)
 register_ranker("prettr", PreTTR)
 register_ranker("splade", Splade)
 register_ranker("tk", TK)
+register_ranker("tkl", TKL)
 
 
 def find_architecture(config: PreTrainedConfig) -> type[RankerModel] | None:
@@ -65,8 +67,8 @@ def load_ranker(name_or_path: str | os.PathLike, architecture: str | None = None
 
     Args:
         name_or_path: a folder or a Hub name: a ranker checkpoint, ours or a published one; the folder of a TK training
-            run; another library's checkpoint, see `load_foreign`; any encoder `AutoModel` can load; or, for TK, a file
-            of word vectors.
+            run; another library's checkpoint, see `load_foreign`; any encoder `AutoModel` can load; or, for TK and
+            TKL, a file of word vectors.
         architecture: one of `ARCHITECTURES`. Needed for plain encoders, the published dot models among them; builds a
             fresh ranker on the encoder of another library's checkpoint; must be that of our checkpoint.
         **overrides: fields of the architecture's config, and `dtype`. For a plain encoder also `layers`, see

@@ -181,6 +181,20 @@ def kernel_poolings(
     return _sum_of_logarithms(counts, query_mask, scale).transpose(0, 1)
 
 
+def cosines(query: Tensor, document: Tensor) -> Tensor:
+    """Return the cosines of all pairs of a query and a document token.
+
+    Args:
+        query, document: as in `max_sim`.
+
+    Returns:
+        (B, Lq, Ld) or (B, n, Lq, Ld).
+    """
+    documents, _ = _with_document_axis(query, document, None)
+    products = _products(_unit_length(query), _unit_length(documents)).transpose(2, 3)  # (B, n, Lq, Ld)
+    return products.squeeze(1) if document.dim() == query.dim() else products
+
+
 def _widen(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 

@@ -99,6 +99,11 @@ class TKConfig(RankerConfig):
         """See `RankerConfig`."""
         return self.max_position_embeddings
 
+    @property
+    def document_positions(self) -> int:
+        """Number of positions that documents have."""
+        return self.max_position_embeddings
+
 
 class ContextLayer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
     """torch's post-norm ReLU layer, sequence first, with transformers' activation checkpointing."""
@@ -119,7 +124,7 @@ class TK(RankerModel):
 
     def __init__(self, config: TKConfig) -> None:
         super().__init__(config)
-        size, kernels = config.hidden_size, len(config.kernel_mu)
+        size = config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         # Sequence first and no dropout as published: batch-first layers take a path that zeroes padded positions.
         layer = ContextLayer(size, config.num_attention_heads, config.intermediate_size, dropout=0.0)
@@ -129,16 +134,20 @@ class TK(RankerModel):
             self.mixer = nn.Parameter(mixer)
         else:  # unread, but in the authors' checkpoints; a parameter without a gradient would break DDP
             self.register_buffer("mixer", mixer)
-        self.kernel_alpha_scaler = nn.Parameter(torch.ones(1, 1, kernels))
-        self.kernel_bin_weights = nn.Linear(kernels, 1, bias=False)
+        self.kernel_bin_weights = nn.Linear(len(config.kernel_mu), 1, bias=False)
         self.register_buffer("mu", torch.tensor(config.kernel_mu).view(1, 1, 1, -1))
         self.register_buffer("sigma", torch.tensor(config.kernel_sigma).view(1, 1, 1, -1))
         table = _sine_positions(config.max_position_embeddings + DOCUMENT_POSITION, size)  # (1, L + 500, H)
         start = DOCUMENT_POSITION if config.has_document_positions else 0
-        longest = config.max_position_embeddings
-        self.register_buffer("positional_features_q", table[:, :longest].clone())
-        self.register_buffer("positional_features_d", table[:, start : start + longest].clone())
+        end = start + config.document_positions
+        self.register_buffer("positional_features_q", table[:, : config.max_position_embeddings].clone())
+        self.register_buffer("positional_features_d", table[:, start:end].clone())
+        self.add_score_layers(config)
         self.post_init()
+
+    def add_score_layers(self, config: TKConfig) -> None:
+        """Build what the score needs besides the kernels and their weights."""
+        self.kernel_alpha_scaler = nn.Parameter(torch.ones(1, 1, len(config.kernel_mu)))
 
     def encode(self, inputs: Mapping[str, Tensor], side: Side) -> tuple[Tensor, Tensor]:
         """Return one vector per token, (B, L, H) or (B, n, L, H), and the mask of the tokens."""
@@ -148,16 +157,18 @@ class TK(RankerModel):
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].flatten(0, -2).bool()
         embeddings = self.word_embeddings(ids)  # (N, L, H)
-        positions = self.positional_features_q if side == "query" else self.positional_features_d
-        positions = positions[:, : ids.shape[1]].to(embeddings.dtype)
-        states = self.run_rows(
-            self._contextualize, {"states": embeddings + positions, "mask": mask}, mask, row_lengths(inputs)
-        )
+        states = self.contextualize(embeddings, mask, side, row_lengths(inputs))
         if self.config.mixes_embeddings:
             states = self.mixer * embeddings + (1 - self.mixer) * states
         return states.reshape(*inputs["input_ids"].shape, -1), mask.view(inputs["input_ids"].shape)
 
-    def _contextualize(self, states: Tensor, mask: Tensor) -> Tensor:
+    def contextualize(self, embeddings: Tensor, mask: Tensor, side: Side, lengths: list[int] | None = None) -> Tensor:
+        """Run the layers over (N, L, H) embeddings; `lengths` as in `length_groups`."""
+        positions = self.positional_features_q if side == "query" else self.positional_features_d
+        states = embeddings + positions[:, : embeddings.shape[1]].to(embeddings.dtype)
+        return self.run_rows(self._run_layers, {"states": states, "mask": mask}, mask, lengths)
+
+    def _run_layers(self, states: Tensor, mask: Tensor) -> Tensor:
         # A text without words attends to its padding, which no score counts: a softmax over nothing is NaN in ONNX.
         mask = mask | ~mask.any(1, keepdim=True)
         return self.contextualizer(states.transpose(0, 1), src_key_padding_mask=~mask).transpose(0, 1)
@@ -217,8 +228,9 @@ class TK(RankerModel):
             vectors = vectors * ((vectors.shape[1] / 2) ** 0.5 / vectors.norm(dim=1).mean())
         size = vectors.shape[1]
         config.setdefault("num_attention_heads", max(count for count in range(1, 11) if size % count == 0))
-        longest = max(config.get("max_query_length", 30), config.get("max_document_length", 200))
-        config.setdefault("max_position_embeddings", longest)
+        query_length = config.get("max_query_length", cls.config_class.max_query_length)
+        document_length = config.get("max_document_length", cls.config_class.max_document_length)
+        config.setdefault("max_position_embeddings", max(query_length, document_length))
         model = cls(cls.config_class(**(config | {"vocab_size": vectors.shape[0], "hidden_size": size})))
         with torch.no_grad():
             model.word_embeddings.weight.copy_(vectors)

@@ -1,7 +1,7 @@
 """Re-rank candidates from vectors that were stored in advance.
 
-A stored document costs no encoding: PreTTR runs only the layers after the join, TK its kernels, ColBERT and BERT_DOT
-their products.
+A stored document costs no encoding: PreTTR runs only the layers after the join, TK and TKL their kernels, ColBERT and
+BERT_DOT their products.
 """
 
 from collections.abc import Mapping, Sequence

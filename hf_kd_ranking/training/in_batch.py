@@ -38,8 +38,8 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
         if ranker is not None and not can_be_live(ranker.config):
             raise InputError(
                 f"{role}, a {ranker.config.model_type}, reads each document with its query; {names[0]} needs a ranker "
-                "that encodes them separately (can_be_live): BERT_Dot, ColBERT, TK, or a PreTTR with a fixed "
-                "document_position_offset."
+                "that encodes them separately (can_be_live): BERT_Dot, ColBERT, TK, TKL, or a PreTTR with a "
+                "fixed document_position_offset."
             )
 
 

@@ -74,7 +74,7 @@ def test_demo_prints_plan_outcome_and_next_steps(tiny, capsys, monkeypatch):
     assert "| report | done |" in capsys.readouterr().err
 
 
-def test_complete_demo_has_five_architectures(tiny):
+def test_complete_demo_has_all_architectures(tiny):
     job = experiment.demo_job(tiny, seeds=2, is_complete=True)
     assert (set(job.architectures), job.seeds) == (set(kd.models.ARCHITECTURES), 2)
     assert Context(job).splits.keys() == {"train", "dev", "test"}

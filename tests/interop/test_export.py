@@ -32,7 +32,7 @@ def ranker_folder(encoder, tokenizer, tmp_path) -> Callable[..., Path]:
 
     def save(architecture: str, **config) -> Path:
         torch.manual_seed(1)
-        layers = {} if architecture == "tk" else {"layers": [0]}
+        layers = {} if architecture.startswith("tk") else {"layers": [0]}
         model = kd.load_ranker(encoder, architecture, **(SETTINGS | layers | config))
         kd.Ranker(model, tokenizer).save_pretrained(tmp_path / "ranker")
         return tmp_path / "ranker"
@@ -161,8 +161,9 @@ GRAPHS = {
     "prettr": {"join_layer_idx": 1, "layers": None},
     "splade": {"expansion": "none"},
     "tk": {"num_hidden_layers": 1, "intermediate_size": 32},
+    "tkl": {"num_hidden_layers": 1, "intermediate_size": 32, "chunk_size": 5, "region_size": 4},
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert_cat", "bert_dot", "prettr", "splade", "tk")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS if name != "colbert"]
 
 
 @pytest.mark.parametrize("architecture", ["colbert", *SLOW])
@@ -209,6 +210,8 @@ def onnx_weights(path: Path) -> list:
             ["query_prefix='what is ': PyLate's prefix is one token"],
         ),
         ("bert_cat", {"document_prefix": "the "}, "cross-encoder", ["document_prefix='the ': a CrossEncoder has"]),
+        ("bert_cat", {"passage_length": 9}, "cross-encoder", ["passage_length=9: a CrossEncoder reads a pair as one"]),
+        ("bert_cat", {"passage_length": 9}, "onnx", ["passage_length=9: the graph reads a pair as one sequence"]),
         ("bert_cat", {}, "sentence-transformer", ["model_type=BERT_Cat: this layout is for BERT_Dot"]),
         ("bert_dot", {}, "multi-vector", ["model_type=BERT_Dot: this layout is for ColBERT"]),
         ("prettr", {"join_layer_idx": 1}, "cross-encoder", ["model_type=PreTTR: this layout is for BERT_Cat"]),

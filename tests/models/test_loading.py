@@ -169,13 +169,13 @@ def test_checkpoint_without_a_tokenizer_is_refused(model, tmp_path):
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_encoder_needs_an_architecture(name, folder):
     PUBLISHED[name].write(folder)
-    choices = r"architecture=bert_cat\|bert_dot\|colbert\|prettr\|splade\|tk"
+    choices = r"architecture=bert_cat\|bert_dot\|colbert\|prettr\|splade\|tk\|tkl"
     with refused(ValueError, rf"is a plain distilbert encoder: say which .*{choices}"):
         kd.load_ranker(folder)
 
 
 def test_unknown_architecture_lists_all(encoder):
-    message = r"^Unknown architecture 'bert'; choose one of bert_cat, bert_dot, colbert, prettr, splade, tk\.$"
+    message = r"^Unknown architecture 'bert'; choose one of bert_cat, bert_dot, colbert, prettr, splade, tk, tkl\.$"
     with pytest.raises(ValueError, match=message):
         kd.load_ranker(encoder, "bert")
 

@@ -114,7 +114,7 @@ def test_a_taken_name_or_model_type_is_refused(toy_architecture):
 
 
 def test_registration_ends_with_the_test():
-    assert list(ARCHITECTURES) == ["bert_cat", "bert_dot", "colbert", "prettr", "splade", "tk"]
+    assert list(ARCHITECTURES) == ["bert_cat", "bert_dot", "colbert", "prettr", "splade", "tk", "tkl"]
     with pytest.raises(ValueError, match="Unrecognized model identifier"):
         AutoConfig.for_model("Toy")
     assert kd.BertCatConfig in AutoModelForSequenceClassification._model_mapping

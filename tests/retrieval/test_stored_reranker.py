@@ -6,7 +6,7 @@ import pytest
 import hf_kd_ranking as kd
 from hf_kd_ranking.evaluation.rerank import rerank_run
 
-STORING = ("bert_dot", "colbert", "colbert-normalized", "prettr", "prettr-compressed", "splade", "tk")
+STORING = ("bert_dot", "colbert", "colbert-normalized", "prettr", "prettr-compressed", "splade", "tk", "tkl")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hf_kd_ranking.artifacts import read_description
 from hf_kd_ranking.retrieval import vector_store
 from hf_kd_ranking.retrieval.vector_store import pack
 
-STORING = ("bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "prettr-compressed", "tk")
+STORING = ("bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "prettr-compressed", "tk", "tkl")
 
 
 def files(folder):

@@ -96,7 +96,7 @@ def test_ranker_is_recognized_and_scores_the_same(model, tokenizer, tmp_path):
     assert scores.std() > 0.05, "scores too alike to tell a change"
     one_by_one = [ranker.score([query], [document])[0] for query, document in zip(QUERIES, DOCUMENTS, strict=True)]
     assert scores == close(one_by_one)
-    kind = next(name for name, cls in ARCHITECTURES.items() if isinstance(model, cls))
+    kind = next(name for name, cls in ARCHITECTURES.items() if type(model) is cls)
     np.testing.assert_array_equal(score(tmp_path / "mine", kind=kind, batch_size=2), scores)
 
 

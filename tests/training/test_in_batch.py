@@ -13,7 +13,7 @@ from hf_kd_ranking.losses import LOSSES
 from hf_kd_ranking.training.in_batch import can_be_live
 
 STORABLE = pytest.mark.parametrize(
-    "model", ["bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "splade", "tk"], indirect=True
+    "model", ["bert_dot", "bert_dot-mean-compressed", "colbert", "prettr", "splade", "tk", "tkl"], indirect=True
 )
 BERT_DOT = pytest.mark.parametrize("model", ["bert_dot"], indirect=True)
 CHOSEN = [0, 1, 2, 3]
