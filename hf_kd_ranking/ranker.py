@@ -71,10 +71,12 @@ class Ranker:
         dtype: torch.dtype | str | None = None,
         **overrides: Any,
     ) -> "Ranker":
-        """Load a checkpoint; arguments that are not listed are those of `Ranker` and `load_ranker`.
+        """Load a checkpoint.
 
         Args:
+            name_or_path, architecture, **overrides: see `load_ranker`.
             device: device of the model; None uses a GPU if there is one.
+            batch_size, is_distributed, truncation, tokens_per_batch: see `Ranker`.
             dtype: precision of the weights; None is that of `default_dtype`. For training take `load_ranker`.
         """
         if device is None:

@@ -156,7 +156,8 @@ def paired_t_test(treatment: Mapping[str, float], control: Mapping[str, float]) 
     """Run a paired two-sided t-test over at least two queries (scipy), both query_id -> value of a measure.
 
     Returns `difference` (mean of treatment minus control), `p_value` and `queries`. Where all queries differ by the
-    same there is no variance to compare with, and the p-value is that of the randomisation test.
+    same there is no variance to compare with, and the p-value is that of the randomisation test; it is 1.0 where no
+    query differs. Different or too few queries raise an InputError.
     """
     from scipy.stats import ttest_1samp  # takes 0.6 s
 

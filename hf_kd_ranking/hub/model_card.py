@@ -44,10 +44,12 @@ class RankerCard:
         teacher, loss, data: names of the teacher, the loss and the collection.
         rows, settings, command: number of teacher rows, arguments and command line of the training.
         results: dictionaries of `dataset`, `measure`, `value`, and if known `first_stage` and `p_value`.
+        max_query_length, max_document_length: in tokens.
         efficiency: figures of this ranker, see `select_efficiency`; None if it was not measured.
         costs: latency and memory in words, used if `efficiency` is None.
         base_model, dataset_id: names of the encoder and the collection on the Hub.
-        license, languages: in the Hub's spelling; ISO 639-1.
+        license: licence in the Hub's spelling.
+        languages: languages of the documents, ISO 639-1.
         architecture: second argument of `Ranker.from_pretrained`, if loading needs it.
         versions: version of each library.
         cuts: shares of the documents, `cut_texts`, and of their tokens, `cut_tokens`, beyond the length.

@@ -68,9 +68,14 @@ CLASSIFIER_HEADS = {
 def load_foreign(name_or_path: str, **overrides: Any) -> RankerModel | None:
     """Load another library's ranking checkpoint; None if the checkpoint is a plain encoder.
 
-    A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT (normalised if the checkpoint compares by cosine), a
-    multi-vector encoder (PyLate's too) a ColBERT, a classifier with one label a BERT_CAT whose scores are the logits.
-    Overrides are fields of the architecture's config, and `dtype`. An InputError names what the ranker cannot express.
+    Args:
+        name_or_path: a folder or a Hub name. A bi-encoder with [CLS] or mean pooling becomes a BERT_DOT (normalised if
+            the checkpoint compares by cosine), a multi-vector encoder (PyLate's too) a ColBERT, a classifier with one
+            label a BERT_CAT whose scores are the logits.
+        **overrides: fields of the architecture's config, and `dtype`.
+
+    Raises:
+        InputError: naming what the ranker cannot express.
     """
     config = AutoConfig.from_pretrained(name_or_path)
     settings = read_json(name_or_path, "config_sentence_transformers.json") or {}

@@ -54,7 +54,11 @@ class Cuts(Counter[str]):
     def shares(self, longest: int) -> dict[str, float]:
         """Return `cut_texts` and `cut_tokens` as shares of all, and warn where more than a tenth of the texts is cut.
 
-        `longest` is the limit in tokens, for the message. A slow tokenizer counts nothing, and the result is empty.
+        Args:
+            longest: the limit in tokens, for the message.
+
+        Returns:
+            An empty dictionary if nothing was counted, as with a slow tokenizer.
         """
         if not self["texts"]:
             return {}

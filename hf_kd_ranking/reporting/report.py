@@ -83,6 +83,7 @@ def write_report(
         arrows: (control, treatment) pairs of names, drawn in the plot. The marks in the table compare with the first
             control, or without arrows with the weakest ranker.
         plot: file to which the plot against latency is also written, .png or .svg.
+        title: title of the page.
         intersect: True leaves out queries that a run does not have; False refuses runs with different queries.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
         findings: sentences about tests that were made elsewhere, which the page shows in place of tests of its own.

@@ -87,9 +87,11 @@ class ColBERTIndex(Index):
     def search_vectors(
         self, queries: Sequence[np.ndarray], k: int = 100, probes: int | None = None, candidates: int | None = None
     ) -> list[Result]:
-        """Return the scores and rows of the best k documents for the token vectors, (Lq, D) float32, of every query.
+        """Return the scores and rows of the best k documents for the token vectors of every query.
 
         Args:
+            queries: (Lq, D) float32 each.
+            k: rows per query; all if the index has fewer.
             probes: centroids per query token; None takes the attribute `probes`, whose None compares every document.
             candidates: documents that exact MaxSim ranks after the centroids; None takes 4 * k and at least 256.
 

@@ -100,9 +100,16 @@ class DenseIndex(VectorIndex):
             faiss.ParameterSpace().set_index_parameters(self.index, settings)
 
     def search_vectors(self, queries: np.ndarray, k: int = 100, only: Sequence[Id] | None = None) -> list[Result]:
-        """Return the scores and rows of the best k documents for every query vector, (Q, D) float32.
+        """Return the scores and rows of the best k documents for every query vector.
 
-        `only` are the ids of the documents that may be returned, None for all; an UnknownIdError names unknown ones.
+        Args:
+            queries: (Q, D) float32.
+            k: rows per query; all if the index has fewer.
+            only: ids of the documents that may be returned; None for all.
+
+        Raises:
+            InputError: if the vectors have another dimension, or k is not positive.
+            UnknownIdError: naming ids of `only` that are not in the index.
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
             raise InputError(f"The index holds vectors of {self.index.d} values, got queries of {queries.shape}.")

@@ -27,6 +27,7 @@ def fuse_runs(
             queries: margins within queries have one unit in all runs, and remain larger where a run is more certain.
             A document that a run lacks has there the lowest score of the query.
         weights: one per run; None for equal ones that sum to 1.
+        constant: the constant of reciprocal ranks.
 
     Raises:
         InputError: if no runs are given, the method is unknown, or there is not one weight per run.

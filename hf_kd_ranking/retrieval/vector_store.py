@@ -110,13 +110,18 @@ class VectorStore(IdIndex):
         return cls(folder, ranker, is_verified)
 
     def compress(self, folder: str | Path, factory: str, seed: int = 0, overwrite: bool = False) -> "VectorStore":
-        """Write the same vectors as codes of a faiss codec, which every look-up decodes; errors as of `build`.
+        """Write the same vectors as codes of a faiss codec, which every look-up decodes.
 
         Args:
+            folder: the folder of the new store.
             factory: in faiss' notation: "IVF256,SQ4" is the nearest of 256 centroids and 4 bits per value for the
                 residual (as in ColBERTv2), "PQ64" 64 bytes per vector.
             seed: seed of the choice of vectors that the codec is trained on.
             overwrite: True replaces an existing store.
+
+        Raises:
+            FileExistsError: as of `build`.
+            InputError: if faiss cannot build the codec, or the vectors are sparse.
         """
         if self.words is not None:
             raise InputError(f"The vectors in {self.folder} are sparse, which faiss cannot compress.")

@@ -20,7 +20,13 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request: bytes of its body, texts, and characters of a text; the model reads its beginning only."""
+    """Limits of a request.
+
+    Args:
+        body_bytes: of the body.
+        documents: documents or texts.
+        characters: of one text; the model reads its beginning only, see `truncate`.
+    """
 
     body_bytes: int = 10_000_000
     documents: int = 1_000
