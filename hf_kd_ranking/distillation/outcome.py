@@ -248,11 +248,12 @@ def _write_report(
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
     costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    timed = {sum_name: name for name, sum_name in outcome["sums"].items()}  # to add scores takes no time
     for name, of_name in runs.items():
         for seed_name, run in zip(_seed_names(name, len(of_name)), of_name, strict=True):
             write_run(run, folder / "runs" / f"{seed_name}.trec", tag=seed_name.replace(" ", "_"))
-            if name in costs["rankers"]:
-                costs["rankers"][seed_name] = costs["rankers"][name]
+            if timed.get(name, name) in costs["rankers"]:
+                costs["rankers"][seed_name] = costs["rankers"][timed.get(name, name)]
         if len(of_name) > 1:
             costs["rankers"].pop(name, None)
     write_json(folder / "efficiency.json", costs)
@@ -275,6 +276,7 @@ def _write_report(
     findings += _cut_sentences(outcome)
     title, measures = f"Distillation on {measured.settings['data_name']}", (measured.settings["measure"],)
     options = {"title": title, "intersect": True, "files": files, "findings": findings}
+    options["summary"] = verdict(outcome, context.job).splitlines()[:2]
     write_report(folder, folder / "report.html", measures, arrows, **options)
     try:
         from ..reporting.plot import frontier_plot, save_plot  # need matplotlib, an extra
@@ -347,7 +349,7 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
     )
     if test.get("teacher"):
         text += f", {100 * test[name] / test['teacher']:.0f} % of the teacher's {test['teacher']:.4f}"
-    lines, is_better = [f"{text}."], False
+    lines = [f"{text}.", _conclusion(outcome)]
     of_seeds = outcome["seeds"].get(name)
     if of_seeds:
         seed = outcome["pipeline"]["seed"]
@@ -355,19 +357,34 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
             f"That is the mean of {len(of_seeds)} seeds; delivered is seed {seed}, the best on dev, with "
             f"{of_seeds[seed]:.4f} on test."
         )
-    for found in outcome["tests"]:
-        if found["treatment"] == name and found["control"] in outcome["rivals"]:
-            is_better |= found["p_corrected"] < SIGNIFICANT and found["difference"] > 0
-            lines.append(_finding_text(found, outcome))
-    if outcome["pipeline"]["system"] is None:
-        lines.append("No ranker was better than this first stage on dev, so it is delivered without one.")
-    elif not outcome["is_trained"]:
-        lines.append("No trained student was better on dev than this one, which is not trained.")
-    elif not is_better:
-        lines.append("On the test queries it is not shown to be better than what a user has without distilling.")
+    lines += [_finding_text(test, outcome) for test in _tests_of_the_choice(outcome)]
     if job.candidates is not None:
         lines.append("Candidates come from your own engine, whose time is not included.")
     return "\n".join(lines)
+
+
+def _tests_of_the_choice(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tests of the chosen pipeline against what a user has without distilling."""
+    tests = []
+    for test in outcome["tests"]:
+        if test["treatment"] == outcome["chosen"] and test["control"] in outcome["rivals"]:
+            tests.append(test)
+    return tests
+
+
+def _conclusion(outcome: Mapping[str, Any]) -> str:
+    """Return in one sentence whether distilling was worth it."""
+    if outcome["pipeline"]["system"] is None:
+        return "No ranker was better than this first stage on dev, so it is delivered without one."
+    if not outcome["is_trained"]:
+        return "No trained student was better on dev than this one, which is not trained."
+    beaten = []
+    for test in _tests_of_the_choice(outcome):
+        if test["p_corrected"] < SIGNIFICANT and test["difference"] > 0:
+            beaten.append(test["control"])
+    if not beaten:
+        return "On the test queries it is not shown to be better than what a user has without distilling."
+    return f"On the test queries it is significantly better than {', '.join(beaten)}."
 
 
 def _synthetic_mark(outcome: Mapping[str, Any], split: str) -> str:

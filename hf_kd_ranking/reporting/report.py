@@ -73,6 +73,7 @@ def write_report(
     intersect: bool = False,
     files: Mapping[str, str | os.PathLike] | None = None,
     findings: Sequence[str] = (),
+    summary: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a page that loads nothing: measures with intervals and tests, plots, training, and single queries.
 
@@ -87,6 +88,7 @@ def write_report(
         intersect: True leaves out queries that a run does not have; False refuses runs with different queries.
         files: other places of `qrels`, `queries`, `collection`, `candidates`.
         findings: sentences about tests that were made elsewhere, which the page shows in place of tests of its own.
+        summary: sentences with which the page begins; those about the best ranker if there are none.
 
     Returns:
         `output`, `plot` if it was given, and the numbers of `rankers` and `queries`.
@@ -123,7 +125,7 @@ def write_report(
     shared = shared_queries(judged, content.qrels, intersect)
     content.qrels = {query_id: content.qrels[query_id] for query_id in shared}
     context = _context(content, list(dict.fromkeys(measures)), arrows, not findings)
-    context |= {"title": title, "figures": None, "findings": findings}
+    context |= {"title": title, "figures": None, "findings": findings, "summary": summary or _summary(context)}
     if figures is not None:
         context["styles"] = plots.line_styles(list(dict.fromkeys([*context["names"], *content.training])))
         context["figures"] = figures.page_figures(context, content.training, plot)
@@ -226,6 +228,24 @@ def _context(
         "alpha": ALPHA,
         "data": data | _browser(content, values, names, measures),
     }
+
+
+def _summary(context: Mapping[str, Any]) -> list[str]:
+    """Return in two sentences which ranker is best, and from which others the tests cannot tell it apart."""
+    best, *others = context["names"]
+    measure = context["measures"][0]
+    mean = context["means"][best][measure]
+    interval = f"95 % interval {mean['low']:.4f} to {mean['high']:.4f}"
+    sentences = [
+        f"{best} has the highest {measure}, {mean['mean']:.4f} on {context['queries']:,} queries ({interval})."
+    ]
+    if others and context["comparison"]["pairs"]:
+        equal = [name for row, name in enumerate(others, 1) if context["data"]["marks"][row][0][0] <= 0]
+        if equal:
+            sentences.append(f"No significant difference from {', '.join(equal)} was found.")
+        else:
+            sentences.append("It is significantly better than all others.")
+    return sentences
 
 
 def _browser(content: _Results, values: Values, names: list[str], measures: list[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def write(make_artifact, monkeypatch):
 
         def report(folder, output, measures, arrows, **options):
             names = sorted(path.stem for path in (folder / "runs").iterdir())
-            about = {"title": options["title"], "findings": options["findings"]}
+            about = {name: options[name] for name in ("title", "findings", "summary")}
             reports.append({"arrows": arrows, "names": names, **about})
 
         monkeypatch.setattr(outcome_module, "write_report", report)
@@ -64,7 +64,8 @@ def write(make_artifact, monkeypatch):
         (made.path / "points.json").write_text(json.dumps(content))
         judgments = make_artifact("judgments", qrels={query_id: {"y": 1} for query_id in QUERIES})
         settings = {"measure": "RR@10", "k": 4, "purpose": "rerank", "budget_ms": budget_ms, "data_name": "Words"}
-        job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv")
+        job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv", candidates=None)
+        job.measure, job.budget_ms = "RR@10", budget_ms
         job.synthetic_splits = job.agreement_splits = []
         context = SimpleNamespace(job=job, splits={"test": QUERIES}, overlaps={})
         measured = Measured(systems, first_stages, teachers, rankings, judgments, made, timing, settings)
@@ -112,6 +113,8 @@ def test_choice_is_tested_against_what_a_user_has(write):
     findings = outcome["report"]["findings"]
     assert findings[0] == "All tests of the job are one family: Holm over the 4 tests of this job."
     assert len(findings) == 5 and findings[1].startswith("dot teacher against dot no_teacher: ")
+    summary = outcome["report"]["summary"]
+    assert len(summary) == 2 and summary[0].startswith("Chosen on dev: dot teacher") and "better than" in summary[1]
 
 
 def test_budget_decides_the_choice(write):
@@ -190,23 +193,26 @@ def test_verdict_says_whether_the_choice_beats_the_first_stage():
     assert text.splitlines() == [
         "Chosen on dev: dot teacher, 12.3 ms per query (median). On the 1,200 test queries: RR@10 0.6000 (95 % "
         "interval 0.5000 to 0.7000), 75 % of the teacher's 0.8000.",
+        "On the test queries it is significantly better than BM25.",
         "dot teacher against BM25: 0.1000 more, 95 % interval -0.0100 to +0.2000, p = 0.001, corrected 0.002, 1,200 "
         "queries.",
     ]
     tests = [finding("dot teacher", "BM25", 0.1, 0.2), finding("dot teacher", "dot untrained", -0.1, 0.01)]
     text = words("dot teacher", tests)
     assert "against BM25: no difference found (+0.1000)" in text and "against dot untrained: 0.1000 less" in text
-    assert text.endswith("it is not shown to be better than what a user has without distilling.")
+    conclusion = "On the test queries it is not shown to be better than what a user has without distilling."
+    assert text.splitlines()[1] == conclusion
     # A comparison of conditions is no comparison with what a user has.
     assert "no_teacher" not in words("dot teacher", [finding("dot teacher", "dot no_teacher", 0.1, 0.001)])
 
 
 def test_verdict_says_if_nothing_trained_was_chosen():
     text = words("BM25", [finding("BM25", "dot untrained", 0.3, 0.001)], pipeline={"system": None})
-    assert text.endswith("No ranker was better than this first stage on dev, so it is delivered without one.")
+    conclusion = "No ranker was better than this first stage on dev, so it is delivered without one."
+    assert text.splitlines()[1] == conclusion
     tests = [finding("dot untrained + BM25", "BM25", 0.3, 0.001)]
     text = words("dot untrained + BM25", tests, is_trained=False)
-    assert text.endswith("No trained student was better on dev than this one, which is not trained.")
+    assert text.splitlines()[1] == "No trained student was better on dev than this one, which is not trained."
 
 
 def test_verdict_names_the_seed_that_is_delivered():

@@ -144,6 +144,15 @@ def test_report_pairs_and_marks_equal_compare_runs(written, page):
     assert page.source.count('aria-label="significantly above the control"') == 2  # of the arrow's control, NAME
 
 
+def test_report_begins_with_what_was_found(written, page, tmp_path):
+    mean = kd.evaluate_run(kd.read_run(written[0] / "runs" / "best.trec"), kd.read_qrels(written[0] / "qrels.txt"))
+    assert f"best has the highest nDCG@10, {mean['nDCG@10']:.4f} on 12 queries (95 % interval" in page.text
+    assert "It is significantly better than all others." in page.text
+    kd.write_report(written[0], tmp_path / "page.html", MEASURES, summary=["One.", "Two <b>2</b>."])
+    text = Page(tmp_path / "page.html").text
+    assert "One. Two <b>2</b>." in text and "has the highest" not in text
+
+
 def test_report_shows_findings_of_others_in_place_of_its_own_tests(written, tmp_path):
     kd.write_report(written[0], tmp_path / "page.html", MEASURES, findings=["a against b: <b>0.1 more</b>."])
     page = Page(tmp_path / "page.html")
