@@ -76,6 +76,7 @@ def _training_panels(context: Mapping[str, Any], training: Mapping[str, History]
                 curves[name] = curve
         if curves:
             figure = line_plot(curves, context["styles"], "step", label, log_y=key == "loss")
+            figure.axes[0].set_xlim(left=0)  # single points of trainings of about equal length would look far apart
             panels.append((figure, f"{label} by step", _describe(curves)))
     return panels
 
