@@ -10,7 +10,15 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples" / "notebooks").glob("
 
 
 def test_every_architecture_has_a_notebook():
-    assert {path.stem for path in NOTEBOOKS} == {"bert_cat", "bert_dot", "colbert", "prettr", "tk", "distil_your_own"}
+    assert {path.stem for path in NOTEBOOKS} == {
+        "bert_cat",
+        "bert_dot",
+        "colbert",
+        "prettr",
+        "splade",
+        "tk",
+        "distil_your_own",
+    }
 
 
 @pytest.mark.slow
