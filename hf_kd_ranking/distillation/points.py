@@ -33,7 +33,7 @@ from .context import Context
 from .job import FLOAT32, INT8, RERANK, TargetNotMetError
 from .students import Recipe, Student, untrained_ranker, validation_value
 from .teaching import Teacher
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 TIMED_QUERIES = 20
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the first stage's scores
@@ -194,7 +194,7 @@ def _search_one(index: Index, k: int, query: str) -> None:
 
 def _load_teacher(teacher: Teacher, context: Context) -> Any:
     """Load a teacher, as a ranker if it is one."""
-    path = teacher.path / "ranker" if isinstance(teacher, Artifact) else teacher
+    path = model_path(teacher)
     try:
         return Ranker.from_pretrained(path, device=context.device)
     except (ValueError, OSError):  # a model of another kind

@@ -28,7 +28,7 @@ from ..training.job import TrainingJob, train_ranker
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
 from .teaching import rows_file
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 SEED = 42
 # Products of vectors have a natural size, to which the teacher's margins are matched. The scores of fresh layers are
@@ -142,7 +142,7 @@ class Student(NamedTuple):
     @property
     def checkpoint(self) -> Path:
         """The folder with its weights, card and manifest."""
-        return self.training.path / "ranker"
+        return model_path(self.training)
 
 
 # ---- Steps ----------------------------------------------------------------------------------------------------------

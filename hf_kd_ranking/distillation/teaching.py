@@ -27,7 +27,7 @@ from .candidates import PASSAGES, grades, passage_scores, ranking, write_passage
 from .context import Context
 from .job import BM25, DistillJob, TargetNotMetError
 from .queries import Grades
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,11 @@ def score_candidates(
             if aggregation is not None:
                 shutil.copy(bm25.path / PASSAGES, folder)
         return
-    source = str(teacher.path / "ranker") if isinstance(teacher, Artifact) else str(teacher)
     dtype = None  # that of the device
     if is_bf16 is not None:
         dtype = torch.bfloat16 if is_bf16 else torch.float32
     batch_size = context.job.teacher_batch_size
-    model = load.load_teacher(source, device=context.device, batch_size=batch_size, dtype=dtype)
+    model = load.load_teacher(str(model_path(teacher)), device=context.device, batch_size=batch_size, dtype=dtype)
     if not output.is_file():
         score_teacher(model, ranking(candidates), context.queries, context.documents, output)
     if aggregation is not None and context.is_main_process:
