@@ -3,7 +3,6 @@
 All significance tests of a job are one family, corrected together by Holm's method.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +50,7 @@ def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
     measure, k = settings["measure"], settings["k"]
     points = read_points(measured.points)
     chosen = choose(points, settings["budget_ms"])
-    costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    costs = read_json(measured.timing.path / "efficiency.json")
     runs = _test_runs(measured, qrels)
     values = {}
     for key, of_name in runs.items():
@@ -247,7 +246,7 @@ def _write_report(
     for name in ("runs", "training"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
-    costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    costs = read_json(measured.timing.path / "efficiency.json")
     for name, of_name in runs.items():
         for seed_name, run in zip(_seed_names(name, len(of_name)), of_name, strict=True):
             write_run(run, folder / "runs" / f"{seed_name}.trec", tag=seed_name.replace(" ", "_"))

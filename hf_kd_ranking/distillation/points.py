@@ -4,7 +4,6 @@ First stages by themselves, and students before their training, can be chosen to
 queries only.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..data.passages import texts_of
 from ..data.runs import Run, read_run, write_run
 from ..evaluation.metrics import evaluate_queries, mean_values
@@ -220,7 +219,7 @@ def find_points(
     `depths`, `fusion` and `purpose` of the job.
     """
     measure, depths, qrels = settings["measure"], settings["depths"], grades(judgments)
-    timed = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    timed = read_json(timing.path / "efficiency.json")
     first_stage, first = next(iter(first_stages.items()))
     candidates, points, by_seed = ranking(first), [], {}
 
@@ -276,7 +275,7 @@ def fuse(candidates: Run, scored: Run, purpose: str, depth: int, weight: float) 
 
 def read_points(found: Artifact) -> list[Point]:
     """Read the points of a step."""
-    content = json.loads((found.path / "points.json").read_text(encoding="utf-8"))
+    content = read_json(found.path / "points.json")
     return [Point(**point) for point in content["points"]]
 
 
