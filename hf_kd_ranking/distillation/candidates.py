@@ -81,11 +81,10 @@ def search(index: Index, texts: Mapping[str, str], k: int, exclude_same_id: bool
 
 def select_candidates(folder: Path, run: Path, query_ids: Sequence[str], k: int, exclude_same_id: bool) -> None:
     """Take the candidates of the user's engine; a training query without any has none."""
-    given = read_run(run)
+    selected = read_run(run).select(query_ids)
     if exclude_same_id:
-        given = given.without_same_ids()
-    selected = Run((query_id, given[query_id][:k]) for query_id in query_ids if query_id in given)
-    write_run(selected, folder / "run.trec", tag="candidates")
+        selected = selected.without_same_ids()
+    write_run(selected.top(k), folder / "run.trec", tag="candidates")
 
 
 @shared

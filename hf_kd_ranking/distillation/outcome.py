@@ -121,19 +121,15 @@ def _test_runs(measured: Measured, qrels: Mapping) -> dict[str, list[Run]]:
     """
     runs = {}
     for name, artifact in measured.first_stages.items():
-        runs[name] = [_judged(ranking(artifact), qrels)]
+        runs[name] = [ranking(artifact).select(qrels)]
     needed = next(iter(runs.values()))[0].keys()
     for name, artifact in measured.teachers.items():
-        run = _judged(ranking(artifact), qrels)
+        run = ranking(artifact).select(qrels)
         if needed <= run.keys():
             runs[name] = [run]
     for name, artifacts in measured.rankings.items():
-        runs[name] = [_judged(ranking(artifact), qrels) for artifact in artifacts]
+        runs[name] = [ranking(artifact).select(qrels) for artifact in artifacts]
     return runs
-
-
-def _judged(run: Run, qrels: Mapping) -> Run:
-    return Run((query_id, run[query_id]) for query_id in qrels if query_id in run)
 
 
 def _per_query(run: Run, qrels: Mapping, measure: str) -> dict[str, float]:

@@ -88,8 +88,7 @@ def _look_up(candidates: Run, scores: Run) -> Run:
 
 def select_scores(folder: Path, run: Path, query_ids: Sequence[str], context: Context) -> None:
     """Take the scores of a split's queries from a run that the user gave, of passages if the collection has them."""
-    given = read_run(run)
-    selected = Run((query_id, given[query_id]) for query_id in query_ids if query_id in given)
+    selected = read_run(run).select(query_ids)
     tag = Path(run).stem.replace(" ", "_")
     if context.documents.aggregation is None:
         write_run(selected, folder / "run.trec", tag=tag)
