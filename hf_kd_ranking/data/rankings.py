@@ -90,6 +90,10 @@ class Run(dict[str, Pairs]):
         """Return the first k documents of every query."""
         return Run({query_id: ranking[:k] for query_id, ranking in self.items()})
 
+    def select(self, query_ids: Iterable[str]) -> "Run":
+        """Return the rankings of some queries, in the order given; those that the run lacks are left out."""
+        return Run((query_id, self[query_id]) for query_id in query_ids if query_id in self)
+
     def without_same_ids(self) -> "Run":
         """Return the run without the document that has the id of its query, see `without_id`."""
         return Run((query_id, without_id(ranking, query_id)) for query_id, ranking in self.items())

@@ -14,6 +14,7 @@ million rows cost no resident memory:
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,7 +145,9 @@ def holds_margins(path: Path, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> b
     """Return whether a file is one of the Hub's margins."""
     if path.suffix != ".parquet":
         return False
-    return find_layout(pa.parquet.read_schema(path).names, str(path), layouts) == MARGIN_COLUMNS
+    with _naming_damage(path):
+        names = pa.parquet.read_schema(path).names
+    return find_layout(names, str(path), layouts) == MARGIN_COLUMNS
 
 
 def find_layout(names: Sequence[str], source: str, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> tuple[str, ...]:
@@ -173,7 +176,7 @@ def _from_dataset(dataset: datasets.Dataset, source: str) -> TeacherRows:
 def read_parquet(path: Path, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> Iterator[pa.Table]:
     """Yield the columns of the layout that a Parquet file has, in which nothing is missing and scores are finite."""
     start = 0
-    try:
+    with _naming_damage(path):
         file = pa.parquet.ParquetFile(path)
         layout = find_layout(file.schema_arrow.names, str(path), layouts)
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(layout)):
@@ -181,6 +184,12 @@ def read_parquet(path: Path, layouts: Sequence[tuple[str, ...]] = LAYOUTS) -> It
             _check_table(table, start, str(path))
             start += len(batch)
             yield table
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a Parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 

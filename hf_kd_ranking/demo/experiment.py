@@ -4,7 +4,6 @@ The teacher is all-MiniLM-L6-v2 as it is, which has seen none of these labels. S
 without a teacher learn from the labels of the same queries.
 """
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from ..artifacts import locked, writing
+from ..artifacts import locked, read_json, writing
 from ..data.runs import read_qrels, write_qrels
 from ..data.texts import TextStore
 from ..distillation.context import Context
@@ -138,7 +137,7 @@ def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
     job = demo_job(output, seeds, is_complete)
     typer.echo(plan_text(make_plan(job)), err=True)
     outcome = distill(job)
-    stats = json.loads((output / "collection" / "stats.json").read_text(encoding="utf-8"))
+    stats = read_json(output / "collection" / "stats.json")
     typer.echo(
         f"\nPyDocs: {sum(stats['pairs'].values()):,} documents from {stats['docstrings']:,} docstrings of "
         f"{len(stats['packages'])} packages; dropped {sum(stats['dropped'].values()):,} by length or as duplicates, "

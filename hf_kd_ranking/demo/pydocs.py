@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..artifacts import building, changed_names, content_digest
+from ..artifacts import building, changed_names, content_digest, read_json
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
             versions[name] = content_digest(root)
     origin = {"recipe": RECIPE, "python": platform.python_version(), "packages": versions}
     if all((output / name).is_file() for name in FILE_NAMES):
-        saved = json.loads((output / "stats.json").read_text(encoding="utf-8"))
+        saved = read_json(output / "stats.json")
         if not changed_names(saved, origin):
             return _describe(output, saved)
     if not _is_replaceable(output):

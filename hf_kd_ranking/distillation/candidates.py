@@ -15,7 +15,7 @@ from ..retrieval.bm25 import BM25Index
 from ..retrieval.fusion import mix_runs
 from .context import Context
 from .queries import Grades
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 PASSAGES = "passages.trec"  # beside run.trec, if the collection has passages
 AGREED = 3  # the teachers' best candidates that count as relevant where there are no judgments
@@ -81,11 +81,10 @@ def search(index: Index, texts: Mapping[str, str], k: int, exclude_same_id: bool
 
 def select_candidates(folder: Path, run: Path, query_ids: Sequence[str], k: int, exclude_same_id: bool) -> None:
     """Take the candidates of the user's engine; a training query without any has none."""
-    given = read_run(run)
+    selected = read_run(run).select(query_ids)
     if exclude_same_id:
-        given = given.without_same_ids()
-    selected = Run((query_id, given[query_id][:k]) for query_id in query_ids if query_id in given)
-    write_run(selected, folder / "run.trec", tag="candidates")
+        selected = selected.without_same_ids()
+    write_run(selected.top(k), folder / "run.trec", tag="candidates")
 
 
 @shared
@@ -98,8 +97,7 @@ def search_vectors(
     context: Context,
 ) -> None:
     """Search the whole collection with a ranker whose vectors are encoded into the folder, which keeps them."""
-    path = model.path / "ranker" if isinstance(model, Artifact) else model
-    ranker = Ranker.from_pretrained(path, device=context.device)  # the store shares its work by itself
+    ranker = Ranker.from_pretrained(model_path(model), device=context.device)  # the store shares its work by itself
     index = encode_collection(folder, ranker, context.documents)
     if context.is_main_process:
         write_run(search(index, texts, k, exclude_same_id), folder / "run.trec", tag="dense")

@@ -13,7 +13,7 @@ from .context import Context
 from .job import SEARCH
 from .material import Material
 from .points import Point, System, load_student
-from .work import Artifact, Workspace, shared
+from .work import Artifact, Workspace, model_path, shared
 
 DESCRIBED = ("chosen", "measure", "test", "interval", "latency_ms", "verdict")
 
@@ -30,8 +30,8 @@ class Made(NamedTuple):
 @shared
 def encode(folder: Path, training: Artifact, context: Context) -> None:
     """Encode the collection with a ranker, into `vectors`."""
-    path = training.path / "ranker"
-    encode_collection(folder, Ranker.from_pretrained(path, device=context.device), context.documents)
+    ranker = Ranker.from_pretrained(model_path(training), device=context.device)
+    encode_collection(folder, ranker, context.documents)
 
 
 def deliver(work: Workspace, context: Context, made: Made, outcome: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -3,7 +3,6 @@
 All significance tests of a job are one family, corrected together by Holm's method.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,7 +51,7 @@ def write_outcome(folder: Path, measured: Measured, context: Context) -> None:
     measure, k = settings["measure"], settings["k"]
     points = read_points(measured.points)
     chosen = choose(points, settings["budget_ms"])
-    costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    costs = read_json(measured.timing.path / "efficiency.json")
     runs = _test_runs(measured, qrels)
     values = {}
     for key, of_name in runs.items():
@@ -123,19 +122,15 @@ def _test_runs(measured: Measured, qrels: Mapping) -> dict[str, list[Run]]:
     """
     runs = {}
     for name, artifact in measured.first_stages.items():
-        runs[name] = [_judged(ranking(artifact), qrels)]
+        runs[name] = [ranking(artifact).select(qrels)]
     needed = next(iter(runs.values()))[0].keys()
     for name, artifact in measured.teachers.items():
-        run = _judged(ranking(artifact), qrels)
+        run = ranking(artifact).select(qrels)
         if needed <= run.keys():
             runs[name] = [run]
     for name, artifacts in measured.rankings.items():
-        runs[name] = [_judged(ranking(artifact), qrels) for artifact in artifacts]
+        runs[name] = [ranking(artifact).select(qrels) for artifact in artifacts]
     return runs
-
-
-def _judged(run: Run, qrels: Mapping) -> Run:
-    return Run((query_id, run[query_id]) for query_id in qrels if query_id in run)
 
 
 def _per_query(run: Run, qrels: Mapping, measure: str) -> dict[str, float]:
@@ -247,7 +242,7 @@ def _write_report(
     for name in ("runs", "training"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
-    costs = json.loads((measured.timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    costs = read_json(measured.timing.path / "efficiency.json")
     timed = {sum_name: name for name, sum_name in outcome["sums"].items()}  # to add scores takes no time
     for name, of_name in runs.items():
         for seed_name, run in zip(_seed_names(name, len(of_name)), of_name, strict=True):

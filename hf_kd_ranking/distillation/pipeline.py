@@ -4,7 +4,6 @@
 a `costs.Plan` in place of a `Workspace` the same list is walked and every step is asked for its cost.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import locked
+from ..artifacts import locked, read_json
 from ..processes import processes
 from . import candidates, points, teaching
 from .context import Context
@@ -242,7 +241,7 @@ def distill(job: DistillJob) -> dict[str, Any]:
         with locked(work.folder) if is_main else nullcontext():
             work.claim(subject(job))
             made = make_all(work, context)
-            outcome = json.loads((made.outcome.path / "outcome.json").read_text(encoding="utf-8"))
+            outcome = read_json(made.outcome.path / "outcome.json")
             outcome["folders"] = {}
             for system in made.systems:
                 outcome["folders"][system.name] = str(system.students[0].checkpoint.resolve())

@@ -4,7 +4,6 @@ First stages by themselves, and students before their training, can be chosen to
 queries only.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..data.passages import texts_of
 from ..data.runs import Run, read_run, write_run
 from ..evaluation.metrics import evaluate_queries, mean_values
@@ -33,7 +32,7 @@ from .context import Context
 from .job import FLOAT32, INT8, RERANK, TargetNotMetError
 from .students import Recipe, Student, untrained_ranker, validation_value
 from .teaching import Teacher
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 TIMED_QUERIES = 20
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the first stage's scores
@@ -194,7 +193,7 @@ def _search_one(index: Index, k: int, query: str) -> None:
 
 def _load_teacher(teacher: Teacher, context: Context) -> Any:
     """Load a teacher, as a ranker if it is one."""
-    path = teacher.path / "ranker" if isinstance(teacher, Artifact) else teacher
+    path = model_path(teacher)
     try:
         return Ranker.from_pretrained(path, device=context.device)
     except (ValueError, OSError):  # a model of another kind
@@ -220,7 +219,7 @@ def find_points(
     `depths`, `fusion` and `purpose` of the job.
     """
     measure, depths, qrels = settings["measure"], settings["depths"], grades(judgments)
-    timed = json.loads((timing.path / "efficiency.json").read_text(encoding="utf-8"))
+    timed = read_json(timing.path / "efficiency.json")
     first_stage, first = next(iter(first_stages.items()))
     candidates, points, by_seed = ranking(first), [], {}
 
@@ -276,7 +275,7 @@ def fuse(candidates: Run, scored: Run, purpose: str, depth: int, weight: float) 
 
 def read_points(found: Artifact) -> list[Point]:
     """Read the points of a step."""
-    content = json.loads((found.path / "points.json").read_text(encoding="utf-8"))
+    content = read_json(found.path / "points.json")
     return [Point(**point) for point in content["points"]]
 
 

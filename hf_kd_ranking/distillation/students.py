@@ -3,7 +3,6 @@
 All see the same triples, and the same learning rates are tried under every condition on the validation queries.
 """
 
-import json
 import math
 import os
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers import AutoConfig, set_seed
 
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..data.rows import load_teacher_scores
 from ..errors import InputError
 from ..losses import IN_BATCH, get_losses, get_regularizers
@@ -28,7 +27,7 @@ from ..training.job import TrainingJob, load_student, train_ranker
 from .context import Context, name_sources
 from .job import BM25, FIRST_TEACHER, NO_TEACHER, DistillJob
 from .teaching import rows_file
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 SEED = 42
 # Products of vectors have a natural size, to which the teacher's margins are matched. The scores of fresh layers are
@@ -142,7 +141,7 @@ class Student(NamedTuple):
     @property
     def checkpoint(self) -> Path:
         """The folder with its weights, card and manifest."""
-        return self.training.path / "ranker"
+        return model_path(self.training)
 
 
 # ---- Steps ----------------------------------------------------------------------------------------------------------
@@ -193,13 +192,13 @@ def choose_rate(folder: Path, trained: Sequence[Artifact], rates: Sequence[float
 def learning_rate(rate: float | Artifact) -> float:
     """Return a learning rate, or the one that a step chose."""
     if isinstance(rate, Artifact):
-        return json.loads((rate.path / "choice.json").read_text(encoding="utf-8"))["learning_rate"]
+        return read_json(rate.path / "choice.json")["learning_rate"]
     return rate
 
 
 def validation_value(training: Artifact, measure: str) -> float:
     """Return the measure of a trained ranker on the validation queries."""
-    results = json.loads((training.path / "ranker" / "results.json").read_text(encoding="utf-8"))
+    results = read_json(training.path / "ranker" / "results.json")
     return results["after"][f"eval_{measure}"]
 
 

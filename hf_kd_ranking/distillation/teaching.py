@@ -27,7 +27,7 @@ from .candidates import PASSAGES, grades, passage_scores, ranking, write_passage
 from .context import Context
 from .job import BM25, DistillJob, TargetNotMetError
 from .queries import Grades
-from .work import Artifact, shared
+from .work import Artifact, model_path, shared
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,11 @@ def score_candidates(
             if aggregation is not None:
                 shutil.copy(bm25.path / PASSAGES, folder)
         return
-    source = str(teacher.path / "ranker") if isinstance(teacher, Artifact) else str(teacher)
     dtype = None  # that of the device
     if is_bf16 is not None:
         dtype = torch.bfloat16 if is_bf16 else torch.float32
     batch_size = context.job.teacher_batch_size
-    model = load.load_teacher(source, device=context.device, batch_size=batch_size, dtype=dtype)
+    model = load.load_teacher(str(model_path(teacher)), device=context.device, batch_size=batch_size, dtype=dtype)
     if not output.is_file():
         score_teacher(model, ranking(candidates), context.queries, context.documents, output)
     if aggregation is not None and context.is_main_process:
@@ -89,8 +88,7 @@ def _look_up(candidates: Run, scores: Run) -> Run:
 
 def select_scores(folder: Path, run: Path, query_ids: Sequence[str], context: Context) -> None:
     """Take the scores of a split's queries from a run that the user gave, of passages if the collection has them."""
-    given = read_run(run)
-    selected = Run((query_id, given[query_id]) for query_id in query_ids if query_id in given)
+    selected = read_run(run).select(query_ids)
     tag = Path(run).stem.replace(" ", "_")
     if context.documents.aggregation is None:
         write_run(selected, folder / "run.trec", tag=tag)

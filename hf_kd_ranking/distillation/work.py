@@ -50,6 +50,13 @@ class Artifact:
     digest: str  # of everything that the folder is made from
 
 
+def model_path(model: str | Path | Artifact) -> str | Path:
+    """Return the folder of the ranker that a step trained; another model is returned as it is."""
+    if isinstance(model, Artifact):
+        return model.path / "ranker"
+    return model
+
+
 def shared(function: Callable[..., object]) -> Callable[..., object]:
     """Mark a step that all processes of a job call together, because they share its work."""
     function.is_shared = True

@@ -14,6 +14,7 @@ import xxhash
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
+from ..artifacts import read_json
 from ..errors import InputError
 
 RUN_FILE = "run.json"  # in every complete checkpoint; nothing is written after it
@@ -66,7 +67,7 @@ def check_run(checkpoint: str, run: Mapping[str, Any]) -> None:
     if not path.is_file():
         warnings.warn(f"{checkpoint} does not say to which run it belongs; nothing was compared.", stacklevel=3)
         return
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
     differences = []
     for section in ("config", "data"):
         for difference in _differences(saved[section], run[section]):

@@ -298,6 +298,11 @@ def test_top_keeps_the_first_k_of_every_query():
     assert len(run["q"]) == 3
 
 
+def test_select_keeps_some_queries_in_the_order_given():
+    run = kd.Run({"q": [("a", 3.0)], "r": [("a", 1.0)], "s": []})
+    assert list(run.select(["r", "x", "q"]).items()) == [("r", [("a", 1.0)]), ("q", [("a", 3.0)])]
+
+
 def test_ranking_equals_the_list_of_its_pairs_and_slices_are_views():
     pairs = [("a", 3.0), ("ü b", 2.5), ("c", -1.0)]
     ranking = Ranking(["a", "ü b", "c"], np.array([3, 2.5, -1], dtype=np.float32))

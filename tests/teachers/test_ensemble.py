@@ -349,6 +349,12 @@ def test_first_file_of_pairs_is_refused(files, tmp_path):
         run([pairs, files[0]])
 
 
+def test_damaged_parquet_is_named(files, tmp_path):
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"cut\.parquet is not a Parquet file, or is damaged"):
+        kd.ensemble_teachers([files[0], tmp_path / "cut.parquet"], tmp_path / "out.tsv")
+
+
 def test_parquet_with_other_columns_is_refused(files, tmp_path):
     path = write_parquet(tmp_path / "odd.parquet", {"query": [1], "score": [2.0]})
     with pytest.raises(ValueError, match=re.escape(f"{path} has the columns query, score; needed pos_score")):
