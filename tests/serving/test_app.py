@@ -112,7 +112,7 @@ def test_request_of_a_client_that_leaves_is_not_computed(ranker, caplog):
 
     class Slow(ServedModel):
         def score_texts(self, batch):
-            scored.extend(texts.query for texts in batch)
+            scored.extend(query for query, _ in batch)
             began.set()
             assert go.wait(20)
             return [np.zeros(len(texts), np.float32) for _, texts in batch]
