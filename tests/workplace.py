@@ -25,7 +25,8 @@ ENCODER = "distilbert/distilbert-base-uncased"
 # Architecture -> the names of its rankers. A folder with the name of a model on the Hub is loaded in its place.
 RANKERS = {
     "bert_cat": "bert_cat my_ranker teacher sebastian-hofstaetter/distilbert-cat-margin_mse-T2-msmarco",
-    "bert_dot": "bert_dot sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco "
+    "bert_dot": "bert_dot reproduce/pydocs/all-MiniLM-L6-v2 "
+    "sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco "
     "sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco",
     "colbert": "colbert ranker models/colbert sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco",
     "prettr": "prettr sebastian-hofstaetter/prettr-distilbert-split_at_3-margin_mse-T2-msmarco",
@@ -38,6 +39,8 @@ COUNT = 40  # documents, and queries
 COPIES = {
     "bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv": "scores.tsv",
     "qrels.dev.txt": "qrels.txt",
+    "reproduce/pydocs/collection/collection.tsv": "collection.tsv",
+    "reproduce/pydocs/queries.tsv": "queries.tsv",
     "train.tsv": "queries.tsv",
     "train.txt": "qrels.txt",
 }
@@ -97,6 +100,8 @@ def write_data(folder: Path, words: list[str]) -> None:
         (folder / name).write_text("".join(of_file))
     for target, source in COPIES.items():
         copy(folder / source, folder / target)
+    for place, split in enumerate(("dev", "test", "train")):
+        (folder / f"reproduce/pydocs/qrels.{split}.txt").write_text("".join(lines["qrels.txt"][place::3]))
     for name in ("scifact", "nfcorpus"):
         for source in ("collection.tsv", "queries.tsv", "qrels.txt"):
             copy(folder / source, folder / "beir_folders" / name / source)

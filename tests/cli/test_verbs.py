@@ -101,13 +101,24 @@ def test_verb_keeps_its_promises(run, workplace, verb):
     status, printed, errors = run(words)
     assert status == 0, errors
     assert isinstance(json.loads(printed[-1]), dict)
+    before = read_output(words)
     status, again, errors = run(words)
     if second == REFUSES:
-        assert status == 2
+        assert (status, read_output(words) == before) == (2, True)
         assert re.match("error: .*( exists; | is not empty; )give another", errors[-1]), errors
+        assert run([*words, "--overwrite"])[0] == 0
     else:
         assert status == 0, errors
         assert json.loads(again[-1]).keys() == json.loads(printed[-1]).keys()
+
+
+def read_output(words: list[str]) -> dict[str, bytes]:
+    """Return the content of the output that a command names, by path."""
+    if "--output" not in words:
+        return {}
+    output = Path(words[words.index("--output") + 1])
+    paths = [output, *output.rglob("*")]
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
 
 
 def check_bad_input(run: Callable, verb: str, words: list[str]) -> None:

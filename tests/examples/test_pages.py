@@ -30,7 +30,7 @@ STEP = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 # Options that make a verb small, and take the place of those that a page gives.
 SMALL = {
     "distill": "--architectures bert_dot --conditions teacher --learning-rates 1e-3 --train-queries 16 --k 20 "
-    "--depths 20 --budget-ms 100000 --force",
+    "--depths 20 --budget-ms 100000 --force --seeds 1 --epochs 1 --overrides {} --no-bf16",
     "train": "--max-steps 2 --eval-steps 1 --save-steps 1 --batch-size 8 --dtype fp32 --use-cpu",
     "benchmark": "--rounds 1 --warm-up 1",
     "serve": "--port 0",
@@ -54,7 +54,6 @@ SKIPPED = {
     "hf-kd-ranking teacher push": "network; tests/teachers",
     "hf-kd-ranking demo": "minutes; tests/demo runs it on a small package",
     "python examples/prepare_small.py": "minutes; test_preparation.py",
-    "hf-kd-ranking distill --config examples/reproduce_small.yaml": "hours; its options are parsed below",
     "accelerate launch --num_processes 4 -m hf_kd_ranking distill": "several machines",
     "mteb.get_tasks": "network; tests/integrations/test_mteb.py",
 }
