@@ -16,6 +16,8 @@ from transformers import (
 )
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.hub.manifest import write_manifest
+from hf_kd_ranking.hub.model_card import write_model_card
 from hf_kd_ranking.searcher import Pipeline, save_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,8 @@ ENCODER = "distilbert/distilbert-base-uncased"
 # Architecture -> the names of its rankers. A folder with the name of a model on the Hub is loaded in its place.
 RANKERS = {
     "bert_cat": "bert_cat my_ranker teacher sebastian-hofstaetter/distilbert-cat-margin_mse-T2-msmarco",
-    "bert_dot": "bert_dot sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco "
+    "bert_dot": "bert_dot reproduce/pydocs/all-MiniLM-L6-v2 "
+    "sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco "
     "sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco",
     "colbert": "colbert ranker models/colbert sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco",
     "prettr": "prettr sebastian-hofstaetter/prettr-distilbert-split_at_3-margin_mse-T2-msmarco",
@@ -32,6 +35,15 @@ RANKERS = {
 CLASSIFIERS = ["BAAI/bge-reranker-base", "cross-encoder/ms-marco-MiniLM-L6-v2"]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 COUNT = 40  # documents, and queries
+# Other names of the files.
+COPIES = {
+    "bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv": "scores.tsv",
+    "qrels.dev.txt": "qrels.txt",
+    "reproduce/pydocs/collection/collection.tsv": "collection.tsv",
+    "reproduce/pydocs/queries.tsv": "queries.tsv",
+    "train.tsv": "queries.tsv",
+    "train.txt": "qrels.txt",
+}
 
 
 def make_workplace(folder: Path, tokenizer: PreTrainedTokenizerBase, words: list[str]) -> None:
@@ -56,6 +68,7 @@ def make_workplace(folder: Path, tokenizer: PreTrainedTokenizerBase, words: list
     generator = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, eos_token_id=3))
     save(generator, tokenizer, folder / "doc2query/msmarco-t5-base-v1")
     write_runs(folder)
+    write_training_run(folder / "tk_run", len(tokenizer))
     (folder / "examples").symlink_to(ROOT / "examples")
 
 
@@ -80,27 +93,55 @@ def write_data(folder: Path, words: list[str]) -> None:
     lines["scores.tsv"] = [f"{rng.gauss(2, 2)}\t{rng.gauss(0, 2)}\t{row}" for row in lines["triples.tsv"]]
     lines["other.tsv"] = [f"{rng.gauss(2, 2)}\t{rng.gauss(0, 2)}\t{row}" for row in lines["triples.tsv"]]
     lines["prompt.txt"] = ["Query: {query}\n\nDocument: {document}\n\nAnswer:"]
+    lines["query_prompt.txt"] = ["Write {count} queries.\n\nDocument: {document}"]
+    for name in ("gpt.jsonl", "zephyr.jsonl"):
+        lines[name] = [order(100 + number, rng.sample(range(COUNT), 5)) for number in range(COUNT)]
     for name, of_file in lines.items():
         (folder / name).write_text("".join(of_file))
+    for target, source in COPIES.items():
+        copy(folder / source, folder / target)
+    for place, split in enumerate(("dev", "test", "train")):
+        (folder / f"reproduce/pydocs/qrels.{split}.txt").write_text("".join(lines["qrels.txt"][place::3]))
     for name in ("scifact", "nfcorpus"):
         for source in ("collection.tsv", "queries.tsv", "qrels.txt"):
             copy(folder / source, folder / "beir_folders" / name / source)
 
 
+def order(query_id: int, doc_ids: list[int]) -> str:
+    """Return the order of a query as RankLLM writes it."""
+    candidates = [{"docid": str(doc_id), "score": float(place)} for place, doc_id in enumerate(doc_ids)]
+    return json.dumps({"query": {"text": "a", "qid": str(query_id)}, "candidates": candidates}) + "\n"
+
+
 def write_runs(folder: Path) -> None:
-    """Write BM25's run of the queries, an index of vectors, and a pipeline."""
+    """Write two runs, their folder of results, and what `push` needs: a trained ranker, a pipeline, its latency."""
     documents = kd.TextStore.from_tsv(folder / "collection.tsv")
     queries = dict(kd.TextStore.from_tsv(folder / "queries.tsv").items())
     bm25 = kd.BM25Index.build(documents)
-    run = bm25.search(queries, 20)
-    turned = {query_id: [(doc_id, -score) for doc_id, score in ranking] for query_id, ranking in run.items()}
-    (folder / "results" / "runs").mkdir(parents=True)
-    for name, ranking in (("bm25", run), ("bert_dot", turned)):
-        kd.write_run(ranking, folder / f"{name}.trec")
+    runs = {"bm25": bm25.search(queries, 20), "dense": kd.Run()}
+    for query_id, ranking in runs["bm25"].items():
+        runs["dense"][query_id] = [(doc_id, -score) for doc_id, score in ranking]
+    for name, run in runs.items():
+        (folder / "results" / "runs").mkdir(parents=True, exist_ok=True)
+        kd.write_run(run, folder / f"{name}.trec")
         copy(folder / f"{name}.trec", folder / "results" / "runs" / f"{name}.trec")
+    copy(folder / "bm25.trec", folder / "bm25.dev.trec")
     copy(folder / "qrels.txt", folder / "results" / "qrels.txt")
-    ranker = kd.Ranker.from_pretrained(folder / "colbert")
-    save_pipeline(folder / "best", Pipeline(documents, bm25, ranker, depth=10), folder / "colbert")
+    ranker = kd.Ranker.from_pretrained(folder / "bert_dot")
+    write_manifest(folder / "bert_dot", kd.RankingTrainingArguments("bert_dot").to_dict(), 7, {"after": {}}, {})
+    write_model_card(folder / "bert_dot")
+    latency = kd.measure_efficiency({"bert_dot": lambda: ranker}, ["apple bread"], ["king", "queen"], warm_up=0)
+    (folder / "results" / "efficiency.json").write_text(json.dumps(latency))
+    save_pipeline(folder / "best", Pipeline(documents, bm25, ranker, depth=10), folder / "bert_dot")
+    shutil.copytree(folder / "best", folder / "distilled" / "best")
+
+
+def write_training_run(folder: Path, vocabulary: int) -> None:
+    """Write a TK as the authors' code does."""
+    sizes = {"hidden_size": 30, "num_attention_heads": 10, "intermediate_size": 300}
+    model = kd.TK(kd.TKConfig(vocab_size=vocabulary, max_position_embeddings=200, **sizes))
+    copy(ROOT / "tests" / "golden" / "tk" / "config.yaml", folder / "config.yaml")
+    torch.save(model.state_dict(), folder / "best-model.pytorch-state-dict")
 
 
 def copy(source: Path, target: Path) -> None:

@@ -49,7 +49,7 @@ def demo(
     is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all five architectures.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Distil BERT_DOT and ColBERT from a BERT_CAT and a bi-encoder, on the docstrings of the installed packages.
+    """Distil BERT_DOT and ColBERT from all-MiniLM-L6-v2, on the docstrings of the installed packages.
 
     Example: hf-kd-ranking demo --output demo_output
     """

@@ -233,7 +233,7 @@ def read_qrels(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     Example:
         >>> qrels = kd.read_qrels("qrels.txt")
         >>> kd.evaluate_run(kd.read_run("bm25.trec"), qrels, ["R@20"])
-        {'R@20': ...}
+        {'R@20': 1.0}
     """
     path = existing_file(path, "qrels")
     fields = first_line(path).split()

@@ -61,11 +61,11 @@ def compare_runs(
             correction is unknown.
 
     Example:
-        >>> runs = {"bm25": kd.read_run("bm25.trec"), "bert_dot": kd.read_run("bert_dot.trec")}
+        >>> runs = {"bm25": kd.read_run("bm25.trec"), "dense": kd.read_run("dense.trec")}
         >>> result = kd.compare_runs(runs, kd.read_qrels("qrels.txt"), ["RR@10"])
         >>> pair = result["pairs"][0]
         >>> pair["control"], pair["treatment"]
-        ('bm25', 'bert_dot')
+        ('bm25', 'dense')
     """
     if len(runs) < 2 or correction not in CORRECTIONS:
         needed = f"at least two runs and a correction, one of {', '.join(CORRECTIONS)}"

@@ -60,14 +60,6 @@ def with_underscores(name: str) -> str:
 # ---- Spelling -------------------------------------------------------------------------------------------------------
 
 
-def test_the_verbs_are_those_that_are_documented():
-    assert sorted(VERBS) == sorted(
-        "demo distill passages index search fuse rerank evaluate compare benchmark report serve".split()
-        + "export push train".split()
-        + [f"teacher {name}" for name in "score ensemble expand diagnose triples queries push".split()]
-    )
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_options_may_have_underscores(parse, verb):
     given = parse(verb, *arguments(verb))

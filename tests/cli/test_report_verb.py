@@ -38,15 +38,6 @@ def test_report_writes_a_page_and_a_plot(call, results, toy, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_report_keeps_an_existing_output(call, results, tmp_path):
-    (tmp_path / "report.html").write_text("mine")
-    command = f"report --results {results} --output {tmp_path}/report.html"
-    status, _, err = call(command)
-    assert (status, "report.html exists" in err, (tmp_path / "report.html").read_text()) == (2, True, "mine")
-    assert call(f"{command} --overwrite")[0] == 0
-    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
-
-
 def test_report_reads_an_option_file(call, results, toy, tmp_path):
     (tmp_path / "report.yaml").write_text(f"results: {results}\noutput: {tmp_path}/report.html\nmeasure: [P@1]\n")
     status, out, _ = call(f"report --config {tmp_path}/report.yaml")

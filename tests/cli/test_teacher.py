@@ -417,23 +417,6 @@ def test_bad_input_is_one_line_and_leaves_no_output(run, hub, teachers, toy, tmp
     assert not hub
 
 
-@pytest.mark.parametrize("verb", ["score", "ensemble", "expand", "triples"])
-def test_an_existing_output_is_kept(run, teachers, texts, toy, tmp_path, verb):
-    options = {
-        "score": ["--model", teachers[0], *texts, "--triples", toy / "scores.tsv"],
-        "ensemble": ["--scores", toy / "scores.tsv"],
-        "expand": ["--scores", toy / "scores.tsv", *texts],
-        "triples": ["--candidates", toy / "candidates.trec", "--qrels", toy / "qrels.txt"],
-    }[verb]
-    path = tmp_path / "out.tsv"
-    path.write_text("mine")
-    status, _, errors = run(verb, *options, "--output", path)
-    assert (status, path.read_text()) == (2, "mine")
-    assert errors == [f"error: {path} exists; give another output, or --overwrite (overwrite=True) to replace it."]
-    assert run(verb, *options, "--output", path, "--overwrite")[0] == 0
-    assert path.read_text() != "mine"
-
-
 # ---- No room --------------------------------------------------------------------------------------------------------
 
 
