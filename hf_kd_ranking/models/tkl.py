@@ -95,8 +95,19 @@ class TKL(TK):
         chunk_mask = nn.functional.pad(mask, (overlap, after)).unfold(1, size + 2 * overlap, size).flatten(0, 1)
         own = slice(overlap, overlap + size)
         chunk_mask = chunk_mask & chunk_mask[:, own].any(1, keepdim=True)  # chunks of padding are hardly computed
-        states = super().contextualize(chunks, chunk_mask, side)[:, own]  # (N * C, S, H)
+        chunk_lengths = None if lengths is None else self._chunk_lengths(lengths, count)
+        states = super().contextualize(chunks, chunk_mask, side, chunk_lengths)[:, own]  # (N * C, S, H)
         return states.reshape(len(embeddings), count * size, -1)[:, :length]
+
+    def _chunk_lengths(self, lengths: list[int], count: int) -> list[int]:
+        """Return the places of the last tokens of each document's chunks, from those of the documents."""
+        size, overlap = self.config.chunk_size, self.config.chunk_overlap
+        found = []
+        for length in lengths:
+            for start in range(0, count * size, size):
+                has_own = length > start
+                found.append(min(length - start + overlap, size + 2 * overlap) if has_own else 0)
+        return found
 
     def score_vectors(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None
