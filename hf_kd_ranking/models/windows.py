@@ -39,20 +39,7 @@ def cut_pairs(inputs: Mapping[str, Tensor], query_length: int, window_length: in
         InputError: if a pair has no separator after its query.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    last = (mask * positions).amax(1)  # (N,)
-    is_separator = (ids == ids.gather(1, last.unsqueeze(1))) & mask
-    query_end = _first_place(is_separator, last)
-    is_after = ~is_separator & (positions > query_end.unsqueeze(1))
-    # No tokenizer puts more than two: others are part of the text.
-    separators = (_first_place(is_after, last) - query_end).clamp(max=2)
-    # The one time that the CPU waits for a GPU: it needs the number of windows.
-    has_tokens, last, query_end, separators = torch.stack([mask.any(1), last, query_end, separators]).cpu()
-    if (has_tokens * (query_end == last)).any():
-        raise InputError(
-            "passage_length needs pairs in which the same separator follows the query and ends the document; this "
-            "tokenizer makes other pairs, so leave passage_length out."
-        )
+    last, query_end, separators = _find_separators(ids, mask)
     document_start = query_end + separators
     query_size = torch.minimum(query_end, (query_length - separators).clamp(min=1))
     rest = (last - document_start - (window_length - 1)).clamp(min=0)  # tokens after the first window
@@ -73,6 +60,25 @@ def cut_pairs(inputs: Mapping[str, Tensor], query_length: int, window_length: in
     taken = {name: tensor[own_rows, source] for name, tensor in inputs.items()}
     taken["attention_mask"] = taken["attention_mask"] * is_token
     return Windows(taken | {"lengths": end + 1}, rows, places)
+
+
+def _find_separators(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places of the last token and of the first separator of N pairs, and how many follow; on the CPU."""
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    last = (mask * positions).amax(1)  # (N,)
+    is_separator = (ids == ids.gather(1, last.unsqueeze(1))) & mask
+    query_end = _first_place(is_separator, last)
+    is_after = ~is_separator & (positions > query_end.unsqueeze(1))
+    # No tokenizer puts more than two: others are part of the text.
+    separators = (_first_place(is_after, last) - query_end).clamp(max=2)
+    # The one time that the CPU waits for a GPU: it needs the number of windows.
+    has_tokens, last, query_end, separators = torch.stack([mask.any(1), last, query_end, separators]).cpu()
+    if (has_tokens * (query_end == last)).any():
+        raise InputError(
+            "passage_length needs pairs in which the same separator follows the query and ends the document; this "
+            "tokenizer makes other pairs, so leave passage_length out."
+        )
+    return last, query_end, separators
 
 
 def _first_place(is_chosen: Tensor, last: Tensor) -> Tensor:
