@@ -2,16 +2,17 @@
 
 Source: Hofstätter et al. 2020, https://arxiv.org/abs/2005.04908. A document is read in chunks that see a few tokens of
 their neighbours. The soft match counts of a region of tokens are saturated by a curve that depends on the query token
-and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The model differs
-from the authors' code in four ways:
+and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The authors' code
+differs in four ways:
 
 * There, a document's last regions, and what counts as the neighbour of its last one, depend on the longest document of
   the batch. Here every `region_step` tokens begin a region, the last ones are shorter, and the neighbours stay within
   the document.
-* There, the two features of the curve are normalised by a LayerNorm over the two, which turns every pair into (-1, 1)
-  or (1, -1), so that neither has an influence. Here the curve reads them as they are.
-* The root of the curve is at least 1: below it nothing is saturated, and at 0 the score would be infinite.
-* Positions are sines that are not trained, as in TK.
+* There, the two features of the curve are normalised by a LayerNorm over the two, which turns nearly every pair into
+  (-1, 1) or (1, -1): only their order is left. Here the curve reads them as they are.
+* There, the root of the curve has no limit. Here it is at least 1: below it nothing is saturated, and at 0 the score
+  would be infinite.
+* There, the positions are trained. Here they are fixed sines, as in TK.
 """
 
 import torch
