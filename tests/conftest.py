@@ -110,6 +110,8 @@ def make_model(name: str, encoder: Path) -> RankerModel:
     model = kd.load_ranker(encoder, name.split("-")[0], **settings)
     if name == "splade":  # whose fresh head weighs no word of so small a vocabulary
         torch.nn.init.zeros_(model._expansion_head.bias)
+    if name == "tkl":  # whose fresh kernels hardly tell texts apart
+        torch.nn.init.normal_(model.kernel_bin_weights.weight, std=0.1)
     return model
 
 

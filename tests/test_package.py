@@ -12,7 +12,7 @@ import pytest
 
 import hf_kd_ranking as kd
 
-MAX_PUBLIC_NAMES = 53
+MAX_PUBLIC_NAMES = 55
 MAX_IMPORT_SECONDS = 0.5
 # Each is imported where it is used. evaluate alone costs 3.6 s, scipy.stats 0.6 s.
 HEAVY_MODULES = {

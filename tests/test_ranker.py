@@ -94,9 +94,11 @@ def test_lengths_and_prefixes_come_from_the_config(ranker, tmp_path):
     settings = {"max_query_length": 3, "max_document_length": 4, "query_prefix": "earth ", "document_prefix": "fire "}
     short = kd.Ranker.from_pretrained(tmp_path, **settings)
     read_as = ("earth", "fire bread")  # [CLS] and [SEP] count
-    if short.model.config.joins_texts:  # one budget of 7 tokens, three of them special; the longest text is cut first
+    config = short.model.config
+    # One budget of 7 tokens, three of them special; the longest text is cut first.
+    if config.joins_texts and config.passage_length is None:
         read_as = ("earth apple", "fire bread")
-    elif not short.model.config.adds_special_tokens:
+    elif not config.adds_special_tokens:
         read_as = ("earth apple jam", "fire bread cat dog")
     got = short.score(["apple jam lake"], ["bread cat dog"])
     query, document = read_as

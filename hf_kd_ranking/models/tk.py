@@ -137,7 +137,8 @@ class TK(RankerModel):
         self.kernel_bin_weights = nn.Linear(len(config.kernel_mu), 1, bias=False)
         self.register_buffer("mu", torch.tensor(config.kernel_mu).view(1, 1, 1, -1))
         self.register_buffer("sigma", torch.tensor(config.kernel_sigma).view(1, 1, 1, -1))
-        table = _sine_positions(config.max_position_embeddings + DOCUMENT_POSITION, size)  # (1, L + 500, H)
+        longest = max(config.max_position_embeddings, config.document_positions)
+        table = _sine_positions(longest + DOCUMENT_POSITION, size)  # (1, L + 500, H)
         start = DOCUMENT_POSITION if config.has_document_positions else 0
         end = start + config.document_positions
         self.register_buffer("positional_features_q", table[:, : config.max_position_embeddings].clone())

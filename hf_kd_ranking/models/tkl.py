@@ -2,15 +2,17 @@
 
 Source: Hofstätter et al. 2020, https://arxiv.org/abs/2005.04908. A document is read in chunks that see a few tokens of
 their neighbours. The soft match counts of a region of tokens are saturated by a curve that depends on the query token
-and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The scores
-differ from the authors' code in three ways:
+and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The authors' code
+differs in four ways:
 
 * There, a document's last regions, and what counts as the neighbour of its last one, depend on the longest document of
   the batch. Here every `region_step` tokens begin a region, the last ones are shorter, and the neighbours stay within
   the document.
-* There, the two features of the curve are normalised by a LayerNorm over the two, which turns every pair into (-1, 1)
-  or (1, -1), so that neither has an influence. Here the curve reads them as they are.
-* The root of the curve is at least 1: below it nothing is saturated, and at 0 the score would be infinite.
+* There, the two features of the curve are normalised by a LayerNorm over the two, which turns nearly every pair into
+  (-1, 1) or (1, -1): only their order is left. Here the curve reads them as they are.
+* There, the root of the curve has no limit. Here it is at least 1: below it nothing is saturated, and at 0 the score
+  would be infinite.
+* There, the positions are trained. Here they are fixed sines, as in TK.
 """
 
 import torch
@@ -95,8 +97,19 @@ class TKL(TK):
         chunk_mask = nn.functional.pad(mask, (overlap, after)).unfold(1, size + 2 * overlap, size).flatten(0, 1)
         own = slice(overlap, overlap + size)
         chunk_mask = chunk_mask & chunk_mask[:, own].any(1, keepdim=True)  # chunks of padding are hardly computed
-        states = super().contextualize(chunks, chunk_mask, side)[:, own]  # (N * C, S, H)
+        chunk_lengths = None if lengths is None else self._chunk_lengths(lengths, count)
+        states = super().contextualize(chunks, chunk_mask, side, chunk_lengths)[:, own]  # (N * C, S, H)
         return states.reshape(len(embeddings), count * size, -1)[:, :length]
+
+    def _chunk_lengths(self, lengths: list[int], count: int) -> list[int]:
+        """Return the places of the last tokens of each document's chunks, from those of the documents."""
+        size, overlap = self.config.chunk_size, self.config.chunk_overlap
+        found = []
+        for length in lengths:
+            for start in range(0, count * size, size):
+                has_own = length > start
+                found.append(min(length - start + overlap, size + 2 * overlap) if has_own else 0)
+        return found
 
     def score_vectors(
         self, query: Tensor, document: Tensor, query_mask: Tensor | None = None, document_mask: Tensor | None = None

@@ -240,6 +240,13 @@ def test_classifier_with_one_label_is_a_bert_cat(config, tokenizer, tmp_path):
     np.testing.assert_array_equal(our_scores(tmp_path / "ours"), ranker.score(QUERIES, DOCUMENTS))
 
 
+def test_classifier_over_passages_needs_training_only_with_attention(tokenizer, tmp_path):
+    folder = save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path)
+    lengths = {"max_query_length": 8, "max_document_length": 40, "passage_length": 10}
+    assert not kd.load_ranker(folder, **lengths).is_fresh
+    assert kd.load_ranker(folder, **lengths, passage_pooling="attention").is_fresh
+
+
 def test_prompt_of_a_cross_encoder_is_the_query_prefix(tokenizer, tmp_path):
     save_classifier(CLASSIFIERS["bert"], tokenizer, tmp_path / "plain")
     cross_encoder = CrossEncoder(

@@ -9,7 +9,8 @@ import hf_kd_ranking as kd
 from hf_kd_ranking.models.padding import GROUP_TOKENS, VARLEN, can_run_varlen, length_groups
 
 MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
-IDS = torch.tensor([[2, 5, 0, 0, 0], [2, 6, 7, 8, 3], [2, 9, 3, 0, 0], [2, 8, 6, 5, 3], [0, 0, 0, 0, 0]])
+# With two separators, 3, as passages need them.
+IDS = torch.tensor([[3, 3, 0, 0, 0], [2, 6, 3, 8, 3], [3, 9, 3, 0, 0], [2, 8, 3, 5, 3], [0, 0, 0, 0, 0]])
 QUERY = torch.tensor([[2, 9, 3, 0], [2, 8, 6, 3]])
 DOCUMENTS = torch.stack([IDS[[1, 0]], IDS[[2, 3]]])  # (2, 2, 5)
 

@@ -189,6 +189,11 @@ def test_fresh_saturation_is_nearly_a_logarithm(encoder):
     assert model.positional_features_d.shape[1] == 40 + 2 * 5
 
 
+def test_documents_shorter_than_a_chunk_are_read(encoder, tokenizer):
+    model = kd.TKL.from_encoder(encoder, max_query_length=8, max_document_length=16)
+    assert kd.Ranker(model, tokenizer).score("moon", ["moon and king", ""])[1] == 0
+
+
 def test_head_parameters_are_all_after_the_token_vectors(encoder):
     model = kd.TKL.from_encoder(encoder)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

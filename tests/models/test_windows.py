@@ -68,6 +68,12 @@ def test_empty_texts_have_one_window(frame):
     assert rows_of(windows.inputs) == rows_of(pairs(frame, texts))
 
 
+def test_pair_with_nothing_attended_has_a_window_of_padding():
+    inputs = {"input_ids": torch.tensor([[0, 0, 0]]), "attention_mask": torch.zeros(1, 3, dtype=torch.long)}
+    windows = cut_pairs(inputs, query_length=8, window_length=3, stride=2)
+    assert windows.inputs["attention_mask"].tolist() == [[0]]
+
+
 def test_separators_in_a_document_are_words():
     # As many as there are may not make a window longer than the encoder reads.
     windows = cut_pairs(pairs(LIKE_BERT, [([11], [3] * 30)]), query_length=8, window_length=9, stride=8)
