@@ -24,7 +24,7 @@ def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
     """
     from ..distillation import pipeline  # here, so that other verbs do not load it
     from ..distillation.costs import plan_text
-    from ..distillation.outcome import outcome_text
+    from ..distillation.wording import outcome_text
 
     if not plan_only:
         pipeline.with_queries(job)  # generates them, if the job brings none: their number determines all other costs

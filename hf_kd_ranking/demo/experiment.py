@@ -19,10 +19,10 @@ from ..distillation.context import Context
 from ..distillation.costs import plan_text
 from ..distillation.job import TEACHER, DistillJob
 from ..distillation.material import prepare
-from ..distillation.outcome import outcome_text
 from ..distillation.pipeline import distill, make_plan, subject, train_teacher
 from ..distillation.students import Recipe, training
 from ..distillation.teaching import rows_file
+from ..distillation.wording import outcome_text
 from ..distillation.work import Workspace
 from ..models import ARCHITECTURES
 from ..reporting.efficiency import CPU

@@ -22,9 +22,10 @@ from .delivery import Made, deliver
 from .generation import with_queries
 from .job import INT8, NO_TEACHER, RERANK, SEARCH, TEACHER, DistillJob, can_search
 from .material import MEAN, Material, Rows, mix, prepare, sample_lists, score_split
-from .outcome import Measured, verdict, write_outcome
+from .outcome import Measured, write_outcome
 from .points import System
 from .students import Recipe, Student, choose_rate, kept_layers, train_student
+from .wording import verdict
 from .work import Artifact, Workspace, stopping_at_signals
 
 Students = dict[str, list[Student]]  # name -> one per seed

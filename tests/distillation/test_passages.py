@@ -6,7 +6,7 @@ import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.data.passages import split_documents
-from hf_kd_ranking.distillation.outcome import outcome_text
+from hf_kd_ranking.distillation.wording import outcome_text
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import locked
 from hf_kd_ranking.distillation import candidates, pipeline, points, students, teaching
-from hf_kd_ranking.distillation.outcome import outcome_text
+from hf_kd_ranking.distillation.wording import outcome_text
 
 ONE = {"architectures": ["bert_dot"]}
 
