@@ -2,8 +2,8 @@
 
 Source: Hofstätter et al. 2020, https://arxiv.org/abs/2005.04908. A document is read in chunks that see a few tokens of
 their neighbours. The soft match counts of a region of tokens are saturated by a curve that depends on the query token
-and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The
-authors' code differs in four ways:
+and on the region's length, and the score is the weighted sum of the best regions that do not overlap. The authors'
+code differs in four ways:
 
 * There, a document's last regions, and what counts as the neighbour of its last one, depend on the longest document of
   the batch. Here every `region_step` tokens begin a region, the last ones are shorter, and the neighbours stay within
