@@ -42,8 +42,7 @@ def prepare_msmarco(data: Path, output: Path) -> None:
     for year in ("dl20", "dl21"):
         judged[year] = kd.read_qrels(data / "trec-dl" / f"qrels.{year}-passage.txt")
         scored[year] = [query_id for query_id in judged[year] if query_id in teacher]
-    collections = [data / name / "collection.tsv" for name in sorted(set(YEARS.values()))]
-    join_texts(collections, output / "collection.tsv")
+    join_texts([data / "msmarco-v1/collection.tsv", data / "msmarco-v2/collection.tsv"], output / "collection.tsv")
     join_texts(queries, output / "queries.tsv")
     kd.write_run(teacher, output / "splade.trec")
     splits = {"dev": scored["dl21"][:DEV_QUERIES], "test": scored["dl20"][::2]}
