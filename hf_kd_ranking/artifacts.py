@@ -75,7 +75,9 @@ def writing(path: str | os.PathLike, mode: str = "w") -> Iterator:
 def read_json(path: str | os.PathLike, kind: type = dict, what: str = "JSON") -> Any:
     """Read a JSON file that holds an object, or a list if `kind` is list; messages call the file `what`.
 
-    A file that is empty, damaged, or holds something else is an InputError.
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        InputError: if it is empty, damaged, or holds something else.
     """
     path = existing_file(path, what)
     try:
@@ -167,7 +169,12 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read what a folder was made from; a damaged description is an InputError."""
+    """Read what a folder was made from.
+
+    Raises:
+        FileNotFoundError: if the folder has no description.
+        InputError: if the description is damaged.
+    """
     path = folder / DESCRIPTION
     description = read_json(path, what="description")
     if description.get("checksum") != _checksum(description):
@@ -197,8 +204,13 @@ def _checksum(description: Mapping[str, Any]) -> str:
 def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     """Give an empty folder for the next version of an index; it becomes the index when the block ends.
 
-    The description (what it was built with, including its `kind`) is replaced in one step when the version is
-    complete. Until then, and wherever a process dies, a reader opens the old version.
+    The description is replaced in one step when the version is complete. Until then, and wherever a process dies, a
+    reader opens the old version.
+
+    `description` is what it was built with, including its `kind`.
+
+    Raises:
+        InputError: if another process writes the index now.
     """
     with locked(folder):
         number = read_description(folder)["version"] + 1 if has_description(folder) else 1
@@ -220,8 +232,11 @@ def new_version(folder: Path, description: Mapping[str, Any]) -> Iterator[Path]:
 def open_version(folder: Path, kind: str, is_verified: bool = True) -> tuple[dict[str, Any], Path]:
     """Return the description of an index and the folder of its files, after their sizes were checked.
 
-    `is_verified` reads every file and compares checksums. An index of another kind, or a file that is truncated or
-    damaged, is an InputError.
+    `is_verified` reads every file and compares checksums.
+
+    Raises:
+        FileNotFoundError: if the index, or one of its files, is missing.
+        InputError: if it is of another kind, or a file is truncated or damaged.
     """
     description = read_description(folder)
     if description.get("kind") != kind:
@@ -253,8 +268,13 @@ def work_folder(output: Path, prepare: Callable[[Path], Mapping[str, Any]]) -> I
 
     Where the block ends with an error or a kill the folder stays, so that the same call resumes.
 
-    `prepare` is called by the main process with the folder, before the others enter; it writes what they read and
-    returns the inputs of the work. A folder with work of other inputs is an InputError that names them.
+    Args:
+        output: what the work makes.
+        prepare: called by the main process with the folder, before the others enter; writes what they read and
+            returns the inputs of the work.
+
+    Raises:
+        InputError: if the folder holds work with other inputs, naming them, or another process works in it now.
     """
     state = processes()
     folder = output.with_name(f"{output.name}.parts")
@@ -298,8 +318,13 @@ def compute_blocks(
 ) -> tuple[list[Path], int]:
     """Compute the blocks that are missing in a work folder; the processes of a job share them.
 
-    A kill loses at most a block of each process. `compute` returns the arrays of a block by name, and must not depend
-    on when or by which process it is called.
+    Args:
+        folder: the work folder.
+        rows: number of rows of all blocks.
+        per_block: rows between two saves, and so the most that a kill loses per process.
+        compute: rows of a block -> its arrays by name; must not depend on when or by which process it is called.
+        description: title of the progress bar.
+        unit: name of a row in the progress bar.
 
     Returns:
         The .npz files of all blocks in order, and the number of rows that had been computed before.
@@ -340,9 +365,10 @@ def read_blocks(parts: Sequence[Path], name: str) -> list[np.ndarray]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a folder, else raise an InputError that names the process.
+    """Let one process at a time work on a folder; the system releases the lock of a process that dies.
 
-    The system releases the lock of a process that dies.
+    Raises:
+        InputError: naming the process that works on the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()  # "." has no name

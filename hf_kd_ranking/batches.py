@@ -22,9 +22,14 @@ Tokenize = Callable[[np.ndarray], dict[str, TokenLists]]  # rows of texts -> the
 
 @dataclass(frozen=True)
 class Batcher:
-    """Makes the batches of a model's inputs on its device, of `batch_size` texts or `tokens_per_batch` tokens.
+    """Makes the batches of a model's inputs.
 
-    Tokens include the padding, and a text that has more is a batch of its own; None reads `batch_size`.
+    Args:
+        processor: pads them.
+        device: the model's.
+        batch_size: texts (or pairs) per batch.
+        tokens_per_batch: tokens per batch, padding included, in place of `batch_size`; None reads `batch_size`. A
+            text that has more is a batch of its own.
     """
 
     processor: RankingProcessor

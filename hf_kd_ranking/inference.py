@@ -40,11 +40,18 @@ def score_pairs(
     description: str | None = "Scoring",
     tokens_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Score query i with document i, (N,) float32; a ranker that encodes both sides separately does so once per text.
+    """Score query i with document i; a ranker that encodes the sides separately encodes each distinct text once.
 
     Args:
-        batch_size, is_distributed, tokens_per_batch: see `Ranker`; in a job, all processes get all scores.
+        batch_size: texts (or pairs) per forward pass.
+        is_distributed: True shares the pairs among the processes of an `accelerate` job; all must call with the same
+            arguments, all get all scores.
         description: title of the progress bar, which long work shows; None shows no progress bar.
+        tokens_per_batch: tokens per forward pass, padding included, at least those of one text; it replaces
+            `batch_size`. None reads `batch_size`.
+
+    Returns:
+        (N,) float32.
 
     Raises:
         InputError: if the numbers of queries and documents differ, or a score is not a finite number.
@@ -80,7 +87,11 @@ def encode_texts(
     description: str | None = "Encoding",
     tokens_per_batch: int | None = None,
 ) -> np.ndarray | csr_array | list[np.ndarray]:
-    """Encode the texts of one side, "query" or "document"; the other arguments are those of `score_pairs`.
+    """Encode texts in the order given.
+
+    Args:
+        side: "query" or "document".
+        batch_size, is_distributed, description, tokens_per_batch: as in `score_pairs`.
 
     Returns:
         (N, D) float32, sparse if the ranker's vectors are; with one vector per token, a list of one (L, D) per text

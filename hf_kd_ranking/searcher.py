@@ -109,7 +109,11 @@ class Pipeline:
         return self.search_run({"query": query}, k)["query"]
 
     def search_run(self, queries: Mapping[str, str], k: int = 10) -> Run:
-        """Return the best k documents of every query (query_id -> text), fewer if there are fewer.
+        """Return the best k documents of every query, fewer if there are fewer.
+
+        Args:
+            queries: query_id -> text. BM25 finds nothing if it does not know a word of the text.
+            k: documents per query.
 
         Raises:
             TypeError: if a query is not a string.
@@ -124,9 +128,14 @@ class Pipeline:
         return self.rerank(candidates, queries).top(k)
 
     def rerank(self, candidates: Run, queries: Mapping[str, str] | TextStore) -> Run:
-        """Re-rank candidates of any first stage, the first `depth` documents of every query, see `combine`.
+        """Re-rank candidates of any first stage, see `combine`.
 
-        An UnknownIdError says if a query has no text, or a document has neither a text nor a stored vector.
+        Args:
+            candidates: a run; the first `depth` documents of every query are re-ranked.
+            queries: query_id -> text.
+
+        Raises:
+            UnknownIdError: if a query has no text, or a document has neither a text nor a stored vector.
         """
         candidates = as_run(candidates)
         if self.ranker is None:
@@ -166,12 +175,16 @@ def combine(candidates: Pairs, scores: Mapping[str, float], depth: int, weight: 
     Args:
         candidates: doc_ids and scores of the first stage, best first.
         scores: the ranker's score of each of the first `depth` documents.
+        depth: number of candidates that are re-ranked.
         weight: 0 gives the ranker's scores as they are; otherwise (1 - weight) * the ranker's score + weight * the
             first stage's, each scaled to 0..1 over these candidates (equal scores give 1).
 
     Returns:
         All candidates, scores descending. Ties keep the order of the first stage, as do the candidates beyond the
         depth, which follow with scores below all others.
+
+    Raises:
+        UnknownIdError: if a candidate within the depth has no score.
     """
     top = candidates[:depth]
     sums = [float(scores[doc_id]) for doc_id, _ in top]
@@ -282,7 +295,11 @@ def open_vectors(
     settings: str | None = None,
     probes: int | None = None,
 ) -> tuple[VectorStore, Index | None]:
-    """Open stored vectors, and, if `is_searched`, their index; options and errors are those of `open_index`."""
+    """Open stored vectors for re-ranking, and, if `is_searched`, their index, whose options are those of `open_index`.
+
+    Raises:
+        FileNotFoundError, InputError: see `VectorStore` and `open_index`.
+    """
     folder, index = Path(folder), None
     if is_searched:
         index = open_index(folder, ranker, settings=settings, probes=probes)

@@ -144,7 +144,11 @@ class IdIndex:
         return self.rows_of(ids.to_pylist() if integers is None else integers)
 
     def rows_of_known(self, ids: Sequence[Id] | np.ndarray, what: str) -> np.ndarray:
-        """Return `rows_of` ids, or raise an UnknownIdError that names missing ones and calls the rows `what`."""
+        """Return `rows_of` ids that must be known; messages call the rows `what`.
+
+        Raises:
+            UnknownIdError: naming the first missing ids and their count.
+        """
         rows = self.rows_of(ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):

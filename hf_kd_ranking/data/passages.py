@@ -57,6 +57,11 @@ def split_documents(
         folder: the folder of the store.
         aggregation: how the scores of its passages make that of a document: the largest ("max"), that of the first
             passage ("first"), or the mean of the three largest ("mean_top3").
+
+    Raises:
+        FileExistsError: if the folder contains other texts, or something else.
+        InputError: if a setting is invalid, the tokenizer is not a fast one, the collection consists of passages
+            already, or the id of a document looks like that of a passage.
     """
     length, stride = read_settings(passages)
     check_aggregation(aggregation)
@@ -140,7 +145,8 @@ def split_id(passage_id: str) -> tuple[str, int]:
 def passages_of(ids: IdIndex, doc_ids: Sequence[Id], what: str) -> dict[str, list[str]]:
     """Return the passages of each document, or passage, among the ids of a collection of passages, which is `what`.
 
-    Documents without a passage are an UnknownIdError.
+    Raises:
+        UnknownIdError: naming the first documents that have no passage.
     """
     found: dict[str, list[str]] = {str(doc_id): [] for doc_id in doc_ids}
     distinct = list(found)
@@ -231,10 +237,16 @@ def without_document(ranking: Pairs, doc_id: str) -> Pairs:
 def choose_passages(
     run: Run, passages: Run, qrels: Mapping[str, Mapping[str, int]], documents: TextStore
 ) -> tuple[Run, dict[str, dict[str, int]]]:
-    """Return a run of documents and its judgments with the best passage of each document in its place.
+    """Return a run and its judgments with the best passage of each document in its place.
 
-    The scores of the run `passages` say which is best; of a document that it lacks, the first one is. A document that
-    the store of the passages lacks is an UnknownIdError.
+    Args:
+        run: of documents.
+        passages: a run of passages, whose scores say which is best; of a document that it lacks, the first one is.
+        qrels: judgments of documents.
+        documents: the store of the passages, which has all documents.
+
+    Raises:
+        UnknownIdError: naming documents of the run or the judgments that the store lacks.
     """
     chosen, judged = Run(), {}
     for query_id, ranking in run.items():

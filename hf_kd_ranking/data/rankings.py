@@ -17,8 +17,12 @@ Pairs = Sequence[tuple[str, float]]
 class Ranking(Sequence[tuple[str, float]]):
     """The ranking of one query, a sequence of (doc_id, score), best first; it equals a list of the same pairs.
 
-    It cannot be changed; `list(ranking)` can. A slice is a view. Rankings may share ids and scores, of which `places`
-    are those of this ranking.
+    It cannot be changed; `list(ranking)` can. A slice is a view.
+
+    Args:
+        doc_ids: strings, or an Arrow array of them, which rankings may share.
+        scores: as many numbers.
+        places: places of the documents of this ranking in both; None for all.
     """
 
     __slots__ = ("_doc_ids", "_places", "_scores")
@@ -102,7 +106,11 @@ class Run(dict[str, Pairs]):
     def from_scores(
         cls, query_ids: Sequence[str], doc_ids: Sequence[str], scores: Sequence[float] | np.ndarray
     ) -> "Run":
-        """Group scored pairs by query and sort by descending score; ties keep the order given."""
+        """Group scored pairs by query and sort by descending score; ties keep the order given.
+
+        Raises:
+            InputError: if the lists differ in length, or a score is not finite.
+        """
         if not len(query_ids) == len(doc_ids) == len(scores):
             counts = f"{len(query_ids):,}, {len(doc_ids):,} and {len(scores):,}"
             raise InputError(f"A run needs as many query ids as doc ids and scores, got {counts}.")
@@ -124,7 +132,14 @@ class Run(dict[str, Pairs]):
 
     @classmethod
     def from_columns(cls, query_ids: pa.Array, queries: np.ndarray, doc_ids: pa.Array, scores: np.ndarray) -> "Run":
-        """Return the run of N documents and scores in the order of the queries, ascending places in `query_ids`."""
+        """Return the run of columns in the order of queries, and of ranks for each.
+
+        Args:
+            query_ids: strings.
+            queries: (N,) ascending places in them.
+            doc_ids: N strings.
+            scores: (N,).
+        """
         starts = np.flatnonzero(np.diff(queries, prepend=-1))
         names = query_ids.take(pa.array(queries[starts])).to_pylist()
         run = cls()

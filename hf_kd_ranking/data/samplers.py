@@ -50,11 +50,15 @@ class TopicBalancedSampler(Sampler[int]):
     beside the arguments), and 16 per bin of each query.
 
     Args:
-        queries, margins: (N,) each row's query, an index into `clusters`, and teacher margin.
+        queries: (N,) each row's query, an index into `clusters`.
+        margins: (N,) each row's teacher margin.
         clusters: (Q,) cluster of each query; not read for queries without rows.
         batch_size: rows of a step on all processes.
-        seed: of the order, together with the epoch.
+        seed: seed of the order, together with the epoch.
         bins: number of bins of equal width, from a query's lowest margin to its highest.
+
+    Raises:
+        InputError: if there are fewer queries than a batch has rows, or a query of a row has no cluster.
     """
 
     def __init__(

@@ -51,7 +51,11 @@ def _decode(path: Path, line: int, raw: bytes) -> str:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped."""
+    """Yield the objects of a JSON-lines file with their line numbers; blank lines are skipped.
+
+    Raises:
+        InputError: with file and line, for a line that is not a JSON object, or has a string that is not Unicode text.
+    """
     for line, text in read_lines(path):
         if not text.strip():
             continue
@@ -87,7 +91,11 @@ def json_id(path: Path, line: int, name: str, value: Any) -> str:
 
 
 def read_tsv(path: Path, types: Mapping[str, pa.DataType], block_size: int = 1 << 23) -> Iterator[pa.RecordBatch]:
-    """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes."""
+    """Stream the columns of a TSV file without header or quoting, in batches of `block_size` bytes.
+
+    Raises:
+        InputError: with file and line, for a wrong number of columns, a number that is not finite, bad UTF-8.
+    """
     first, first_type = next(iter(types.items()))
     read_types = {**types, first: pa.string()}  # a byte order mark can only be removed from a string
     try:

@@ -90,7 +90,12 @@ class TextStore(IdIndex):
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> "TextStore":
-        """Open a store that was built before."""
+        """Open a store that was built before.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            InputError: if its description is damaged, or of an earlier release.
+        """
         return cls(folder)
 
     @classmethod
@@ -181,8 +186,10 @@ class TextStore(IdIndex):
     ) -> "TextStore":
         """Build a store of batches of `id` and `text`, unless the folder contains the one of this content.
 
-        `source` names it in messages, `made_from` is the digest of the content, and `settings` say how documents were
-        split if the texts are passages, see `passages.split_documents`.
+        Args:
+            source: name of the source, for messages.
+            made_from: digest of the content.
+            settings: how documents were split if the texts are passages, see `passages.split_documents`.
         """
         if (folder / "store.json").is_file():
             store = cls(folder)

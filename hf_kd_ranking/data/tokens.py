@@ -46,7 +46,11 @@ class TokenStore:
 
     @classmethod
     def build(cls, texts: TextStore, tokenizer: PreTrainedTokenizerBase, prefix: str = "") -> "TokenStore":
-        """Tokenise all texts, each after the prefix, or open what was stored before; a kill leaves nothing behind."""
+        """Tokenise all texts, each after the prefix, or open what was stored before; a kill leaves nothing behind.
+
+        Raises:
+            InputError: if the tokenizer is not a fast one.
+        """
         if not tokenizer.is_fast:
             raise InputError(f"Token ids are stored for fast tokenizers, got {type(tokenizer).__name__}.")
         backend = without_limits(tokenizer.backend_tokenizer)

@@ -127,10 +127,15 @@ def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArgumen
 
 
 def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
-    """Print the plan, run every step that is not done, and print and return the outcome of `distill`.
+    """Print the plan, run every step that is not done, and print the outcome.
 
-    Of the trainings of each chosen student, one per seed, the best on dev is delivered; `is_complete` trains all five
-    architectures.
+    Args:
+        output: folder of all steps.
+        seeds: number of trainings of each chosen student; the best on dev is delivered.
+        is_complete: True for all five architectures.
+
+    Returns:
+        The result of `distill`.
     """
     output.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others

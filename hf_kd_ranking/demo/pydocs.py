@@ -108,8 +108,12 @@ def build_pydocs(output: Path, roots: dict[str, Path] | None = None) -> PyDocs:
     0.54: so 0.5 finds the template filled in twice, where a model could repeat what it saw in training; by inspection
     most pairs below it differ in content. Twins within one split stay. The same sources give the same bytes.
 
-    `output` is replaced as a whole once everything is ready; `roots` are name -> source folder, by default the
-    standard library and those of `PACKAGES` that are installed.
+    Args:
+        output: folder to write; replaced as a whole once everything is ready.
+        roots: name -> source folder. None: the standard library and those of `PACKAGES` that are installed.
+
+    Raises:
+        InputError: if a root is not a folder, `output` holds anything but a PyDocs, or no docstring gives a pair.
     """
     output = Path(output)
     if roots is None:

@@ -18,7 +18,17 @@ Rows = dict[str, Path | Artifact]  # condition -> what its students learn from
 
 @dataclass
 class Material:
-    """The data that students learn from and are measured on, filled step by step."""
+    """The data that students learn from and are measured on, filled step by step.
+
+    Args:
+        index: BM25's.
+        bm25: split -> BM25's ranking.
+        candidates: split -> what the teachers score, and what is re-ranked.
+        judgments: by split.
+        teachers: name -> teacher.
+        scores: split -> teacher, and "mean" -> its scores of the candidates.
+        rows: condition -> what its students learn from.
+    """
 
     index: Artifact  # BM25's
     bm25: dict[str, Artifact] = field(default_factory=dict)  # split -> BM25's ranking

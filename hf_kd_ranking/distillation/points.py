@@ -40,7 +40,16 @@ WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the first stage's 
 
 @dataclass(frozen=True)
 class System:
-    """A ranker that can be chosen: trained once per seed, or not trained."""
+    """A ranker that can be chosen: trained once per seed, or not trained.
+
+    Args:
+        name: "colbert teacher", "bert_dot untrained".
+        students: the folders of its checkpoints, one per seed.
+        label: the architecture, with its number of layers if several are tried.
+        precision: "float32" or "int8".
+        is_trained: False for a student before its training.
+        control: name of the ranker that it is tested against, such as the same student without a teacher.
+    """
 
     name: str  # "colbert teacher", "bert_dot untrained"
     students: tuple[Student, ...]  # one per seed
@@ -58,7 +67,18 @@ class System:
 
 @dataclass(frozen=True)
 class Point:
-    """One pipeline: a first stage, and a ranker with its depth and the weight of the first stage's scores."""
+    """One pipeline: a first stage, and a ranker with its depth and the weight of the first stage's scores.
+
+    Args:
+        first_stage: name of what finds the candidates, "BM25" or "candidates".
+        system: name of the ranker; None for the first stage by itself.
+        seed: number of the training that is delivered, the best on dev.
+        depth: candidates that are re-ranked, or documents that are found.
+        weight: of the first stage's scores in the sum, 0 to 1.
+        precision: of the ranker.
+        dev: measure on the validation queries.
+        latency_ms: median per query, with BM25 if that is the first stage; the user's engine is not timed.
+    """
 
     first_stage: str  # "BM25" or "candidates"
     system: str | None  # name of the ranker; None for the first stage by itself

@@ -44,7 +44,12 @@ LONGEST_INPUT = 500  # characters of an input that a description shows; of a lon
 
 @dataclass(frozen=True)
 class Artifact:
-    """The folder that a step of a job makes."""
+    """The folder that a step of a job makes.
+
+    Args:
+        path: the folder; it does not exist yet where a job is only planned.
+        digest: digest of everything that the folder is made from.
+    """
 
     path: Path  # does not exist yet where a job is only planned
     digest: str  # of everything that the folder is made from
@@ -99,8 +104,10 @@ class Workspace:
         A step that was interrupted is called again with what it left in its folder. An artifact of other inputs is
         removed first.
 
-        `name` is the path of the artifact below the workspace; the function is called with the folder and the inputs,
-        and its name is part of the artifact's identity; inputs are all that the result depends on, see `comparable`.
+        Args:
+            name: path of the artifact below the workspace.
+            function: called with the folder and the inputs; its name is part of the artifact's identity.
+            *inputs: what the result depends on, see `comparable`.
 
         Raises:
             FileExistsError: if the folder contains files that no step wrote.
@@ -127,10 +134,14 @@ class Workspace:
         return artifact
 
     def steps(self, wanted: Mapping[str, tuple], parallel: int = 1) -> dict[str, Artifact]:
-        """Run steps that do not depend on one another (name -> function and inputs), and return name -> artifact.
+        """Run steps that do not depend on one another, and return name -> artifact.
 
-        `parallel` processes of this machine run them side by side, with pickled inputs; an error of one is raised
-        after the steps that run beside it have ended.
+        Args:
+            wanted: name -> function and inputs, see `step`.
+            parallel: number of processes of this machine that run them side by side; their inputs are pickled.
+
+        Raises:
+            The error of a step, after the steps that run beside it have ended.
         """
         missing = {}
         for name, (function, *inputs) in wanted.items():

@@ -70,7 +70,12 @@ class Suite:
     exclude_same_id: bool = False
 
     def sets(self) -> dict[str, str]:
-        """Return set -> name of its collection; a suite that is unknown or empty is refused."""
+        """Return set -> name of its collection.
+
+        Raises:
+            FileNotFoundError: if the suite is unknown.
+            InputError: if its folder has no folder inside.
+        """
         if self.name in SUITES:
             start, ends = SUITES[self.name]
             return {end: start + end for end in ends}
@@ -117,7 +122,11 @@ class Suite:
 
 @dataclass(eq=False, repr=False)
 class SuiteEvaluator:
-    """Measure a ranker on several sets, by one evaluator per set; for use in training and elsewhere."""
+    """Measure a ranker on several sets; for use in training and elsewhere.
+
+    Args:
+        sets: set -> its `RerankingEvaluator` or `RetrievalEvaluator`, of the same measures.
+    """
 
     sets: Mapping[str, Callable[[Ranker], dict[str, float]]]
 

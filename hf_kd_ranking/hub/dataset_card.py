@@ -27,10 +27,14 @@ def write_dataset_card(
     """Write `README.md` next to the Parquet file of teacher rows, and return its path.
 
     Args:
-        folder: contains `teacher_scores.parquet`, which has `rows` rows; a FileNotFoundError says if it does not.
+        folder: contains `teacher_scores.parquet`, which has `rows` rows.
+        name: name of the data set.
         teachers: names of the models that made the scores; several if their scores were averaged.
         texts: name of the data set that the ids belong to.
         license_name: licence of the scores in the Hub's spelling. Users must also respect the licence of the texts.
+
+    Raises:
+        FileNotFoundError: if the Parquet file does not exist.
     """
     path = existing_file(Path(folder) / FILE, "teacher scores")
     metadata = DatasetCardData(

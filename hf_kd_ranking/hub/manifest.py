@@ -99,7 +99,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 def select_measures(metrics: Mapping[str, Any], measures: Sequence[str] | None = None) -> dict[str, float]:
     """Return the measures among the metrics that `Trainer.evaluate` returned or logged: `eval_AP` becomes `AP`.
 
-    `measures` are the names to take; None takes every name that ir_measures knows.
+    Args:
+        metrics: the metrics, among them losses and times.
+        measures: names of the measures; None takes every name that ir_measures knows.
     """
     values = {}
     for key, value in metrics.items():

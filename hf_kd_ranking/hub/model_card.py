@@ -193,7 +193,12 @@ def write_pipeline_card(
 ) -> Path:
     """Write the card of a pipeline, that of its ranker with a section on how to load the pipeline; return its path.
 
-    `pipeline` is the content of its `pipeline.json`, `output` the folder for the card; else see `write_model_card`.
+    Args:
+        folder: folder of the pipeline.
+        pipeline: content of its `pipeline.json`.
+        repository: name on the Hub, owner/name.
+        output: folder for the card.
+        efficiency: see `write_model_card`.
     """
     ranker, path = folder / "ranker", output / "README.md"
     if (ranker / MANIFEST).is_file():

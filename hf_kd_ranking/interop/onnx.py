@@ -30,7 +30,11 @@ GRAPH = "model.onnx"
 
 
 class OnnxRanker:
-    """An exported graph with its tokenizer: texts in, scores out; `threads` of None are one per core.
+    """An exported graph with its tokenizer: texts in, scores out.
+
+    Args:
+        folder: folder that `export_ranker` wrote.
+        threads: threads of the runtime; None takes one per core.
 
     Raises:
         FileNotFoundError: if the folder has no graph.

@@ -18,7 +18,17 @@ IN_BATCH = "in_batch_"
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what it reads."""
+    """A loss, and what it reads.
+
+    Args:
+        function: see the module.
+        needs_teacher: False for losses on the labels only.
+        needs_single_scores: True if it reads the teacher's score of each document, which a file of margins lacks.
+        needs_lists: True if it is meant for three documents or more; a pair has better losses.
+        needs_grades: True if it reads grades, which may all lie between 0 and 1.
+        needs_order: True if it reads the order of the teacher's scores only, which may have any scale.
+        settings: names of the function's own parameters, positive numbers.
+    """
 
     function: Callable[..., Tensor]
     needs_teacher: bool = True  # False for losses on the labels only
@@ -46,7 +56,13 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Regularizer:
-    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`."""
+    """A penalty on the weights of sparse vectors, which is added to the loss; see `training.regularization`.
+
+    Args:
+        name: one of `REGULARIZERS`.
+        query, document: weights of the penalty on either side.
+        warmup: share of all steps, up to 1, over which the weights rise as the square of the steps.
+    """
 
     name: str  # one of `REGULARIZERS`
     query: float = 0.0  # weight of the penalty on queries
@@ -62,7 +78,11 @@ REGULARIZERS = ("flops", "l1")
 
 
 def get_regularizers(text: str) -> dict[str, Regularizer]:
-    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`."""
+    """Read the penalties within a text of losses, such as `margin_mse,flops(query=0.3,document=0.1,warmup=0.3)`.
+
+    Raises:
+        InputError: for a penalty given twice, without a weight of a side, or with another weight or setting.
+    """
     regularizers = {}
     for part in _parts(text):
         name, _, rest = part.partition("(")
@@ -88,7 +108,12 @@ def get_losses(text: str) -> dict[str, float]:
 
     A name is one of `LOSSES`, or `in_batch_` followed by one of them; settings may follow in parentheses, as in
     `kl_div(temperature=2):1,in_batch_info_nce(temperature=0.05):0.2`. They are part of the name, see `get_loss`.
-    Penalties are left out, see `get_regularizers`. All others are an InputError.
+    Penalties are left out, see `get_regularizers`.
+
+    Raises:
+        InputError: for an unknown name, naming the nearest loss and all others; for a loss given twice, a setting
+            that it does not have, and a weight or a setting that is not a positive number; if the text has only
+            penalties.
     """
     losses = {}
     for part in _parts(text):
@@ -115,7 +140,11 @@ def get_losses(text: str) -> dict[str, float]:
 
 
 def get_loss(name: str) -> Loss:
-    """Return the loss of a name from `get_losses`; its function has the settings that the name gives."""
+    """Return the loss of a name from `get_losses`; its function has the settings that the name gives.
+
+    Raises:
+        InputError: if a setting is unknown or not a positive number.
+    """
     plain, parenthesis, rest = name.partition("(")
     loss = LOSSES[plain.removeprefix(IN_BATCH)]
     if not parenthesis:

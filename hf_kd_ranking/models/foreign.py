@@ -129,7 +129,11 @@ def is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def read_json(name: str, file: str, subfolder: str = "") -> Any:
-    """Read a JSON file of a checkpoint, local or on the Hub; None if there is none, an InputError if it is damaged."""
+    """Read a JSON file of a checkpoint, in a folder or on the Hub; None if the file does not exist.
+
+    Raises:
+        InputError: if it is damaged, or neither an object nor a list of objects.
+    """
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(name, file, subfolder=subfolder, **quiet)
     if path is None:

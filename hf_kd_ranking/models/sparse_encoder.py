@@ -30,9 +30,14 @@ def encoder_folder(name_or_path: str) -> str:
 
 
 def load_sparse_encoder(name: str, **overrides: Any) -> Splade | None:
-    """Load a SparseEncoder, with overrides of config fields and `dtype`; None if a checkpoint is another one.
+    """Load a SparseEncoder; None if a checkpoint is another one.
 
-    An InputError names what SPLADE cannot express.
+    Args:
+        name: a folder or a name on the Hub.
+        **overrides: fields of the config of SPLADE, and `dtype`.
+
+    Raises:
+        InputError: naming what SPLADE cannot express.
     """
     settings = read_json(name, "config_sentence_transformers.json") or {}
     if settings.get("model_type") != "SparseEncoder" or read_json(name, "modules.json") is None:

@@ -172,7 +172,11 @@ class RankingProcessor:
         return padded
 
     def encode(self, *texts: str | Sequence[str], **settings: Any) -> BatchEncoding:
-        """Call the tokenizer, in one thread at a time; an InputError names a text with half of a surrogate pair."""
+        """Call the tokenizer, in one thread at a time.
+
+        Raises:
+            InputError: if a text has half of a surrogate pair, which no tokenizer takes.
+        """
         with TOKENIZER_LOCK:
             try:
                 return self.tokenizer(*texts, **settings)

@@ -64,10 +64,14 @@ class Index:
         return Collection.of(self.description)
 
     def search(self, queries: Mapping[str, str], k: int = 100, **options: Any) -> Run:
-        """Return the best k documents of every query (query_id -> text); tied documents keep the collection's order.
+        """Return the best k documents of every query; tied documents are in the order of the collection.
 
-        In a collection of passages, the score of a document is that of its best passage. Other options are those of
-        `QdrantIndex`, and of `search_vectors` of the other indexes.
+        In a collection of passages, the score of a document is that of its best passage.
+
+        Args:
+            queries: query_id -> text.
+            k: documents per query; all if the index has fewer.
+            **options: see `QdrantIndex`, and `search_vectors` of the other indexes.
 
         Raises:
             TypeError: if the queries are not a dictionary of strings.

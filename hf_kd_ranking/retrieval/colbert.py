@@ -152,9 +152,14 @@ class ColBERTIndex(Index):
 
 
 def search_tokens(queries: Sequence[np.ndarray], chunks: Iterable[Chunk], k: int) -> list[Result]:
-    """Return the scores and rows of the best k documents for every query, (Lq, D) token vectors, by exact MaxSim.
+    """Return the scores and rows of the best k documents for every query, by exact MaxSim.
 
-    `chunks` are those of `VectorStore.chunks`. The products of one query with one chunk are in memory at once.
+    The products of one query with one chunk are in memory at once.
+
+    Args:
+        queries: the token vectors of each, (Lq, D).
+        chunks: the token vectors of the documents, see `VectorStore.chunks`.
+        k: documents per query; all if there are fewer.
     """
     best = [(np.empty(0, np.float32), np.empty(0, np.int64))] * len(queries)
     for start, lengths, vectors in chunks:

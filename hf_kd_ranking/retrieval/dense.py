@@ -118,9 +118,13 @@ class DenseIndex(VectorIndex):
 
 
 def search_index(index: faiss.Index, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> list[Result]:
-    """Return the scores and rows of the best k of N vectors for every query, (Q, D); exact for flat indexes.
+    """Return the scores and rows of the best k of N vectors for every query; exact for flat indexes.
 
-    `allowed` is (N,), True at rows that may be returned, or None for all.
+    Args:
+        index: for inner products.
+        queries: (Q, D).
+        k: rows per query; all if there are fewer.
+        allowed: (N,) True at rows that may be returned; None for all.
     """
     available, parameters = index.ntotal, None
     if allowed is not None:

@@ -97,11 +97,15 @@ def mix_runs(runs: Sequence[Run], shares: Sequence[float], k: int | None = None)
     A document that an earlier run has given is not replaced, so that a query may get fewer than k.
 
     Args:
+        runs: rankings of the same collection; a query may be missing in some.
         shares: one per run, above 0; they sum to 1.
         k: documents per query; None takes the length of the query's longest ranking.
 
     Returns:
         Documents in the order of the runs; scores are places, from 0 downwards.
+
+    Raises:
+        InputError: if there is not one share per run, or they do not sum to 1.
     """
     if not runs or len(shares) != len(runs) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-3:
         raise InputError(f"Needed a share above 0 for each of {len(runs)} runs, with the sum 1, got {list(shares)}.")

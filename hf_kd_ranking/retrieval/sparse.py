@@ -59,7 +59,9 @@ class InvertedLists:
     ) -> list[Result]:
         """Return the scores and rows of the best k documents for every query vector, (Q, V).
 
-        `allowed` is (N,), True at rows that may be returned, or None for all; `query_words` see `SparseIndex`.
+        Args:
+            allowed: (N,) True at rows that may be returned; None for all.
+            query_words: see `SparseIndex.search_vectors`.
         """
         results = []
         for start, stop in zip(queries.indptr[:-1], queries.indptr[1:], strict=True):
@@ -146,12 +148,18 @@ class SparseIndex(VectorIndex):
     def search_vectors(
         self, queries: csr_array, k: int = 100, only: Sequence[Id] | None = None, query_words: int | None = None
     ) -> list[Result]:
-        """Return the scores and rows of the best k documents with a score above zero for every query vector, (Q, V).
+        """Return the scores and rows of the best k documents for every query vector.
 
         Args:
-            only: ids of the documents that may be returned; None for all. An UnknownIdError names unknown ones.
+            queries: (Q, V).
+            k: rows per query; fewer if fewer documents have a score above zero.
+            only: ids of the documents that may be returned; None for all.
             query_words: number of a query's words to read, those of the largest weights, which is faster and not
                 exact; None for all.
+
+        Raises:
+            InputError: if the vectors have another dimension, or k or `query_words` is not positive.
+            UnknownIdError: naming ids of `only` that are not in the index.
         """
         size = len(self.lists.starts) - 1
         if queries.ndim != 2 or queries.shape[1] != size:

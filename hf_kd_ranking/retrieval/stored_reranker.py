@@ -95,9 +95,12 @@ def score_stored(
     documents: np.ndarray | csr_array | Sequence[np.ndarray],
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Score one query, (D,) or (Lq, D), with documents that `encode_texts` encoded in advance; (N,) float32.
+    """Score one query with documents that were encoded in advance by `encode_texts`, in any dtype; (N,) float32.
 
-    `documents` are (N, D), which are scored at once, or N of (Ld, D); those of similar length share a forward pass.
+    Args:
+        query: (D,), or (Lq, D) with one vector per token.
+        documents: (N, D), which are scored at once, or N of (Ld, D).
+        batch_size: documents per forward pass; those of similar length share one.
     """
     if issparse(documents):  # their similarity is the dot product
         return (documents @ query).toarray()

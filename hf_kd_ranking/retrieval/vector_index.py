@@ -16,7 +16,14 @@ from .vector_store import VectorStore
 
 
 class VectorIndex(Index):
-    """An index of one vector per document, dense or sparse; `removed` is True at rows that are not returned."""
+    """An index of one vector per document, dense or sparse.
+
+    Args:
+        ranker: made the vectors.
+        ids: of the rows.
+        removed: (N,) True at rows that are not returned any more.
+        description: see `Index`.
+    """
 
     def __init__(self, ranker: Ranker, ids: IdIndex, removed: np.ndarray, description: dict) -> None:
         self.ranker = ranker
@@ -64,9 +71,13 @@ class VectorIndex(Index):
         self.description |= {"rows": len(self.ids), "collection": collection.fingerprint, "source": collection.source}
 
     def remove(self, ids: Sequence[Id]) -> None:
-        """Leave documents, with all their passages, out of all results; building the index again frees their space.
+        """Leave documents, with all their passages, out of all results until the index is built again.
 
-        An InputError refuses a single passage of a document, an UnknownIdError ids that are not in the index.
+        Their space is free then.
+
+        Raises:
+            InputError: for a single passage of a document.
+            UnknownIdError: naming ids that are not in the index.
         """
         for id_ in ids if self.collection.aggregation is not None else ():
             if split_id(str(id_))[0] != str(id_):

@@ -303,7 +303,11 @@ def vector_dimension(ranker: Ranker) -> int:
 
 
 def check_factory(factory: str, dimension: int, count: int) -> None:
-    """Refuse, by an InputError, a factory that faiss does not know or that needs more vectors, before any are made."""
+    """Refuse, before any vectors are made, a factory that cannot index so many of them.
+
+    Raises:
+        InputError: if faiss does not know the factory, or its quantisers need more vectors.
+    """
     problem = f"faiss cannot build {factory!r} over {count:,} vectors"
     with faiss_errors(problem):
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)

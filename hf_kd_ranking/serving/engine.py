@@ -69,9 +69,15 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, run: Run, inputs: Sequence[Any], tokens: Sequence[int]) -> list[Future]:
-        """Queue the parts of one request, all of them or none, with the estimated tokens of each; see `Job`.
+        """Queue the parts of one request, all of them or none.
 
-        An OverloadedError says if they do not fit into the queue, or the engine is closed.
+        Args:
+            run: see `Job`.
+            inputs: input of each part.
+            tokens: estimated tokens of each part.
+
+        Raises:
+            OverloadedError: if they do not fit into the queue, or the engine is closed.
         """
         jobs = [Job(run, part, count) for part, count in zip(inputs, tokens, strict=True)]
         with self._changed:

@@ -33,7 +33,11 @@ class StageTimes(dict[str, float]):
 
 
 class SearchEngine:
-    """A pipeline with texts, which is searched for the page; the results are those of `Pipeline.search`."""
+    """A pipeline that is searched for the page; the results are those of `Pipeline.search`.
+
+    Raises:
+        InputError: if the pipeline has no texts to show, or nothing that finds documents.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         if pipeline.documents is None:
@@ -67,7 +71,11 @@ class SearchEngine:
         self.search(" ".join(text.split()[:8]))
 
     def search(self, query: str, k: int = 10) -> SearchAnswer:
-        """Return the best k passages; the stages run one after the other, so that no time includes another stage."""
+        """Return the best k passages; the stages run one after the other, so that no time includes another stage.
+
+        Raises:
+            UnknownIdError: if a document has no text, or no stored vector.
+        """
         pipeline, times = self.pipeline, StageTimes()
         candidates, count = [], None
         shown: dict[str, str] = {}  # document -> its best passage, by the last stage that scored it

@@ -37,7 +37,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """How an endpoint is asked."""
+    """How an endpoint is asked.
+
+    Args:
+        concurrency: requests at the same time.
+        requests_per_minute: the most that are sent; None sets no limit.
+    """
 
     concurrency: int = 8  # requests at the same time
     requests_per_minute: float | None = None  # the most that are sent; None sets no limit
@@ -58,10 +63,17 @@ def is_endpoint(name: str) -> bool:
 class Endpoint:
     """A teacher that is asked over HTTP.
 
-    The address is `http://HOST:PORT`, with the API's path if it is not the usual one, `?model=NAME` if the API wants
-    the name of a model, and optionally the kind before it, as in `tei+http://HOST:PORT`. Kinds are "rerank" (Cohere,
-    Jina, vLLM), "tei" (text-embeddings-inference, raw scores), "score" (vLLM), and "chat" (OpenAI's chat completions
-    with log-probabilities). A malformed address, or one with a password, is an InputError.
+    Args:
+        address: `http://HOST:PORT`, with the API's path if it is not the usual one, `?model=NAME` if the API wants the
+            name of a model, and optionally the kind before it, as in `tei+http://HOST:PORT`.
+        kind: "rerank" (Cohere, Jina, vLLM), "tei" (text-embeddings-inference, raw scores), "score" (vLLM), or "chat"
+            (OpenAI's chat completions with log-probabilities); None reads it from the address.
+        per_request: documents of one query per request; "chat" has one.
+        prompt: prompt and answers of a chat model, the answers compared without case and white space.
+        settings: see `EndpointSettings`.
+
+    Raises:
+        InputError: if the address is malformed or holds a password, or the kind is missing or unknown.
     """
 
     address: str

@@ -31,7 +31,16 @@ THOUGHTS = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 
 @dataclass(frozen=True)
 class QueryGenerator:
-    """A source of queries for documents."""
+    """A source of queries for documents.
+
+    Args:
+        name: short name.
+        generate: function of texts, their titles ("" for none) and a seed that returns the queries of each text.
+        fingerprint: digest of everything that determines the queries.
+        is_weak: True for a fallback, which copies a part of the document.
+        plan: function of a text that returns the tokens that its request may cost; None if it is not an endpoint.
+        usage: what an endpoint has cost up to now.
+    """
 
     name: str
     # A function of texts, their titles ("" for none) and a seed that returns the queries of each text.

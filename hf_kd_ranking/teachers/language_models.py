@@ -38,12 +38,17 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, Callable[..., Tensor], RankingProcessor]:
     """Load a causal language model that answers yes or no.
 
+    Args:
+        prompt: the prompt; its answers must be single tokens of the model.
+        instruction: replaces {instruction} in the prompt.
+        max_length: tokens of a prompt; None takes the model's limit.
+
     Returns:
         The model; a function from its inputs to scores, (N,) float32; and the processor that makes the inputs.
 
     Raises:
-        InputError: if an answer is not a single token, the model was made for another prompt, or `max_length` (tokens
-            of a prompt; None is the model's limit) leaves no room for texts.
+        InputError: if an answer is not a single token, the model was made for another prompt, or `max_length` leaves
+            no room for texts.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     answers = [_token_id(tokenizer, word, name_or_path) for word in (prompt.yes, prompt.no)]

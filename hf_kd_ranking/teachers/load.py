@@ -44,7 +44,14 @@ ALSO_NAMED = {
 class Teacher:
     """A model that scores pairs; if threads call it at the same time, they are served one after the other.
 
-    `score` is a function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
+    Args:
+        name: short name, for file names and cards.
+        score: function of N queries and N documents that returns (N,) float32, unbounded, higher is better.
+        fingerprint: digest of the weights and settings; resumed work must not mix two.
+        usage: what an endpoint has cost up to now: requests, retries and, if it tells, tokens.
+        reads_by_query: True for an endpoint, which takes the documents of one query in a request; others may encode
+            each document once for all of its queries.
+        processor: counts what is cut of the documents; None if the library of the checkpoint cuts by itself.
     """
 
     name: str  # short, for file names and cards

@@ -89,6 +89,10 @@ def read_orders(path: str | os.PathLike) -> list[tuple[str, list[str]]]:
     RankLLM's files hold objects `{"query": {"qid": ...}, "candidates": [{"docid": ...}, ...]}` as a JSON list (.json)
     or as JSON lines (.jsonl). The order is that of the candidates, and their scores are not read; a query
     may appear several times. A run's order is that of its scores, and of the lines where they tie.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        InputError: with file and place, for malformed content, a missing id, a document listed twice in an order.
     """
     path = existing_file(path, "order")
     orders = []
@@ -153,8 +157,14 @@ def _combine(orders: Sequence[tuple[Sequence[str], float]], method: Callable) ->
 def reciprocal_rank(ranks: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Score documents by the weighted mean of 1 / (60 + rank); an order that lacks a document adds 0.
 
-    Source: Cormack et al. 2009, https://dl.acm.org/doi/10.1145/1571941.1572114. Ranks are (orders, documents), from 1,
-    NaN where an order lacks a document; weights (orders,), scores (documents,).
+    Source: Cormack et al. 2009, https://dl.acm.org/doi/10.1145/1571941.1572114.
+
+    Args:
+        ranks: (orders, documents), from 1; NaN where an order lacks a document.
+        weights: (orders,).
+
+    Returns:
+        (documents,).
     """
     return weights @ np.nan_to_num(1 / (RECIPROCAL_RANK_CONSTANT + ranks)) / weights.sum()
 

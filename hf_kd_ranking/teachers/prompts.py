@@ -29,7 +29,15 @@ TEXTS = re.compile(r"(\{query\}|\{document\})")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with places for the texts, and its two answers."""
+    """A prompt with places for the texts.
+
+    Args:
+        template: contains {query} and {document} once each; {yes}, {no} and {instruction} are optional.
+        yes, no: the answers, two different words.
+
+    Raises:
+        InputError: if a placeholder is missing or repeated, or the answers are not two words.
+    """
 
     template: str = QWEN_TEMPLATE  # has {query} and {document} once each; {yes}, {no} and {instruction} are optional
     yes: str = "yes"
@@ -76,7 +84,14 @@ def fill(template: str, query: str, document: str) -> tuple[str, dict[str, tuple
 
 @dataclass(frozen=True)
 class QueryPrompt:
-    """A prompt that asks for queries of a document."""
+    """A prompt that asks for queries of a document.
+
+    Args:
+        template: contains {document} once; {count}, the number of queries, is optional.
+
+    Raises:
+        InputError: if {document} is missing or repeated, or {query} is there.
+    """
 
     template: str  # has {document} once; {count}, the number of queries, is optional
 

@@ -57,11 +57,15 @@ def generate_queries(
         search: function of query_id -> text and k that returns a run, such as that of a `BM25Index`; None keeps
             queries without a round trip.
         round_trip: rank within which the document must be found.
-        overwrite: True replaces existing files; else they are a FileExistsError.
+        overwrite: True replaces existing files.
 
     Returns:
         The counts: `documents`, `generated` queries, those that are left out, named as in `LEFT_OUT`, `queries` that
-        are kept (none is an InputError), and `documents_without_query`; with the `usage` of an endpoint.
+        are kept, and `documents_without_query`; with the `usage` of an endpoint.
+
+    Raises:
+        FileExistsError: if a file exists and `overwrite` is False.
+        InputError: if no query is left, or there is the unfinished work of other inputs.
     """
     output = Path(output)
     # A call that ended while it wrote left the files beside the queries, and the folder of `work_folder`.

@@ -25,7 +25,26 @@ LEFT_OUT = ("duplicates", "suspected_false_negatives", "queries_without_positive
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Which documents `sample_triples` takes."""
+    """Which documents `sample_triples` takes.
+
+    Args:
+        minimum_grade: lowest grade of a positive, at least 1; documents of lower grades above 0 are neither positive
+            nor negative.
+        ranks: first and last rank, from 1, of the candidates that can be negatives; None allows all.
+        documents: documents per row, the positive included.
+        sampling: "random" draws negatives uniformly; "top" takes those that the teacher scores highest; "stratified"
+            sorts them by the teacher's score, cuts them into `documents` - 1 groups of equal size, and draws one from
+            each (https://arxiv.org/abs/2604.04734).
+        teacher_margin: negatives that the teacher scores above their positive's score minus this margin may be
+            unjudged positives and are left out; in units of the teacher's scores.
+        relative_margin: the same for negatives above this share of their positive's score, both measured from the
+            query's lowest-scored candidate. None is 0.95 with a teacher; 1 leaves it to `teacher_margin`.
+        takes_unjudged: True takes the teacher's best candidate as the positive of a query that has no judgments.
+        seed: seed of the sampling.
+
+    Raises:
+        InputError: if a value is invalid.
+    """
 
     minimum_grade: int = 1  # lowest grade of a positive; lower grades above 0 are neither positive nor negative
     ranks: tuple[int, int] | None = None  # first and last rank, from 1, of candidates that can be negatives; None: all

@@ -178,6 +178,10 @@ class RankingTrainingArguments(TrainingArguments):
         """Check the output folder before any work, and return the checkpoint to resume, or None for a fresh start.
 
         `--resume-from-checkpoint true` takes the last complete one, if any; `--overwrite` removes earlier checkpoints.
+
+        Raises:
+            FileExistsError: if the folder is not empty and neither option is given.
+            FileNotFoundError: if the named folder is not a checkpoint.
         """
         folder = Path(self.output_dir)
         wanted = str(self.resume_from_checkpoint or "")  # Python callers may pass a bool

@@ -104,10 +104,11 @@ class StepStatistics:
 
 
 class FiniteLosses:
-    """Stop training at a loss that is not a number: on a GPU one batch late, so that no step waits for its loss.
+    """Stops training at a loss that is not a number: on a GPU one batch late, so that no step waits for its loss.
 
-    `describe` returns the queries and documents of a batch, for the message. Unless `is_late`, each loss is checked
-    before the weights change, which costs nothing on the CPU.
+    Args:
+        describe: returns the queries and documents of a batch, for the message.
+        is_late: False checks each loss before the weights change, which costs nothing on the CPU.
     """
 
     def __init__(self, describe: Callable[[Mapping[str, Any]], str], is_late: bool) -> None:

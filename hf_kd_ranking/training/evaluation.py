@@ -119,8 +119,15 @@ class EvaluatingTrainer(Trainer):
     ) -> dict[str, float]:
         """Return loss and agreement on held-out teacher rows, and the evaluator's measures, on every process.
 
-        Before, during and after training it computes in the precision of training. `eval_dataset` is by default the
-        trainer's own; `ignore_keys` are read only with `compute_metrics`; the name of a data set follows the prefix.
+        Before, during and after training it computes in the precision of training.
+
+        Args:
+            eval_dataset: see the class; None takes the trainer's own, if it has one.
+            ignore_keys: see `predict`; read only with `compute_metrics`.
+            metric_key_prefix: put before the name of every measure; the name of a data set follows it.
+
+        Raises:
+            InputError: if there are neither rows nor an evaluator; for rows without scores.
         """
         if eval_dataset is None and self.eval_dataset is None and self.evaluator is None:
             raise InputError("evaluate needs held-out teacher rows (eval_dataset), or a trainer with an evaluator.")
@@ -191,7 +198,11 @@ class EvaluatingTrainer(Trainer):
     ) -> PredictionOutput:
         """Return the scores of teacher rows, (N, n), the teacher's as labels, loss and agreement.
 
-        With a list of `ignore_keys`, all outputs but those named are returned, the vectors of every token among them.
+        Args:
+            test_dataset: rows, with or without teacher scores.
+            ignore_keys: None returns scores only; with a list, all outputs but those named are returned, the vectors
+                of every token among them.
+            metric_key_prefix: put before the name of every measure.
         """
         return super().predict(load_teacher_scores(test_dataset).rows, ignore_keys, metric_key_prefix)
 

@@ -25,7 +25,11 @@ def can_be_live(ranker_config: RankerConfig) -> bool:
 
 
 def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerModel | None) -> None:
-    """Refuse losses over the batch that student or teacher do not support, and a teacher missing or not read."""
+    """Refuse losses over the batch that student or teacher do not support.
+
+    Raises:
+        InputError: if one cannot score a stored document for another query, or a teacher is missing or not read.
+    """
     names = [name for name in losses if name.startswith(IN_BATCH)]
     reading = [name for name in names if get_loss(name).needs_teacher]
     if reading and teacher is None:
@@ -44,7 +48,15 @@ def check_in_batch(losses: Iterable[str], model: RankerModel, teacher: RankerMod
 
 
 def check_gradient_cache(size: int | None, losses: Collection[str], config: RankerConfig) -> None:
-    """Refuse a gradient cache where smaller batches, whose gradients are accumulated, do the same without it."""
+    """Refuse a gradient cache where smaller batches, whose gradients are accumulated, do the same without it.
+
+    Args:
+        size: rows that run at once, None for no cache.
+        losses: names of the losses, none if the user's own function computes the loss.
+
+    Raises:
+        InputError: with the reason.
+    """
     if size is None:
         return
     reason = None

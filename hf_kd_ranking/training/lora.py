@@ -26,7 +26,11 @@ def with_adapters(model: RankerModel, args: RankingTrainingArguments) -> nn.Modu
     """Return the ranker, if `lora_r` is set as PEFT wraps it with adapters on all linear layers of its encoder.
 
     The encoder's own weights do not change then; the layers on top of it are trained fully. The adapters start as
-    `seed` decides. A ranker without a pretrained encoder is an InputError.
+    `seed` decides.
+
+    Raises:
+        InputError: if the ranker has no pretrained encoder.
+        ImportError: if peft is not installed.
     """
     if args.lora_r is None:
         return model

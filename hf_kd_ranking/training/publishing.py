@@ -28,8 +28,12 @@ class PublishingTrainer(EvaluatingTrainer):
     ) -> None:
         """Write `manifest.json` and the model card into the folder of the saved weights.
 
-        `model_name` is by default the repository's; results, files and command are those of `write_manifest`, without
-        results the last evaluation is taken. Other fields of transformers' cards, such as `tags`, are refused.
+        Args:
+            model_name: name on the card; None is the repository's.
+            results, files, command: see `write_manifest`; without results the last evaluation is taken.
+
+        Raises:
+            InputError: for other fields of transformers' cards, such as `tags`.
         """
         _refuse_fields(kwargs)
         if not self.is_world_process_zero():
@@ -59,8 +63,16 @@ class PublishingTrainer(EvaluatingTrainer):
     ) -> str | None:
         """Save weights and card, publish the folder, and return the commit's address (None but on the first process).
 
-        Arguments are the parent's (`token` and `private` are by default those of the arguments), without `revision`
-        and without a push in the background, and those of `create_model_card`.
+        Args:
+            commit_message: None names the architecture.
+            blocking: must be True.
+            token: access token of the Hub; None takes `hub_token`, or the one that is logged in.
+            revision: must be None, for the main branch.
+            private: True makes a new repository private; None is `hub_private_repo`.
+            **kwargs: arguments of `create_model_card`.
+
+        Raises:
+            InputError: for a revision, or to publish in the background.
         """
         if revision is not None or not blocking:
             raise InputError("Rankers are published on the main branch, in the foreground; leave the options out.")
