@@ -115,6 +115,14 @@ class RerankingEvaluator:
         """Return the candidates in the order of the ranker, see `rerank_run`."""
         return rerank_run(ranker, self.candidates, self.queries, self.documents)
 
+    def measure(self, run: Run) -> dict[str, float]:
+        """Measure a run: measure -> mean over the queries of the qrels."""
+        return evaluate_run(run, self.qrels, self.measures)
+
     def __call__(self, ranker: Ranker) -> dict[str, float]:
-        """Re-rank with the ranker and measure the result: measure -> mean over the queries of the qrels."""
-        return evaluate_run(self.rerank(ranker), self.qrels, self.measures)
+        """Re-rank with the ranker and measure the result."""
+        return self.measure(self.rerank(ranker))
+
+    def first_stage(self) -> dict[str, float]:
+        """Measure the candidates in the order of the first stage."""
+        return self.measure(self.candidates)
