@@ -62,6 +62,8 @@ def test_rerank_keeps_first_stage_order_of_ties(texts):
 def test_evaluator_matches_hand_computed_values(texts):
     evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, measures=["RR@10", "P@1"])
     assert evaluator(ranker(a=3, b=2, c=1, d=4)) == pytest.approx({"RR@10": (1 / 2 + 1 + 0) / 3, "P@1": 1 / 3})
+    assert evaluator.first_stage() == pytest.approx({"RR@10": (1 / 2 + 1 / 3 + 0) / 3, "P@1": 0.0})
+    assert evaluator.measure(evaluator.candidates) == evaluator.first_stage()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_evaluator_scores_candidates_up_to_depth(texts, depth, expected):
     evaluator = kd.RerankingEvaluator(CANDIDATES, QRELS, *texts, depth=depth)
     reranked = evaluator.rerank(ranker(a=2, b=4, c=1, d=3))
     assert "".join(doc_id for doc_id, _ in reranked["8"]) == expected
-    assert evaluator.candidates["8"] == CANDIDATES.top(depth or 9)["8"]
+    assert evaluator.first_stage() == kd.evaluate_run(CANDIDATES.top(depth or 9), QRELS)
 
 
 @pytest.mark.parametrize(
