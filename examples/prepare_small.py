@@ -62,14 +62,11 @@ def join_texts(paths: list[Path], output: Path) -> None:
 
 
 def read_scores(path: Path) -> kd.Run:
-    """Read the teacher's column of a table of systems' scores; a blank is a document that the teacher did not return.
-
-    Scores are standardised, since those of one year are ten times as large as those of the other.
-    """
+    """Read a column of a table of systems' scores, and standardise them: those of one year are ten times as large."""
     query_ids, doc_ids, scores = [], [], []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
-            if row[TEACHER]:
+            if row[TEACHER]:  # else the teacher did not return the document
                 query_ids.append(row["qid"])
                 doc_ids.append(row["pid"])
                 scores.append(float(row[TEACHER]))

@@ -92,6 +92,9 @@ def write_data(folder: Path, words: list[str]) -> None:
         lines["triples.tsv"].append(f"{100 + number}\t{number}\t{other}\n")
     lines["scores.tsv"] = [f"{rng.gauss(2, 2)}\t{rng.gauss(0, 2)}\t{row}" for row in lines["triples.tsv"]]
     lines["other.tsv"] = [f"{rng.gauss(2, 2)}\t{rng.gauss(0, 2)}\t{row}" for row in lines["triples.tsv"]]
+    lines["glove.6B.300d.txt"] = []
+    for word in words:
+        lines["glove.6B.300d.txt"].append(f"{word} {' '.join(f'{rng.gauss(0, 1):.3f}' for _ in range(8))}\n")
     lines["prompt.txt"] = ["Query: {query}\n\nDocument: {document}\n\nAnswer:"]
     lines["query_prompt.txt"] = ["Write {count} queries.\n\nDocument: {document}"]
     for name in ("gpt.jsonl", "zephyr.jsonl"):

@@ -37,6 +37,11 @@ class TKLConfig(TKConfig):
         region_step: tokens between the beginnings of two regions.
         region_count: regions without a common token that are scored, the best ones.
         region_neighbors: regions before, and after, each of these that are scored with it.
+
+    Example:
+        >>> config = kd.TKLConfig(vocab_size=10_000, hidden_size=300, num_attention_heads=10)
+        >>> config.max_document_length, config.chunk_size, config.region_size
+        (2000, 40, 30)
     """
 
     model_type = "TKL"
@@ -74,7 +79,13 @@ class TKLConfig(TKConfig):
 
 
 class TKL(TK):
-    """TKL ranker."""
+    """TKL ranker.
+
+    Example:
+        >>> model = kd.TKL.from_encoder("distilbert/distilbert-base-uncased", region_count=2)
+        >>> model.region_weights.shape
+        torch.Size([2, 5])
+    """
 
     config_class = TKLConfig
 

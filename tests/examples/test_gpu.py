@@ -16,7 +16,7 @@ from hf_kd_ranking.models import RankingProcessor
 from hf_kd_ranking.ranker import load_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-MISSING = ("datasets", "evaluate", "ir_measures", "typer", "scipy", "bm25s", "faiss", "sentence_transformers")
+MISSING = ("datasets", "evaluate", "ir_measures", "typer", "bm25s", "faiss", "sentence_transformers")
 # An entry of None makes Python raise an ImportError, and find no module, as where the library is not installed.
 RUN = """
 import runpy, sys

@@ -1,7 +1,5 @@
 """The endpoints: equal to the ranker and the pipeline, in the formats of existing clients."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
@@ -148,7 +146,7 @@ def test_search_equals_the_pipeline(serve, ranker, documents, bm25, tmp_path):
     assert (answer["query"], list(answer["stages_ms"])) == ("apple bread", ["BM25", "query encoding", "search"])
     wanted = pipeline.search("apple bread", 4)
     assert [hit["doc_id"] for hit in answer["hits"]] == [doc_id for doc_id, _ in wanted]
-    assert answer["hits"] == [asdict(hit) for hit in search.search("apple bread", 4).hits]
+    assert answer["hits"] == [hit.model_dump() for hit in search.search("apple bread", 4).hits]
 
 
 @pytest.mark.parametrize("model", ["tk"], indirect=True)
