@@ -347,7 +347,7 @@ def test_error_of_either_thread_is_raised_and_ends_the_other(ranker, monkeypatch
         monkeypatch.setattr(ranker.model, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
         ranker.score("moon", [f"{text} {number}" for number, text in enumerate(pairs(90)[1])])
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # threads of earlier tests may have ended since
     assert len(calls) <= 3 + batches.BATCHES_AHEAD + 1, "went on with the work"
 
 
