@@ -99,6 +99,8 @@ def report(
     """Write tables, tests, plots and single queries of rankers as one HTML file that loads nothing.
 
     Judgments, texts and candidates that are not given are those in the folder of results.
+
+    Example: hf-kd-ranking report --results results --output report.html
     """
     refuse_existing(output, overwrite)
     if plot is not None:

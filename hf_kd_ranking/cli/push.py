@@ -51,5 +51,8 @@ def export(
     architecture: options.Architecture = None,
     overwrite: options.Overwrite = False,
 ) -> options.Result:
-    """Write a ranker in another library's layout, with equal scores (except onnx-int8)."""
+    """Write a ranker in another library's layout, with equal scores (except onnx-int8).
+
+    Example: hf-kd-ranking export --model bert_dot --to sentence-transformer --output exported
+    """
     return export_ranker(model, to, output, architecture, overwrite)
