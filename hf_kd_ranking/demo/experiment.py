@@ -129,7 +129,7 @@ def student_job(output: str | Path) -> tuple[TrainingJob, RankingTrainingArgumen
 def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
     """Print the plan, run every step that is not done, and print and return the outcome of `distill`.
 
-    Of the trainings of each chosen student, one per seed, the best on dev is delivered; `is_complete` trains all five
+    Of the trainings of each chosen student, one per seed, the best on dev is delivered; `is_complete` trains all
     architectures.
     """
     output.mkdir(parents=True, exist_ok=True)
