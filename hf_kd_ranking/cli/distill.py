@@ -46,7 +46,7 @@ def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of all stages; a second run resumes.")] = Path("demo_output"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds of each student.")] = 1,
-    is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all five architectures.")] = False,
+    is_complete: Annotated[bool, typer.Option("--all/--no-all", help="Train all architectures.")] = False,
     as_json: Json = False,
 ) -> None:
     """Distil BERT_DOT and ColBERT from all-MiniLM-L6-v2, on the docstrings of the installed packages.

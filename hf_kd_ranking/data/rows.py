@@ -195,10 +195,11 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 def _read_parquet_rows(path: Path) -> Iterator[pa.RecordBatch]:
-    for table in read_parquet(path):
-        if "doc_ids" not in table.column_names:
-            table = _as_lists(table)
-        yield from table.combine_chunks().to_batches()
+    with _naming_damage(path):  # also ids that are not text
+        for table in read_parquet(path):
+            if "doc_ids" not in table.column_names:
+                table = _as_lists(table)
+            yield from table.combine_chunks().to_batches()
 
 
 def _check_table(table: pa.Table, start: int, source: str) -> None:

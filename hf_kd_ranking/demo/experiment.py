@@ -132,7 +132,7 @@ def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
     Args:
         output: folder of all steps.
         seeds: number of trainings of each chosen student; the best on dev is delivered.
-        is_complete: True for all five architectures.
+        is_complete: True for all architectures.
 
     Returns:
         The result of `distill`.

@@ -233,12 +233,15 @@ def _write_report(
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
     costs = read_json(measured.timing.path / "efficiency.json")
-    timed = {sum_name: name for name, sum_name in outcome["sums"].items()}  # to add scores takes no time
+    timed = dict(costs["rankers"])
+    for name, sum_name in outcome["sums"].items():
+        if name in timed:
+            timed[sum_name] = timed[name]  # to add scores takes no time
     for name, of_name in runs.items():
         for seed_name, run in zip(_seed_names(name, len(of_name)), of_name, strict=True):
             write_run(run, folder / "runs" / f"{seed_name}.trec", tag=seed_name.replace(" ", "_"))
-            if timed.get(name, name) in costs["rankers"]:
-                costs["rankers"][seed_name] = costs["rankers"][timed.get(name, name)]
+            if name in timed:
+                costs["rankers"][seed_name] = timed[name]
         if len(of_name) > 1:
             costs["rankers"].pop(name, None)
     write_json(folder / "efficiency.json", costs)

@@ -236,9 +236,11 @@ def _summary(context: Mapping[str, Any]) -> list[str]:
     measure = context["measures"][0]
     mean = context["means"][best][measure]
     interval = f"95 % interval {mean['low']:.4f} to {mean['high']:.4f}"
-    sentences = [
-        f"{best} has the highest {measure}, {mean['mean']:.4f} on {context['queries']:,} queries ({interval})."
-    ]
+    found = f"{best} has the highest {measure}, {mean['mean']:.4f} on {context['queries']:,} queries ({interval})"
+    tied = [name for name in others if context["means"][name][measure]["mean"] == mean["mean"]]
+    if tied:
+        found += f", and so has {', '.join(tied)}"
+    sentences = [f"{found}."]
     if others and context["comparison"]["pairs"]:
         equal = [name for row, name in enumerate(others, 1) if context["data"]["marks"][row][0][0] <= 0]
         if equal:

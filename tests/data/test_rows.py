@@ -8,6 +8,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import hf_kd_ranking as kd
@@ -267,6 +269,13 @@ def test_bad_table_is_refused_with_its_row(tmp_path, columns, message, is_file):
     source = tmp_path / "scores.parquet" if is_file else "the data set"
     with pytest.raises(ValueError, match=f"^{re.escape(f'{source} {message}')}"):
         kd.load_teacher_scores(source if is_file else table)
+
+
+def test_ids_that_are_not_text_are_refused(tmp_path):
+    columns = {"query_id": [1], "positive_id": [b"\xff"], "negative_id": ["b"], "score": [1.0]}
+    pq.write_table(pa.table(columns), tmp_path / "scores.parquet")
+    with pytest.raises(kd.InputError, match=r"scores\.parquet is not a Parquet file, or is damaged: Invalid UTF8"):
+        kd.load_teacher_scores(tmp_path / "scores.parquet")
 
 
 # ---- Writing --------------------------------------------------------------------------------------------------------

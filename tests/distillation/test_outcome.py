@@ -37,6 +37,7 @@ def write(make_artifact, monkeypatch):
         def report(folder, output, measures, arrows, **options):
             names = sorted(path.stem for path in (folder / "runs").iterdir())
             about = {name: options[name] for name in ("title", "findings", "summary")}
+            about["timed"] = sorted(json.loads((folder / "efficiency.json").read_text())["rankers"])
             reports.append({"arrows": arrows, "names": names, **about})
 
         monkeypatch.setattr(outcome_module, "write_report", report)
@@ -153,6 +154,8 @@ def test_sum_with_bm25_that_is_chosen_has_all_seeds(write):
     outcome = write(found, runs)
     assert outcome["chosen"] == "dot teacher + BM25" and outcome["seeds"]["dot teacher + BM25"] == [0.5, 1.0]
     assert outcome["fused"] == {"dot teacher": 0.75}
+    rankers = ["dot teacher + BM25", "dot teacher"]
+    assert outcome["report"]["timed"] == [f"{name}, seed {seed}" for name in rankers for seed in (0, 1)]
 
 
 def test_query_without_candidates_counts_as_zero_for_all(write):

@@ -1,5 +1,7 @@
 """The notebooks run as they are, offline, and keep no outputs."""
 
+import ast
+import importlib
 from pathlib import Path
 
 import nbclient
@@ -19,6 +21,16 @@ def test_every_architecture_has_a_notebook():
         "tk",
         "distil_your_own",
     }
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_of_a_notebook_exist(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        nodes = ast.walk(ast.parse(cell.source)) if cell.cell_type == "code" else ()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("hf_kd_ranking"):
+                for alias in node.names:
+                    assert hasattr(importlib.import_module(node.module), alias.name), f"{node.module} {alias.name}"
 
 
 @pytest.mark.slow

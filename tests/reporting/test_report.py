@@ -153,6 +153,14 @@ def test_report_begins_with_what_was_found(written, page, tmp_path):
     assert "One. Two <b>2</b>." in text and "has the highest" not in text
 
 
+def test_report_names_rankers_with_the_same_highest_mean(written, tmp_path):
+    folder = shutil.copytree(written[0], tmp_path / "results")
+    shutil.copy(folder / "runs" / "best.trec", folder / "runs" / "copy.trec")
+    kd.write_report(folder, tmp_path / "page.html", MEASURES)
+    text = Page(tmp_path / "page.html").text
+    assert ", and so has copy. No significant difference from copy was found." in text
+
+
 def test_report_shows_findings_of_others_in_place_of_its_own_tests(written, tmp_path):
     kd.write_report(written[0], tmp_path / "page.html", MEASURES, findings=["a against b: <b>0.1 more</b>."])
     page = Page(tmp_path / "page.html")

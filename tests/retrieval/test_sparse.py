@@ -122,6 +122,7 @@ def test_open_index_finds_the_index_in_a_store(ranker, store, documents, queries
     kd.SparseIndex.build(store).save(store.folder / "sparse")
     assert open_index(store.folder, ranker).search(queries, 5) == wanted
     assert open_index(store.folder / "sparse", ranker).search(queries, 5) == wanted
+    assert open_index(store.folder / "sparse", ranker, exact=True).search(queries, 5) == wanted  # it is exact
     with pytest.raises(ValueError, match="--probes is for a ColBERT index"):
         open_index(store.folder, ranker, probes=3)
     kd.VectorStore.build(ranker, make_texts(("a", "cat")), store.folder, overwrite=True)
