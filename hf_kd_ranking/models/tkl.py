@@ -117,6 +117,9 @@ class TKL(TK):
         """Weigh the best regions: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
         if query_mask is None or document_mask is None:
             raise InputError("TKL scores need the masks of both sides; forward returns them with the vectors.")
+        if document.shape[-2] == 0:  # stored documents without a token; a region begins at a token, or at padding
+            document = nn.functional.pad(document, (0, 0, 0, 1))
+            document_mask = nn.functional.pad(document_mask, (0, 1))
         scores, is_region = self._score_regions(query, document, query_mask, document_mask)
         best = self._choose_regions(scores, is_region)
         return (best * self.region_weights.to(best.dtype)).sum((1, 2)).view(document.shape[:-2])
@@ -153,7 +156,9 @@ class TKL(TK):
     def _sum_regions(self, values: Tensor) -> Tensor:
         """Sum values, (N, C, L), over the tokens of each region: (N, C, R). A region begins at one of the L tokens."""
         size, step = self.config.region_size, self.config.region_step
-        return nn.functional.avg_pool1d(nn.functional.pad(values, (0, size - 1)), size, step) * size
+        rows = values.flatten(0, 1).unsqueeze(1)  # (N * C, 1, L): pooling takes no rows, but not no channels
+        sums = nn.functional.avg_pool1d(nn.functional.pad(rows, (0, size - 1)), size, step) * size
+        return sums.view(*values.shape[:2], sums.shape[2])
 
     def _choose_regions(self, scores: Tensor, is_region: Tensor) -> Tensor:
         """Return the scores of the best regions and of their neighbours, (N, T, 2 K + 1), 0 where no region is left.
