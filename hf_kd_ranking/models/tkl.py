@@ -37,6 +37,11 @@ class TKLConfig(TKConfig):
         region_step: tokens between the beginnings of two regions.
         region_count: regions without a common token that are scored, the best ones.
         region_neighbors: regions before, and after, each of these that are scored with it.
+
+    Example:
+        >>> config = kd.TKLConfig(chunk_size=60, region_size=40, max_document_length=1_000)
+        >>> config.document_positions  # of a chunk and five tokens on either side
+        70
     """
 
     model_type = "TKL"
@@ -74,7 +79,13 @@ class TKLConfig(TKConfig):
 
 
 class TKL(TK):
-    """TKL ranker."""
+    """TKL ranker.
+
+    Example:
+        >>> model = kd.TKL.from_encoder("distilbert/distilbert-base-uncased", max_document_length=1_000)
+        >>> model.region_weights.shape  # three regions, each with two neighbors on either side
+        torch.Size([3, 5])
+    """
 
     config_class = TKLConfig
 
