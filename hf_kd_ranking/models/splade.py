@@ -177,7 +177,16 @@ class Splade(EncoderRanker):
         Args:
             document_frequencies: the number of documents with each word, (V,).
             documents: N, the number of documents that were counted.
+
+        Raises:
+            InputError: if queries are not static, or no document has a word: the weights would not be numbers.
         """
+        if self.config.query_encoding != "static":
+            raise InputError(
+                f"Only static queries have weights to start, got query_encoding={self.config.query_encoding!r}."
+            )
+        if not (document_frequencies > 0).any():
+            raise InputError(f"None of {documents} documents has a word, from which static queries get their weights.")
         frequencies = document_frequencies.float()
         weights = torch.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
         weights = weights / weights[frequencies > 0].mean()

@@ -39,9 +39,9 @@ class TKLConfig(TKConfig):
         region_neighbors: regions before, and after, each of these that are scored with it.
 
     Example:
-        >>> config = kd.TKLConfig(vocab_size=10_000, hidden_size=300, num_attention_heads=10)
-        >>> config.max_document_length, config.chunk_size, config.region_size
-        (2000, 40, 30)
+        >>> config = kd.TKLConfig(chunk_size=60, region_size=40, max_document_length=1_000)
+        >>> config.document_positions  # of a chunk and five tokens on either side
+        70
     """
 
     model_type = "TKL"
@@ -82,9 +82,9 @@ class TKL(TK):
     """TKL ranker.
 
     Example:
-        >>> model = kd.TKL.from_encoder("distilbert/distilbert-base-uncased", region_count=2)
-        >>> model.region_weights.shape
-        torch.Size([2, 5])
+        >>> model = kd.TKL.from_encoder("distilbert/distilbert-base-uncased", max_document_length=1_000)
+        >>> model.region_weights.shape  # three regions, each with two neighbors on either side
+        torch.Size([3, 5])
     """
 
     config_class = TKLConfig
@@ -128,6 +128,9 @@ class TKL(TK):
         """Weigh the best regions: (B, Lq, H) with (B, Ld, H) or (B, n, Ld, H) gives (B,) or (B, n)."""
         if query_mask is None or document_mask is None:
             raise InputError("TKL scores need the masks of both sides; forward returns them with the vectors.")
+        if document.shape[-2] == 0:  # stored documents without a token; a region begins at a token, or at padding
+            document = nn.functional.pad(document, (0, 0, 0, 1))
+            document_mask = nn.functional.pad(document_mask, (0, 1))
         scores, is_region = self._score_regions(query, document, query_mask, document_mask)
         best = self._choose_regions(scores, is_region)
         return (best * self.region_weights.to(best.dtype)).sum((1, 2)).view(document.shape[:-2])
@@ -164,7 +167,9 @@ class TKL(TK):
     def _sum_regions(self, values: Tensor) -> Tensor:
         """Sum values, (N, C, L), over the tokens of each region: (N, C, R). A region begins at one of the L tokens."""
         size, step = self.config.region_size, self.config.region_step
-        return nn.functional.avg_pool1d(nn.functional.pad(values, (0, size - 1)), size, step) * size
+        rows = values.flatten(0, 1).unsqueeze(1)  # (N * C, 1, L): pooling takes no rows, but not no channels
+        sums = nn.functional.avg_pool1d(nn.functional.pad(rows, (0, size - 1)), size, step) * size
+        return sums.view(*values.shape[:2], sums.shape[2])
 
     def _choose_regions(self, scores: Tensor, is_region: Tensor) -> Tensor:
         """Return the scores of the best regions and of their neighbours, (N, T, 2 K + 1), 0 where no region is left.

@@ -75,8 +75,8 @@ def _find_separators(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]
     has_tokens, last, query_end, separators = torch.stack([mask.any(1), last, query_end, separators]).cpu()
     if (has_tokens * (query_end == last)).any():
         raise InputError(
-            "passage_length needs pairs in which the same separator follows the query and ends the document; this "
-            "tokenizer makes other pairs, so leave passage_length out."
+            "passage_length needs pairs in which the same separator follows the query and ends the document; give a "
+            "query and a document, or leave passage_length out if the tokenizer makes other pairs."
         )
     return last, query_end, separators
 

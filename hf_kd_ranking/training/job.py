@@ -211,16 +211,17 @@ def _make_trainer(job: TrainingJob, args: RankingTrainingArguments, is_new: bool
 
 def load_student(job: TrainingJob, documents: TextStore) -> Ranker:
     """Load the student as it starts; a fresh SPLADE's static queries start from the collection's word frequencies."""
-    model, tokenizer = job.load_model(), load_tokenizer(job.model_name)
+    student = Ranker(job.load_model(), load_tokenizer(job.model_name))  # which checks that they belong together
+    model = student.model
     if isinstance(model, Splade) and model.is_fresh and model.config.query_encoding == "static":
         sample = np.random.default_rng(0).permutation(len(documents))[:FREQUENCY_SAMPLE]
         frequencies = np.zeros(model.config.encoder_config.vocab_size)
         for start in range(0, len(sample), 1_000):
             texts = documents.take(np.sort(sample[start : start + 1_000]))
-            for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-                frequencies[np.unique(ids)] += 1
+            for ids in student.processor.encode(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+                frequencies[list(set(ids))] += 1
         model.start_from_idf(torch.from_numpy(frequencies), len(sample))
-    return Ranker(model, tokenizer)
+    return student
 
 
 def sample_cuts(trainer: RankingTrainer) -> dict[str, float]:

@@ -56,7 +56,8 @@ SKIPPED = {
     "python examples/prepare_small.py": "minutes; test_preparation.py",
     "accelerate launch --num_processes 4 -m hf_kd_ranking distill": "several machines",
 }
-SKIPPED_PYTHON = {"mteb.get_tasks": "network; tests/integrations/test_mteb.py"}  # a part of a block
+# A part of a block of Python -> why the block is not run.
+SKIPPED_PYTHON = {"mteb.get_tasks": "network; tests/integrations/test_mteb.py"}
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 

@@ -133,6 +133,11 @@ def test_static_queries_start_from_idf(encoder):
     assert weights[7] == pytest.approx(rare / mean)
     assert weights[9] == pytest.approx(common / mean)
     assert weights[8] == pytest.approx(math.log(1 + 9.5 / 0.5) / mean)  # in no document
+    with pytest.raises(ValueError, match="None of 9 documents has a word"):  # a mean of nothing is not a number
+        model.start_from_idf(torch.zeros(39), documents=9)
+    assert model._query_weights.weight.isfinite().all()
+    with pytest.raises(ValueError, match="Only static queries have weights to start, got query_encoding='model'"):
+        kd.load_ranker(encoder, "splade", **LENGTHS).start_from_idf(frequencies, documents=9)
 
 
 def test_pruning_keeps_the_largest_weights_in_evaluation_only(tokenizer, tmp_path):

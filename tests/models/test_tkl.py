@@ -194,6 +194,18 @@ def test_documents_shorter_than_a_chunk_are_read(encoder, tokenizer):
     assert kd.Ranker(model, tokenizer).score("moon", ["moon and king", ""])[1] == 0
 
 
+def test_texts_without_words_score_zero(encoder, tokenizer, tmp_path):
+    ranker = kd.Ranker(kd.TKL.from_encoder(encoder, max_query_length=8, max_document_length=60), tokenizer)
+    documents = ["moon and king", "", "river " * 50]
+    assert ranker.score("", documents).tolist() == [0, 0, 0]  # a batch of queries without a token
+    assert ranker.score("moon", ["", ""]).tolist() == [0, 0]
+    (tmp_path / "texts.tsv").write_text("a\t \nb\tmoon\n")
+    store = kd.VectorStore.build(ranker, kd.TextStore.from_tsv(tmp_path / "texts.tsv"), tmp_path / "vectors")
+    run = kd.StoredReranker(store).rerank({"q": [("a", 1.0), ("b", 0.0)]}, {"q": ""})
+    assert [score for _, score in run["q"]] == [0, 0]
+    assert kd.StoredReranker(store).rerank({"q": [("a", 1.0)]}, {"q": "moon"})["q"] == [("a", 0)]
+
+
 def test_head_parameters_are_all_after_the_token_vectors(encoder):
     model = kd.TKL.from_encoder(encoder)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -109,7 +109,7 @@ def test_long_requests_are_split_and_joined_in_order(serve, ranker, monkeypatch)
     assert found == pytest.approx(ranker.score(QUERY, TEXTS * 4), abs=1e-4)
 
 
-@pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "tk"], indirect=True)
+@pytest.mark.parametrize("model", ["bert_dot", "colbert", "prettr", "splade", "tk", "tkl"], indirect=True)
 def test_documents_by_id_score_as_their_texts(serve, ranker, documents, tmp_path):
     store = kd.VectorStore.build(ranker, documents, tmp_path / "index")
     client = serve(ServedModel("tiny", ranker, store))

@@ -1,7 +1,9 @@
 """`train_ranker`: what it evaluates and writes."""
 
+import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,8 +81,31 @@ def test_static_queries_start_from_the_frequencies_of_the_collection(job, tmp_pa
     moon, cat, river = (vectors[row].max() for row in range(3))
     assert cat / moon == pytest.approx(math.log(1 + 2.5 / 1.5) / math.log(1 + 0.5 / 3.5))
     assert cat == river
+    assert moon + cat + river == pytest.approx(3)  # their mean is 1: [CLS] and [SEP], in every document, do not count
     student.save_pretrained(tmp_path / "trained")
     job.model_name, job.architecture = str(tmp_path / "trained"), None
     (tmp_path / "texts.tsv").write_text("0\tcat\n")
     again = load_student(job, kd.TextStore.from_tsv(tmp_path / "texts.tsv"))  # a ranker that is trained further
     assert again.encode_queries(["moon"]).max() == moon
+
+
+def test_static_queries_start_from_documents_without_words_as_well(job, tmp_path):
+    (tmp_path / "texts.tsv").write_text("0\tmoon cat\n1\t \n")
+    job.architecture, job.config_overrides = "splade", {"query_encoding": "static"}
+    student = load_student(job, kd.TextStore.from_tsv(tmp_path / "texts.tsv"))
+    assert student.encode_queries(["moon"]).max() == 1
+    (tmp_path / "texts.tsv").write_text("0\t \n")
+    with pytest.raises(ValueError, match="None of 1 documents has a word"):
+        load_student(job, kd.TextStore.from_tsv(tmp_path / "texts.tsv"))
+
+
+def test_static_queries_need_the_tokenizer_of_the_encoder(job, encoder, tokenizer, tmp_path):
+    shutil.copytree(encoder, tmp_path / "encoder")
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["comet"])
+    larger.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "texts.tsv").write_text("0\tcomet\n")
+    job.model_name, job.architecture = str(tmp_path / "encoder"), "splade"
+    job.config_overrides = {"query_encoding": "static"}
+    with pytest.raises(ValueError, match="The tokenizer has 40 tokens, the encoder embeddings for 39"):
+        load_student(job, kd.TextStore.from_tsv(tmp_path / "texts.tsv"))
