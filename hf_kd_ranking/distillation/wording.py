@@ -94,13 +94,18 @@ def _conclusion(outcome: Mapping[str, Any]) -> str:
         return "No ranker was better than this first stage on dev, so it is delivered without one."
     if not outcome["is_trained"]:
         return "No trained student was better on dev than this one, which is not trained."
-    beaten = []
+    beaten, others = [], []
     for test in _tests_of_the_choice(outcome):
         if test["p_corrected"] < SIGNIFICANT and test["difference"] > 0:
             beaten.append(test["control"])
+        else:
+            others.append(test["control"])
     if not beaten:
         return "On the test queries it is not shown to be better than what a user has without distilling."
-    return f"On the test queries it is significantly better than {', '.join(beaten)}."
+    text = f"On the test queries it is significantly better than {', '.join(beaten)}"
+    if others:
+        text += f", but not shown to be better than {', '.join(others)}"
+    return f"{text}."
 
 
 def synthetic_mark(outcome: Mapping[str, Any], split: str) -> str:

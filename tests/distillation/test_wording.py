@@ -35,6 +35,9 @@ def test_verdict_says_whether_the_choice_beats_the_first_stage():
     assert "against BM25: no difference found (+0.1000)" in text and "against dot untrained: 0.1000 less" in text
     conclusion = "On the test queries it is not shown to be better than what a user has without distilling."
     assert text.splitlines()[1] == conclusion
+    tests = [finding("dot teacher", "BM25", 0.1, 0.2), finding("dot teacher", "dot untrained", 0.1, 0.01)]
+    conclusion = "significantly better than dot untrained, but not shown to be better than BM25."
+    assert words("dot teacher", tests).splitlines()[1].endswith(conclusion)
     # A comparison of conditions is no comparison with what a user has.
     assert "no_teacher" not in words("dot teacher", [finding("dot teacher", "dot no_teacher", 0.1, 0.001)])
 
