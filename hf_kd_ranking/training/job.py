@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
@@ -216,7 +217,7 @@ def load_student(job: TrainingJob, documents: TextStore) -> Ranker:
     if isinstance(model, Splade) and model.is_fresh and model.config.query_encoding == "static":
         sample = np.random.default_rng(0).permutation(len(documents))[:FREQUENCY_SAMPLE]
         frequencies = np.zeros(model.config.encoder_config.vocab_size)
-        for start in range(0, len(sample), 1_000):
+        for start in tqdm(range(0, len(sample), 1_000), desc="Counting words", delay=3):
             texts = documents.take(np.sort(sample[start : start + 1_000]))
             for ids in student.processor.encode(texts, add_special_tokens=False, verbose=False)["input_ids"]:
                 frequencies[list(set(ids))] += 1

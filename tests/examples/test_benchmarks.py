@@ -1,5 +1,6 @@
 """The benchmarks load and explain themselves; the short ones run with tiny sizes."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 import hf_kd_ranking as kd
+from hf_kd_ranking.losses import get_losses
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text())  # not their modules
@@ -43,3 +45,26 @@ def test_storage_of_float32_is_exact(run_example, toy, save_ranker):
     evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents, ["nDCG@10"])
     expected = kd.evaluate_run(evaluator.rerank(kd.Ranker.from_pretrained(model)), qrels, ["nDCG@10"])
     assert rows[0]["nDCG@10"] == pytest.approx(expected["nDCG@10"])
+
+
+def test_recipes_are_losses_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    recipes = importlib.import_module("recipes")
+    parts = [list(recipes.plan()), list(recipes.plan_orders())]
+    parts += [list(recipes.plan_seeds(name)) for name in recipes.MEASURES]
+    assert [len(part) for part in parts[1:]] == [12, 36, 36]
+    for recipe in set().union(*parts):
+        assert recipe.loss == "none" or get_losses(recipe.loss.removesuffix("_level"))
+
+
+def test_recipes_score_the_positives_that_bm25_did_not_find(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    needed = importlib.import_module("recipes_data").needed
+    (tmp_path / "collection").mkdir()
+    texts = {"collection.tsv": "d1\tapple\nd2\tbread\nd3\tcat\n", "queries.tsv": "q1\tapple\n"}
+    for name, text in texts.items():
+        (tmp_path / "collection" / name).write_text(text)
+    (tmp_path / "collection" / "qrels.train.txt").write_text("q1 0 d3 1\n")
+    kd.write_run({"q1": [("d1", 2.0), ("d2", 1.0)]}, tmp_path / "candidates.train.trec")
+    run = needed("bi_encoder", tmp_path, "train")
+    assert dict(run) == {"q1": [("d1", 2.0), ("d2", 1.0), ("d3", 0.0)]}
