@@ -179,6 +179,17 @@ def test_relevant_words_count_wherever_they_are_in_a_document():
 # ---- Fresh models and settings --------------------------------------------------------------------------------------
 
 
+def test_root_of_the_saturation_is_at_least_1():
+    model, scores = make_model(), []
+    query, document = side([[3, 4]]), side([[3, 5, 4, 6, 3]])
+    with torch.no_grad():
+        model.saturation.weight.zero_()
+        for root in (1.0, 0.25, 0.0, -2.0, 2.0):
+            model.saturation.bias[1] = root
+            scores.append(score(model, query, document).item())
+    assert scores[1:4] == [scores[0]] * 3 and scores[4] != scores[0]
+
+
 def test_fresh_saturation_is_nearly_a_logarithm(encoder):
     model = kd.TKL.from_encoder(encoder)
     assert (model.saturation.bias == 100).all() and 0 < model.saturation.weight.abs().max() <= 0.014

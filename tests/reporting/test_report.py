@@ -254,6 +254,19 @@ def test_report_needs_only_runs_and_judgments(tmp_path):
     assert "1 ranker on 12 judged queries" in page.text
 
 
+def test_training_curves_start_at_step_0(monkeypatch):
+    from hf_kd_ranking.reporting import figures  # needs matplotlib
+
+    panels, draw = [], figures.line_plot
+    monkeypatch.setattr(figures, "inline_svg", lambda *args: "")
+    monkeypatch.setattr(figures, "line_plot", lambda *args, **kw: panels.append(draw(*args, **kw)) or panels[-1])
+    training = {"a": [{"step": 74, "eval_RR@10": 0.5}], "b": [{"step": 75, "eval_RR@10": 0.6}]}
+    context = {"styles": {"a": ("#000", "solid"), "b": ("#111", "solid")}, "measures": ["RR@10"], "depths": {}}
+    context |= {"names": [], "efficiency": {}, "means": {}, "arrows": ()}
+    figures.page_figures(context, training)
+    assert [panel.axes[0].get_xlim()[0] for panel in panels] == [0]
+
+
 def test_report_says_why_run_has_no_depth_curve(tmp_path):
     results = write_results(tmp_path / "results")
     run = kd.read_run(results / "runs" / "best.trec")
