@@ -29,7 +29,7 @@ from .topics import saved_clusters
 from .trainer import RankingTrainer
 
 CUT_SAMPLE = 1_000  # documents on which it is counted how much of them is cut
-FREQUENCY_SAMPLE = 50_000  # documents in which words are counted
+FREQUENCY_SAMPLE = 20_000  # documents in which words are counted; every training of `distill` counts again
 
 
 @dataclass
