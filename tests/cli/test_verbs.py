@@ -101,7 +101,7 @@ def test_verb_keeps_its_promises(run, workplace, verb):
     status, printed, errors = run(words)
     assert status == 0, errors
     assert isinstance(json.loads(printed[-1]), dict)
-    before = read_output(words)
+    before, times = read_output(words), read_times(words)
     status, again, errors = run(words)
     if second == REFUSES:
         assert (status, read_output(words) == before) == (2, True)
@@ -110,6 +110,8 @@ def test_verb_keeps_its_promises(run, workplace, verb):
     else:
         assert status == 0, errors
         assert json.loads(again[-1]).keys() == json.loads(printed[-1]).keys()
+    if second == RESUMES:
+        assert read_times(words) == times, "a finished job makes nothing again"
 
 
 def read_output(words: list[str]) -> dict[str, bytes]:
@@ -119,6 +121,14 @@ def read_output(words: list[str]) -> dict[str, bytes]:
     output = Path(words[words.index("--output") + 1])
     paths = [output, *output.rglob("*")]
     return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def read_times(words: list[str]) -> dict[str, int]:
+    """Return when each file of the output was written, by path, but for what `distill` delivers from its steps."""
+    delivered = {"best", "report.html"}
+    return {
+        path: Path(path).stat().st_mtime_ns for path in read_output(words) if delivered.isdisjoint(Path(path).parts)
+    }
 
 
 def check_bad_input(run: Callable, verb: str, words: list[str]) -> None:
