@@ -69,7 +69,7 @@ def split_documents(
         raise InputError(f"{documents.source} are passages already; give the collection that they were made from.")
     if not tokenizer.is_fast:
         raise InputError(f"Passages are made by fast tokenizers, got {type(tokenizer).__name__}.")
-    backend = without_limits(tokenizer.backend_tokenizer)
+    backend = without_limits(tokenizer)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(documents), ROWS_AT_ONCE // 10):

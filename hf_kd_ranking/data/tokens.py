@@ -45,15 +45,20 @@ class TokenStore:
             raise InputError(f"{folder} is damaged: ids.bin has another size than its texts; remove the folder.")
 
     @classmethod
-    def build(cls, texts: TextStore, tokenizer: PreTrainedTokenizerBase, prefix: str = "") -> "TokenStore":
+    def build(
+        cls, texts: TextStore, tokenizer: PreTrainedTokenizerBase, prefix: str = "", splits_special: bool = False
+    ) -> "TokenStore":
         """Tokenise all texts, each after the prefix, or open what was stored before; a kill leaves nothing behind.
+
+        Args:
+            splits_special: True reads special tokens in a text as its characters, whatever the tokenizer does.
 
         Raises:
             InputError: if the tokenizer is not a fast one.
         """
         if not tokenizer.is_fast:
             raise InputError(f"Token ids are stored for fast tokenizers, got {type(tokenizer).__name__}.")
-        backend = without_limits(tokenizer.backend_tokenizer)
+        backend = without_limits(tokenizer, splits_special)
         settings = [backend.to_str(), backend.encode_special_tokens, tokenizers.__version__, prefix]
         name = hashlib.sha256(json.dumps([texts.fingerprint(), *settings]).encode()).hexdigest()[:16]
         folder = cache_root() / f"{Path(texts.source).stem}-tokens-{name}"
@@ -115,17 +120,17 @@ class StoredInputs:
     def build(cls, processor: Any, queries: TextStore, documents: TextStore) -> "StoredInputs":
         """Tokenise both stores, or open what was stored; refuse inputs that are not the processor's."""
         tokenizer = processor.tokenizer
-        query_ids = TokenStore.build(queries, tokenizer, processor.query_prefix)
-        document_ids = TokenStore.build(documents, tokenizer, processor.document_prefix)
+        splits = processor.reads_separators
+        query_ids = TokenStore.build(queries, tokenizer, processor.query_prefix, splits)
+        document_ids = TokenStore.build(documents, tokenizer, processor.document_prefix, splits)
         rows = query_ids.sample(), document_ids.sample()
         texts = queries.take(rows[0]), documents.take(rows[1])
         if len(document_ids.take(rows[1])[0]) == 0:
             raise InputError(f"No text of {documents.source} has a token.")
         longest = processor.document_prefix + texts[1][0]
         example = [longest, longest] if processor.joins_texts else [longest]
-        encoding = without_limits(tokenizer.backend_tokenizer).encode(
-            *example, add_special_tokens=processor.adds_special_tokens
-        )
+        backend = without_limits(tokenizer, splits)
+        encoding = backend.encode(*example, add_special_tokens=processor.adds_special_tokens)
         inputs = cls(processor, query_ids, document_ids, _Frame.read(encoding))
         for lengths in ((processor.max_query_length, processor.max_document_length), *SHORT_LENGTHS):
             cut = replace(processor, max_query_length=lengths[0], max_document_length=lengths[1])
@@ -192,12 +197,16 @@ def cut_pair(query: int, document: int, room: int) -> tuple[int, int]:
     return (longer, shorter) if query > document else (shorter, longer)
 
 
-def without_limits(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy that neither cuts nor pads, and that no other thread uses."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
+def without_limits(tokenizer: PreTrainedTokenizerBase, splits_special: bool = False) -> Tokenizer:
+    """Return a copy of a fast tokenizer's backend that neither cuts nor pads, and that no other thread uses.
+
+    `splits_special` is True where special tokens in a text are read as its characters.
+    """
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
-    copy.encode_special_tokens = tokenizer.encode_special_tokens
+    # Not that of the backend, which every call of the tokenizer changes.
+    copy.encode_special_tokens = splits_special or tokenizer.split_special_tokens
     return copy
 
 

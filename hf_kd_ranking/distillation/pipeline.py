@@ -232,7 +232,6 @@ def distill(job: DistillJob) -> dict[str, Any]:
         >>> settings = {"qrels": "qrels.txt", "architectures": ["bert_dot"], "learning_rates": [1e-4], "force": True}
         >>> job = kd.DistillJob("collection.tsv", "queries.tsv", "distilled", teachers=["bert_cat"], **settings)
         >>> outcome = kd.distill(job)
-        {'loss': ...}
         >>> hits = kd.load_pipeline(outcome["folder"]).search("what is bread", k=3)
     """
     with stopping_at_signals():

@@ -9,6 +9,7 @@ from typing import Any
 from .job import DistillJob
 
 SIGNIFICANT = 0.05
+FEW_QUERIES = 50  # TREC's usual number of topics
 
 
 def outcome_text(outcome: Mapping[str, Any], job: DistillJob) -> str:
@@ -74,6 +75,12 @@ def verdict(outcome: Mapping[str, Any], job: DistillJob) -> str:
             f"{of_seeds[seed]:.4f} on test."
         )
     lines += [finding_text(test, outcome) for test in _tests_of_the_choice(outcome)]
+    count = outcome["queries"]["dev"]
+    if count < FEW_QUERIES:
+        lines.append(
+            f"The choice rests on {count:,} dev queries, which are few: another sample may choose otherwise. Judge "
+            f"at least {FEW_QUERIES}."
+        )
     if job.candidates is not None:
         lines.append("Candidates come from your own engine, whose time is not included.")
     return "\n".join(lines)

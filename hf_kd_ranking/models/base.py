@@ -66,6 +66,7 @@ class RankerConfig(PreTrainedConfig):
       over query tokens of the largest dot product; "layers", by layers of the model; None without vectors.
     * `is_storable`: False if documents have no vectors, or vectors that depend on the query.
     * `adds_special_tokens`: True for texts between [CLS] and [SEP].
+    * `reads_separators`: True if the model finds the end of the query by its [SEP], which no text may contain then.
     * `query_augmentation`: number of [MASK] tokens after a query; a field of the architectures that have them.
 
     Args:
@@ -85,6 +86,7 @@ class RankerConfig(PreTrainedConfig):
     similarity: ClassVar[Literal["dot", "max_sim", "layers"] | None] = "layers"
     is_storable: ClassVar[bool] = True
     adds_special_tokens: ClassVar[bool] = True
+    reads_separators: ClassVar[bool] = False
     query_augmentation: ClassVar[int] = 0
 
     max_query_length: int = 30

@@ -66,6 +66,11 @@ class BertCatConfig(EncoderRankerConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def reads_separators(self) -> bool:
+        """True if pairs are cut into passages."""
+        return self.passage_length is not None
+
+    @property
     def has_passage_attention(self) -> bool:
         """True if the weights of passages are learned."""
         return self.passage_length is not None and self.passage_pooling == "attention"

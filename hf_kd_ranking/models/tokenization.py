@@ -90,6 +90,7 @@ class RankingProcessor:
     document_prefix: str = ""
     joins_texts: bool = False
     adds_special_tokens: bool = True
+    reads_separators: bool = False
     query_augmentation: int = 0
     truncation: bool = True
     padding_side: Literal["left", "right"] = "right"
@@ -191,6 +192,8 @@ class RankingProcessor:
         settings = {"add_special_tokens": self.adds_special_tokens, "return_attention_mask": True}
         if self.truncation:
             settings |= {"truncation": True, "max_length": max_length}
+        if self.reads_separators:
+            settings["split_special_tokens"] = True  # "[SEP]" in a text is read as its characters
         encoded = self.encode(*texts, **settings)
         tokens = dict(encoded)
         if document is not None and encoded.encodings is not None:

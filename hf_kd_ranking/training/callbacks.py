@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from ..data.collate import sides, split_batch
 from ..errors import InputError
@@ -196,6 +196,15 @@ class MatchTeacherScale(TrainerCallback):
             student_margins.append(student)
             teacher_margins.append(teacher)
         return torch.cat(student_margins), torch.cat(teacher_margins)
+
+
+class QuietProgress(ProgressCallback):
+    """Show the loss beside the progress bar and print no log lines, which stay in `trainer_state.json`."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the loss of the steps since the last log line."""
+        if self.training_bar is not None and logs is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=logs["loss"])
 
 
 class LogWithCheckpoints(TrainerCallback):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..artifacts import write_json
@@ -25,6 +25,7 @@ from ..hub.manifest import select_measures
 from ..models import ARCHITECTURES, RankerModel, RankingProcessor, Splade, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
+from .callbacks import QuietProgress
 from .topics import saved_clusters
 from .trainer import RankingTrainer
 
@@ -131,12 +132,14 @@ def train_ranker(
     args: RankingTrainingArguments,
     is_measured_before: bool = True,
     command: Sequence[str] | None = None,
+    is_quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
 
     Args:
         is_measured_before: False leaves out the evaluation before training, if many students start alike.
         command: the command line, for the card; None if there is none.
+        is_quiet: True shows progress bars and prints no log lines, which `trainer_state.json` has in any case.
 
     Returns:
         The content of `results.json`: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
@@ -162,6 +165,10 @@ def train_ranker(
     # 2. Teacher scores, texts, evaluator, student, trainer
     trainer = _make_trainer(job, args, is_new=checkpoint is None)
     evaluator = trainer.evaluator
+    if is_quiet:
+        trainer.remove_callback(PrinterCallback)
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(QuietProgress)
 
     # 3. Train, and evaluate before and after
     results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}

@@ -22,6 +22,7 @@ QUERIES = [
     "",
     "  Zebra,  unheard!  ",
     "what is a queen [MASK]",
+    "a [SEP] of the moon",
     "é ﬁre",
     "dog " * 40,
 ]
@@ -33,6 +34,7 @@ SETTINGS = {
     "colbert": {"query_augmentation": 3},
     "tk": {"adds_special_tokens": False},
     "prefixes": {"query_prefix": "query: ", "document_prefix": "the "},
+    "separators": {"joins_texts": True, "reads_separators": True},
     "joined prefixes": {"joins_texts": True, "query_prefix": "query: ", "document_prefix": "the "},
 }
 

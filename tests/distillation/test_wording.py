@@ -11,7 +11,7 @@ def words(chosen: str, tests: list[dict], **changes) -> str:
     """The verdict on an outcome."""
     outcome = {"chosen": chosen, "test": {chosen: 0.6, "teacher": 0.8, "BM25": 0.5}, "interval": INTERVAL}
     outcome["synthetic"] = []
-    outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"test": 1200}, "tests": tests, "seeds": {}}
+    outcome |= {"latency_ms": {chosen: 12.34}, "queries": {"dev": 300, "test": 1200}, "tests": tests, "seeds": {}}
     outcome |= {"rivals": ["BM25", "dot untrained"], "pipeline": {"system": "dot", "seed": 1}, "is_trained": True}
     return verdict(outcome | changes, SimpleNamespace(measure="RR@10", budget_ms=None, candidates=None))
 
@@ -54,6 +54,14 @@ def test_verdict_says_if_nothing_trained_was_chosen():
 def test_verdict_names_the_seed_that_is_delivered():
     text = words("dot teacher", [], seeds={"dot teacher": [0.5, 0.7]})
     assert "That is the mean of 2 seeds; delivered is seed 1, the best on dev, with 0.7000 on test." in text
+
+
+def test_verdict_warns_of_few_dev_queries():
+    assert "few" not in words("dot teacher", [], queries={"dev": 50, "test": 1200})
+    text = words("dot teacher", [], queries={"dev": 49, "test": 1200})
+    assert text.splitlines()[-1] == (
+        "The choice rests on 49 dev queries, which are few: another sample may choose otherwise. Judge at least 50."
+    )
 
 
 def test_text_has_all_tables(make_job):

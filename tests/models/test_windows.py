@@ -170,6 +170,15 @@ def test_document_of_one_passage_scores_as_without_passages(bert_cat, tokenizer,
     assert kd.Ranker(model, tokenizer).score(queries, documents) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_separators_in_texts_do_not_end_the_query(bert_cat, tokenizer):
+    # The test's vocabulary has no brackets, so that they become unknown words.
+    ranker = kd.Ranker(bert_cat(passage_length=6), tokenizer)
+    texts = ranker.processor.pairs(["bread [SEP] moon"], ["cat [SEP] dog [PAD] apple"])["input_ids"][0]
+    assert texts.count(tokenizer.sep_token_id) == 2
+    assert tokenizer.pad_token_id not in texts
+    assert tokenizer(["bread [SEP] moon"])["input_ids"][0].count(tokenizer.sep_token_id) == 2, "changed for others"
+
+
 def test_ranker_without_passages_reads_long_documents_in_passages(bert_cat, tokenizer, tmp_path):
     kd.Ranker(bert_cat(), tokenizer).save_pretrained(tmp_path)
     overrides = {"passage_length": 20, "max_document_length": 200}  # the encoder has 64 positions

@@ -48,6 +48,16 @@ def test_job_evaluates_once_after_training(job, tmp_path, monkeypatch, is_measur
     assert manifest["results"]["after"]["RR@10"] == results["after"]["eval_RR@10"]
 
 
+@pytest.mark.parametrize(("is_quiet", "has_bars"), [(False, True), (True, True), (True, False)])
+def test_quiet_job_prints_no_log_lines(job, tmp_path, capsys, is_quiet, has_bars):
+    args = arguments(tmp_path, logging_steps=1)
+    args.disable_tqdm = not has_bars
+    kd.train_ranker(job, args, is_quiet=is_quiet)
+    assert ("{'loss'" in capsys.readouterr().out) != is_quiet
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert sum("loss" in entry for entry in state["log_history"]) == 2
+
+
 def test_job_writes_the_run_of_the_saved_weights(job, tmp_path):
     results = kd.train_ranker(
         job, arguments(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
