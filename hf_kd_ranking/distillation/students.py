@@ -165,7 +165,8 @@ def train_student(
     if not (output / "README.md").is_file():  # training writes it last
         job, args = training(recipe, learning_rate(rate), rows_file(rows), candidates, judgments, context, output)
         try:
-            train_ranker(job, args, is_measured_before=False, is_quiet=True)
+            title = f"{folder.parent.name}, {folder.name}"
+            train_ranker(job, args, is_measured_before=False, title=title)
         except SystemExit as error:
             if not error.code:
                 raise

@@ -198,8 +198,18 @@ class MatchTeacherScale(TrainerCallback):
         return torch.cat(student_margins), torch.cat(teacher_margins)
 
 
-class QuietProgress(ProgressCallback):
-    """Show the loss beside the progress bar and print no log lines, which stay in `trainer_state.json`."""
+class TitledProgress(ProgressCallback):
+    """Show a title and the loss beside the progress bar, and print no log lines, which stay in `trainer_state.json`."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.title)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the loss of the steps since the last log line."""

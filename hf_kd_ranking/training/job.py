@@ -25,7 +25,7 @@ from ..hub.manifest import select_measures
 from ..models import ARCHITECTURES, RankerModel, RankingProcessor, Splade, load_ranker
 from ..ranker import Ranker, load_tokenizer
 from .arguments import RankingTrainingArguments
-from .callbacks import QuietProgress
+from .callbacks import TitledProgress
 from .topics import saved_clusters
 from .trainer import RankingTrainer
 
@@ -132,14 +132,15 @@ def train_ranker(
     args: RankingTrainingArguments,
     is_measured_before: bool = True,
     command: Sequence[str] | None = None,
-    is_quiet: bool = False,
+    title: str | None = None,
 ) -> dict[str, Any]:
     """Run a job: train, evaluate before and after, save the ranker, card, manifest, `results.json` and run.
 
     Args:
         is_measured_before: False leaves out the evaluation before training, if many students start alike.
         command: the command line, for the card; None if there is none.
-        is_quiet: True shows progress bars and prints no log lines, which `trainer_state.json` has in any case.
+        title: title of the progress bar, which then replaces the log lines on the screen; `trainer_state.json` has
+            them in any case. None prints them.
 
     Returns:
         The content of `results.json`: `first_stage`, `before`, `after` (measures), `tests` (of after against the first
@@ -165,10 +166,10 @@ def train_ranker(
     # 2. Teacher scores, texts, evaluator, student, trainer
     trainer = _make_trainer(job, args, is_new=checkpoint is None)
     evaluator = trainer.evaluator
-    if is_quiet:
+    if title is not None:
         trainer.remove_callback(PrinterCallback)
         if trainer.pop_callback(ProgressCallback) is not None:
-            trainer.add_callback(QuietProgress)
+            trainer.add_callback(TitledProgress(title))
 
     # 3. Train, and evaluate before and after
     results: dict[str, Any] = {"first_stage": {}, "tests": {}, "before": {}, "after": {}}

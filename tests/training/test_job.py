@@ -48,14 +48,17 @@ def test_job_evaluates_once_after_training(job, tmp_path, monkeypatch, is_measur
     assert manifest["results"]["after"]["RR@10"] == results["after"]["eval_RR@10"]
 
 
-@pytest.mark.parametrize(("is_quiet", "has_bars"), [(False, True), (True, True), (True, False)])
-def test_quiet_job_prints_no_log_lines(job, tmp_path, capsys, is_quiet, has_bars):
-    args = arguments(tmp_path, logging_steps=1)
-    args.disable_tqdm = not has_bars
-    kd.train_ranker(job, args, is_quiet=is_quiet)
-    assert ("{'loss'" in capsys.readouterr().out) != is_quiet
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert sum("loss" in entry for entry in state["log_history"]) == 2
+@pytest.mark.parametrize("has_bar", [True, False])
+def test_title_replaces_the_log_lines(job, tmp_path, capsys, has_bar):
+    for title in (None, "bert_dot, first"):
+        args = arguments(tmp_path / str(title), logging_steps=1)
+        args.disable_tqdm = not has_bar
+        kd.train_ranker(job, args, title=title)
+        shown = capsys.readouterr()
+        assert ("{'loss'" in shown.out) == (title is None)
+        assert ("bert_dot, first: 100%" in shown.err and "loss=" in shown.err) == (has_bar and title is not None)
+        state = json.loads((tmp_path / str(title) / "out" / "trainer_state.json").read_text())
+        assert sum("loss" in entry for entry in state["log_history"]) == 2
 
 
 def test_job_writes_the_run_of_the_saved_weights(job, tmp_path):
