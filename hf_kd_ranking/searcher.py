@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,16 @@ class Pipeline:
         runs = [self.index.search(queries, self.depth), self.first_stage.search(queries, self.depth)]
         return fuse_runs(runs, "weighted_sum", [1 - self.weight, self.weight]).top(k)
 
+    @cached_property
+    def _stored_reranker(self) -> StoredReranker:
+        # Made once: it sets the mode of every module of the model, which takes a millisecond.
+        return StoredReranker(self.store)
+
     def _score(self, candidates: Run, queries: Mapping[str, str] | TextStore) -> Run:
         """Return the ranker's scores of the candidates within the depth."""
         candidates = candidates.top(self.depth)
         if self.store is not None:
-            return StoredReranker(self.store).rerank(candidates, queries)
+            return self._stored_reranker.rerank(candidates, queries)
         if self.documents.aggregation is not None:
             candidates = to_passages(candidates, self.documents, f"texts of {self.documents.source}")
         scored = Run()
