@@ -2,9 +2,10 @@
 
 import json
 from collections import UserDict
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,9 +54,7 @@ def rerank(
     refuse_existing(output, overwrite)
     data = options.open_collection(dataset, split, queries=queries, documents=collection, candidates=candidates)
     state = processes()
-    is_distributed = state.num_processes > 1
-    settings = {"device": state.device if is_distributed else None, "is_distributed": is_distributed}
-    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, **settings)
+    ranker = options.load_ranker(model, architecture, batch_size, dtype, tokens_per_batch, **_sharing())
     with state.main_process_first():  # it builds the stores
         stores = data.queries, data.documents
         first_stage = data.candidates
@@ -82,6 +81,13 @@ def rerank(
     return {"output": str(output), "queries": len(run), "pairs": pairs, **cuts}
 
 
+def _sharing() -> dict[str, Any]:
+    """Return the arguments of a ranker that shares its work among the processes of a job, if there are several."""
+    state = processes()
+    is_distributed = state.num_processes > 1
+    return {"device": state.device if is_distributed else None, "is_distributed": is_distributed}
+
+
 def evaluate(
     context: typer.Context,
     run: Annotated[list[str] | None, typer.Option("--run", help="TREC runs, each PATH or NAME=PATH.")] = None,
@@ -105,7 +111,8 @@ def evaluate(
 ) -> None:
     """Measure runs against judgments, or rankers on all data sets of a suite; a query without results counts as 0.
 
-    A finished set of a suite is not measured again. With --results only, print the table of the files there.
+    A finished set of a suite is not measured again, and `accelerate launch -m hf_kd_ranking evaluate` shares the work.
+    With --results only, print the table of the files there.
 
     Options that are not read are refused: --qrels, --dataset, --aggregation and --per-query are for --run; --model,
     --retrieve, --k, --language, --batch-size, --tokens-per-batch and --dtype for --suite.
@@ -131,15 +138,21 @@ def evaluate(
         settings = Suite(suite, split, measure, retrieve, k, language, exclude_same_id)
         dtype = dtype or options.default_precision()
         loading = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "dtype": dtype}
+        loading |= _sharing()
         load = partial(options.load_ranker, architecture=None, **loading)
         failed = evaluate_suite(settings, options.named_paths(model, "models"), load, results, dtype)
+    if processes().is_main_process:
+        _print_suite(results, failed, as_json)
+    if failed:
+        raise typer.Exit(1)
+    return None
+
+
+def _print_suite(results: Path, failed: Mapping[str, str], as_json: bool) -> None:
     summary = summarize(read_results(results))
     options.print_result(({**summary, "failed": failed}, suite_text(summary)), as_json)
     for set_name, message in failed.items():
         typer.echo(f"error: {set_name}: {message}", err=True)
-    if failed:
-        raise typer.Exit(1)
-    return None
 
 
 def _refuse_unread(context: typer.Context, what: str) -> None:

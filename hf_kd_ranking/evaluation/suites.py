@@ -16,9 +16,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..artifacts import changed_names, content_digest, read_json, write_json
-from ..data.collections import load_collection
+from ..data.collections import RankingCollection, load_collection
 from ..data.rankings import Run
+from ..data.texts import TextStore
 from ..errors import InputError
+from ..processes import processes
 from ..ranker import Ranker
 from .metrics import DEFAULT_MEASURES, evaluate_queries, mean_values, parse_measures
 from .rerank import RerankingEvaluator
@@ -92,19 +94,31 @@ class Suite:
         """Return the settings, for results files."""
         return {**asdict(self), "name": Path(self.name).resolve().name, "measures": list(self.measures)}
 
+    def _load(self, source: str) -> tuple[RankingCollection, TextStore, TextStore]:
+        """Return a set, its queries and its documents; the main process is first and builds their stores."""
+        state = processes()
+        if not state.is_main_process:
+            state.wait_for_everyone()
+        try:
+            data = load_collection(source, self.split)
+            return data, data.queries, data.documents
+        finally:  # the others wait for broken data as well
+            if state.is_main_process:
+                state.wait_for_everyone()
+
     def content(self, source: str) -> str:
         """Return the digest of a set's documents, queries, judgments and candidates; raises as `open`."""
-        data = load_collection(source, self.split)
-        parts = [data.documents.fingerprint(), data.queries.fingerprint(), data.qrels, data.candidates]
+        data, queries, documents = self._load(source)
+        parts = [documents.fingerprint(), queries.fingerprint(), data.qrels, data.candidates]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
     def open(self, source: str) -> SuiteSet:
         """Read a set and find the candidates of its first stage; bad data raise an InputError or an OSError."""
         from ..retrieval.bm25 import BM25Index  # an extra
 
-        data = load_collection(source, self.split)
-        qrels, documents = data.qrels, data.documents
-        texts = dict(zip(qrels, data.queries[list(qrels)], strict=True))
+        data, queries, documents = self._load(source)
+        qrels = data.qrels
+        texts = dict(zip(qrels, queries[list(qrels)], strict=True))
         if len(texts) < 2:
             raise InputError(f"A set needs at least two judged queries, and {source} has {len(texts)}.")
         exclude = self.exclude_same_id or any(name in Path(source).name.lower() for name in QUERIES_ARE_DOCUMENTS)
@@ -114,9 +128,9 @@ class Suite:
             candidates = candidates.without_same_ids()
         candidates = candidates.top(self.k)
         if self.retrieve:
-            evaluator = RetrievalEvaluator(qrels, data.queries, documents, self.measures, self.k, exclude)
+            evaluator = RetrievalEvaluator(qrels, queries, documents, self.measures, self.k, exclude)
         else:
-            evaluator = RerankingEvaluator(candidates, qrels, data.queries, documents, self.measures)
+            evaluator = RerankingEvaluator(candidates, qrels, queries, documents, self.measures)
         return SuiteSet(candidates, evaluator, data.language, exclude)
 
 
@@ -152,6 +166,9 @@ def evaluate_suite(
 ) -> dict[str, str]:
     """Measure rankers and the first stage on the sets that their files in a folder of results lack.
 
+    Under `accelerate launch` all processes make the same call, and share what their rankers share; the main process
+    writes the results.
+
     Args:
         models: name -> path, or name on the Hub.
         load: loads a ranker from its path.
@@ -167,6 +184,7 @@ def evaluate_suite(
     """
     results = _begin(suite, models, folder, {**suite.settings(), "dtype": dtype})
     folder.mkdir(parents=True, exist_ok=True)
+    processes().wait_for_everyone()  # all have read the same results
     sources = suite.sets()
     rankers, failed = {}, {}
     for set_name, source in sources.items():
@@ -186,7 +204,7 @@ def evaluate_suite(
             with _broken_data(set_name, failed):
                 values = _measure(suite, opened, rankers.get(name))
                 results[name]["sets"][set_name] = {"content": content, **values}
-            if set_name in results[name]["sets"]:
+            if set_name in results[name]["sets"] and processes().is_main_process:
                 write_json(folder / f"{name}.json", results[name])
     if len(failed) == len(sources):
         set_name, message = next(iter(failed.items()))

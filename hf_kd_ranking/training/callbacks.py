@@ -199,7 +199,7 @@ class MatchTeacherScale(TrainerCallback):
 
 
 class TitledProgress(ProgressCallback):
-    """Show a title and the loss beside the progress bar, and print no log lines, which stay in `trainer_state.json`."""
+    """Show a title and the loss beside the progress bar; log lines stay in `trainer_state.json` only."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class TitledProgress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_description(self.title)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping | None = None, **kwargs: Any) -> None:
         """Show the loss of the steps since the last log line."""
         if self.training_bar is not None and logs is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=logs["loss"])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -81,6 +83,24 @@ def test_suite_measures_every_set_and_tests_with_holm(call, suite, rankers, tmp_
     assert "| nDCG@10 | a | b | mean of 2 sets | de (1) |" in table
     assert f"| other | {' | '.join(map('{:.4f}'.format, row))} |" in table
     assert table.count("| RR@5 |") == 1 + 4  # a table, and two tests of two rankers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_processes_share_a_suite(call, suite, rankers, tmp_path, is_broken):
+    if is_broken:
+        (suite / "a" / "collection.tsv").write_text("no tab\n")
+    command = f"evaluate --suite {suite} --k 7 --json --model {tmp_path}/first --results {tmp_path}"
+    status, alone, _ = call(f"{command}/alone")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    shared = [*launch, "-m", "hf_kd_ranking", *f"{command}/shared".split()]
+    result = subprocess.run(shared, capture_output=True, text=True, timeout=240, check=False)
+    assert (status, result.returncode) == (int(is_broken), int(is_broken)), result.stderr[-2000:]
+    assert len(result.stdout.splitlines()) == 1, "one of the two is the main process"
+    wanted, found = json.loads(alone), json.loads(result.stdout)
+    assert found["rankers"]["first"]["nDCG@10"] == pytest.approx(wanted["rankers"]["first"]["nDCG@10"], abs=1e-6)
+    assert found["failed"] == wanted["failed"] and list(found["failed"]) == ["a"] * is_broken
+    assert found["sets"] == wanted["sets"]
 
 
 def test_suite_resumes_and_adds_rankers(call, suite, rankers, tmp_path, monkeypatch):
