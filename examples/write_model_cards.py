@@ -32,9 +32,11 @@ def main() -> None:
     # 2. The students that the demo chose, with the results and latency that it measured
     if args.demo is None:
         return
-    for folder in sorted(args.demo.glob("students/*/*/chosen/ranker")):
-        architecture, recipe = folder.parts[-4:-2]  # bert_dot, teacher-margin_mse
-        name = f"{architecture}-{recipe.partition('-')[0]}-pydocs"
+    folders = sorted(args.demo.glob("students/*/chosen/ranker"))
+    if not folders:
+        raise SystemExit(f"{args.demo} has no students; give the output folder of `make demo`.")
+    for folder in folders:
+        name = f"{folder.parts[-3].replace(' ', '-')}-pydocs"  # bert_dot teacher
         (args.output / name).mkdir(parents=True, exist_ok=True)
         write_model_card(folder, name, output=args.output / name)
 

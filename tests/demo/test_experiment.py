@@ -69,6 +69,7 @@ def test_demo_prints_plan_outcome_and_next_steps(tiny, capsys, monkeypatch):
     def no_training(*_: object) -> None:
         raise AssertionError("a finished step ran again")
 
+    assert list(tiny.glob("students/colbert teacher/chosen/ranker")), "examples/write_model_cards.py looks there"
     monkeypatch.setattr(students, "train_ranker", no_training)
     assert experiment.run_demo(tiny)["test"] == outcome["test"]
     assert "| report | done |" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_write_model_cards_renders_the_published_cards(run_example, tmp_path):
 
 
 def test_write_model_cards_renders_the_students_of_a_demo(run_example, training, tmp_path):
-    chosen = tmp_path / "demo" / "students" / "bert_dot" / "teacher-margin_mse" / "chosen" / "ranker"
+    chosen = tmp_path / "demo" / "students" / "bert_dot teacher" / "chosen" / "ranker"
     run_example("train.py", *training[:-1], chosen)
     run_example("write_model_cards.py", "--demo", tmp_path / "demo", "--output", tmp_path / "cards")
     card = tmp_path / "cards" / "bert_dot-teacher-pydocs" / "README.md"
