@@ -16,9 +16,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from ..artifacts import changed_names, content_digest, read_json, write_json
-from ..data.collections import RankingCollection, load_collection
+from ..data.collections import load_collection
 from ..data.rankings import Run
-from ..data.texts import TextStore
 from ..errors import InputError
 from ..processes import processes
 from ..ranker import Ranker
@@ -94,31 +93,19 @@ class Suite:
         """Return the settings, for results files."""
         return {**asdict(self), "name": Path(self.name).resolve().name, "measures": list(self.measures)}
 
-    def _load(self, source: str) -> tuple[RankingCollection, TextStore, TextStore]:
-        """Return a set, its queries and its documents; the main process is first and builds their stores."""
-        state = processes()
-        if not state.is_main_process:
-            state.wait_for_everyone()
-        try:
-            data = load_collection(source, self.split)
-            return data, data.queries, data.documents
-        finally:  # the others wait for broken data as well
-            if state.is_main_process:
-                state.wait_for_everyone()
-
     def content(self, source: str) -> str:
         """Return the digest of a set's documents, queries, judgments and candidates; raises as `open`."""
-        data, queries, documents = self._load(source)
-        parts = [documents.fingerprint(), queries.fingerprint(), data.qrels, data.candidates]
+        data = load_collection(source, self.split)
+        parts = [data.documents.fingerprint(), data.queries.fingerprint(), data.qrels, data.candidates]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
     def open(self, source: str) -> SuiteSet:
         """Read a set and find the candidates of its first stage; bad data raise an InputError or an OSError."""
         from ..retrieval.bm25 import BM25Index  # an extra
 
-        data, queries, documents = self._load(source)
-        qrels = data.qrels
-        texts = dict(zip(qrels, queries[list(qrels)], strict=True))
+        data = load_collection(source, self.split)
+        qrels, documents = data.qrels, data.documents
+        texts = dict(zip(qrels, data.queries[list(qrels)], strict=True))
         if len(texts) < 2:
             raise InputError(f"A set needs at least two judged queries, and {source} has {len(texts)}.")
         exclude = self.exclude_same_id or any(name in Path(source).name.lower() for name in QUERIES_ARE_DOCUMENTS)
@@ -128,9 +115,9 @@ class Suite:
             candidates = candidates.without_same_ids()
         candidates = candidates.top(self.k)
         if self.retrieve:
-            evaluator = RetrievalEvaluator(qrels, queries, documents, self.measures, self.k, exclude)
+            evaluator = RetrievalEvaluator(qrels, data.queries, documents, self.measures, self.k, exclude)
         else:
-            evaluator = RerankingEvaluator(candidates, qrels, queries, documents, self.measures)
+            evaluator = RerankingEvaluator(candidates, qrels, data.queries, documents, self.measures)
         return SuiteSet(candidates, evaluator, data.language, exclude)
 
 
