@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from ..distillation.job import DistillJob, TargetNotMetError
 from ..processes import processes
@@ -26,6 +27,7 @@ def distill(job: DistillJob, *, plan_only: PlanOnly = False) -> Result | None:
     from ..distillation.costs import plan_text
     from ..distillation.wording import outcome_text
 
+    disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others
     if not plan_only:
         pipeline.with_queries(job)  # generates them, if the job brings none: their number determines all other costs
     plan, is_main = plan_text(pipeline.make_plan(job)), processes().is_main_process
@@ -55,6 +57,7 @@ def demo(
     """
     from ..demo.experiment import run_demo
 
+    disable_progress_bar()
     with redirect_stdout(sys.stderr if as_json else sys.stdout):  # it prints its plan and its outcome
         outcome = run_demo(output, seeds, is_complete)
     if as_json:

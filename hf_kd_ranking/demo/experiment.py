@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import typer
-from transformers.utils.logging import disable_progress_bar
 
 from ..artifacts import locked, read_json, writing
 from ..data.runs import read_qrels, write_qrels
@@ -138,7 +137,6 @@ def run_demo(output: Path, seeds: int = 1, is_complete: bool = False) -> dict:
         The result of `distill`.
     """
     output.mkdir(parents=True, exist_ok=True)
-    disable_progress_bar()  # of loading and saving weights, dozens of which would hide the others
     job = demo_job(output, seeds, is_complete)
     typer.echo(plan_text(make_plan(job)), err=True)
     outcome = distill(job)
