@@ -204,6 +204,7 @@ def test_processor_settings_come_from_the_config(tokenizer, model):
         "d ",
         joins_texts=isinstance(model, kd.BertCat),
         adds_special_tokens=not isinstance(model, kd.TK),
+        reads_separators=isinstance(model, kd.BertCat) and model.config.passage_length is not None,
         query_augmentation=8 if isinstance(model, kd.ColBERT | kd.PreTTR) else 0,
     )
 

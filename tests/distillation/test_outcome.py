@@ -67,7 +67,7 @@ def write(make_artifact, monkeypatch):
         job = SimpleNamespace(queries="queries.tsv", collection="collection.tsv", candidates=None)
         job.measure, job.budget_ms = "RR@10", budget_ms
         job.synthetic_splits = job.agreement_splits = []
-        context = SimpleNamespace(job=job, splits={"test": QUERIES}, overlaps={})
+        context = SimpleNamespace(job=job, splits={"dev": QUERIES, "test": QUERIES}, overlaps={})
         measured = Measured(systems, first_stages, teachers, rankings, judgments, made, timing, settings)
         write_outcome(folder.path, measured, context)
         return json.loads((folder.path / "outcome.json").read_text()) | {"report": reports[0]}
