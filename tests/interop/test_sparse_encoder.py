@@ -119,6 +119,31 @@ def test_other_modules_are_refused_with_the_reason(masked, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("tokenizer.json", "moon", "noom", "its queries and its documents have different vocabularies"),
+        ("model.safetensors", "", None, r"model\.safetensors; convert the weights, pickles are not read"),
+        (
+            "../router_config.json",
+            ".SparseStaticEmbedding",
+            ".Dense",
+            "its queries are encoded by Dense, needed",
+        ),
+    ],
+)
+def test_damaged_static_queries_are_refused_with_the_reason(masked, tmp_path, file, old, new, reason):
+    sparse_encoder(masked(), tmp_path / "there", static=torch.ones(39))
+    [queries] = (tmp_path / "there").glob("query_*")
+    path = queries / file
+    if new is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=reason):
+        kd.load_ranker(tmp_path / "there")
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {},
