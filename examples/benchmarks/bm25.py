@@ -1,22 +1,25 @@
 """Compare engines for BM25 on a large collection: time and memory of the build, size on disk, queries per second.
 
-    python examples/benchmarks/bm25.py --collection c.tsv [d.tsv ...] --queries q.tsv [--passages 1000000] [--tantivy]
+    python examples/benchmarks/bm25.py --collection c.tsv [d.tsv ...] --queries q.tsv [--engines numpy numba]
 
-`numpy` and `numba` are the backends of bm25s, which `BM25Index` chooses by the size of the collection; `tantivy` is
-the library of that name, with whitespace tokens, BM25's k1 1.2 and b 0.75, and two threads while it builds. All get
-the same words: those of `BM25Index`, stemmed for English where `--language english` is given. Collections that are
-smaller than `--passages` are extended by passages that consist of the first half of one text and the second half of
-another, so that the vocabulary and the lengths stay real. Every engine runs in a process of its own and answers one
-query at a time. The last line is one JSON object.
+`numpy` and `numba` are the backends of bm25s, of which `BM25Index` chooses one by the size of the collection. `tantivy`
+is the library of that name, which has to be installed; it has k1 1.2 and b 0.75, and two threads while it builds. All
+get the words of `BM25Index`, stemmed by `--language english`. Collections that are smaller than `--passages` are
+extended by passages that consist of the first half of one text and the second half of another, so that the vocabulary
+and the lengths stay real. Every engine runs in a process of its own and answers one query at a time. The last line is
+one JSON object.
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
@@ -37,18 +40,20 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--searched", type=int, default=200, help="queries")
     parser.add_argument("--language")
-    parser.add_argument("--tantivy", action="store_true")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # engine and folder, in a process of its own
     args = parser.parse_args()
     if args.measure:
         engine, folder = args.measure
         print(json.dumps(measure(engine, Path(folder), args)))
         return
-    engines = ENGINES if args.tantivy else ENGINES[:2]
+    for engine in args.engines:
+        if engine != "numpy" and importlib.util.find_spec(engine) is None:
+            raise SystemExit(f"The engine {engine} is not installed: pip install {engine}.")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         write_collection(args.collection, args.passages, Path(name))
-        for engine in engines:
+        for engine in args.engines:
             command = [sys.executable, *sys.argv, "--measure", engine, name]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append(json.loads(output.splitlines()[-1]))
@@ -60,7 +65,7 @@ def write_collection(paths: list[str], count: int, folder: Path) -> None:
     """Write the passages of some collections, extended to `count`, as `collection.tsv`."""
     texts = []
     for path in paths:
-        texts += [text for _, text in kd.TextStore.from_file(path).items()]
+        texts += dict(kd.TextStore.from_file(path).items()).values()
     rng = np.random.default_rng(0)
     pairs = rng.integers(len(texts), size=(max(0, count - len(texts)), 2))
     with (folder / "collection.tsv").open("w", encoding="utf-8") as file:
@@ -75,8 +80,8 @@ def write_collection(paths: list[str], count: int, folder: Path) -> None:
 def measure(engine: str, folder: Path, args: argparse.Namespace) -> dict:
     """Build an index with one engine, and search it one query at a time."""
     documents = kd.TextStore.open(folder / "texts")
-    queries = [text for _, text in kd.TextStore.from_file(args.queries).items()]
-    queries = [queries[place % len(queries)] for place in range(args.searched)]
+    distinct = dict(kd.TextStore.from_file(args.queries).items()).values()
+    queries = list(islice(cycle(distinct), args.searched))
     index_folder = folder / engine
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -104,7 +109,7 @@ def measure(engine: str, folder: Path, args: argparse.Namespace) -> dict:
     return row | {"query_ms_p95": float(np.percentile(times, 95)), "queries_per_second": 1_000 / float(np.mean(times))}
 
 
-def build_tantivy(documents: kd.TextStore, folder: Path, language: str | None):
+def build_tantivy(documents: kd.TextStore, folder: Path, language: str | None) -> Callable[[str], int]:
     """Index the same words by tantivy; returns query -> number of hits."""
     import tantivy  # not needed by the others
 
@@ -128,7 +133,9 @@ def build_tantivy(documents: kd.TextStore, folder: Path, language: str | None):
         for word in stemmed([query], language)[0]:
             terms.append((tantivy.Occur.Should, tantivy.Query.term_query(index.schema, "text", word)))
         hits = searcher.search(tantivy.Query.boolean_query(terms), 100, count=False).hits
-        return len([searcher.doc(address)["row"] for _, address in hits])
+        for _, address in hits:
+            searcher.doc(address)  # the row
+        return len(hits)
 
     return search
 

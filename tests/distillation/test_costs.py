@@ -105,3 +105,16 @@ def test_termination_while_the_plan_probes_ends_at_once_and_writes_nothing(make_
     with pytest.raises(SystemExit, match="Stopped by SIGTERM"):
         make_plan(make_job(architectures=["bert_dot"]))
     assert not out.exists()
+
+
+def test_a_probe_counts_the_faster_of_two_calls_after_the_first(make_job, monkeypatch):
+    clock, lasted = [0.0], [1.0, 5.0, 3.0]
+    monkeypatch.setattr(costs_module.time, "perf_counter", lambda: clock[0])
+    given = []
+
+    def call(queries: list[str], passages: list[str]) -> None:
+        given.append((len(queries), passages))
+        clock[0] += lasted[len(given) - 1]
+
+    assert costs_module._seconds_per_text(call, Context(make_job())) == 3.0 / costs_module.SCORED_PAIRS
+    assert [count for count, _ in given] == [costs_module.SCORED_PAIRS] * 3

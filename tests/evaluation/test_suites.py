@@ -4,11 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import hf_kd_ranking as kd
 from hf_kd_ranking.artifacts import read_json, write_json
+from hf_kd_ranking.cli import evaluate as evaluate_verb
 from hf_kd_ranking.data.runs import write_qrels
 from hf_kd_ranking.evaluation import suites
 from hf_kd_ranking.evaluation.rerank import rerank_run
@@ -101,6 +103,22 @@ def test_processes_share_a_suite(call, suite, rankers, tmp_path, is_broken):
     assert found["rankers"]["first"]["nDCG@10"] == pytest.approx(wanted["rankers"]["first"]["nDCG@10"], abs=1e-6)
     assert found["failed"] == wanted["failed"] and list(found["failed"]) == ["a"] * is_broken
     assert found["sets"] == wanted["sets"]
+
+
+def test_rankers_of_a_suite_share_their_work_and_one_process_writes(call, suite, rankers, tmp_path, monkeypatch):
+    loaded, from_pretrained = [], kd.Ranker.from_pretrained
+
+    def load(*args, **settings) -> kd.Ranker:
+        loaded.append(settings.pop("is_distributed"))
+        return from_pretrained(*args, **settings)
+
+    state = SimpleNamespace(num_processes=2, is_main_process=False, device="cpu", wait_for_everyone=lambda: None)
+    for module in (suites, evaluate_verb):
+        monkeypatch.setattr(module, "processes", lambda: state)
+    monkeypatch.setattr(kd.Ranker, "from_pretrained", load)
+    status, out, err = call(f"evaluate --suite {suite} --k 7 --model {tmp_path}/first --results {tmp_path}/out")
+    assert (status, out, loaded) == (0, "", [True]), err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_suite_resumes_and_adds_rankers(call, suite, rankers, tmp_path, monkeypatch):

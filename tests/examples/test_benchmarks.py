@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,20 @@ def test_storage_of_float32_is_exact(run_example, toy, save_ranker):
     evaluator = kd.RerankingEvaluator(candidates, qrels, queries, documents, ["nDCG@10"])
     expected = kd.evaluate_run(evaluator.rerank(kd.Ranker.from_pretrained(model)), qrels, ["nDCG@10"])
     assert rows[0]["nDCG@10"] == pytest.approx(expected["nDCG@10"])
+
+
+def test_bm25_extends_a_collection_and_measures_it(toy, tmp_path, monkeypatch):
+    options = ["--queries", toy / "queries.tsv", "--collection", toy / "collection.tsv", "--passages", 60]
+    command = [sys.executable, FOLDER / "bm25.py", *options, "--searched", 3, "--engines"]
+    result = subprocess.run([*map(str, command), "numpy"], capture_output=True, text=True, check=True)
+    [row] = json.loads(result.stdout.splitlines()[-1])["engines"]
+    assert row["engine"] == "numpy" and row["queries_per_second"] > 0 and row["index_gb"] > 0
+    monkeypatch.syspath_prepend(FOLDER)
+    bm25 = importlib.import_module("bm25")
+    bm25.write_collection([toy / "collection.tsv"], 60, tmp_path)
+    texts, given = kd.TextStore.open(tmp_path / "texts"), kd.TextStore.from_tsv(toy / "collection.tsv")
+    assert len(texts) == 60 > len(given)
+    assert texts.take(range(len(given))) == given.take(range(len(given)))
 
 
 def test_recipes_are_losses_that_exist(monkeypatch):

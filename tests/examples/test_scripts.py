@@ -120,6 +120,8 @@ def test_write_model_cards_renders_the_students_of_a_demo(run_example, training,
     run_example("write_model_cards.py", "--demo", tmp_path / "demo", "--output", tmp_path / "cards")
     card = tmp_path / "cards" / "bert_dot-teacher-pydocs" / "README.md"
     assert "\n# bert_dot-teacher-pydocs\n" in card.read_text()
+    with pytest.raises(SystemExit, match="has no students; give the output folder of `make demo`"):
+        run_example("write_model_cards.py", "--demo", tmp_path / "cards", "--output", tmp_path / "cards")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
