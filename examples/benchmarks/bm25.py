@@ -2,12 +2,12 @@
 
     python examples/benchmarks/bm25.py --collection c.tsv [d.tsv ...] --queries q.tsv [--engines numpy numba]
 
-`numpy` and `numba` are the backends of bm25s, of which `BM25Index` chooses one by the size of the collection. `tantivy`
-is the library of that name, which has to be installed; it has k1 1.2 and b 0.75, and two threads while it builds. All
-get the words of `BM25Index`, stemmed by `--language english`. Collections that are smaller than `--passages` are
-extended by passages that consist of the first half of one text and the second half of another, so that the vocabulary
-and the lengths stay real. Every engine runs in a process of its own and answers one query at a time. The last line is
-one JSON object.
+`numpy` and `numba` are the backends of bm25s, of which `BM25Index` chooses one by the size of the collection.
+`tantivy` is the library of that name, which has to be installed; it has k1 1.2 and b 0.75, and two threads while it
+builds. All get the words of `BM25Index`, stemmed by `--language english`. Collections that are smaller than
+`--passages` are extended by passages that consist of the first half of one text and the second half of another, so
+that the vocabulary and the lengths stay real. Every engine runs in a process of its own and answers one query at a
+time. The last line is one JSON object.
 """
 
 import argparse
